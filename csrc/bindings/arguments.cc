@@ -1,0 +1,131 @@
+// Reads and checks what is not a plain array of numbers. No call into the core.
+#include "arguments.h"
+
+#include <limits>
+#include <string>
+
+namespace tidegate::bindings {
+namespace {
+
+py::object given(py::handle object) {
+  return object.is_none() ? py::object() : py::reinterpret_borrow<py::object>(object);
+}
+
+bool is_integer(py::handle object) { return PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr()); }
+
+std::string text(py::handle object) { return py::repr(object); }
+
+[[noreturn]] void fail_length(const std::string& got, const std::string& place, Index steps) {
+  throw py::value_error("lengths: got " + got + place + ", wanted 0.." + std::to_string(steps));
+}
+
+}  // namespace
+
+int read_num_threads(py::handle object) {
+  if (object.is_none()) return 0;
+  if (!is_integer(object)) {
+    throw py::type_error("num_threads: got " + type_name(object) + ", wanted an integer of at least 1, or None");
+  }
+  const Py_ssize_t count = PyNumber_AsSsize_t(object.ptr(), nullptr);  // clips what does not fit
+  if (count == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  if (count < 1 || count > std::numeric_limits<int>::max()) {
+    throw py::value_error("num_threads: got " + text(object) + ", wanted an integer of at least 1");
+  }
+  return static_cast<int>(count);
+}
+
+StateObjects read_state(const Config& config, const std::string& argument, py::handle object) {
+  const bool gradient = argument[0] == 'd';
+  StateObjects state;
+  if (!config.has_cell_state()) {
+    state.h_name = gradient ? "dstate" : "state";
+    state.h = given(object);
+    return state;
+  }
+  state.h_name = gradient ? "dstate[0]" : "state[0]";
+  state.c_name = gradient ? "dstate[1]" : "state[1]";
+  if (object.is_none()) return state;
+  if (!py::isinstance<py::tuple>(object) && !py::isinstance<py::list>(object)) {
+    throw py::type_error(argument + ": got " + type_name(object) + ", wanted a pair (h, c)");
+  }
+  const auto pair = py::reinterpret_borrow<py::sequence>(object);
+  if (pair.size() != 2) {
+    throw py::value_error(argument + ": got " + std::to_string(pair.size()) + " items, wanted a pair (h, c)");
+  }
+  state.h = given(py::object(pair[0]));
+  state.c = given(py::object(pair[1]));
+  return state;
+}
+
+template <class T>
+Input<T> sequence_input(const py::array& array, Layout layout) {
+  const py::array memory = readable<T>(array);
+  return {array, memory, sequence_view<const T>(memory, layout)};
+}
+
+template <class T>
+Input<T> read_state_array(const char* argument, const py::object& object, Layout layout, Index rows, Index batch,
+                          Index features) {
+  if (!object) return {};
+  const py::array array = read_array<T>(argument, object);
+  check_shape(argument, array, layout.state(rows, batch, features));
+  const py::array memory = readable<T>(array);
+  return {array, memory, state_view<const T>(memory, layout)};
+}
+
+template <class T>
+Input<T> read_sequence(const char* argument, py::handle object, Layout layout, Index steps, Index batch,
+                       Index features) {
+  if (object.is_none()) return {};
+  const py::array array = read_array<T>(argument, object);
+  check_shape(argument, array, layout.sequence(steps, batch, features));
+  return sequence_input<T>(array, layout);
+}
+
+std::vector<Index> read_lengths(py::handle object, Layout layout, Index steps, Index batch) {
+  if (object.is_none()) return {};
+  if (!py::isinstance<py::array>(object)) {
+    if (layout.batched || !is_integer(object)) {
+      throw py::type_error("lengths: got " + type_name(object) + ", wanted " +
+                           (layout.batched ? "an array of integers" : "an integer"));
+    }
+    const Py_ssize_t length = PyNumber_AsSsize_t(object.ptr(), nullptr);
+    if (length == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (length < 0 || length > steps) fail_length(text(object), "", steps);
+    return {length};
+  }
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  const char kind = array.dtype().kind();
+  if (kind != 'i' && kind != 'u') {
+    throw py::type_error("lengths: got dtype " + std::string(py::str(array.dtype())) + ", wanted integers");
+  }
+  check_shape("lengths", array, layout.batched ? Shape{batch} : Shape{});
+  // A uint64 beyond int64 wraps to a negative number, which is refused as well.
+  using Integers = py::array_t<Index, py::array::c_style | py::array::forcecast>;
+  const auto integers = Integers::ensure(array);
+  if (!integers) throw py::error_already_set();
+  std::vector<Index> lengths(integers.data(), integers.data() + integers.size());
+  for (std::size_t n = 0; n < lengths.size(); ++n) {
+    if (lengths[n] >= 0 && lengths[n] <= steps) continue;
+    const py::object item = array.attr("item")(n);
+    fail_length(text(item), layout.batched ? " at row " + std::to_string(n) : "", steps);
+  }
+  return lengths;
+}
+
+MaskView read_reset(py::handle object, Layout layout, Index steps, Index batch) {
+  if (object.is_none()) return {};
+  const py::array array = read_mask("reset", object);
+  check_shape("reset", array, layout.mask(steps, batch));
+  return mask_view(array, layout);
+}
+
+#define TIDEGATE_INSTANTIATE(T)                                                                               \
+  template Input<T> sequence_input<T>(const py::array&, Layout);                                              \
+  template Input<T> read_state_array<T>(const char*, const py::object&, Layout, Index, Index, Index);         \
+  template Input<T> read_sequence<T>(const char*, py::handle, Layout, Index, Index, Index);
+TIDEGATE_INSTANTIATE(float)
+TIDEGATE_INSTANTIATE(double)
+#undef TIDEGATE_INSTANTIATE
+
+}  // namespace tidegate::bindings

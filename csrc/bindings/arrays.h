@@ -1,0 +1,89 @@
+// NumPy arrays as arguments and results: their dtype, shape, strides and overlap, checked by hand, and the
+// views that the core takes. Nothing here knows what a layer is.
+#ifndef TIDEGATE_BINDINGS_ARRAYS_H_
+#define TIDEGATE_BINDINGS_ARRAYS_H_
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <initializer_list>
+#include <string>
+
+#include "tidegate/view.h"
+
+namespace tidegate::bindings {
+
+namespace py = pybind11;
+
+// An array's shape. Never more than the four axes of a dropout scale.
+class Shape {
+ public:
+  Shape() = default;
+  Shape(std::initializer_list<Index> sizes);
+
+  int ndim() const { return ndim_; }
+  Index operator[](int axis) const { return sizes_[axis]; }
+  const Index* begin() const { return sizes_; }
+  const Index* end() const { return sizes_ + ndim_; }
+  bool operator==(const Shape& other) const;
+  std::string text() const;  // as Python writes a tuple
+
+ private:
+  int ndim_ = 0;
+  Index sizes_[4] = {};
+};
+
+// How the caller's axes map to the core's (T, N, features) and (L*D, N, features).
+struct Layout {
+  bool batched = true;
+  bool batch_first = false;
+
+  Shape sequence(Index steps, Index batch, Index features) const;
+  Shape state(Index rows, Index batch, Index features) const;
+  Shape mask(Index steps, Index batch) const;
+};
+
+// Python's name of the type of `object`, for messages.
+std::string type_name(py::handle object);
+[[noreturn]] void fail_shape(const char* argument, const py::array& got, const std::string& wanted);
+void check_shape(const char* argument, const py::array& got, const Shape& wanted);
+
+// TypeError unless `object` is an array of T in the machine's byte order.
+template <class T>
+py::array read_array(const char* argument, py::handle object);
+
+// TypeError unless `object` is an array of booleans.
+py::array read_mask(const char* argument, py::handle object);
+
+// The memory of an argument as the core can read it: what the caller passed, or a contiguous copy of it where the
+// innermost axis is not contiguous, a stride is no multiple of the element or the data are not aligned.
+template <class T>
+py::array readable(const py::array& array);
+
+// Views of a readable or fresh array of the layout's shape, with time or layers first.
+template <class T>
+View<T> sequence_view(const py::array& array, Layout layout);
+template <class T>
+View<T> state_view(const py::array& array, Layout layout);
+MaskView mask_view(const py::array& array, Layout layout);
+
+// Uninitialised. ValueError or MemoryError, naming `result`, if memory cannot hold it.
+template <class T>
+py::array new_array(const char* result, const Shape& shape);
+
+// Checks an array that a call shall write: T, shape, writable, innermost axis contiguous, whole elements as strides,
+// aligned, and no two elements at one address.
+template <class T>
+py::array read_output(const char* argument, py::handle object, const Shape& wanted);
+
+// ValueError if an array that a call shall write shares memory with `input`, an array, None or nothing.
+void check_no_overlap(const char* argument, const py::array& output, const char* input_name, py::handle input);
+
+// The data of a native, aligned, C-contiguous array of shape (rows, columns), writable if asked, or null: one glance
+// for the calls where a nanosecond counts. Null says "look closer", not "wrong".
+template <class T>
+T* plain_matrix(py::handle object, Index rows, Index columns, bool writable);
+
+}  // namespace tidegate::bindings
+
+#endif  // TIDEGATE_BINDINGS_ARRAYS_H_

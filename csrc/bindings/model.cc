@@ -1,0 +1,306 @@
+// Whole sequences: run, record and backward, and the tape between them.
+#include "model.h"
+
+#include <utility>
+#include <vector>
+
+#include "arguments.h"
+#include "gil.h"
+#include "module.h"
+
+namespace tidegate::bindings {
+namespace {
+
+// Nanoseconds of a forward call, good enough to tell a short one from a long one: every parameter is one
+// multiply-add a row at some 20 flop/ns, and every hidden unit some 2 ns of gates.
+double estimated_cost(const Config& config, Index parameters, Index steps, Index batch) {
+  const double units = static_cast<double>(config.num_layers * config.num_directions() * config.hidden_size);
+  const double row = static_cast<double>(parameters) * 2 / 20 + units * 2;
+  return static_cast<double>(steps) * static_cast<double>(batch) * row;
+}
+
+// A backward call does about twice the work of a forward call, and one that records writes what it keeps.
+constexpr double kBackwardCost = 2;
+
+Index state_rows(const Config& config) { return config.num_layers * config.num_directions(); }
+
+py::object state_object(const Config& config, const py::object& h, const py::object& c) {
+  return config.has_cell_state() ? py::object(py::make_tuple(h, c)) : h;
+}
+
+// The arguments that inference and training share, checked, and the arrays that both return.
+template <class T>
+class Call {
+ public:
+  Call(const Config& config, bool batch_first, py::handle x, py::handle state, py::handle lengths, py::handle reset)
+      : config_(config) {
+    read_x(x, batch_first);
+    const StateObjects given = read_state(config, "state", state);
+    const Index rows = state_rows(config);
+    h_0_ = read_state_array<T>(given.h_name, given.h, layout, rows, batch, config.state_size());
+    c_0_ = read_state_array<T>(given.c_name, given.c, layout, rows, batch, config.hidden_size);
+    h_0_name_ = given.h_name;
+    c_0_name_ = given.c_name;
+    lengths_ = read_lengths(lengths, layout, steps, batch);
+    inputs.x = x_.view;
+    inputs.h_0 = h_0_.view;
+    inputs.c_0 = c_0_.view;
+    inputs.lengths = lengths.is_none() ? nullptr : lengths_.data();
+    inputs.reset = read_reset(reset, layout, steps, batch);
+  }
+
+  // Makes the arrays that the call returns; y is `out` where that is given.
+  void make_outputs(py::handle out, py::handle lengths, py::handle reset) {
+    const Shape y_shape = layout.sequence(steps, batch, config_.output_size());
+    if (out.is_none()) {
+      y = new_array<T>("y", y_shape);
+    } else {
+      const py::array array = read_output<T>("out", out, y_shape);
+      check_no_overlap("out", array, "x", x_.given);
+      check_no_overlap("out", array, h_0_name_, h_0_.given);
+      check_no_overlap("out", array, c_0_name_, c_0_.given);
+      check_no_overlap("out", array, "lengths", lengths);
+      check_no_overlap("out", array, "reset", reset);
+      y = array;
+    }
+    outputs.y = sequence_view<T>(y, layout);
+    const Index rows = state_rows(config_);
+    h_n = new_array<T>("h_n", layout.state(rows, batch, config_.state_size()));
+    outputs.h_n = state_view<T>(h_n, layout);
+    if (config_.has_cell_state()) {
+      c_n = new_array<T>("c_n", layout.state(rows, batch, config_.hidden_size));
+      outputs.c_n = state_view<T>(c_n, layout);
+    }
+  }
+
+  py::object state() const { return state_object(config_, h_n, c_n); }
+
+  Layout layout;
+  Index steps = 0;
+  Index batch = 0;
+  Inputs<T> inputs;
+  Outputs<T> outputs;
+  py::object y, h_n, c_n;
+
+ private:
+  void read_x(py::handle object, bool batch_first) {
+    const py::array x = read_array<T>("x", object);
+    const std::string features = std::to_string(config_.input_size);
+    if ((x.ndim() != 2 && x.ndim() != 3) || x.shape(x.ndim() - 1) != config_.input_size) {
+      fail_shape("x", x, (batch_first ? "(N, T, " : "(T, N, ") + features + ") or unbatched (T, " + features + ")");
+    }
+    layout = {x.ndim() == 3, batch_first};
+    x_ = sequence_input<T>(x, layout);
+    steps = x_.view.shape[0];
+    batch = x_.view.shape[1];
+  }
+
+  const Config& config_;
+  Input<T> x_, h_0_, c_0_;
+  const char* h_0_name_ = "";
+  const char* c_0_name_ = "";
+  std::vector<Index> lengths_;
+};
+
+template <class T>
+class TypedTape final : public Tape {
+ public:
+  TypedTape(std::unique_ptr<tidegate::Tape<T>> tape, Layout layout) : tape_(std::move(tape)), layout_(layout) {}
+
+  const Config& config() const override { return tape_->config(); }
+  py::dtype dtype() const override { return py::dtype::of<T>(); }
+  Index steps() const override { return tape_->steps(); }
+  Index batch() const override { return tape_->batch(); }
+
+  py::dict gates(Index layer, bool reverse) const override {
+    if (layer < 0 || layer >= config().num_layers) {
+      throw py::value_error("layer: got " + std::to_string(layer) + ", wanted 0.." +
+                            std::to_string(config().num_layers - 1));
+    }
+    if (reverse && !config().bidirectional) {
+      throw py::value_error("reverse: got True, but the layer has one direction");
+    }
+    static const std::vector<const char*> lstm = {"i", "f", "g", "o", "c"};
+    static const std::vector<const char*> gru = {"r", "z", "n", "h"};
+    const Layout shown{layout_.batched, false};
+    py::dict gates;
+    for (const char* const name : config().cell == CellKind::lstm ? lstm : gru) {
+      const py::array values = new_array<T>(name, shown.sequence(steps(), batch(), config().hidden_size));
+      tape_->saved(layer, reverse, name, sequence_view<T>(values, shown));
+      gates[name] = values;
+    }
+    return gates;
+  }
+
+  py::tuple backward(Index parameters, py::handle dy, py::handle dstate, py::handle num_threads) const {
+    const int threads = read_num_threads(num_threads);
+    const Index rows = state_rows(config());
+    const auto y = read_sequence<T>("dy", dy, layout_, steps(), batch(), config().output_size());
+    const StateObjects given = read_state(config(), "dstate", dstate);
+    const auto h_n = read_state_array<T>(given.h_name, given.h, layout_, rows, batch(), config().state_size());
+    const auto c_n = read_state_array<T>(given.c_name, given.c, layout_, rows, batch(), config().hidden_size);
+
+    const py::array dx = new_array<T>("dx", layout_.sequence(steps(), batch(), config().input_size));
+    const py::array dh_0 = new_array<T>("dh_0", layout_.state(rows, batch(), config().state_size()));
+    const py::array dparameters = new_array<T>("dparameters", {parameters});
+    py::object dc_0;
+
+    InputGradients<T> gradients;
+    gradients.x = sequence_view<T>(dx, layout_);
+    gradients.h_0 = state_view<T>(dh_0, layout_);
+    gradients.parameters = static_cast<T*>(const_cast<void*>(dparameters.data()));
+    if (config().has_cell_state()) {
+      dc_0 = new_array<T>("dc_0", layout_.state(rows, batch(), config().hidden_size));
+      gradients.c_0 = state_view<T>(dc_0, layout_);
+    }
+    without_gil(kBackwardCost * estimated_cost(config(), parameters, steps(), batch()),
+                [&] { tape_->backward({y.view, h_n.view, c_n.view}, gradients, threads); });
+    return py::make_tuple(dx, state_object(config(), dh_0, dc_0), dparameters);
+  }
+
+ private:
+  std::unique_ptr<tidegate::Tape<T>> tape_;
+  Layout layout_;
+};
+
+template <class T>
+class TypedModel final : public Model {
+ public:
+  TypedModel(const Config& config, bool batch_first)
+      : model_(std::make_shared<tidegate::Model<T>>(config)), batch_first_(batch_first) {}
+
+  const Config& config() const override { return model_->config(); }
+  py::dtype dtype() const override { return py::dtype::of<T>(); }
+  bool batch_first() const override { return batch_first_; }
+
+  py::array flat(const py::object& owner) const override {
+    py::array_t<T> array({model_->parameter_count()}, model_->parameters(), owner);
+    array.attr("setflags")(py::arg("write") = false);
+    return array;
+  }
+
+  void write(Index offset, py::handle values) override {
+    const py::array array = read_array<T>("values", values);
+    const Index count = model_->parameter_count();
+    if (array.ndim() != 1) fail_shape("values", array, "one axis");
+    if (offset < 0 || offset > count || array.size() > count - offset) {
+      throw py::value_error("offset: got " + std::to_string(offset) + " for " + std::to_string(array.size()) +
+                            " values, wanted a range within " + std::to_string(count) + " parameters");
+    }
+    const py::array memory = readable<T>(array);
+    const double copying = static_cast<double>(memory.nbytes()) / 10;  // at some 10 bytes a nanosecond
+    without_gil(copying, [&] {
+      model_->write_parameters(offset, static_cast<const T*>(memory.data()), memory.size());
+    });
+  }
+
+  py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset, py::handle out,
+                py::handle num_threads) const override {
+    const int threads = read_num_threads(num_threads);
+    Call<T> call(config(), batch_first_, x, state, lengths, reset);
+    call.make_outputs(out, lengths, reset);
+    without_gil(forward_cost(call), [&] { model_->run(call.inputs, call.outputs, threads); });
+    return py::make_tuple(call.y, call.state());
+  }
+
+  py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
+                   py::handle draw_dropout_scale, py::handle num_threads) const override {
+    const int threads = read_num_threads(num_threads);
+    Call<T> call(config(), batch_first_, x, state, lengths, reset);
+    call.make_outputs(py::none(), lengths, reset);
+    py::object dropout_scale;
+    if (!draw_dropout_scale.is_none()) {
+      const Shape shape = {config().num_layers - 1, call.steps, call.batch, config().output_size()};
+      dropout_scale = draw_dropout_scale(py::make_tuple(shape[0], shape[1], shape[2], shape[3]));
+      const py::array array = read_array<T>("dropout_scale", dropout_scale);
+      check_shape("dropout_scale", array, shape);
+      if ((array.flags() & py::array::c_style) == 0) throw py::value_error("dropout_scale: not contiguous");
+      call.inputs.dropout_scale = static_cast<const T*>(array.data());
+    }
+    std::unique_ptr<tidegate::Tape<T>> tape;
+    without_gil(forward_cost(call), [&] { tape = model_->record(call.inputs, call.outputs, threads); });
+    std::unique_ptr<Tape> typed = std::make_unique<TypedTape<T>>(std::move(tape), call.layout);
+    return py::make_tuple(call.y, call.state(), std::move(typed));
+  }
+
+  py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate, py::handle num_threads) const override {
+    const auto* const typed = dynamic_cast<const TypedTape<T>*>(&tape);
+    if (typed == nullptr) {
+      throw py::type_error("tape: got dtype " + std::string(py::str(tape.dtype())) + ", wanted " +
+                           std::string(py::str(dtype())));
+    }
+    return typed->backward(model_->parameter_count(), dy, dstate, num_threads);
+  }
+
+  std::unique_ptr<Stream> stream(Index batch) const override { return make_stream<T>(model_, batch); }
+
+ private:
+  double forward_cost(const Call<T>& call) const {
+    return estimated_cost(config(), model_->parameter_count(), call.steps, call.batch);
+  }
+
+  std::shared_ptr<tidegate::Model<T>> model_;
+  bool batch_first_;
+};
+
+// As tidegate.Params wants them: (name, shape, offset).
+py::list parameter_specs(const Model& model) {
+  py::list specs;
+  for (const Parameter& p : parameters(model.config())) {
+    py::tuple shape = py::make_tuple(p.rows);
+    if (p.columns > 0) shape = py::make_tuple(p.rows, p.columns);
+    specs.append(py::make_tuple(p.name, shape, p.offset));
+  }
+  return specs;
+}
+
+}  // namespace
+
+std::unique_ptr<Model> make_model(const Config& config, const py::dtype& dtype, bool batch_first) {
+  if (dtype.equal(py::dtype::of<float>())) return std::make_unique<TypedModel<float>>(config, batch_first);
+  if (dtype.equal(py::dtype::of<double>())) return std::make_unique<TypedModel<double>>(config, batch_first);
+  throw py::type_error("dtype: got " + std::string(py::str(dtype)) + ", wanted float32 or float64");
+}
+
+void bind_tape(py::module_& m) {
+  py::class_<Tape>(m, "Tape", R"(What a training call kept for `backward`; made by `layer.forward`.
+
+It holds the activated gates and states of every step, the weights that made them and its own copy of the
+inputs, so it outlives the layer, changes of the parameters and of every array that was passed. It may be used
+any number of times, from any thread.)")
+      .def_property_readonly("config", &Tape::config, py::return_value_policy::copy,
+                             "The options of the layer that made it.")
+      .def_property_readonly("dtype", &Tape::dtype, "That of the layer that made it.")
+      .def_property_readonly("steps", &Tape::steps, "T, the number of steps.")
+      .def_property_readonly("batch", &Tape::batch, "N, the number of rows; 1 of an unbatched call.")
+      .def("gates", &Tape::gates, py::arg("layer") = 0, py::arg("reverse") = false,
+           R"(Gates and states of one direction of one layer: what it remembers and forgets.
+
+Args:
+    layer: 0 is the one that reads x.
+    reverse: the second direction of a bidirectional layer.
+
+Returns:
+    A dict of new arrays (T, N, H), or (T, H) unbatched; time comes first whatever `batch_first`. LSTM:
+    "i" "f" "g" "o", after their sigmoid or tanh, and the cell state "c". GRU: "r" "z" "n" and the hidden
+    state "h". Zero at padded steps.
+
+Raises:
+    ValueError: there is no such layer or direction.)");
+}
+
+void bind_model(py::module_& m) {
+  py::class_<Model>(m, "Model")
+      .def(py::init(&make_model), py::arg("config"), py::arg("dtype"), py::arg("batch_first"))
+      .def_property_readonly("config", &Model::config, py::return_value_policy::copy)
+      .def_property_readonly("dtype", &Model::dtype)
+      .def_property_readonly("batch_first", &Model::batch_first)
+      .def_property_readonly("specs", &parameter_specs)
+      .def_property_readonly("flat", [](const py::object& self) { return self.cast<const Model&>().flat(self); })
+      .def("write", &Model::write)
+      .def("run", &Model::run)
+      .def("record", &Model::record)
+      .def("backward", &Model::backward);
+}
+
+}  // namespace tidegate::bindings

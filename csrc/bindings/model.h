@@ -1,0 +1,64 @@
+// Model, Tape and Stream as Python sees them: one class each, whose dtype is a matter of the object. What they take and
+// give are Python objects; every argument is checked before anything is written.
+#ifndef TIDEGATE_BINDINGS_MODEL_H_
+#define TIDEGATE_BINDINGS_MODEL_H_
+
+#include <memory>
+
+#include "arrays.h"
+#include "tidegate/model.h"
+
+namespace tidegate::bindings {
+
+class Tape {
+ public:
+  virtual ~Tape() = default;
+  virtual const Config& config() const = 0;
+  virtual py::dtype dtype() const = 0;
+  virtual Index steps() const = 0;
+  virtual Index batch() const = 0;
+  virtual py::dict gates(Index layer, bool reverse) const = 0;
+};
+
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  virtual Index batch() const = 0;
+  virtual py::object step(py::handle x, py::handle out) = 0;
+  virtual py::object run(py::handle x, py::handle out, py::handle num_threads) = 0;
+  virtual void reset() = 0;
+  virtual py::object state() = 0;
+  virtual void set_state(py::handle state) = 0;
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+  virtual const Config& config() const = 0;
+  virtual py::dtype dtype() const = 0;
+  virtual bool batch_first() const = 0;
+  // The parameters, read-only and live; `owner` is the Python object of this model, which the array keeps alive.
+  virtual py::array flat(const py::object& owner) const = 0;
+  virtual void write(Index offset, py::handle values) = 0;
+
+  // (y, state), the state being h_n or (h_n, c_n).
+  virtual py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset, py::handle out,
+                        py::handle num_threads) const = 0;
+  // (y, state, tape). `draw_dropout_scale` is None, or is called with the shape of Inputs::dropout_scale once every
+  // other argument has been found good, so that a wrong call draws nothing.
+  virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
+                           py::handle draw_dropout_scale, py::handle num_threads) const = 0;
+  // (dx, dstate, dparameters), dstate being that of h or a pair.
+  virtual py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate, py::handle num_threads) const = 0;
+  virtual std::unique_ptr<Stream> stream(Index batch) const = 0;
+};
+
+// TypeError unless dtype is float32 or float64.
+std::unique_ptr<Model> make_model(const Config& config, const py::dtype& dtype, bool batch_first);
+
+template <class T>
+std::unique_ptr<Stream> make_stream(std::shared_ptr<const tidegate::Model<T>> model, Index batch);
+
+}  // namespace tidegate::bindings
+
+#endif  // TIDEGATE_BINDINGS_MODEL_H_

@@ -1,0 +1,26 @@
+// Checks of what a call is given: every one before anything is written.
+#ifndef TIDEGATE_CORE_CHECK_H_
+#define TIDEGATE_CORE_CHECK_H_
+
+#include "tidegate/model.h"
+
+namespace tidegate {
+
+struct CallSize {
+  Index steps;
+  Index batch;
+};
+
+// All throw std::invalid_argument naming the argument, what came and what was wanted.
+template <class T>
+CallSize check_inputs(const Config& config, const Inputs<T>& inputs);
+template <class T>
+void check_outputs(const Config& config, CallSize size, const Outputs<T>& outputs);
+template <class T>
+void check_gradients(const Config& config, CallSize size, const OutputGradients<T>& outputs,
+                     const InputGradients<T>& inputs);
+void check_shape(const char* name, const Index (&got)[3], const Index (&stride)[3], Index a, Index b, Index c);
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_CHECK_H_

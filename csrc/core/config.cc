@@ -1,0 +1,70 @@
+// What a network is: checks of its options, and the layout of its parameters.
+#include "tidegate/config.h"
+
+#include <stdexcept>
+
+#include "core/memory.h"
+
+namespace tidegate {
+
+namespace {
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+void require_size(const char* name, Index value, Index least) {
+  require(value >= least, std::string(name) + ": got " + std::to_string(value) + ", wanted an integer >= " +
+                              std::to_string(least));
+}
+
+}  // namespace
+
+void Config::validate() const {
+  require_size("input_size", input_size, 1);
+  require_size("hidden_size", hidden_size, 1);
+  require_size("num_layers", num_layers, 1);
+  require_size("proj_size", proj_size, 0);
+  require(!(reverse && bidirectional), "reverse: a bidirectional layer already runs in reverse; wanted one of the two");
+  if (cell == CellKind::gru) {
+    require(proj_size == 0, "proj_size: a GRU has no projection; wanted 0");
+    require(!peephole, "peephole: a GRU has no peepholes; wanted False");
+  } else {
+    require(reset_after, "reset_after: an LSTM has no reset gate; wanted True");
+    require(update_gate == UpdateGate::carry, "update_gate: an LSTM has no update gate; wanted \"carry\"");
+    require(proj_size == 0 || proj_size < hidden_size,
+            "proj_size: got " + std::to_string(proj_size) + ", wanted less than hidden_size (" +
+                std::to_string(hidden_size) + ")");
+  }
+  // Every size that the parameters need must fit.
+  parameters(*this);
+}
+
+std::vector<Parameter> parameters(const Config& config) {
+  std::vector<Parameter> all;
+  Index offset = 0;
+  const auto add = [&](const std::string& name, Index rows, Index columns) {
+    all.push_back({name, rows, columns, offset});
+    if (__builtin_add_overflow(offset, checked_size(rows, columns > 0 ? columns : 1, 8) / 8, &offset)) {
+      throw std::length_error("tidegate: the sizes overflow");
+    }
+  };
+  checked_size(config.num_layers, 1024);
+  const Index gates = checked_size(config.gate_count(), config.hidden_size);
+  for (Index layer = 0; layer < config.num_layers; ++layer) {
+    for (Index direction = 0; direction < config.num_directions(); ++direction) {
+      const std::string suffix = "_l" + std::to_string(layer) + (direction == 1 ? "_reverse" : "");
+      add("weight_ih" + suffix, gates, config.layer_input_size(layer));
+      add("weight_hh" + suffix, gates, config.state_size());
+      if (config.bias) {
+        add("bias_ih" + suffix, gates, 0);
+        add("bias_hh" + suffix, gates, 0);
+      }
+      if (config.proj_size > 0) add("weight_hr" + suffix, config.proj_size, config.hidden_size);
+      if (config.peephole) add("weight_peephole" + suffix, checked_size(3, config.hidden_size), 0);
+    }
+  }
+  return all;
+}
+
+}  // namespace tidegate

@@ -1,0 +1,92 @@
+// Choice of the instruction set, and what this build and machine offer.
+#include "core/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "tidegate/settings.h"
+#include "tidegate/version.h"
+
+#if defined(__x86_64__)
+extern "C" {
+extern const tidegate::KernelTable tidegate_kernels_baseline;
+extern const tidegate::KernelTable tidegate_kernels_avx2;
+extern const tidegate::KernelTable tidegate_kernels_avx512;
+}
+#elif defined(__aarch64__)
+extern "C" {
+extern const tidegate::KernelTable tidegate_kernels_neon;
+}
+#else
+#error "Tidegate has kernels for x86-64 and AArch64"
+#endif
+
+namespace tidegate {
+
+namespace {
+
+// Those that this machine can run, best last. To add an ISA: one line here, one object library in CMakeLists.txt, one
+// header beside kernels/vec.h.
+std::vector<const KernelTable*> available_tables() {
+#if defined(__x86_64__)
+  std::vector<const KernelTable*> tables = {&tidegate_kernels_baseline};
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2) tables.push_back(&tidegate_kernels_avx2);
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    tables.push_back(&tidegate_kernels_avx512);
+  }
+  return tables;
+#else
+  return {&tidegate_kernels_neon};
+#endif
+}
+
+const KernelTable* find_table(const std::string& name, const char* what) {
+  std::string names;
+  for (const KernelTable* table : available_tables()) {
+    if (name == table->isa) return table;
+    names += (names.empty() ? "" : ", ") + std::string(table->isa);
+  }
+  throw std::invalid_argument(std::string(what) + ": got \"" + name + "\", wanted one that this build and machine have: " +
+                              names);
+}
+
+std::atomic<const KernelTable*> chosen{nullptr};
+
+}  // namespace
+
+const KernelTable& kernel_table() {
+  const KernelTable* table = chosen.load(std::memory_order_acquire);
+  if (!table) {
+    const char* name = std::getenv("TIDEGATE_ISA");
+    table = name && *name ? find_table(name, "TIDEGATE_ISA") : available_tables().back();
+    chosen.store(table, std::memory_order_release);
+  }
+  return *table;
+}
+
+void select_isa(const std::string& name) { chosen.store(find_table(name, "isa"), std::memory_order_release); }
+
+std::string isa() { return kernel_table().isa; }
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const KernelTable* table : available_tables()) names.emplace_back(table->isa);
+  return names;
+}
+
+std::string version() { return TIDEGATE_VERSION; }
+
+std::string compiler() {
+#if defined(__clang__)
+  return "Clang " __clang_version__;
+#else
+  return "GCC " __VERSION__;
+#endif
+}
+
+}  // namespace tidegate

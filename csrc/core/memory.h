@@ -1,0 +1,103 @@
+// Memory of the core: aligned buffers, cut into arrays by one description that both counts and hands out.
+#ifndef TIDEGATE_CORE_MEMORY_H_
+#define TIDEGATE_CORE_MEMORY_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <new>
+#include <stdexcept>
+
+#include "tidegate/config.h"
+
+namespace tidegate {
+
+// Product of non-negative sizes; throws std::length_error where it does not fit.
+inline Index checked_size(Index a) { return a; }
+template <class... More>
+Index checked_size(Index a, Index b, More... more) {
+  Index product;
+  if (__builtin_mul_overflow(a, b, &product)) throw std::length_error("tidegate: the sizes overflow");
+  return checked_size(product, more...);
+}
+
+// Hands out arrays, each on a cache line of its own, from one buffer. A layout is a function that takes all arrays from
+// an Arena: run on an empty one it only counts.
+class Arena {
+ public:
+  static constexpr std::size_t kAlignment = 64;
+
+  Arena() = default;
+  explicit Arena(std::byte* base) : base_(base) {}
+
+  template <class T, class... Sizes>
+  T* take(Index size, Sizes... sizes) {
+    const Index bytes = checked_size(size, static_cast<Index>(sizes)..., static_cast<Index>(sizeof(T)));
+    T* array = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    Index end;
+    if (__builtin_add_overflow(used_, bytes, &end) ||
+        end > std::numeric_limits<std::ptrdiff_t>::max() - static_cast<Index>(kAlignment)) {
+      throw std::length_error("tidegate: the sizes overflow");
+    }
+    constexpr Index kMask = static_cast<Index>(kAlignment) - 1;
+    used_ = (end + kMask) & ~kMask;
+    return array;
+  }
+
+  Index used() const { return used_; }
+  bool counting() const { return base_ == nullptr; }
+
+ private:
+  std::byte* base_ = nullptr;
+  Index used_ = 0;
+};
+
+template <class T>
+T* take_zeros(Arena& arena, Index count) {
+  T* zeros = arena.take<T>(count);
+  if (!arena.counting()) std::fill(zeros, zeros + count, T(0));
+  return zeros;
+}
+
+// The memory behind a layout. `layout(arena)` must take the same arrays each time.
+class Buffer {
+ public:
+  Buffer() = default;
+  template <class Layout>
+  explicit Buffer(Layout&& layout) {
+    Arena counting;
+    layout(counting);
+    size_ = counting.used();
+    if (size_ > 0) {
+      base_ = static_cast<std::byte*>(
+          ::operator new(static_cast<std::size_t>(size_), std::align_val_t{Arena::kAlignment}));
+    }
+    Arena arena(base_);
+    layout(arena);
+  }
+  Buffer(Buffer&& other) noexcept : base_(other.base_), size_(other.size_) { other.base_ = nullptr, other.size_ = 0; }
+  Buffer& operator=(Buffer&& other) noexcept {
+    if (this != &other) {
+      release();
+      base_ = other.base_, size_ = other.size_;
+      other.base_ = nullptr, other.size_ = 0;
+    }
+    return *this;
+  }
+  ~Buffer() { release(); }
+
+  Index size() const { return size_; }  // bytes
+
+ private:
+  void release() {
+    if (base_) ::operator delete(base_, std::align_val_t{Arena::kAlignment});
+  }
+
+  std::byte* base_ = nullptr;
+  Index size_ = 0;
+};
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_MEMORY_H_

@@ -1,0 +1,183 @@
+// Model and Tape.
+#include "tidegate/model.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "core/model_impl.h"
+#include "core/network.h"
+#include "tidegate/settings.h"
+
+namespace tidegate {
+
+template <class T>
+Model<T>::Impl::Impl(const Config& network) : config(network) {
+  config.validate();
+  Index count = 0;
+  for (const Parameter& parameter : tidegate::parameters(config)) count += parameter.size();
+  parameters.resize(static_cast<std::size_t>(count));
+}
+
+template <class T>
+std::shared_ptr<const Weights<T>> Model<T>::Impl::weights() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::uint64_t current = version.load(std::memory_order_relaxed);
+  if (!packed_ || packed_version_ != current || &packed_->kernels() != &kernels<T>()) {
+    packed_ = std::make_shared<const Weights<T>>(config, parameters.data());
+    packed_version_ = current;
+  }
+  return packed_;
+}
+
+template <class T>
+Model<T>::Model(const Config& config) : impl_(std::make_unique<Impl>(config)) {}
+
+template <class T>
+Model<T>::~Model() = default;
+
+template <class T>
+const Config& Model<T>::config() const {
+  return impl_->config;
+}
+
+template <class T>
+Index Model<T>::parameter_count() const {
+  return static_cast<Index>(impl_->parameters.size());
+}
+
+template <class T>
+const T* Model<T>::parameters() const {
+  return impl_->parameters.data();
+}
+
+template <class T>
+void Model<T>::write_parameters(Index offset, const T* values, Index count) {
+  if (offset < 0 || count < 0 || count > parameter_count() || offset > parameter_count() - count) {
+    throw std::invalid_argument("offset: got " + std::to_string(offset) + " with " + std::to_string(count) +
+                                " values, wanted a part of " + std::to_string(parameter_count()) + " parameters");
+  }
+  const std::lock_guard<std::mutex> lock(impl_->mutex_);
+  std::copy(values, values + count, impl_->parameters.begin() + offset);
+  impl_->version.fetch_add(1, std::memory_order_release);
+}
+
+namespace {
+
+int allowed_threads(int given) {
+  if (given < 0) {
+    throw std::invalid_argument("num_threads: got " + std::to_string(given) + ", wanted an integer >= 1");
+  }
+  return std::min(given > 0 ? given : num_threads(), kMaxThreads);
+}
+
+}  // namespace
+
+template <class T>
+struct Tape<T>::Impl : Record<T> {
+  using Record<T>::Record;
+};
+
+template <class T>
+void Model<T>::run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads) const {
+  const Config& config = impl_->config;
+  const CallSize size = check_inputs(config, inputs);
+  check_outputs(config, size, outputs);
+  if (inputs.dropout_scale) throw std::invalid_argument("dropout_scale: wanted none in inference");
+  const int threads = allowed_threads(num_threads);
+  const std::shared_ptr<const Weights<T>> weights = impl_->weights();
+  const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
+  const Plan plan = make_plan(config, Work::forward, size.steps, size.batch, sizeof(T), threads);
+  const ForwardWorkspace<T> workspace(config, *weights, size, plan.threads, true);
+  run_forward<T>(config, *weights, schedule, inputs, outputs, workspace, nullptr, plan);
+}
+
+template <class T>
+std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads) const {
+  const Config& config = impl_->config;
+  const CallSize size = check_inputs(config, inputs);
+  check_outputs(config, size, outputs);
+  const int threads = allowed_threads(num_threads);
+  const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
+  auto tape = std::make_unique<typename Tape<T>::Impl>(config, impl_->weights(), schedule.owned(),
+                                                       inputs.dropout_scale != nullptr);
+  const Plan plan = make_plan(config, Work::forward, size.steps, size.batch, sizeof(T), threads);
+  const ForwardWorkspace<T> workspace(config, *tape->weights, size, plan.threads, false);
+  run_forward<T>(config, *tape->weights, tape->schedule, inputs, outputs, workspace, tape.get(), plan);
+  return std::unique_ptr<Tape<T>>(new Tape<T>(std::move(tape)));
+}
+
+template <class T>
+Tape<T>::Tape(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+template <class T>
+Tape<T>::~Tape() = default;
+
+template <class T>
+const Config& Tape<T>::config() const {
+  return impl_->config;
+}
+
+template <class T>
+Index Tape<T>::steps() const {
+  return impl_->schedule.steps();
+}
+
+template <class T>
+Index Tape<T>::batch() const {
+  return impl_->schedule.batch();
+}
+
+template <class T>
+void Tape<T>::backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs, int num_threads) const {
+  check_gradients(impl_->config, impl_->size(), outputs, inputs);
+  run_backward<T>(*impl_, outputs, inputs, allowed_threads(num_threads));
+}
+
+template <class T>
+void Tape<T>::saved(Index layer, bool reverse, const std::string& name, const View<T>& destination) const {
+  const Config& config = impl_->config;
+  if (layer < 0 || layer >= config.num_layers) {
+    throw std::invalid_argument("layer: got " + std::to_string(layer) + ", wanted 0 to " +
+                                std::to_string(config.num_layers - 1));
+  }
+  if (reverse && !config.bidirectional && !config.reverse) {
+    throw std::invalid_argument("reverse: got True, but the network has no reverse direction");
+  }
+  const Index d = reverse && config.bidirectional ? 1 : 0;
+  const CellSpec& cell = impl_->weights->cell();
+  const typename Record<T>::Direction& direction = impl_->direction(layer, d);
+  const Timeline timeline(impl_->schedule, config.reverse || d == 1);
+  int gate = 0;
+  while (gate < cell.gate_count && (name.size() != 1 || cell.gates[gate].name != name[0])) ++gate;
+  const bool is_h = name == "h";
+  const bool is_c = name == "c" && cell.has_cell_state;
+  if (gate == cell.gate_count && !is_h && !is_c) {
+    throw std::invalid_argument("name: got \"" + name + "\", wanted a gate or a state of the cell");
+  }
+  // The kernels' update gate is the one that carries.
+  const bool complement = name == "z" && config.update_gate == UpdateGate::write;
+
+  const Index units = is_h ? config.state_size() : config.hidden_size;
+  check_shape("destination", destination.shape, destination.stride, steps(), batch(), units);
+  for (Index s = 0; s < steps(); ++s) {
+    const Index t = timeline.time(s);
+    for (Index n = 0; n < batch(); ++n) {
+      T* to = destination.row(t, impl_->schedule.caller_row(n));
+      if (n >= timeline.live(s)) {
+        std::fill(to, to + units, T(0));
+        continue;
+      }
+      const T* from = is_h   ? direction.h.slot(s + 1)[n]
+                      : is_c ? direction.c.slot(s + 1)[n]
+                             : direction.saved.step(s)[n] + gate * direction.saved.gate_stride;
+      for (Index j = 0; j < units; ++j) to[j] = complement ? 1 - from[j] : from[j];
+    }
+  }
+}
+
+template class Model<float>;
+template class Model<double>;
+template class Tape<float>;
+template class Tape<double>;
+
+}  // namespace tidegate

@@ -1,0 +1,303 @@
+// All layers and directions of a network, forward and backward.
+#include "core/network.h"
+
+#include "core/float_control.h"
+
+namespace tidegate {
+
+template <class T>
+ForwardWorkspace<T>::ForwardWorkspace(const Config& config, const Weights<T>& weights, CallSize size, int threads,
+                                      bool inference)
+    : memory([&](Arena& arena) {
+        const Index width = weights.kernels().width;
+        for (int d = 0; d < config.num_directions(); ++d) {
+          scratch[d] = ForwardScratch<T>::take(arena, config, weights.cell(), size.steps, size.batch, threads, width);
+          if (!inference) continue;
+          h[d] = States<T>::take(arena, 2, size.batch, config.state_size(), width);
+          if (config.has_cell_state()) c[d] = States<T>::take(arena, 2, size.batch, config.hidden_size, width);
+        }
+        const Index buffers = inference ? std::min<Index>(2, config.num_layers - 1) : 0;
+        for (Index i = 0; i < buffers; ++i) between[i] = arena.take<T>(size.steps, size.batch, config.output_size());
+      }) {}
+
+template <class T>
+Record<T>::Record(const Config& network, std::shared_ptr<const Weights<T>> snapshot, Schedule owned, bool dropout)
+    : config(network),
+      weights(std::move(snapshot)),
+      schedule(std::move(owned)),
+      inputs(static_cast<std::size_t>(config.num_layers)),
+      directions(static_cast<std::size_t>(config.num_layers * config.num_directions())),
+      memory([&](Arena& arena) {
+        const Index steps = schedule.steps();
+        const Index batch = schedule.batch();
+        const Index width = weights->kernels().width;
+        for (std::size_t layer = 0; layer < inputs.size(); ++layer) {
+          inputs[layer] = arena.take<T>(steps, batch, config.layer_input_size(static_cast<Index>(layer)));
+        }
+        if (dropout) dropout_scale = arena.take<T>(config.num_layers - 1, steps, batch, config.output_size());
+        for (Direction& d : directions) {
+          d.h = States<T>::take(arena, steps + 1, batch, config.state_size(), width);
+          if (config.has_cell_state()) d.c = States<T>::take(arena, steps + 1, batch, config.hidden_size, width);
+          const Index gate_stride = slice_count(config.hidden_size, width) * width;
+          const Index row_stride = checked_size(weights->cell().gate_count, gate_stride);
+          d.saved = {arena.take<T>(steps, batch, row_stride), batch, gate_stride, row_stride};
+        }
+      }) {}
+
+namespace {
+
+// Rows of thread `i` of `parts`, all of which have about the same number of live steps.
+Range rows_of(const Schedule& schedule, Index i, Index parts) {
+  const Index batch = schedule.batch();
+  if (!schedule.ragged()) return part_of(batch, i, parts);
+  Index total = 0;
+  for (Index n = 0; n < batch; ++n) total += schedule.length(n);
+  const auto first_row = [&](Index part) {
+    if (part == parts) return batch;
+    Index row = 0;
+    for (Index before = 0; row < batch && before < total * part / parts;) before += schedule.length(row++);
+    return row;
+  };
+  return {first_row(i), first_row(i + 1)};
+}
+
+// A thread's place in the plan.
+struct Place {
+  int thread;
+  int first_direction, end_direction;
+  const Share& share;       // of its directions
+  const Share& whole_call;  // of work that all threads divide
+};
+
+// Each thread of the plan is given its directions, and its shares.
+template <class Body>
+void run_plan(const Plan& plan, const Config& config, const Schedule& schedule, ThreadLease& lease, const Body& body) {
+  const FloatControl float_control;
+  const auto directions = static_cast<int>(config.num_directions());
+  const Range all_rows = {0, schedule.batch()};
+  if (plan.threads == 1) {
+    Barrier alone(1);
+    const Share share(0, 1, false, all_rows, alone);
+    body(Place{0, 0, directions, share, share});
+    return;
+  }
+  Barrier everyone(plan.threads);
+  Barrier groups[kMaxDirections] = {Barrier(plan.group_size(0)), Barrier(plan.group_size(plan.groups - 1))};
+  lease.run([&](int thread) {
+    if (thread >= plan.threads) return;
+    const int group = plan.group_of(thread);
+    const int index = plan.index_in_group(thread);
+    const int members = plan.group_size(group);
+    const Range rows = plan.by_units ? all_rows : rows_of(schedule, index, members);
+    const Share share(index, members, plan.by_units, rows, groups[group]);
+    const Share whole_call(thread, plan.threads, false, all_rows, everyone);
+    body(Place{thread, plan.groups == 1 ? 0 : group, plan.groups == 1 ? directions : group + 1, share, whole_call});
+  });
+}
+
+// Direction d of a sequence (T, N, D*S).
+template <class T>
+View<T> direction_of(View<T> sequence, Index direction, Index state) {
+  if (!sequence.given) return sequence;
+  if (sequence.data) sequence.data += direction * state;
+  sequence.shape[2] = state;
+  return sequence;
+}
+
+// Calls f(t, row) for this share of the live steps of all rows.
+template <class F>
+void for_live_rows(const Schedule& schedule, const Share& share, const F& f) {
+  const Range steps = share.part(schedule.steps());
+  for (Index t = steps.begin; t < steps.end; ++t) {
+    for (Index n = 0; n < schedule.live(t); ++n) f(t, schedule.caller_row(n));
+  }
+}
+
+template <class T>
+void multiply_by(const T* factors, T* values, Index count) {
+  for (Index j = 0; j < count; ++j) values[j] *= factors[j];
+}
+
+}  // namespace
+
+template <class T>
+void run_forward(const Config& config, const Weights<T>& weights, const Schedule& schedule, const Inputs<T>& inputs,
+                 const Outputs<T>& outputs, const ForwardWorkspace<T>& workspace, Record<T>* record, Plan plan) {
+  ThreadLease lease(plan.threads);
+  if (lease.size() < plan.threads) {
+    plan = make_plan(config, Work::forward, schedule.steps(), schedule.batch(), sizeof(T), lease.size());
+  }
+  const Index width = config.output_size();
+  const CallSize size = {schedule.steps(), schedule.batch()};
+  run_plan(plan, config, schedule, lease, [&](const Place& place) {
+    if (record) {
+      const View<T> x = record->layer_input(0);
+      for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
+        const T* from = inputs.x.row(t, n);
+        std::copy(from, from + config.input_size, x.row(t, n));
+      });
+      if (record->dropout_scale) {
+        const Range part = place.whole_call.part((config.num_layers - 1) * size.steps * size.batch * width);
+        std::copy(inputs.dropout_scale + part.begin, inputs.dropout_scale + part.end,
+                  record->dropout_scale + part.begin);
+      }
+      place.whole_call.meet();
+    }
+    for (Index layer = 0; layer < config.num_layers; ++layer) {
+      const bool top = layer + 1 == config.num_layers;
+      const auto input_of = [&](Index l) {
+        if (record) return constant(record->layer_input(l));
+        return l == 0 ? inputs.x : constant(view(workspace.between[l % 2], size.steps, size.batch, width));
+      };
+      const auto output_of = [&](Index l) {
+        if (top) return outputs.y;
+        return record ? record->layer_input(l + 1) : view(workspace.between[(l + 1) % 2], size.steps, size.batch, width);
+      };
+      for (int d = place.first_direction; d < place.end_direction; ++d) {
+        const ForwardDirection<T> direction = {
+            .config = config,
+            .weights = weights,
+            .layer = layer,
+            .direction = d,
+            .schedule = schedule,
+            .x = input_of(layer),
+            .y = direction_of(output_of(layer), d, config.state_size()),
+            .h_0 = inputs.h_0,
+            .c_0 = inputs.c_0,
+            .h_n = outputs.h_n,
+            .c_n = outputs.c_n,
+            .h = record ? record->direction(layer, d).h : workspace.h[d],
+            .c = record ? record->direction(layer, d).c : workspace.c[d],
+            .saved = record ? record->direction(layer, d).saved : SavedGates<T>{},
+            .scratch = workspace.scratch[d],
+        };
+        direction.run(place.share, place.thread);
+      }
+      if (top) break;
+      place.whole_call.meet();
+      if (record && record->dropout_scale) {
+        const T* factors = record->dropout_of(layer);
+        const View<T> y = record->layer_input(layer + 1);
+        for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
+          multiply_by(factors + (t * size.batch + n) * width, y.row(t, n), width);
+        });
+        place.whole_call.meet();
+      }
+    }
+  });
+}
+
+namespace {
+
+template <class T>
+struct BackwardWorkspace {
+  BackwardWorkspace(const Record<T>& record, int threads)
+      : memory([&](Arena& arena) {
+          const Config& config = record.config;
+          const CallSize size = record.size();
+          for (int d = 0; d < config.num_directions(); ++d) {
+            scratch[d] = BackwardScratch<T>::take(arena, config, record.weights->kernels(), record.weights->cell(),
+                                                  size.steps, size.batch, threads);
+          }
+          const Index buffers = std::min<Index>(2, config.num_layers - 1);
+          for (Index i = 0; i < buffers; ++i) between[i] = arena.take<T>(size.steps, size.batch, config.output_size());
+          if (config.bidirectional) {
+            second_dx = arena.take<T>(size.steps, size.batch, std::max(config.input_size, config.output_size()));
+          }
+        }) {}
+
+  BackwardScratch<T> scratch[kMaxDirections];
+  T* between[2] = {};      // (T, N, D*S), dense: gradients by the layers' inputs, in turn
+  T* second_dx = nullptr;  // (T, N, inputs), dense: the second direction's part
+  Buffer memory;
+};
+
+}  // namespace
+
+template <class T>
+void run_backward(const Record<T>& record, const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
+                  int threads) {
+  const Config& config = record.config;
+  const Schedule& schedule = record.schedule;
+  const CallSize size = record.size();
+  const auto planned = [&](int most) {
+    return make_plan(config, Work::backward, size.steps, size.batch, sizeof(T), most);
+  };
+  Plan plan = planned(threads);
+  ThreadLease lease(plan.threads);
+  if (lease.size() < plan.threads) plan = planned(lease.size());
+  const BackwardWorkspace<T> workspace(record, plan.threads);
+  const std::vector<ParameterOffsets> offsets = parameter_offsets(config);
+  record.weights->backward(0, 0);  // packed before the threads need it
+
+  run_plan(plan, config, schedule, lease, [&](const Place& place) {
+    for (Index layer = config.num_layers - 1; layer >= 0; --layer) {
+      const bool top = layer + 1 == config.num_layers;
+      const Index width = config.layer_input_size(layer);
+      const View<const T> dy =
+          top ? outputs.y : constant(view(workspace.between[layer % 2], size.steps, size.batch, config.output_size()));
+      const View<T> dx =
+          layer == 0 ? inputs.x : view(workspace.between[(layer - 1) % 2], size.steps, size.batch, width);
+      View<T> second_dx = view(workspace.second_dx, size.steps, size.batch, width);
+      second_dx.given = dx.given;
+      for (int d = place.first_direction; d < place.end_direction; ++d) {
+        const BackwardDirection<T> direction = {
+            .config = config,
+            .weights = *record.weights,
+            .layer = layer,
+            .direction = d,
+            .schedule = schedule,
+            .x = constant(record.layer_input(layer)),
+            .h = record.direction(layer, d).h,
+            .c = record.direction(layer, d).c,
+            .saved = record.direction(layer, d).saved,
+            .dy = direction_of(dy, d, config.state_size()),
+            .dh_n = outputs.h_n,
+            .dc_n = outputs.c_n,
+            .dx = d == 0 ? dx : second_dx,
+            .dh_0 = inputs.h_0,
+            .dc_0 = inputs.c_0,
+            .dparameters = inputs.parameters,
+            .offsets = offsets[static_cast<std::size_t>(layer * config.num_directions() + d)],
+            .scratch = workspace.scratch[d],
+        };
+        direction.run(place.share, place.thread);
+      }
+      place.whole_call.meet();
+      // A sum of two has the same bits in either order, whoever came first.
+      const T* factors = layer > 0 ? record.dropout_of(layer - 1) : nullptr;
+      if (dx.given && (config.bidirectional || factors)) {
+        for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
+          T* row = dx.row(t, n);
+          if (config.bidirectional) {
+            record.weights->kernels().add_rows({second_dx.row(t, n), 0, nullptr}, {row, 0, nullptr}, 1, width);
+          }
+          if (factors) multiply_by(factors + (t * size.batch + n) * width, row, width);
+        });
+      }
+      if (layer > 0) place.whole_call.meet();
+    }
+    if (inputs.x.given) {
+      const Range rows = place.whole_call.part(size.batch);
+      for (Index n = rows.begin; n < rows.end; ++n) {
+        for (Index t = schedule.length(n); t < size.steps; ++t) {
+          T* row = inputs.x.row(t, schedule.caller_row(n));
+          std::fill(row, row + config.input_size, T(0));
+        }
+      }
+    }
+  });
+}
+
+template struct ForwardWorkspace<float>;
+template struct ForwardWorkspace<double>;
+template struct Record<float>;
+template struct Record<double>;
+template void run_forward(const Config&, const Weights<float>&, const Schedule&, const Inputs<float>&,
+                          const Outputs<float>&, const ForwardWorkspace<float>&, Record<float>*, Plan);
+template void run_forward(const Config&, const Weights<double>&, const Schedule&, const Inputs<double>&,
+                          const Outputs<double>&, const ForwardWorkspace<double>&, Record<double>*, Plan);
+template void run_backward(const Record<float>&, const OutputGradients<float>&, const InputGradients<float>&, int);
+template void run_backward(const Record<double>&, const OutputGradients<double>&, const InputGradients<double>&, int);
+
+}  // namespace tidegate

@@ -1,0 +1,72 @@
+// All layers and directions of a network, forward and backward: what runs where, and the memory for it.
+#ifndef TIDEGATE_CORE_NETWORK_H_
+#define TIDEGATE_CORE_NETWORK_H_
+
+#include <memory>
+#include <vector>
+
+#include "core/backward.h"
+#include "core/check.h"
+#include "core/forward.h"
+#include "core/plan.h"
+
+namespace tidegate {
+
+constexpr int kMaxDirections = 2;
+
+// Working memory of an inference call: two slots of the states, the outputs of two layers in turn.
+template <class T>
+struct ForwardWorkspace {
+  ForwardWorkspace() = default;
+  ForwardWorkspace(const Config& config, const Weights<T>& weights, CallSize size, int threads, bool inference);
+
+  ForwardScratch<T> scratch[kMaxDirections];
+  States<T> h[kMaxDirections], c[kMaxDirections];
+  T* between[2] = {};  // (T, N, D*S), dense
+  Buffer memory;
+};
+
+// What a training call keeps.
+template <class T>
+struct Record {
+  Record(const Config& config, std::shared_ptr<const Weights<T>> weights, Schedule schedule, bool dropout);
+
+  struct Direction {
+    States<T> h, c;
+    SavedGates<T> saved;
+  };
+
+  const Direction& direction(Index layer, Index direction) const {
+    return directions[static_cast<std::size_t>(layer * config.num_directions() + direction)];
+  }
+  CallSize size() const { return {schedule.steps(), schedule.batch()}; }
+  View<T> layer_input(Index layer) const {
+    return view(inputs[static_cast<std::size_t>(layer)], schedule.steps(), schedule.batch(),
+                config.layer_input_size(layer));
+  }
+  // The factors on the output of layer `layer`, (T, N, D*S) dense; null: none.
+  const T* dropout_of(Index layer) const {
+    return dropout_scale ? dropout_scale + layer * schedule.steps() * schedule.batch() * config.output_size() : nullptr;
+  }
+
+  const Config config;
+  const std::shared_ptr<const Weights<T>> weights;
+  const Schedule schedule;
+  std::vector<T*> inputs;  // of each layer, (T, N, inputs), dense
+  T* dropout_scale = nullptr;
+  std::vector<Direction> directions;
+  Buffer memory;
+};
+
+// The arguments are checked. `plan` has at most the threads that the workspace was made for.
+template <class T>
+void run_forward(const Config& config, const Weights<T>& weights, const Schedule& schedule, const Inputs<T>& inputs,
+                 const Outputs<T>& outputs, const ForwardWorkspace<T>& workspace, Record<T>* record, Plan plan);
+
+template <class T>
+void run_backward(const Record<T>& record, const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
+                  int threads);
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_NETWORK_H_

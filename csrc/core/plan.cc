@@ -1,0 +1,72 @@
+// The cost model: estimates of a call's time, good to a factor of two, which is all that the choice of threads needs.
+#include "core/plan.h"
+
+#include <algorithm>
+
+namespace tidegate {
+
+namespace {
+
+// Of one core, conservative over the machines measured: a slow core makes threads worth it earlier.
+constexpr double kFlopsPerNanosecond = 200;  // times 1 / element size: 50 in float, 25 in double
+constexpr double kBytesPerNanosecond = 30;   // weights read from L2 or L3
+constexpr double kPointwise = 0.15;          // nanoseconds a gate, a byte of element size
+constexpr double kStep = 80;                 // nanoseconds of a step's own cost
+constexpr double kMeet = 300;                // two threads meet
+constexpr double kStart = 5000;              // a team is woken and gathered
+
+// One direction's step of the average layer: `rows` rows, 1 / `unit_share` of the units.
+double step_nanoseconds(const Config& config, Index rows, Index element_size, double unit_share) {
+  const double size = static_cast<double>(element_size);
+  const double hidden = static_cast<double>(config.hidden_size);
+  const double state = static_cast<double>(config.state_size());
+  const double gates = static_cast<double>(config.gate_count());
+  const double layers = static_cast<double>(config.num_layers);
+  const double inputs = (static_cast<double>(config.input_size) +
+                         (layers - 1) * static_cast<double>(config.output_size())) / layers;
+  const double projection = config.proj_size > 0 ? hidden * state : 0;
+  const double recurrent = gates * hidden * state + projection;
+  const double flops = 2 * static_cast<double>(rows) * (recurrent + gates * hidden * inputs);
+  const double product = std::max(flops * size / kFlopsPerNanosecond, recurrent * size / kBytesPerNanosecond);
+  return (product + static_cast<double>(rows) * gates * hidden * kPointwise * size) / unit_share + kStep;
+}
+
+}  // namespace
+
+Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index element_size, int threads) {
+  const double all_steps = static_cast<double>(steps * config.num_layers);
+  const double factor = work == Work::backward ? 2 : 1;
+  const double meetings = config.proj_size > 0 || !config.reset_after ? 2 : 1;
+  const auto directions = static_cast<double>(config.num_directions());
+  Plan best;
+  best.nanoseconds =
+      all_steps * directions * factor * step_nanoseconds(config, batch, element_size, 1);
+  if (threads <= 1 || best.nanoseconds < 2 * kStart) return best;
+  const double serial = best.nanoseconds;
+
+  const auto consider = [&](int groups, int group_threads, bool by_units) {
+    const double sequential = directions / groups;
+    const double step =
+        by_units ? step_nanoseconds(config, batch, element_size, group_threads) + meetings * kMeet
+                 : step_nanoseconds(config, (batch + group_threads - 1) / group_threads, element_size, 1);
+    const double time = kStart + all_steps * sequential * factor * step;
+    // A gain worth another core's time.
+    if (time < 0.8 * serial && time < best.nanoseconds) {
+      best.threads = groups * group_threads;
+      best.groups = groups;
+      best.by_units = by_units && group_threads > 1;
+      best.nanoseconds = time;
+    }
+  };
+  const int max_groups = config.bidirectional ? 2 : 1;
+  // By units, a thread has at least one vector's worth of them, whatever the ISA.
+  const auto most_by_units = static_cast<int>(std::max<Index>(1, config.state_size() / 16));
+  for (int groups = 1; groups <= max_groups; ++groups) {
+    const int group_threads = threads / groups;
+    consider(groups, static_cast<int>(std::min<Index>(group_threads, std::max<Index>(1, batch))), false);
+    consider(groups, std::min(group_threads, most_by_units), true);
+  }
+  return best;
+}
+
+}  // namespace tidegate

@@ -1,0 +1,102 @@
+// Who is alive when: rows sorted by length, time order of a direction, and where states begin, end and are zeroed.
+#ifndef TIDEGATE_CORE_SCHEDULE_H_
+#define TIDEGATE_CORE_SCHEDULE_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "tidegate/model.h"
+
+namespace tidegate {
+
+// The rows of a batch, longest first, so that those alive at any time are the first ones: dead rows are skipped, never
+// multiplied by zero. Without lengths the order is the caller's, and nothing is allocated.
+class Schedule {
+ public:
+  Schedule() = default;
+  Schedule(Index steps, Index batch, const Index* lengths, const MaskView& reset)
+      : steps_(steps), batch_(batch), reset_(reset) {
+    if (!lengths) return;
+    order_.resize(static_cast<std::size_t>(batch));
+    std::iota(order_.begin(), order_.end(), Index{0});
+    std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) { return lengths[a] > lengths[b]; });
+    for (const Index row : order_) lengths_.push_back(lengths[row]);
+    live_.resize(static_cast<std::size_t>(steps));
+    for (const Index length : lengths_) {
+      for (Index t = 0; t < length; ++t) ++live_[static_cast<std::size_t>(t)];
+    }
+  }
+
+  // A copy that keeps nothing of the caller's.
+  Schedule owned() const {
+    Schedule copy = *this;
+    if (reset_.given) {
+      copy.reset_copy_.resize(static_cast<std::size_t>(steps_ * batch_));
+      for (Index t = 0; t < steps_; ++t) {
+        for (Index n = 0; n < batch_; ++n) {
+          copy.reset_copy_[static_cast<std::size_t>(t * batch_ + n)] = reset_.at(t, n);
+        }
+      }
+    }
+    return copy;
+  }
+
+  Index steps() const { return steps_; }
+  Index batch() const { return batch_; }
+  bool ragged() const { return !lengths_.empty(); }
+  // The caller's number of sorted row n.
+  Index caller_row(Index n) const { return order_.empty() ? n : order_[static_cast<std::size_t>(n)]; }
+  Index length(Index n) const { return ragged() ? lengths_[static_cast<std::size_t>(n)] : steps_; }
+  // How many rows are longer than t.
+  Index live(Index t) const {
+    if (t < 0 || t >= steps_) return 0;
+    return ragged() ? live_[static_cast<std::size_t>(t)] : batch_;
+  }
+  bool has_reset() const { return reset_.given; }
+  // A boundary between t-1 and t in sorted row n.
+  bool reset(Index t, Index n) const {
+    const Index row = caller_row(n);
+    return reset_copy_.empty() ? reset_.at(t, row) : reset_copy_[static_cast<std::size_t>(t * batch_ + row)] != 0;
+  }
+
+ private:
+  Index steps_ = 0;
+  Index batch_ = 0;
+  MaskView reset_;
+  std::vector<std::uint8_t> reset_copy_;
+  std::vector<Index> order_;
+  std::vector<Index> lengths_;
+  std::vector<Index> live_;
+};
+
+// A schedule as one direction walks it: step s is time s, or from the end.
+class Timeline {
+ public:
+  Timeline(const Schedule& schedule, bool reversed) : schedule_(schedule), reversed_(reversed) {}
+
+  const Schedule& schedule() const { return schedule_; }
+  Index steps() const { return schedule_.steps(); }
+  Index time(Index s) const { return reversed_ ? schedule_.steps() - 1 - s : s; }
+  Index live(Index s) const { return schedule_.live(time(s)); }
+
+  // Sorted rows [first, second) begin at, or end with, step s.
+  std::pair<Index, Index> starting(Index s) const { return {std::min(live(s - 1), live(s)), live(s)}; }
+  std::pair<Index, Index> ending(Index s) const { return {std::min(live(s + 1), live(s)), live(s)}; }
+
+  // Whether row n's state is zeroed before step s.
+  bool zeroed(Index s, Index n) const {
+    const Index t = time(s);
+    if (!reversed_) return schedule_.reset(t, n);
+    return t + 1 < schedule_.length(n) && schedule_.reset(t + 1, n);
+  }
+
+ private:
+  const Schedule& schedule_;
+  bool reversed_;
+};
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_SCHEDULE_H_

@@ -1,0 +1,64 @@
+// A thread's share of a direction's work.
+#ifndef TIDEGATE_CORE_SHARE_H_
+#define TIDEGATE_CORE_SHARE_H_
+
+#include "core/threads.h"
+#include "core/weights.h"
+
+namespace tidegate {
+
+struct Range {
+  Index begin;
+  Index end;
+
+  Index size() const { return end - begin; }
+};
+
+// Part `i` of `count` nearly equal parts of [0, size).
+inline Range part_of(Index size, Index i, Index count) { return {size * i / count, size * (i + 1) / count}; }
+
+// The threads of one direction divide either the rows of the batch, and need not wait for each other within the time
+// loop, or the units of every step, and meet after each phase. Outputs are divided, never sums: the bits do not change.
+class Share {
+ public:
+  // Thread `index` of `count`, working on sorted rows `rows`; by_units: on all of them, but on its part of the units.
+  Share(int index, int count, bool by_units, Range rows, Barrier& barrier)
+      : index_(index), count_(count), by_units_(by_units), rows_(rows), barrier_(barrier) {}
+
+  Range rows() const { return rows_; }
+  // Of `live` sorted rows, this thread's.
+  Range live_rows(Index live) const {
+    const Index end = live < rows_.end ? live : rows_.end;
+    return {rows_.begin, end > rows_.begin ? end : rows_.begin};
+  }
+  Range slices(Index units, Index width) const {
+    const Index all = slice_count(units, width);
+    return by_units_ ? part_of(all, index_, count_) : Range{0, all};
+  }
+  // The units of slices().
+  Range units(Index units, Index width) const {
+    const Range s = slices(units, width);
+    const Index end = s.end * width;
+    const Index begin = s.begin * width;
+    return {begin < units ? begin : units, end < units ? end : units};
+  }
+  // For work after the time loop: a part of anything.
+  Range part(Index size) const { return part_of(size, index_, count_); }
+
+  // After a phase: the others' units are there.
+  void meet_if_by_units() const {
+    if (by_units_) meet();
+  }
+  void meet() const { barrier_.wait(index_); }
+
+ private:
+  int index_;
+  int count_;
+  bool by_units_;
+  Range rows_;
+  Barrier& barrier_;
+};
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_SHARE_H_

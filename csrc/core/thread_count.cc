@@ -1,0 +1,288 @@
+// How many threads the process may use: settings, CPU affinity, cgroup quotas, OpenMP's limit.
+#include "core/thread_count.h"
+
+#include <atomic>
+#include <charconv>
+#include <climits>
+#include <cstdint>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <sched.h>
+#include <unistd.h>
+
+#include <cerrno>
+#endif
+
+#include "core/threads.h"
+#include "tidegate/settings.h"
+
+namespace tidegate {
+namespace {
+
+enum class Source : std::uint32_t { unknown, call, environment, affinity, quota, openmp };
+
+struct Count {
+  int threads;
+  Source source;
+};
+
+const char* describe(Source source) {
+  switch (source) {
+    case Source::call:
+      return "set for the process";
+    case Source::environment:
+      return "TIDEGATE_NUM_THREADS";
+    case Source::affinity:
+      return "CPUs that the process may run on";
+    case Source::quota:
+      return "cgroup CPU quota";
+    case Source::openmp:
+      return "OpenMP's limit (OMP_NUM_THREADS or OMP_THREAD_LIMIT)";
+    case Source::unknown:
+      break;
+  }
+  return "";
+}
+
+// The process's Count in one word, zero until it is first asked for. An atomic, not a static local with its
+// guard: another thread may be here when the process forks, and the child must not wait for it.
+std::atomic<std::uint64_t> process_setting{0};
+
+thread_local int thread_setting = 0;
+
+std::uint64_t pack(Count count) {
+  return static_cast<std::uint64_t>(count.source) << 32 | static_cast<std::uint32_t>(count.threads);
+}
+
+Count unpack(std::uint64_t word) {
+  return {static_cast<int>(word & 0xFFFFFFFFu), static_cast<Source>(word >> 32)};
+}
+
+#ifdef __linux__
+// The main thread's CPUs, for the calling thread's may be those of one pinned worker among many.
+class AffinityMask {
+ public:
+  AffinityMask() {
+    for (sets_ = 1; sets_ <= kMaxSets; sets_ *= 2) {  // too small for the machine is EINVAL
+      if (sched_getaffinity(getpid(), bytes(), cpus_) == 0) return;
+      if (errno != EINVAL) break;
+    }
+    sets_ = 0;  // the system does not say
+  }
+
+  int count() const { return sets_ == 0 ? 0 : CPU_COUNT_S(bytes(), cpus_); }
+
+  void give_to_this_thread() const {
+    if (sets_ != 0) sched_setaffinity(0, bytes(), cpus_);
+  }
+
+ private:
+  static constexpr std::size_t kMaxSets = 64;  // of 1024 CPUs
+
+  std::size_t bytes() const { return sets_ * sizeof(cpu_set_t); }
+
+  std::size_t sets_;
+  cpu_set_t cpus_[kMaxSets];
+};
+
+int affinity_count() { return AffinityMask().count(); }
+#else
+int affinity_count() { return 0; }
+#endif
+
+Count machine_default() {
+  const OpenMPLimits openmp = openmp_limits();
+  // Where OpenMP binds threads it has already narrowed the main thread to one place, and remembers the CPUs there
+  // were before.
+  int cpus = openmp.binds ? openmp.cpus : affinity_count();
+  if (cpus < 1) cpus = static_cast<int>(std::thread::hardware_concurrency());
+  Count least{cpus < 1 ? 1 : cpus, Source::affinity};
+  const int quota = cgroup_cpu_limit("/");
+  if (quota > 0 && quota < least.threads) least = {quota, Source::quota};
+  if (openmp.threads < least.threads) least = {openmp.threads, Source::openmp};
+  return least;
+}
+
+Count initial_count() {
+  const char* text = std::getenv("TIDEGATE_NUM_THREADS");
+  if (text == nullptr) return machine_default();
+  const std::string_view view(text);
+  int threads = 0;
+  const auto [end, error] = std::from_chars(view.data(), view.data() + view.size(), threads);
+  if (error != std::errc() || end != view.data() + view.size() || threads < 1) {
+    throw std::invalid_argument("TIDEGATE_NUM_THREADS must be a positive integer, got \"" +
+                                std::string(view) + "\"");
+  }
+  return {threads, Source::environment};
+}
+
+Count process_count() {
+  std::uint64_t word = process_setting.load(std::memory_order_relaxed);
+  if (word == 0) {
+    const std::uint64_t initial = pack(initial_count());
+    // Whoever was faster, another first use or set_num_threads(), wins.
+    if (process_setting.compare_exchange_strong(word, initial, std::memory_order_relaxed)) {
+      word = initial;
+    }
+  }
+  return unpack(word);
+}
+
+// One cgroup file system that the process sees.
+struct CgroupMount {
+  std::string root;   // the cgroup that is mounted, as /proc/self/cgroup names it
+  std::string point;  // where
+  bool unified;       // v2
+};
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
+  return parts;
+}
+
+bool lists(const std::string& comma_separated, const char* name) {
+  for (const std::string& item : split(comma_separated, ',')) {
+    if (item == name) return true;
+  }
+  return false;
+}
+
+// mountinfo writes blanks, newlines and backslashes in paths as a backslash and three octal digits.
+std::string decode_octal(const std::string& text) {
+  const auto octal = [&](std::size_t i) { return i < text.size() && text[i] >= '0' && text[i] < '8'; };
+  std::string decoded;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '\\' && octal(i + 1) && octal(i + 2) && octal(i + 3)) {
+      decoded += static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 +
+                                   (text[i + 3] - '0'));
+      i += 3;
+    } else {
+      decoded += text[i];
+    }
+  }
+  return decoded;
+}
+
+// proc/self/mountinfo: "id parent device root point options [optional...] - type source super-options".
+std::vector<CgroupMount> cgroup_mounts(const std::string& file_root) {
+  std::vector<CgroupMount> mounts;
+  std::ifstream file(file_root + "/proc/self/mountinfo");
+  for (std::string line; std::getline(file, line);) {
+    const std::vector<std::string> fields = split(line, ' ');
+    std::size_t dash = 6;
+    while (dash < fields.size() && fields[dash] != "-") ++dash;
+    if (dash + 3 >= fields.size()) continue;
+    const bool unified = fields[dash + 1] == "cgroup2";
+    if (unified || (fields[dash + 1] == "cgroup" && lists(fields[dash + 3], "cpu"))) {
+      mounts.push_back({decode_octal(fields[3]), decode_octal(fields[4]), unified});
+    }
+  }
+  return mounts;
+}
+
+// The process's cgroup, from proc/self/cgroup: "id:controllers:path", v2's being "0::path". Empty if unknown.
+std::string cgroup_path(const std::string& file_root, bool unified) {
+  std::ifstream file(file_root + "/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    const std::size_t first = line.find(':');
+    const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool match =
+        unified ? line.compare(0, first, "0") == 0 && controllers.empty() : lists(controllers, "cpu");
+    if (match) return line.substr(second + 1);
+  }
+  return {};
+}
+
+// The process's cgroup below the mount point: "" for the mounted one itself, else "/a/b". A container may show a
+// path that its mounts do not hold (it begins elsewhere, or climbs with ".."): then all it can see is the mount.
+std::string below_mount(const CgroupMount& mount, const std::string& path) {
+  const std::string root = mount.root == "/" ? "" : mount.root;
+  if (path.compare(0, root.size(), root) != 0) return {};
+  std::string below = path.substr(root.size());
+  if (below.empty() || below[0] != '/' || below.find("/..") != std::string::npos) return {};
+  while (!below.empty() && below.back() == '/') below.pop_back();
+  return below;
+}
+
+// CPUs of one cgroup's own quota, rounded up; 0: none.
+int own_limit(const std::string& directory, bool unified) {
+  long long quota = 0;
+  long long period = 0;
+  if (unified) {
+    std::ifstream(directory + "/cpu.max") >> quota >> period;  // "max 100000" has no quota to read
+  } else {
+    std::ifstream(directory + "/cpu.cfs_quota_us") >> quota;  // -1: none
+    std::ifstream(directory + "/cpu.cfs_period_us") >> period;
+  }
+  if (quota <= 0 || period <= 0) return 0;
+  const long long cpus = quota / period + (quota % period != 0);
+  return cpus > INT_MAX ? INT_MAX : static_cast<int>(cpus);
+}
+
+}  // namespace
+
+int cgroup_cpu_limit(const std::string& root) {
+  int least = 0;
+  for (const CgroupMount& mount : cgroup_mounts(root)) {
+    std::string below = below_mount(mount, cgroup_path(root, mount.unified));
+    for (;;) {
+      const int limit = own_limit(root + mount.point + below, mount.unified);
+      if (limit > 0 && (least == 0 || limit < least)) least = limit;
+      if (below.empty()) break;
+      below.resize(below.rfind('/'));
+    }
+  }
+  return least;
+}
+
+void take_process_affinity() {
+#ifdef __linux__
+  AffinityMask().give_to_this_thread();
+#endif
+}
+
+int process_num_threads() { return process_count().threads; }
+
+int num_threads() { return thread_setting > 0 ? thread_setting : process_num_threads(); }
+
+void set_num_threads(int count) {
+  if (count < 1) {
+    throw std::invalid_argument("num_threads must be at least 1, got " + std::to_string(count));
+  }
+  process_setting.store(pack({count, Source::call}), std::memory_order_relaxed);
+}
+
+int set_thread_num_threads(int count) {
+  if (count < 0) {
+    throw std::invalid_argument("num_threads must be at least 1, or 0 for none, got " +
+                                std::to_string(count));
+  }
+  const int before = thread_setting;
+  thread_setting = count;
+  return before;
+}
+
+std::string num_threads_reason() {
+  const Count process = process_count();
+  if (thread_setting == 0) return describe(process.source);
+  std::string reason = "set for this thread";
+  if (thread_setting > process.threads) {
+    reason += "; at most " + std::to_string(process.threads) + " run at once: " +
+              describe(process.source);
+  }
+  return reason;
+}
+
+}  // namespace tidegate

@@ -1,0 +1,150 @@
+// Threads of a call: a lease on some of the process's team, and the barrier that they meet at. What each computes,
+// and whether more than one is worth it, is decided elsewhere.
+#ifndef TIDEGATE_CORE_THREADS_H_
+#define TIDEGATE_CORE_THREADS_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+namespace tidegate {
+
+constexpr int kMaxThreads = 256;  // of all running calls together
+
+// Data of different threads lies this far apart: two lines of x86-64, whose prefetcher fetches them in pairs, and
+// one of the AArch64 cores with long lines.
+constexpr std::size_t kThreadSpacing = 128;
+
+// What the OpenMP runtime would give the calling thread.
+struct OpenMPLimits {
+  int threads;  // the least of its own count and its limit
+  int cpus;     // that it may run on
+  bool binds;   // it ties threads to places (OMP_PROC_BIND)
+};
+OpenMPLimits openmp_limits();
+
+// One wait for another thread: call pause() until what is waited for has come. The processor spins at first, for a
+// few microseconds at most; then each turn yields to other threads, and at last sleeps, so that waiting works, if
+// slowly, on a machine with more threads than processors.
+class Waiting {
+ public:
+  void pause() {
+    if (turns_ < kSpins) {
+      ++turns_;
+      relax();
+    } else {
+      give_way();
+    }
+  }
+
+  // Spends some ten to fifty nanoseconds without hindering the core's other hardware thread.
+  static void relax() {
+#if defined(__x86_64__)
+    __asm__ volatile("pause" : : : "memory");
+#else
+    // Not `yield`, which today's cores take for a no-op.
+    __asm__ volatile("isb" : : : "memory");
+#endif
+  }
+
+ private:
+  static constexpr int kSpins = 100;
+
+  void give_way();
+
+  int turns_ = 0;
+};
+
+// All of `size` threads wait for each other, any number of times; what they wrote before is seen by all after.
+// Each raises a flag of its own and reads the others', so that the flags of a pair of threads travel both ways at
+// once. Allocates nothing, but is large (kMaxThreads * kThreadSpacing bytes, untouched beyond `size` flags).
+class Barrier {
+ public:
+  explicit Barrier(int size) : size_(size) {
+    for (int i = 0; i < size; ++i) new (&flags_[i]) Flag;
+  }
+  Barrier(const Barrier&) = delete;
+  Barrier& operator=(const Barrier&) = delete;
+
+  // `thread` in [0, size): who comes.
+  void wait(int thread) {
+    if (size_ == 1) return;
+    std::atomic<std::uint32_t>& own = flags_[thread].epoch;
+    const std::uint32_t epoch = own.load(std::memory_order_relaxed) + 1;
+    own.store(epoch, std::memory_order_release);
+    Waiting waiting;
+    for (int i = 1; i < size_; ++i) {
+      const int other = thread + i < size_ ? thread + i : thread + i - size_;
+      // A thread that has passed may already be at the next epoch, never further; epochs wrap around.
+      while (flags_[other].epoch.load(std::memory_order_acquire) - epoch > 1) waiting.pause();
+    }
+  }
+
+ private:
+  struct alignas(kThreadSpacing) Flag {
+    std::atomic<std::uint32_t> epoch{0};
+  };
+
+  const int size_;
+  union {
+    Flag flags_[kMaxThreads];  // in a union: those beyond size_ are never made
+  };
+};
+
+class Team;
+struct Worker;
+
+// Some threads of the process's team, the caller among them, for one call. Takes at once what is idle, or can be
+// made, within the process's budget (process_num_threads(), shared by all leases of more than one thread): it never
+// waits for another call to end, and has one thread if nothing is left, inside a run() and inside an OpenMP parallel
+// region. Not to be carried through a fork.
+class ThreadLease {
+ public:
+  // wanted <= 1: the caller alone, and no lock is taken. Throws std::invalid_argument if
+  // TIDEGATE_NUM_THREADS is in force and wrong, nothing else.
+  explicit ThreadLease(int wanted) {
+    if (wanted > 1) take(wanted);
+  }
+  ~ThreadLease() {
+    if (size_ > 1) give_back();
+  }
+  ThreadLease(const ThreadLease&) = delete;
+  ThreadLease& operator=(const ThreadLease&) = delete;
+
+  int size() const { return size_; }  // >= 1
+
+  // Runs body(thread) for each thread in [0, size()) at the same time, the caller as thread 0, and returns when all
+  // have. The others run in a FloatControl of their own. What body throws ends the program.
+  template <class Body>
+  void run(Body&& body) noexcept {
+    if (size_ == 1) {
+      body(0);
+      return;
+    }
+    using Plain = std::remove_reference_t<Body>;
+    run_on_all([](const void* context,
+                  int thread) { (*static_cast<Plain*>(const_cast<void*>(context)))(thread); },
+               std::addressof(body));
+  }
+
+ private:
+  friend class Team;
+  using Function = void(const void* context, int thread);
+
+  void take(int wanted);
+  void give_back();
+  void run_on_all(Function* function, const void* context) noexcept;
+
+  int size_ = 1;
+  // Given if size_ > 1: a chain of size_ - 1 workers of the team.
+  Team* team_ = nullptr;
+  Worker* first_ = nullptr;
+  Worker* last_ = nullptr;
+};
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_THREADS_H_

@@ -1,0 +1,83 @@
+// Packed weights: an immutable snapshot of a model's parameters in the layout of one ISA's kernels.
+#ifndef TIDEGATE_CORE_WEIGHTS_H_
+#define TIDEGATE_CORE_WEIGHTS_H_
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/memory.h"
+#include "kernels/table.h"
+#include "tidegate/config.h"
+
+namespace tidegate {
+
+// The gates, phases and windows of a network's cell.
+CellSpec cell_spec(const Config& config);
+
+inline Index slice_count(Index units, Index width) { return (units + width - 1) / width; }
+
+// Where the parameters of one layer's direction stand in the flat vector; -1: there are none.
+struct ParameterOffsets {
+  Index weight_ih, weight_hh;
+  Index bias_ih = -1, bias_hh = -1;
+  Index weight_hr = -1;
+  Index weight_peephole = -1;
+};
+std::vector<ParameterOffsets> parameter_offsets(const Config& config);  // layer-major, then direction
+
+template <class T>
+struct PhaseWeights {
+  const T* x = nullptr;     // panel of the gates that see x
+  const T* h = nullptr;     // panel of the gates that see the operand
+  const T* bias = nullptr;  // [slice][gate][width]
+};
+
+// A layer's direction, forward.
+template <class T>
+struct DirectionWeights {
+  PhaseWeights<T> phases[kMaxPhases];
+  const T* peephole = nullptr;    // [slice][i f o][width]
+  const T* projection = nullptr;  // panel of weight_hr
+};
+
+// A layer's direction, backward: panels of the transposed weights, depth first over gates, then units.
+template <class T>
+struct BackwardWeights {
+  const T* x = nullptr;              // [gates that see x] -> layer input
+  const T* h[kMaxPhases] = {};       // [gates of the phase that see its operand] -> operand
+  const T* projection = nullptr;     // [proj_size] -> hidden units
+};
+
+template <class T>
+class Weights {
+ public:
+  // Packs the flat parameters for the kernels in force.
+  Weights(const Config& config, const T* parameters);
+
+  const Kernels<T>& kernels() const { return kernels_; }
+  const CellSpec& cell() const { return cell_; }
+  const DirectionWeights<T>& direction(Index layer, Index direction) const {
+    return forward_[static_cast<std::size_t>(layer * config_.num_directions() + direction)];
+  }
+  // Made at first use, from the forward panels.
+  const BackwardWeights<T>& backward(Index layer, Index direction) const;
+
+ private:
+  void pack(Arena& arena, const T* parameters);
+  void pack_backward(Arena& arena) const;
+
+  const Config config_;
+  const CellSpec cell_;
+  const Kernels<T>& kernels_;
+  std::vector<DirectionWeights<T>> forward_;
+  Buffer memory_;
+
+  mutable std::once_flag backward_made_;
+  mutable std::vector<BackwardWeights<T>> backward_;
+  mutable Buffer backward_memory_;
+};
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_WEIGHTS_H_

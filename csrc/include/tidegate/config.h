@@ -1,0 +1,66 @@
+// What a network is: its cell, its sizes, its options, and the names and shapes of its parameters.
+// Plain types only: no SIMD, no OpenMP, no Python.
+#ifndef TIDEGATE_CONFIG_H_
+#define TIDEGATE_CONFIG_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace tidegate {
+
+using Index = std::int64_t;
+
+enum class CellKind { lstm, gru };
+
+// Which state the GRU's update gate z multiplies.
+enum class UpdateGate {
+  carry,  // h' = z*h + (1-z)*n  (PyTorch, cuDNN, Keras, ONNX)
+  write,  // h' = (1-z)*h + z*n  (Chung et al. 2014)
+};
+
+// A stack of recurrent layers. Names, shapes and defaults are those of torch.nn.LSTM and torch.nn.GRU.
+struct Config {
+  CellKind cell = CellKind::lstm;
+  Index input_size = 0;
+  Index hidden_size = 0;
+  Index num_layers = 1;
+  bool bias = true;
+  bool bidirectional = false;
+  bool reverse = false;  // one direction, from the last valid step to the first
+
+  Index proj_size = 0;    // LSTM: h = weight_hr * (o * tanh(c)), of this size; 0 is none
+  bool peephole = false;  // LSTM: i and f see c, o sees c'
+
+  bool reset_after = true;  // GRU: r multiplies U_n h + b_hn (true), or h before the product (false)
+  UpdateGate update_gate = UpdateGate::carry;  // GRU
+
+  Index num_directions() const { return bidirectional ? 2 : 1; }
+  Index gate_count() const { return cell == CellKind::lstm ? 4 : 3; }
+  // Size of h: proj_size with a projection, else hidden_size.
+  Index state_size() const { return proj_size > 0 ? proj_size : hidden_size; }
+  Index output_size() const { return num_directions() * state_size(); }
+  Index layer_input_size(Index layer) const { return layer == 0 ? input_size : output_size(); }
+  bool has_cell_state() const { return cell == CellKind::lstm; }
+
+  // Throws std::invalid_argument naming the member that is wrong.
+  void validate() const;
+};
+
+// One parameter: its PyTorch name and its place in the flat vector (row-major).
+struct Parameter {
+  std::string name;
+  Index rows = 0;
+  Index columns = 0;  // 0: a vector of `rows` elements
+  Index offset = 0;   // in elements
+
+  Index size() const { return rows * (columns > 0 ? columns : 1); }
+};
+
+// All parameters in the order of the flat vector: by layer, then direction, then weight_ih, weight_hh,
+// bias_ih, bias_hh, weight_hr, weight_peephole.
+std::vector<Parameter> parameters(const Config& config);
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CONFIG_H_

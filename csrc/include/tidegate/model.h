@@ -1,0 +1,142 @@
+// Running and training a network: Model (parameters), Tape (what backward needs), Stream (live input).
+// float and double are instantiated in the library. Every function throws std::invalid_argument, naming
+// the argument, before anything is written; std::length_error or std::bad_alloc when memory cannot hold it.
+#ifndef TIDEGATE_MODEL_H_
+#define TIDEGATE_MODEL_H_
+
+#include <memory>
+#include <string>
+
+#include "tidegate/config.h"
+#include "tidegate/view.h"
+
+namespace tidegate {
+
+// What a call reads. S is the size of h (hidden_size, or proj_size), H hidden_size, L*D layers times
+// directions, layer-major. Sequences are time-major whatever the caller's layout: strides express it.
+template <class T>
+struct Inputs {
+  View<const T> x;                 // (T, N, I)
+  View<const T> h_0;               // (L*D, N, S); not given: zeros
+  View<const T> c_0;               // (L*D, N, H), LSTM; not given: zeros
+  const Index* lengths = nullptr;  // N valid lengths in 0..T; null: all T. Padding is never read.
+  MaskView reset;                  // (T, N): a boundary between t-1 and t; no state or gradient crosses it
+  // Training with dropout: what each layer's output but the last's is multiplied by, dense
+  // (L-1, T, N, D*S). Null: none.
+  const T* dropout_scale = nullptr;
+};
+
+// What a call writes. None may overlap another or an input, except that h_n may be h_0 and c_n c_0.
+template <class T>
+struct Outputs {
+  View<T> y;    // (T, N, D*S); padded steps are zero
+  View<T> h_n;  // (L*D, N, S); may be absent
+  View<T> c_n;  // (L*D, N, H), LSTM; may be absent
+};
+
+template <class T>
+class Model;
+template <class T>
+class Tape;
+
+// Gradients of a scalar by what the call returned; absent ones are zero. Padded steps of y are not read.
+template <class T>
+struct OutputGradients {
+  View<const T> y;    // (T, N, D*S)
+  View<const T> h_n;  // (L*D, N, S)
+  View<const T> c_n;  // (L*D, N, H)
+};
+
+// Where the gradients by what the call read go; absent ones are not computed. All are overwritten.
+template <class T>
+struct InputGradients {
+  View<T> x;                // (T, N, I); zero at padded steps
+  View<T> h_0;              // (L*D, N, S)
+  View<T> c_0;              // (L*D, N, H)
+  T* parameters = nullptr;  // as Model::parameters()
+};
+
+// What a training call kept: activated gates, states, its inputs (copied), and the weights' snapshot. It outlives
+// changes of the parameters and of every array that the caller passed, and may be used any number of times, from any thread.
+template <class T>
+class Tape {
+ public:
+  ~Tape();
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+
+  const Config& config() const;
+  Index steps() const;  // T
+  Index batch() const;  // N
+  // Gradients have the same bits whatever num_threads (0: the setting in force).
+  void backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs, int num_threads = 0) const;
+  // Copies one saved quantity of a layer's direction to (T, N, H), zero at padded steps: "i" "f" "g" "o" "c" (LSTM),
+  // "r" "z" "n" (GRU), or "h" ((T, N, S)).
+  void saved(Index layer, bool reverse, const std::string& name, const View<T>& destination) const;
+
+  struct Impl;
+
+ private:
+  friend class Model<T>;
+  explicit Tape(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// The parameters of a network. Immutable while running: any number of threads may call one model at once, and a
+// write takes effect for the calls that begin after it.
+template <class T>
+class Model {
+ public:
+  explicit Model(const Config& config);  // parameters are zero
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  const Config& config() const;
+  Index parameter_count() const;
+  const T* parameters() const;  // the flat vector, live; see tidegate::parameters() for its layout
+  void write_parameters(Index offset, const T* values, Index count);
+
+  // Inference: keeps nothing. num_threads 0: the setting in force.
+  void run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0) const;
+  // Training: the same results, and the tape that backward needs.
+  std::unique_ptr<Tape<T>> record(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0) const;
+
+  struct Impl;
+
+ private:
+  template <class U>
+  friend class Stream;
+  std::unique_ptr<Impl> impl_;
+};
+
+// A batch of live sequences whose states stay inside. One thread at a time; streams of one model are independent.
+// Steps equal a whole call bit for bit. New parameters are taken at the next step.
+template <class T>
+class Stream {
+ public:
+  Stream(std::shared_ptr<const Model<T>> model, Index batch);  // refuses two-directional and reverse models
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  const Config& config() const;
+  Index batch() const;
+  // x (batch, I) -> y (batch, S), row strides in elements. Allocates nothing unless the parameters changed.
+  void step(const T* x, Index x_stride, T* y, Index y_stride, int num_threads = 0);
+  // x (T, batch, I) -> y (T, batch, S).
+  void run(const View<const T>& x, const View<T>& y, int num_threads = 0);
+  void reset();  // the state becomes zero
+  T* h();        // (L, batch, S) contiguous, live
+  T* c();        // (L, batch, H) contiguous, live; null for GRU
+  double step_cost() const;  // estimated nanoseconds of one step on one thread
+
+  struct Impl;
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_MODEL_H_

@@ -1,0 +1,11 @@
+// Tidegate's whole public C++ API.
+#ifndef TIDEGATE_TIDEGATE_H_
+#define TIDEGATE_TIDEGATE_H_
+
+#include "tidegate/config.h"
+#include "tidegate/model.h"
+#include "tidegate/settings.h"
+#include "tidegate/version.h"
+#include "tidegate/view.h"
+
+#endif  // TIDEGATE_TIDEGATE_H_

@@ -1,0 +1,57 @@
+// Views: a pointer with a shape and strides. They own nothing.
+#ifndef TIDEGATE_VIEW_H_
+#define TIDEGATE_VIEW_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tidegate/config.h"
+
+namespace tidegate {
+
+// Three axes, strides in elements (any sign; the last must be 1). A view without data stands for an
+// optional array that was not given. Sequences are (T, N, features), states (L*D, N, features).
+template <class T>
+struct View {
+  T* data = nullptr;
+  Index shape[3] = {0, 0, 0};
+  Index stride[3] = {0, 0, 1};
+  bool given = false;  // an empty array may have no data and yet be given
+
+  T* row(Index a, Index b) const { return data + a * stride[0] + b * stride[1]; }
+};
+
+// A contiguous view.
+template <class T>
+View<T> view(T* data, Index a, Index b, Index c) {
+  View<T> v;
+  v.data = data;
+  v.shape[0] = a, v.shape[1] = b, v.shape[2] = c;
+  v.stride[0] = b * c, v.stride[1] = c, v.stride[2] = 1;
+  v.given = true;
+  return v;
+}
+
+// The same elements, to be read only.
+template <class T>
+View<const T> constant(const View<T>& v) {
+  View<const T> c;
+  c.data = v.data;
+  for (int axis = 0; axis < 3; ++axis) c.shape[axis] = v.shape[axis], c.stride[axis] = v.stride[axis];
+  c.given = v.given;
+  return c;
+}
+
+// A boolean (T, N) mask, one byte an element.
+struct MaskView {
+  const std::uint8_t* data = nullptr;
+  Index shape[2] = {0, 0};
+  Index stride[2] = {0, 0};
+  bool given = false;
+
+  bool at(Index t, Index n) const { return data[t * stride[0] + n * stride[1]] != 0; }
+};
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_VIEW_H_

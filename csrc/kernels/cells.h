@@ -1,0 +1,261 @@
+// The cells: the formulas of each phase of a step, the derivative directly below the formula it belongs to. Which gates
+// there are and what they see is in spec.h; how the pre-activations come about is in tile.h.
+#ifndef TIDEGATE_KERNELS_CELLS_H_
+#define TIDEGATE_KERNELS_CELLS_H_
+
+#include "kernels/math.h"
+#include "kernels/table.h"
+#include "kernels/vec.h"
+
+namespace tidegate {
+namespace {
+
+// d sigmoid(a) / da and d tanh(a) / da, by the activated value.
+template <class T>
+inline Vec<T> sigmoid_slope(Vec<T> s) {
+  return s * (broadcast<T>(1) - s);
+}
+template <class T>
+inline Vec<T> tanh_slope(Vec<T> t) {
+  return fma(-t, t, broadcast<T>(1));
+}
+
+// Where a vector of units begins in the rows of a call.
+template <class T>
+struct Place {
+  Index row;
+  Index unit;
+  int lanes;  // real units of the vector
+};
+
+// One row's activated gates: `[gate of the cell][unit]`, padded to whole slices.
+template <class T>
+inline Vec<T> load_gate(const BackwardCall<T>& call, Place<T> at, int gate) {
+  return load<T>(call.saved[at.row] + gate * call.saved_gate_stride + at.unit);
+}
+template <class T>
+inline void save_gate(const PhaseCall<T>& call, Place<T> at, int gate, Vec<T> value) {
+  if (call.saved) store(call.saved[at.row] + gate * call.saved_gate_stride + at.unit, value);
+}
+// A row of gradients by the pre-activations: `[gate of the cell][unit]`, without padding.
+template <class T>
+inline void store_dgate(const BackwardCall<T>& call, Place<T> at, int gate, Vec<T> value) {
+  store_partial<T>(call.dgates[at.row] + gate * call.units + at.unit, value, at.lanes);
+}
+
+// h to the state, and once more without padding to the caller's y.
+template <class T>
+inline void store_h(const PhaseCall<T>& call, Place<T> at, Vec<T> h) {
+  if (call.h_next) store(call.h_next[at.row] + at.unit, h);
+  if (call.y) store_partial<T>(call.y[at.row] + at.unit, h, at.lanes);
+}
+
+// LSTM (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000; peepholes of Gers and Schmidhuber 2000):
+//   i = sigmoid(a_i + w_i*c)   f = sigmoid(a_f + w_f*c)   g = tanh(a_g)
+//   c' = f*c + i*g             o = sigmoid(a_o + w_o*c')  h' = o*tanh(c')
+// with w = 0 where there are no peepholes.
+template <bool Peephole>
+struct Lstm {
+  static constexpr PhaseSpec spec = phase_spec(Peephole ? kLstmPeephole : kLstm);
+  enum Gate { kI, kF, kG, kO };
+  enum Weight { kWi, kWf, kWo };
+
+  template <class T>
+  static Vec<T> peephole(const T* weights, Index unit, int which) {
+    constexpr int kWidth = Vec<T>::width;
+    return load<T>(weights + unit * 3 + which * kWidth);
+  }
+
+  template <class T>
+  static void finish(const PhaseCall<T>& call, const Vec<T> (&a)[4], Place<T> at) {
+    const Vec<T> c_prev = load<T>(call.c_prev[at.row] + at.unit);
+    Vec<T> a_i = a[kI], a_f = a[kF], a_o = a[kO];
+    if constexpr (Peephole) {
+      a_i = fma(peephole<T>(call.peephole, at.unit, kWi), c_prev, a_i);
+      a_f = fma(peephole<T>(call.peephole, at.unit, kWf), c_prev, a_f);
+    }
+    const Vec<T> i = sigmoid(a_i);
+    const Vec<T> f = sigmoid(a_f);
+    const Vec<T> g = tanh(a[kG]);
+    const Vec<T> c = fma(f, c_prev, i * g);
+    if constexpr (Peephole) a_o = fma(peephole<T>(call.peephole, at.unit, kWo), c, a_o);
+    const Vec<T> o = sigmoid(a_o);
+    const Vec<T> h = o * tanh(c);
+
+    save_gate(call, at, kI, i);
+    save_gate(call, at, kF, f);
+    save_gate(call, at, kG, g);
+    save_gate(call, at, kO, o);
+    store(call.c_next[at.row] + at.unit, c);
+    store_h(call, at, h);
+  }
+
+  template <class T>
+  static void backward(const BackwardCall<T>& call, Place<T> at) {
+    const Vec<T> i = load_gate(call, at, kI);
+    const Vec<T> f = load_gate(call, at, kF);
+    const Vec<T> g = load_gate(call, at, kG);
+    const Vec<T> o = load_gate(call, at, kO);
+    const Vec<T> c_prev = load<T>(call.c_prev[at.row] + at.unit);
+    const Vec<T> c = load<T>(call.c_next[at.row] + at.unit);
+    const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
+    Vec<T> dc = load<T>(call.dc[at.row] + at.unit);
+    const Vec<T> tanh_c = tanh(c);
+
+    const Vec<T> da_o = dh * tanh_c * sigmoid_slope(o);
+    dc = fma(dh * o, tanh_slope(tanh_c), dc);
+    if constexpr (Peephole) dc = fma(da_o, peephole<T>(call.peephole, at.unit, kWo), dc);
+    const Vec<T> da_i = dc * g * sigmoid_slope(i);
+    const Vec<T> da_f = dc * c_prev * sigmoid_slope(f);
+    const Vec<T> da_g = dc * i * tanh_slope(g);
+    Vec<T> dc_prev = dc * f;
+    if constexpr (Peephole) {
+      dc_prev = fma(da_i, peephole<T>(call.peephole, at.unit, kWi), dc_prev);
+      dc_prev = fma(da_f, peephole<T>(call.peephole, at.unit, kWf), dc_prev);
+      T* dpeephole = call.dpeephole[at.row] + at.unit;
+      store_partial<T>(dpeephole + kWi * call.units, da_i * c_prev, at.lanes);
+      store_partial<T>(dpeephole + kWf * call.units, da_f * c_prev, at.lanes);
+      store_partial<T>(dpeephole + kWo * call.units, da_o * c, at.lanes);
+    }
+
+    store_dgate(call, at, kI, da_i);
+    store_dgate(call, at, kF, da_f);
+    store_dgate(call, at, kG, da_g);
+    store_dgate(call, at, kO, da_o);
+    store(call.dc[at.row] + at.unit, dc_prev);
+    if (call.cell_output) store(call.cell_output[at.row] + at.unit, o * tanh_c);
+  }
+};
+
+// The GRU's state (Cho et al. 2014), with update_gate="carry":
+//   h' = z*h + (1-z)*n
+// "write", h' = (1-z)*h + z*n, is the same with the sign of a_z turned, since 1 - sigmoid(a) = sigmoid(-a): its weights
+// are negated when they are packed.
+template <class T>
+inline Vec<T> gru_state(Vec<T> z, Vec<T> n, Vec<T> h_prev) {
+  return fma(z, h_prev, (broadcast<T>(1) - z) * n);
+}
+template <class T>
+struct GruStateGradient {
+  Vec<T> da_z, da_n;
+  Vec<T> dh_prev;  // along z*h
+};
+template <class T>
+inline GruStateGradient<T> gru_state_backward(Vec<T> dh, Vec<T> z, Vec<T> n, Vec<T> h_prev) {
+  return {dh * (h_prev - n) * sigmoid_slope(z), dh * (broadcast<T>(1) - z) * tanh_slope(n), dh * z};
+}
+
+// GRU, reset gate after the product:
+//   r = sigmoid(a_r)   z = sigmoid(a_z)   q = U_n h + b_hn   n = tanh(a_n + r*q), a_n = W_n x + b_in
+struct GruAfter {
+  static constexpr PhaseSpec spec = phase_spec(kGruAfter);
+  enum Gate { kN, kR, kZ, kQ };
+
+  template <class T>
+  static void finish(const PhaseCall<T>& call, const Vec<T> (&a)[4], Place<T> at) {
+    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+    const Vec<T> r = sigmoid(a[kR]);
+    const Vec<T> z = sigmoid(a[kZ]);
+    const Vec<T> q = a[kQ];
+    const Vec<T> n = tanh(fma(r, q, a[kN]));
+
+    save_gate(call, at, kN, n);
+    save_gate(call, at, kR, r);
+    save_gate(call, at, kZ, z);
+    save_gate(call, at, kQ, q);
+    store_h(call, at, gru_state(z, n, h_prev));
+  }
+
+  template <class T>
+  static void backward(const BackwardCall<T>& call, Place<T> at) {
+    const Vec<T> n = load_gate(call, at, kN);
+    const Vec<T> r = load_gate(call, at, kR);
+    const Vec<T> z = load_gate(call, at, kZ);
+    const Vec<T> q = load_gate(call, at, kQ);
+    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+    const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
+    const GruStateGradient<T> d = gru_state_backward(dh, z, n, h_prev);
+
+    store_dgate(call, at, kN, d.da_n);
+    store_dgate(call, at, kR, d.da_n * q * sigmoid_slope(r));
+    store_dgate(call, at, kZ, d.da_z);
+    store_dgate(call, at, kQ, d.da_n * r);
+    store(call.dh[at.row] + at.unit, d.dh_prev);
+  }
+};
+
+// GRU, reset gate before the product, in two phases, as U_n multiplies all of r*h:
+//   r = sigmoid(a_r)   z = sigmoid(a_z)
+struct GruGates {
+  static constexpr PhaseSpec spec = phase_spec(kGruGates);
+  enum Gate { kN, kR, kZ };  // of the cell; the phase computes r and z
+
+  template <class T>
+  static void finish(const PhaseCall<T>& call, const Vec<T> (&a)[2], Place<T> at) {
+    const Vec<T> r = sigmoid(a[kR - 1]);
+    const Vec<T> z = sigmoid(a[kZ - 1]);
+    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+
+    save_gate(call, at, kR, r);
+    save_gate(call, at, kZ, z);
+    store(call.z[at.row] + at.unit, z);
+    store(call.reset_h[at.row] + at.unit, r * h_prev);
+  }
+
+  template <class T>
+  static void backward(const BackwardCall<T>& call, Place<T> at) {
+    const Vec<T> r = load_gate(call, at, kR);
+    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+    const Vec<T> dreset_h = load<T>(call.dreset_h[at.row] + at.unit);
+    const Vec<T> dh_prev = load<T>(call.dh[at.row] + at.unit);
+
+    store_dgate(call, at, kR, dreset_h * h_prev * sigmoid_slope(r));
+    store(call.dh[at.row] + at.unit, fma(dreset_h, r, dh_prev));
+  }
+};
+
+//   n = tanh(a_n), a_n = W_n x + b_in + U_n (r*h) + b_hn
+struct GruCandidate {
+  static constexpr PhaseSpec spec = phase_spec(kGruCandidate);
+  enum Gate { kN, kR, kZ };
+
+  template <class T>
+  static void finish(const PhaseCall<T>& call, const Vec<T> (&a)[1], Place<T> at) {
+    const Vec<T> n = tanh(a[kN]);
+    const Vec<T> z = load<T>(call.z[at.row] + at.unit);
+    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+
+    save_gate(call, at, kN, n);
+    store_h(call, at, gru_state(z, n, h_prev));
+  }
+
+  template <class T>
+  static void backward(const BackwardCall<T>& call, Place<T> at) {
+    const Vec<T> n = load_gate(call, at, kN);
+    const Vec<T> r = load_gate(call, at, kR);
+    const Vec<T> z = load_gate(call, at, kZ);
+    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+    const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
+    const GruStateGradient<T> d = gru_state_backward(dh, z, n, h_prev);
+
+    store_dgate(call, at, kN, d.da_n);
+    store_dgate(call, at, kZ, d.da_z);
+    store(call.reset_h[at.row] + at.unit, r * h_prev);
+    store(call.dh[at.row] + at.unit, d.dh_prev);
+  }
+};
+
+// A product alone: h' = W h (projections), dx = W^T da.
+struct Linear {
+  static constexpr PhaseSpec spec = phase_spec(kLinear);
+
+  template <class T>
+  static void finish(const PhaseCall<T>& call, const Vec<T> (&a)[1], Place<T> at) {
+    store_h(call, at, a[0]);
+  }
+};
+
+}  // namespace
+}  // namespace tidegate
+
+#endif  // TIDEGATE_KERNELS_CELLS_H_

@@ -1,0 +1,55 @@
+// The kernels, compiled once for each ISA. Everything in this folder has internal linkage but the one table below, so
+// that the linker cannot pick one ISA's copy of a function for another's machine.
+#include "kernels/cells.h"
+#include "kernels/math.h"
+#include "kernels/table.h"
+#include "kernels/tile.h"
+#include "kernels/vec.h"
+
+#if defined(TIDEGATE_ISA_AVX512)
+#define TIDEGATE_ISA_NAME "avx512"
+#elif defined(TIDEGATE_ISA_AVX2)
+#define TIDEGATE_ISA_NAME "avx2"
+#elif defined(TIDEGATE_ISA_NEON)
+#define TIDEGATE_ISA_NAME "neon"
+#else
+#define TIDEGATE_ISA_NAME "baseline"
+#endif
+
+namespace tidegate {
+namespace {
+
+template <class Phase, class T>
+void backward(const BackwardCall<T>& call) {
+  constexpr Index kWidth = Vec<T>::width;
+  for (Index row = 0; row < call.rows; ++row) {
+    for (Index slice = call.slice_begin; slice < call.slice_end; ++slice) {
+      const Index unit = slice * kWidth;
+      Phase::template backward<T>(call, {row, unit, static_cast<int>(min_of(call.units - unit, kWidth))});
+    }
+  }
+}
+
+template <class T>
+constexpr Kernels<T> kernels() {
+  return {
+      .width = Vec<T>::width,
+      .outer_scratch = OuterShape<T>::kScratch,
+      .phase = {phase<Lstm<false>, T>, phase<Lstm<true>, T>, phase<GruAfter, T>, phase<GruGates, T>,
+                phase<GruCandidate, T>, phase<Linear, T>},
+      .backward = {backward<Lstm<false>, T>, backward<Lstm<true>, T>, backward<GruAfter, T>, backward<GruGates, T>,
+                   backward<GruCandidate, T>, nullptr},
+      .outer = outer<T>,
+      .sum_rows = sum_rows<T>,
+      .add_rows = add_rows<T>,
+  };
+}
+
+}  // namespace
+
+extern "C" {
+extern const KernelTable TIDEGATE_KERNELS;
+const KernelTable TIDEGATE_KERNELS = {TIDEGATE_ISA_NAME, kernels<float>(), kernels<double>()};
+}
+
+}  // namespace tidegate

@@ -1,0 +1,131 @@
+// The border between the core and the kernels: a table of function pointers on plain types, one for each ISA. No SIMD
+// type crosses it.
+//
+// Units (hidden units, or outputs of a product) are cut into slices of `width`, one vector each, and padded with zeros
+// to whole slices. A panel holds weights as [slice][k][gate][width]: all gates of a slice's units side by side, so that
+// a tile's accumulators are complete when its k loop ends and the cell runs on registers.
+#ifndef TIDEGATE_KERNELS_TABLE_H_
+#define TIDEGATE_KERNELS_TABLE_H_
+
+#include <cstdint>
+
+#include "kernels/spec.h"
+
+namespace tidegate {
+
+using Index = std::int64_t;
+
+// Rows of a matrix: a constant stride apart, or anywhere (table). Elements of a row are contiguous.
+template <class T>
+struct Rows {
+  T* base = nullptr;
+  Index stride = 0;
+  T* const* table = nullptr;
+
+  T* operator[](Index r) const { return table ? table[r] : base + r * stride; }
+  explicit operator bool() const { return base != nullptr || table != nullptr; }
+  operator Rows<const T>() const { return {base, stride, table}; }
+};
+
+// rows (., depth) times a panel of that depth. depth 0: absent.
+template <class T>
+struct Product {
+  Rows<const T> rows;
+  Index depth = 0;
+  const T* panel = nullptr;
+};
+
+// One phase of a step, for some rows and slices. Accumulators begin at the bias, or where an earlier call left them
+// (resume); then x by ascending k, then h by ascending k, each one fused multiply-add; then the cell (finish), or they
+// are left in `accumulators`. Rows of buffers marked * are padded to whole slices.
+template <class T>
+struct PhaseCall {
+  Index rows = 0;
+  Index slice_begin = 0;
+  Index slice_end = 0;
+  Index units = 0;  // without padding
+
+  Product<T> x;
+  Product<T> h;
+  const T* bias = nullptr;  // [slice][gate][width]; null: zero
+  // The accumulators of (row, slice): [gate][width] at row * row_stride + slice * slice_stride.
+  T* accumulators = nullptr;
+  Index accumulators_row_stride = 0;
+  Index accumulators_slice_stride = 0;
+  bool resume = false;
+  bool finish = true;
+
+  // The cell's, read or written by `finish` alone.
+  Rows<const T> h_prev;          // *
+  Rows<const T> c_prev;          // *
+  Rows<T> h_next;                // * h, or before a projection o * tanh(c); for kLinear may be absent
+  Rows<T> c_next;                // *
+  Rows<T> y;                     // h once more, without padding; may be absent
+  Rows<T> saved;                 // * [gate of the cell][unit]: activated gates for backward; may be absent
+  Index saved_gate_stride = 0;   //
+  const T* peephole = nullptr;   // [slice][i f o][width]
+  Rows<T> reset_h;               // * r * h_prev: written by kGruGates, the operand of kGruCandidate
+  Rows<T> z;                     // * from kGruGates to kGruCandidate
+};
+
+// The derivative of a phase's `finish`, for some rows and slices.
+template <class T>
+struct BackwardCall {
+  Index rows = 0;
+  Index slice_begin = 0;
+  Index slice_end = 0;
+  Index units = 0;
+
+  Rows<const T> saved;  // * as PhaseCall
+  Index saved_gate_stride = 0;
+  Rows<const T> h_prev;  // *
+  Rows<const T> c_prev;  // *
+  Rows<const T> c_next;  // *
+  const T* peephole = nullptr;
+
+  Rows<T> dh;  // * in: by h. Out, where the cell has a direct path: by h_prev along it
+  Rows<T> dc;  // * in: by c. Out: by c_prev
+  Rows<T> dgates;  // [gate of the cell][unit] by the pre-activations, dense: no padding between gates
+
+  Rows<T> cell_output;     // * o * tanh(c), for the projection's gradient; may be absent
+  Rows<T> dpeephole;       // [i f o][unit] dense: this row's part of the peephole gradient
+  Rows<T> reset_h;         // * r * h_prev, for the gradient of U_n
+  Rows<const T> dreset_h;  // * by r * h_prev
+};
+
+// result[m][n] (+)= sum over r, ascending, of left[r][m] * right[r][n]: a weight gradient.
+template <class T>
+struct OuterCall {
+  Index depth = 0;  // how many rows are summed over
+  Rows<const T> left;
+  Index left_columns = 0;  // m
+  Rows<const T> right;
+  Index right_columns = 0;  // n
+  Rows<T> result;
+  bool resume = false;  // add to what is there
+  T* scratch = nullptr;  // Kernels::outer_scratch elements
+};
+
+template <class T>
+struct Kernels {
+  int width;            // elements of a vector
+  Index outer_scratch;  // elements
+
+  void (*phase[kPhaseKinds])(const PhaseCall<T>&);
+  void (*backward[kPhaseKinds])(const BackwardCall<T>&);  // kLinear has none
+  void (*outer)(const OuterCall<T>&);
+  // sum[j] (+)= rows[0][j] + rows[1][j] + ..., in this order, for j < columns.
+  void (*sum_rows)(Rows<const T> rows, Index count, Index columns, T* sum, bool resume);
+  // to[r][j] += from[r][j] for j < columns.
+  void (*add_rows)(Rows<const T> from, Rows<T> to, Index count, Index columns);
+};
+
+struct KernelTable {
+  const char* isa;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_KERNELS_TABLE_H_

@@ -1,0 +1,234 @@
+// Vec<T>, one native register of float or double, and the operations on it; no formula of a
+// network is in here.
+//
+// Written once on the vector extensions of GCC and Clang, for the instruction set that the build
+// names with one of the macros TIDEGATE_ISA_*; the header vec_<isa>.h then replaces, by explicit
+// specialisation, what the extensions lack or compile badly. All of it has internal linkage and
+// is inlined: were one copy shared between object files, the linker could hand an AVX-512 body to
+// an AVX2 machine.
+//
+// Nothing here depends on how the compiler contracts: a product and a sum are fused in fma() and
+// nowhere else (-ffp-contract=off). Lane i of a result depends on lane i of the arguments alone.
+#ifndef TIDEGATE_KERNELS_VEC_H_
+#define TIDEGATE_KERNELS_VEC_H_
+
+#include <cstdint>
+
+#ifdef __FAST_MATH__
+#error "Tidegate keeps NaN, infinities and the order of operations: build it without -ffast-math"
+#endif
+
+#define TIDEGATE_INLINE inline __attribute__((always_inline))
+
+namespace tidegate {
+namespace {
+
+// Bytes in a register, and how many registers there are: a tile's accumulators must fit in them.
+#if defined(TIDEGATE_ISA_AVX512)
+constexpr int vector_bytes = 64;
+constexpr int vector_registers = 32;
+#elif defined(TIDEGATE_ISA_AVX2)
+constexpr int vector_bytes = 32;
+constexpr int vector_registers = 16;
+#elif defined(TIDEGATE_ISA_NEON)
+constexpr int vector_bytes = 16;
+constexpr int vector_registers = 32;
+#elif defined(TIDEGATE_ISA_BASELINE)
+constexpr int vector_bytes = 16;
+constexpr int vector_registers = 16;
+#else
+#error "Define one of TIDEGATE_ISA_BASELINE, _AVX2, _AVX512, _NEON"
+#endif
+
+// The register types and the layout of the floating-point format. Bits holds a lane's bit
+// pattern; a comparison fills a lane of it with ones (true) or zeros.
+template <class T>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  typedef float Native __attribute__((vector_size(vector_bytes)));
+  typedef std::int32_t Bits __attribute__((vector_size(vector_bytes)));
+  static constexpr std::int32_t sign_bit = INT32_MIN;
+  static constexpr int mantissa_bits = 23;
+  static constexpr int exponent_bias = 127;
+};
+
+template <>
+struct Lanes<double> {
+  typedef double Native __attribute__((vector_size(vector_bytes)));
+  typedef std::int64_t Bits __attribute__((vector_size(vector_bytes)));
+  static constexpr std::int64_t sign_bit = INT64_MIN;
+  static constexpr int mantissa_bits = 52;
+  static constexpr int exponent_bias = 1023;
+};
+
+template <class T>
+struct Vec {
+  using Native = typename Lanes<T>::Native;
+  using Bits = typename Lanes<T>::Bits;
+  static constexpr int width = vector_bytes / static_cast<int>(sizeof(T));
+
+  Native v;
+};
+
+// The lanes for which a comparison holds.
+template <class T>
+struct Mask {
+  typename Lanes<T>::Bits v;
+};
+
+// --- Memory. Pointers need no alignment beyond that of T. ---
+
+template <class T>
+TIDEGATE_INLINE Vec<T> load(const T* from) {
+  Vec<T> x;
+  __builtin_memcpy(&x.v, from, sizeof x.v);
+  return x;
+}
+
+template <class T>
+TIDEGATE_INLINE void store(T* to, Vec<T> x) {
+  __builtin_memcpy(to, &x.v, sizeof x.v);
+}
+
+// The first n lanes from memory (0 <= n <= width) and zero in the others; nothing beyond from[n -
+// 1] is read.
+template <class T>
+TIDEGATE_INLINE Vec<T> load_partial(const T* from, int n) {
+  T lanes[Vec<T>::width] = {};
+  for (int i = 0; i < Vec<T>::width; ++i) {
+    if (i < n) lanes[i] = from[i];
+  }
+  return load(lanes);
+}
+
+// The first n lanes to memory (0 <= n <= width); nothing beyond to[n - 1] is written.
+template <class T>
+TIDEGATE_INLINE void store_partial(T* to, Vec<T> x, int n) {
+  for (int i = 0; i < Vec<T>::width; ++i) {
+    if (i < n) to[i] = x.v[i];
+  }
+}
+
+// x in every lane. The extensions spread a scalar operand over a vector one; x - 0 is x for every
+// x, -0 included, so that the compiler drops the subtraction.
+template <class T>
+TIDEGATE_INLINE Vec<T> broadcast(T x) {
+  return {x - typename Vec<T>::Native{}};
+}
+
+template <class T>
+TIDEGATE_INLINE Vec<T> zero() {
+  return {typename Vec<T>::Native{}};
+}
+
+// --- Arithmetic ---
+
+template <class T>
+TIDEGATE_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  return {a.v + b.v};
+}
+
+template <class T>
+TIDEGATE_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) {
+  return {a.v - b.v};
+}
+
+template <class T>
+TIDEGATE_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
+  return {a.v * b.v};
+}
+
+template <class T>
+TIDEGATE_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
+  return {a.v / b.v};
+}
+
+template <class T>
+TIDEGATE_INLINE Vec<T> operator-(Vec<T> x) {
+  return {-x.v};
+}
+
+// a * b + c: rounded once where the instruction set has it (all but the baseline, which rounds
+// the product too).
+template <class T>
+TIDEGATE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return {a.v * b.v + c.v};
+}
+
+// The lesser of x and bound; a NaN in x stays. The bound must be no NaN and not zero (which zero
+// comes out is open).
+template <class T>
+TIDEGATE_INLINE Vec<T> at_most(Vec<T> x, Vec<T> bound) {
+  return {bound.v < x.v ? bound.v : x.v};
+}
+
+// The greater of x and bound; a NaN in x stays. The bound must be no NaN and not zero.
+template <class T>
+TIDEGATE_INLINE Vec<T> at_least(Vec<T> x, Vec<T> bound) {
+  return {bound.v > x.v ? bound.v : x.v};
+}
+
+// --- Signs, comparisons, powers of two ---
+
+template <class T>
+TIDEGATE_INLINE Vec<T> abs(Vec<T> x) {
+  using Bits = typename Vec<T>::Bits;
+  return {(typename Vec<T>::Native)((Bits)x.v & ~Lanes<T>::sign_bit)};
+}
+
+template <class T>
+TIDEGATE_INLINE Vec<T> copysign(Vec<T> magnitude, Vec<T> sign) {
+  using Bits = typename Vec<T>::Bits;
+  return {(typename Vec<T>::Native)(((Bits)magnitude.v & ~Lanes<T>::sign_bit) |
+                                    ((Bits)sign.v & Lanes<T>::sign_bit))};
+}
+
+// a < b, false where either is NaN.
+template <class T>
+TIDEGATE_INLINE Mask<T> less(Vec<T> a, Vec<T> b) {
+  return {(typename Vec<T>::Bits)(a.v < b.v)};
+}
+
+template <class T>
+TIDEGATE_INLINE Vec<T> select(Mask<T> mask, Vec<T> if_true, Vec<T> if_false) {
+  return {mask.v ? if_true.v : if_false.v};
+}
+
+template <class T>
+struct PowerOfTwo {
+  Vec<T> exponent;
+  Vec<T> value;  // 2^exponent
+};
+
+// The integer n nearest to x * factor (a tie goes either way), and 2^n. Needs rounding to nearest,
+// and n within the exponents of normal numbers (-126 to 127, -1022 to 1023); where x is NaN so is
+// n, and 2^n is unspecified.
+//
+// To add 1.5 * 2^mantissa_bits rounds to an integer and leaves it in the low bits of the sum. The
+// exponent's bias, added along with it, makes those bits the exponent field of 2^n: a shift moves
+// them there and all else out.
+template <class T>
+TIDEGATE_INLINE PowerOfTwo<T> nearest_power_of_two(Vec<T> x, T factor) {
+  constexpr T units = static_cast<T>(std::int64_t{3} << (Lanes<T>::mantissa_bits - 1));
+  const Vec<T> shift = broadcast<T>(units + static_cast<T>(Lanes<T>::exponent_bias));
+  const Vec<T> sum = fma(x, broadcast(factor), shift);
+  using Bits = typename Vec<T>::Bits;
+  return {sum - shift, {(typename Vec<T>::Native)((Bits)sum.v << Lanes<T>::mantissa_bits)}};
+}
+
+}  // namespace
+}  // namespace tidegate
+
+#if defined(TIDEGATE_ISA_AVX512)
+#include "kernels/vec_avx512.h"
+#elif defined(TIDEGATE_ISA_AVX2)
+#include "kernels/vec_avx2.h"
+#elif defined(TIDEGATE_ISA_NEON)
+#include "kernels/vec_neon.h"
+#else
+#include "kernels/vec_baseline.h"
+#endif
+
+#endif  // TIDEGATE_KERNELS_VEC_H_

@@ -1,0 +1,74 @@
+// What Vec does differently on AVX2 with FMA; included by vec.h alone.
+#ifndef TIDEGATE_KERNELS_VEC_AVX2_H_
+#define TIDEGATE_KERNELS_VEC_AVX2_H_
+
+#include <immintrin.h>
+
+namespace tidegate {
+namespace {
+
+template <>
+TIDEGATE_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+}
+
+// MINPS and MAXPS give their second operand where either is NaN, so that x goes second. The
+// generic body means the same, but against a constant bound the compiler turns its comparison
+// round and then needs a blend.
+template <>
+TIDEGATE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
+  return {_mm256_min_ps(bound.v, x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> at_most(Vec<double> x, Vec<double> bound) {
+  return {_mm256_min_pd(bound.v, x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<float> at_least(Vec<float> x, Vec<float> bound) {
+  return {_mm256_max_ps(bound.v, x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> at_least(Vec<double> x, Vec<double> bound) {
+  return {_mm256_max_pd(bound.v, x.v)};
+}
+
+// Ones in the first `count` of eight 32-bit lanes: a window that slides over ones followed by
+// zeros.
+TIDEGATE_INLINE __m256i first_lanes(int count) {
+  alignas(64) static constexpr std::int32_t ones_then_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(ones_then_zeros + 8 - count));
+}
+
+// A masked access touches no byte of a lane that is off, nor faults on it.
+template <>
+TIDEGATE_INLINE Vec<float> load_partial(const float* from, int n) {
+  return {_mm256_maskload_ps(from, first_lanes(n))};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> load_partial(const double* from, int n) {
+  return {_mm256_maskload_pd(from, first_lanes(2 * n))};
+}
+
+template <>
+TIDEGATE_INLINE void store_partial(float* to, Vec<float> x, int n) {
+  _mm256_maskstore_ps(to, first_lanes(n), x.v);
+}
+
+template <>
+TIDEGATE_INLINE void store_partial(double* to, Vec<double> x, int n) {
+  _mm256_maskstore_pd(to, first_lanes(2 * n), x.v);
+}
+
+}  // namespace
+}  // namespace tidegate
+
+#endif  // TIDEGATE_KERNELS_VEC_AVX2_H_

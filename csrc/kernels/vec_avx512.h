@@ -1,0 +1,71 @@
+// What Vec does differently on AVX-512 (F, BW, VL, DQ); included by vec.h alone.
+#ifndef TIDEGATE_KERNELS_VEC_AVX512_H_
+#define TIDEGATE_KERNELS_VEC_AVX512_H_
+
+#include <immintrin.h>
+
+namespace tidegate {
+namespace {
+
+template <>
+TIDEGATE_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
+
+// MINPS and MAXPS give their second operand where either is NaN, so that x goes second. The
+// generic body means the same, but against a constant bound the compiler turns its comparison
+// round and then needs a blend. The mask, all ones, spares GCC 12 a false warning inside the
+// unmasked intrinsics.
+template <>
+TIDEGATE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
+  return {_mm512_maskz_min_ps(0xffff, bound.v, x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> at_most(Vec<double> x, Vec<double> bound) {
+  return {_mm512_maskz_min_pd(0xff, bound.v, x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<float> at_least(Vec<float> x, Vec<float> bound) {
+  return {_mm512_maskz_max_ps(0xffff, bound.v, x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> at_least(Vec<double> x, Vec<double> bound) {
+  return {_mm512_maskz_max_pd(0xff, bound.v, x.v)};
+}
+
+// Ones in the lowest n bits, n <= 16.
+TIDEGATE_INLINE unsigned first_lanes(int n) { return (1u << n) - 1u; }
+
+// A masked access touches no byte of a lane that is off, nor faults on it.
+template <>
+TIDEGATE_INLINE Vec<float> load_partial(const float* from, int n) {
+  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(first_lanes(n)), from)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> load_partial(const double* from, int n) {
+  return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(n)), from)};
+}
+
+template <>
+TIDEGATE_INLINE void store_partial(float* to, Vec<float> x, int n) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>(first_lanes(n)), x.v);
+}
+
+template <>
+TIDEGATE_INLINE void store_partial(double* to, Vec<double> x, int n) {
+  _mm512_mask_storeu_pd(to, static_cast<__mmask8>(first_lanes(n)), x.v);
+}
+
+}  // namespace
+}  // namespace tidegate
+
+#endif  // TIDEGATE_KERNELS_VEC_AVX512_H_

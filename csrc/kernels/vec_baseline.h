@@ -1,0 +1,37 @@
+// What Vec does differently on the x86-64 baseline (SSE2); included by vec.h alone. There is no
+// fused multiply-add and no masked access: the generic bodies stand.
+#ifndef TIDEGATE_KERNELS_VEC_BASELINE_H_
+#define TIDEGATE_KERNELS_VEC_BASELINE_H_
+
+#include <emmintrin.h>
+
+namespace tidegate {
+namespace {
+
+// MINPS and MAXPS give their second operand where either is NaN, so that x goes second. The
+// generic body means the same, but against a constant bound the compiler turns its comparison
+// round and then needs a blend.
+template <>
+TIDEGATE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
+  return {_mm_min_ps(bound.v, x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> at_most(Vec<double> x, Vec<double> bound) {
+  return {_mm_min_pd(bound.v, x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<float> at_least(Vec<float> x, Vec<float> bound) {
+  return {_mm_max_ps(bound.v, x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> at_least(Vec<double> x, Vec<double> bound) {
+  return {_mm_max_pd(bound.v, x.v)};
+}
+
+}  // namespace
+}  // namespace tidegate
+
+#endif  // TIDEGATE_KERNELS_VEC_BASELINE_H_

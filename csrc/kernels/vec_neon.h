@@ -1,0 +1,44 @@
+// What Vec does differently on AArch64 NEON; included by vec.h alone.
+#ifndef TIDEGATE_KERNELS_VEC_NEON_H_
+#define TIDEGATE_KERNELS_VEC_NEON_H_
+
+#include <arm_neon.h>
+
+namespace tidegate {
+namespace {
+
+template <>
+TIDEGATE_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {vfmaq_f32(c.v, a.v, b.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {vfmaq_f64(c.v, a.v, b.v)};
+}
+
+// FMIN and FMAX give NaN if either operand is one: one instruction for a comparison and a select.
+template <>
+TIDEGATE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
+  return {vminq_f32(x.v, bound.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> at_most(Vec<double> x, Vec<double> bound) {
+  return {vminq_f64(x.v, bound.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<float> at_least(Vec<float> x, Vec<float> bound) {
+  return {vmaxq_f32(x.v, bound.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> at_least(Vec<double> x, Vec<double> bound) {
+  return {vmaxq_f64(x.v, bound.v)};
+}
+
+}  // namespace
+}  // namespace tidegate
+
+#endif  // TIDEGATE_KERNELS_VEC_NEON_H_

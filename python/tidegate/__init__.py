@@ -1,0 +1,42 @@
+"""LSTM and GRU on CPUs: fused C++ kernels, forward and backward, on NumPy arrays.
+
+    import numpy as np, tidegate as tg
+
+    gru = tg.GRU(12, 64, bidirectional=True, seed=0)
+    y, h_n = gru(np.zeros((100, 8, 12), np.float32))
+
+Names, shapes, argument order and defaults are those of `torch.nn.LSTM` and `torch.nn.GRU`.
+
+Layers: `LSTM`, `GRU`, and live input through `Stream`. Training: their `forward` and `backward`,
+`Linear`, `Dropout`, `losses`, `optim`. Settings: `set_num_threads`, `get_num_threads`,
+`num_threads`, `show_config`. What all of it is checked against: `tidegate.reference`.
+"""
+
+from tidegate import losses, optim
+from tidegate._core import Tape, version
+from tidegate.layers import GRU, LSTM, Grads
+from tidegate.linear import Dropout, Linear
+from tidegate.params import Gradients, Params
+from tidegate.settings import config, get_num_threads, num_threads, set_num_threads, show_config
+from tidegate.streams import Stream
+
+__version__ = version()
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Dropout",
+    "Gradients",
+    "Grads",
+    "Linear",
+    "Params",
+    "Stream",
+    "Tape",
+    "config",
+    "get_num_threads",
+    "losses",
+    "num_threads",
+    "optim",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,124 @@
+"""Checks of arguments: errors that name the argument, what came and what was wanted.
+
+Those of the recurrent layers' calls are not here: the bindings make them.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array: TypeAlias = NDArray[Any]
+
+
+def array_problem(
+    name: str, value: object, shape: tuple[int, ...] | None, dtype: np.dtype[Any] | None
+) -> Exception | None:
+    """Why `value` is no array of this shape (None: any) and dtype (None: float32 or float64)."""
+    wanted = "float32 or float64" if dtype is None else str(dtype)
+    if not isinstance(value, np.ndarray):
+        return TypeError(f"{name}: got {type(value).__name__}, wanted a {wanted} ndarray")
+    if value.dtype not in ((np.float32, np.float64) if dtype is None else (dtype,)):
+        return TypeError(f"{name}: got dtype {value.dtype}, wanted {wanted}")
+    if shape is not None and value.shape != shape:
+        return ValueError(f"{name}: got shape {value.shape}, wanted {shape}")
+    return None
+
+
+def check_array(
+    name: str,
+    value: object,
+    *,
+    shape: tuple[int, ...] | None = None,
+    dtype: np.dtype[Any] | None = None,
+) -> None:
+    """Raises what `array_problem` finds."""
+    problem = array_problem(name, value, shape, dtype)
+    if problem is not None:
+        raise problem
+
+
+def check_mapping(
+    name: str, value: object, wanted: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+) -> dict[str, Array]:
+    """`value` as a dict of exactly these names, shapes and dtypes.
+
+    Raises:
+        TypeError: `value` is no mapping, or all that is wrong are dtypes.
+        ValueError: keys are missing, surplus or of another shape. The one message names every
+            problem.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: got {type(value).__name__}, wanted a mapping")
+    given = dict(value)  # an open .npz file would read an array anew at every look-up
+    missing = [key for key in wanted if key not in given]
+    surplus = [repr(key) for key in given if key not in wanted]
+    problems: list[Exception] = []
+    if missing:
+        problems.append(ValueError(f"missing {', '.join(missing)}"))
+    if surplus:
+        problems.append(ValueError(f"surplus {', '.join(surplus)}"))
+    for key, (shape, dtype) in wanted.items():
+        problem = array_problem(key, given[key], shape, dtype) if key in given else None
+        if problem is not None:
+            problems.append(problem)
+    if problems:
+        kind = TypeError if all(isinstance(p, TypeError) for p in problems) else ValueError
+        raise kind(f"{name}: " + "; ".join(str(problem) for problem in problems))
+    return given
+
+
+def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """`dtype` as float32 or float64; a TypeError if it is neither."""
+    try:
+        checked = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype: got {dtype!r}, wanted float32 or float64") from None
+    if checked not in (np.float32, np.float64):
+        raise TypeError(f"dtype: got {checked}, wanted float32 or float64")
+    return checked
+
+
+def check_size(name: str, value: object) -> int:
+    """`value` as an int >= 1; a TypeError if it is no integer (True is none)."""
+    size = check_integer(name, value)
+    if size < 1:
+        raise ValueError(f"{name}: got {size}, wanted at least 1")
+    return size
+
+
+def check_number(name: str, value: object, *, below: float = math.inf) -> float:
+    """`value` as a float with 0 <= value < below; a TypeError if it is no number."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}: got {value!r}, wanted a number")
+    number = float(value)
+    if not 0 <= number < below:
+        limit = "finite" if below == math.inf else f"below {below:g}"
+        raise ValueError(f"{name}: got {value}, wanted a number >= 0, {limit}")
+    return number
+
+
+def check_integer(name: str, value: object) -> int:
+    """`value` as an int that fits into 64 bits; a TypeError if it is no integer (True is none)."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: got {value!r}, wanted an integer") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name}: got {number}, wanted an integer of 64 bits")
+    return number
+
+
+def check_bool(name: str, value: object) -> bool:
+    """`value` as a bool; a TypeError if it is anything else, 0 and 1 included."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: got {value!r}, wanted True or False")
+    return bool(value)

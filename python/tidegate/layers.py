@@ -1,0 +1,534 @@
+"""LSTM and GRU: their names, defaults and documentation.
+
+No mathematics: arrays are checked in the bindings, and all work is done in C++.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+from tidegate import _core
+from tidegate.checks import Array, check_bool, check_dtype, check_integer, check_number
+from tidegate.params import Gradients, Params
+from tidegate.streams import Stream
+
+# The state that a call returns, h_n or (h_n, c_n), and the one it takes, whose members may be None.
+State = TypeVar("State")
+GivenState = TypeVar("GivenState")
+Layer = TypeVar("Layer", bound="RecurrentLayer[Any, Any]")
+
+
+@dataclass(frozen=True, eq=False)
+class Grads(Generic[State]):
+    """What `backward` returns: gradients by what `forward` read.
+
+    Attributes:
+        x: like x; zero at padded steps.
+        state: by the initial state: like h_0 (GRU), or a pair like h_0 and c_0 (LSTM).
+        params: by the parameters: `params[name]`, `params.flat`.
+    """
+
+    x: Array
+    state: State
+    params: Gradients
+
+
+class RecurrentLayer(Generic[State, GivenState]):
+    """What LSTM and GRU share: all but their options. Not to be made itself.
+
+    Pickled, copied (`copy.copy` too) or converted by `astype`, it becomes a layer with parameters
+    of its own.
+    """
+
+    # What _core.Config is made of, in the order in which repr shows it.
+    _OPTIONS = (
+        "cell",
+        "input_size",
+        "hidden_size",
+        "num_layers",
+        "bias",
+        "bidirectional",
+        "proj_size",
+        "peephole",
+        "reset_after",
+        "update_gate",
+        "reverse",
+    )
+
+    def __init__(
+        self,
+        config: _core.Config,
+        batch_first: bool,
+        dropout: float,
+        dtype: DTypeLike,
+        seed: int | np.random.Generator | None,
+    ) -> None:
+        dropout = check_number("dropout", dropout, below=1)
+        self._build(config, check_bool("batch_first", batch_first), dropout, check_dtype(dtype))
+        if dropout > 0 and config.num_layers == 1:
+            warnings.warn(
+                "dropout: acts between layers, and num_layers=1 has nothing between",
+                UserWarning,
+                stacklevel=3,
+            )
+        bound = 1 / math.sqrt(config.hidden_size)
+        # Drawn in double whatever the dtype: the same seed gives the same layer, rounded.
+        flat = np.random.default_rng(seed).uniform(-bound, bound, self._model.flat.size)
+        self._model.write(0, flat.astype(self.dtype))
+
+    def _build(
+        self, config: _core.Config, batch_first: bool, dropout: float, dtype: np.dtype[Any]
+    ) -> None:
+        """Makes the layer with parameters that are zero."""
+        self._config = config
+        self._dropout = dropout
+        self._model = _core.Model(config, dtype, batch_first)
+        self._specs = self._model.specs
+        self._params = Params(self._specs, self._model)
+
+    # ---- What it is ----
+
+    @property
+    def input_size(self) -> int:
+        """I, the size of a step of x."""
+        return self._config.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the number of units of one direction of one layer."""
+        return self._config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """L, how many layers are stacked."""
+        return self._config.num_layers
+
+    @property
+    def bias(self) -> bool:
+        """Whether there are bias_ih and bias_hh."""
+        return self._config.bias
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether x and y are (N, T, ...) instead of (T, N, ...)."""
+        return self._model.batch_first
+
+    @property
+    def dropout(self) -> float:
+        """The probability that an element between two layers is dropped in training."""
+        return self._dropout
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether every layer also runs from the last valid step to the first."""
+        return self._config.bidirectional
+
+    @property
+    def reverse(self) -> bool:
+        """Whether the one direction runs from the last valid step to the first."""
+        return self._config.reverse
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64: of the parameters and of whatever goes in and out."""
+        return self._model.dtype
+
+    @property
+    def params(self) -> Params:
+        """The parameters: `params[name]` and `params.flat`, to read and to assign to.
+
+        Assigning copies in, and the next call sees it; running calls keep what they began with.
+        """
+        return self._params
+
+    # ---- Running ----
+
+    def __call__(
+        self,
+        x: Array,
+        state: GivenState | None = None,
+        *,
+        lengths: Array | int | None = None,
+        reset: Array | None = None,
+        out: Array | None = None,
+        num_threads: int | None = None,
+    ) -> tuple[Array, State]:
+        """Inference: runs the whole of x and keeps nothing. Dropout is not applied.
+
+        T steps, N rows, I input_size, H hidden_size, L num_layers, D 2 if bidirectional else 1, S
+        the size of h (H, or proj_size). Arrays are of the layer's dtype and may have any strides.
+        What the call writes is the same whatever the threads, the batch and its other rows.
+
+        Args:
+            x: (T, N, I), or (N, T, I) with `batch_first`, or (T, I) unbatched. T and N may be 0.
+            state: the initial one; None is zeros. GRU: h_0 (L*D, N, S). LSTM: a pair (h_0, c_0),
+                c_0 (L*D, N, H), either of which may be None. Layers come first and forward before
+                reverse, in any layout; unbatched without N.
+            lengths: (N,) integers in 0..T, in any order: how many steps of each row are valid.
+                Unbatched an int. Padding is never read, its y is zero, and the reverse direction
+                starts at the last valid step. A row of length 0 keeps its initial state.
+            reset: bool, x's layout without I. True at t is a boundary between t-1 and t, which no
+                state crosses in either direction; at t = 0 the forward initial state is dropped.
+            out: an array like y to be written and returned: writable, its last axis contiguous,
+                overlapping neither itself nor an input.
+            num_threads: at most so many; None is the setting in force (`get_num_threads`).
+
+        Returns:
+            y, (h_n, c_n) of an LSTM, or y, h_n of a GRU. y (T, N, D*S) in x's layout: the last
+            layer's h at every step. h_n and c_n like h_0 and c_0: after the last valid step of each
+            direction.
+
+        Raises:
+            TypeError: something is no array, or of another dtype (nothing is converted silently).
+            ValueError: a wrong shape or value, or an `out` that cannot be written to. Nothing has
+                been written then.
+            MemoryError: the results do not fit into memory.
+        """
+        y, state_n = self._model.run(x, state, lengths, reset, out, num_threads)
+        return y, state_n
+
+    def forward(
+        self,
+        x: Array,
+        state: GivenState | None = None,
+        lengths: Array | int | None = None,
+        reset: Array | None = None,
+        rng: np.random.Generator | None = None,
+        num_threads: int | None = None,
+    ) -> tuple[Array, State, _core.Tape]:
+        """Training: what a call returns, and the tape that `backward` needs.
+
+        Args:
+            x: as in a call, and likewise state, lengths, reset, num_threads.
+            rng: where dropout comes from: elements between two layers are zero with probability
+                `dropout` and else multiplied by 1/(1 - dropout). One draw an element of (L-1, T, N,
+                D*S), the same ones in every dtype and layout, once the arguments have been checked.
+                Needed only if dropout > 0.
+
+        Returns:
+            y, state, tape. The tape outlives changes of the parameters and of every array, and may
+            be used any number of times; `tape.gates()` shows what is in it.
+
+        Raises:
+            TypeError, ValueError, MemoryError: as in a call.
+            TypeError: rng is no `numpy.random.Generator`.
+            ValueError: dropout > 0 and rng is None.
+        """
+        draw = self._dropout_drawer(rng)
+        y, state_n, tape = self._model.record(x, state, lengths, reset, draw, num_threads)
+        return y, state_n, tape
+
+    def _dropout_drawer(
+        self, rng: np.random.Generator | None
+    ) -> Callable[[tuple[int, ...]], Array] | None:
+        if rng is not None and not isinstance(rng, np.random.Generator):
+            raise TypeError(
+                f"rng: got {type(rng).__name__}, wanted a numpy.random.Generator or None"
+            )
+        if self._dropout == 0:
+            return None
+        if rng is None:
+            raise ValueError(
+                f"rng: got None, wanted a numpy.random.Generator for dropout={self._dropout:g}"
+            )
+        if self.num_layers == 1:
+            return None
+        generator = rng
+
+        def draw(shape: tuple[int, ...]) -> Array:
+            keep = generator.random(shape, np.float32) >= self._dropout
+            return keep.astype(self.dtype) / (1 - self._dropout)
+
+        return draw
+
+    def backward(
+        self,
+        tape: _core.Tape,
+        dy: Array | None = None,
+        dstate: GivenState | None = None,
+        num_threads: int | None = None,
+    ) -> Grads[State]:
+        """Gradients of a scalar, given its gradients by what `forward` returned.
+
+        They have the same bits whatever num_threads. The weights are those of the forward call.
+
+        Args:
+            tape: from `forward` of a layer of these options and this dtype.
+            dy: by y, like y; None is zeros. Padded steps are not read.
+            dstate: by the returned state, like it; None is zeros, and so is either member of an
+                LSTM's pair.
+            num_threads: at most so many; None is the setting in force.
+
+        Returns:
+            grads: `grads.x` like x, `grads.state` like the initial state, `grads.params[name]` and
+            `grads.params.flat` like the parameters.
+
+        Raises:
+            TypeError: tape is no Tape or of another dtype; dy or dstate is no such array.
+            ValueError: tape is from a layer of other options; a wrong shape.
+        """
+        if not isinstance(tape, _core.Tape):
+            raise TypeError(f"tape: got {type(tape).__name__}, wanted what forward returned")
+        if tape.config != self._config:
+            raise ValueError(f"tape: got one from {_name(tape.config)}, wanted {_name(self._config)}")
+        dx, dstate_0, flat = self._model.backward(tape, dy, dstate, num_threads)
+        return Grads(dx, dstate_0, Gradients(self._specs, flat))
+
+    def stream(self, batch: int = 1) -> Stream:
+        """A stream: live input whose state stays inside, in C++; see `Stream`.
+
+        Args:
+            batch: how many sequences it feeds at once.
+
+        Raises:
+            TypeError: batch is no integer.
+            ValueError: the layer is bidirectional or reverse, or batch is below 1.
+        """
+        return Stream(self, batch)
+
+    # ---- Keeping ----
+
+    def state_dict(self) -> dict[str, Array]:
+        """Names -> copies of the parameters."""
+        return self._params.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
+        """Replaces all parameters; strict, all or nothing: see `Params.load_state_dict`."""
+        self._params.load_state_dict(state_dict)
+
+    def astype(self: Layer, dtype: DTypeLike) -> Layer:
+        """A new layer with these options and parameters in another dtype.
+
+        Raises:
+            TypeError: dtype is neither float32 nor float64.
+        """
+        state = self.__getstate__()
+        state["flat"] = state["flat"].astype(check_dtype(dtype))
+        layer = type(self).__new__(type(self))
+        layer.__setstate__(state)
+        return layer
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_config", "_dropout", "_model", "_specs", "_params")
+        return {
+            "options": {name: getattr(self._config, name) for name in self._OPTIONS},
+            "batch_first": self.batch_first,
+            "dropout": self._dropout,
+            "flat": self._model.flat.copy(),
+            "attributes": {k: v for k, v in self.__dict__.items() if k not in own},
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        flat = state["flat"]
+        config = _core.Config(**state["options"])
+        self._build(config, state["batch_first"], state["dropout"], flat.dtype)
+        self._model.write(0, flat)
+        self.__dict__.update(state["attributes"])
+
+    def __repr__(self) -> str:
+        shown = {}
+        if self.batch_first:
+            shown["batch_first"] = "True"
+        if self._dropout > 0:
+            shown["dropout"] = f"{self._dropout:g}"
+        if self.dtype != np.float32:
+            shown["dtype"] = str(self.dtype)
+        return _name(self._config, type(self).__name__, shown)
+
+
+def _name(
+    config: _core.Config, name: str | None = None, more: Mapping[str, str] | None = None
+) -> str:
+    """A layer as one would write it: what differs from the defaults is named."""
+    sizes = {"input_size": config.input_size, "hidden_size": config.hidden_size}
+    default = _core.Config(cell=config.cell, **sizes)
+    shown = [str(size) for size in sizes.values()]
+    for option in RecurrentLayer._OPTIONS:
+        value = getattr(config, option)
+        if value != getattr(default, option):
+            shown.append(f"{option}={value!r}")
+    shown += [f"{option}={value}" for option, value in (more or {}).items()]
+    return f"{name or config.cell.upper()}({', '.join(shown)})"
+
+
+class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]]):
+    """Long short-term memory, as `torch.nn.LSTM`, and with peepholes.
+
+    At every step, * elementwise, from x, the h and c before it (Hochreiter and Schmidhuber 1997;
+    the forget gate is from Gers, Schmidhuber and Cummins 2000):
+
+        i  = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
+        f  = sigmoid(W_if x + b_if + W_hf h + b_hf)
+        g  = tanh   (W_ig x + b_ig + W_hg h + b_hg)
+        o  = sigmoid(W_io x + b_io + W_ho h + b_ho)
+        c' = f * c + i * g
+        h' = o * tanh(c')
+
+    With `peephole`, p_i * c and p_f * c are added inside i and f, and p_o * c' inside o (Gers and
+    Schmidhuber 2000). With `proj_size`, h' = W_hr (o * tanh(c')) (Sak, Senior and Beaufays 2014).
+
+    Parameters, with layer k and for the second direction `_reverse` at the end; S is proj_size, or
+    H without; In is input_size in layer 0, D*S above:
+
+        weight_ih_lk (4*H, In), weight_hh_lk (4*H, S): gates in the order i, f, g, o
+        bias_ih_lk, bias_hh_lk (4*H,)
+        weight_hr_lk (S, H): with proj_size
+        weight_peephole_lk (3*H,): with peephole, in the order i, f, o
+
+    They are drawn from U(-1/sqrt(H), 1/sqrt(H)), in this order.
+
+    Args:
+        input_size: I, the size of a step of x.
+        hidden_size: H, the number of units of one direction of one layer.
+        num_layers: layers stacked, each running over the y of the one below.
+        bias: whether there are biases.
+        batch_first: whether x and y are (N, T, ...) instead of (T, N, ...). States never are.
+        dropout: 0 <= dropout < 1: how likely an element between two layers is dropped by `forward`
+            (by calls never). With num_layers=1 there is none, and a UserWarning says so.
+        bidirectional: whether every layer also runs from the last valid step to the first, with
+            parameters of its own; y is then (..., 2*S), forward first.
+        proj_size: 0, or the size of h, less than hidden_size.
+        peephole: whether the gates see the cell state.
+        reverse: run from the last valid step to the first only. Excludes bidirectional.
+        dtype: float32 or float64, of the parameters and of whatever goes in and out.
+        seed: what `numpy.random.default_rng` takes: None for another draw each time, an int, a
+            Generator.
+
+    Raises:
+        TypeError: an option is of another type, or dtype is neither float32 nor float64.
+        ValueError: an option is out of range, or excluded by another one.
+        MemoryError: the parameters do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        peephole: bool = False,
+        reverse: bool = False,
+        dtype: DTypeLike = np.float32,
+        seed: int | np.random.Generator | None = None,
+    ) -> None:
+        config = _core.Config(
+            cell="lstm",
+            input_size=check_integer("input_size", input_size),
+            hidden_size=check_integer("hidden_size", hidden_size),
+            num_layers=check_integer("num_layers", num_layers),
+            bias=check_bool("bias", bias),
+            bidirectional=check_bool("bidirectional", bidirectional),
+            proj_size=check_integer("proj_size", proj_size),
+            peephole=check_bool("peephole", peephole),
+            reverse=check_bool("reverse", reverse),
+        )
+        super().__init__(config, batch_first, dropout, dtype, seed)
+
+    @property
+    def proj_size(self) -> int:
+        """The size of h if there is a projection, else 0."""
+        return self._config.proj_size
+
+    @property
+    def peephole(self) -> bool:
+        """Whether the gates see the cell state."""
+        return self._config.peephole
+
+
+class GRU(RecurrentLayer[Array, Array]):
+    """Gated recurrent unit, as `torch.nn.GRU`, and in its other forms.
+
+    At every step, * elementwise, from x and the h before it:
+
+        r  = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+        z  = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+        n  = tanh   (W_in x + b_in + r * (W_hn h + b_hn))   reset_after=True
+        n  = tanh   (W_in x + b_in + W_hn (r * h) + b_hn)   reset_after=False
+        h' = z * h + (1 - z) * n                            update_gate="carry"
+        h' = (1 - z) * h + z * n                            update_gate="write"
+
+    reset_after=False with "carry" is Cho et al. 2014, with "write" Chung et al. 2014; True with
+    "carry" is the form of PyTorch, cuDNN and Keras.
+
+    Parameters, with layer k and for the second direction `_reverse` at the end; In is input_size in
+    layer 0, D*H above:
+
+        weight_ih_lk (3*H, In), weight_hh_lk (3*H, H): gates in the order r, z, n
+        bias_ih_lk, bias_hh_lk (3*H,)
+
+    They are drawn from U(-1/sqrt(H), 1/sqrt(H)), in this order.
+
+    Args:
+        input_size: I, the size of a step of x.
+        hidden_size: H, the number of units of one direction of one layer.
+        num_layers: layers stacked, each running over the y of the one below.
+        bias: whether there are biases.
+        batch_first: whether x and y are (N, T, ...) instead of (T, N, ...). States never are.
+        dropout: 0 <= dropout < 1: how likely an element between two layers is dropped by `forward`
+            (by calls never). With num_layers=1 there is none, and a UserWarning says so.
+        bidirectional: whether every layer also runs from the last valid step to the first, with
+            parameters of its own; y is then (..., 2*H), forward first.
+        reset_after: whether r acts after the product with h (True) or before it.
+        update_gate: "carry" if z keeps the old state, "write" if it lets the new one in.
+        reverse: run from the last valid step to the first only. Excludes bidirectional.
+        dtype: float32 or float64, of the parameters and of whatever goes in and out.
+        seed: what `numpy.random.default_rng` takes: None for another draw each time, an int, a
+            Generator.
+
+    Raises:
+        TypeError: an option is of another type, or dtype is neither float32 nor float64.
+        ValueError: an option is out of range, or excluded by another one.
+        MemoryError: the parameters do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        reset_after: bool = True,
+        update_gate: Literal["carry", "write"] = "carry",
+        reverse: bool = False,
+        dtype: DTypeLike = np.float32,
+        seed: int | np.random.Generator | None = None,
+    ) -> None:
+        if not isinstance(update_gate, str):
+            raise TypeError(f"update_gate: got {update_gate!r}, wanted 'carry' or 'write'")
+        config = _core.Config(
+            cell="gru",
+            input_size=check_integer("input_size", input_size),
+            hidden_size=check_integer("hidden_size", hidden_size),
+            num_layers=check_integer("num_layers", num_layers),
+            bias=check_bool("bias", bias),
+            bidirectional=check_bool("bidirectional", bidirectional),
+            reset_after=check_bool("reset_after", reset_after),
+            update_gate=update_gate,
+            reverse=check_bool("reverse", reverse),
+        )
+        super().__init__(config, batch_first, dropout, dtype, seed)
+
+    @property
+    def reset_after(self) -> bool:
+        """Whether r acts after the product with h, or before it."""
+        return self._config.reset_after
+
+    @property
+    def update_gate(self) -> str:
+        """"carry" if z keeps the old state, "write" if it lets the new one in."""
+        return self._config.update_gate

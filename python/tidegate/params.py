@@ -1,0 +1,227 @@
+"""Named arrays over one flat vector: a layer's parameters and their gradients.
+
+No layer here: what the vector means (names, shapes, offsets) is the layer's to say, and where it
+lives (in C++ for LSTM and GRU, in NumPy for Linear) is the store's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from tidegate.checks import Array, check_array, check_mapping
+
+Specs: TypeAlias = Sequence[tuple[str, tuple[int, ...], int]]
+
+
+class Store(Protocol):
+    """Where a layer's parameters live."""
+
+    @property
+    def flat(self) -> Array:
+        """A live, read-only, contiguous 1-D view of all of them, in the layer's dtype."""
+
+    def write(self, offset: int, values: Array) -> None:
+        """Copies contiguous 1-D `values` of the same dtype in, and renews what depends on them."""
+
+
+class ArrayStore:
+    """Parameters in NumPy memory of their own.
+
+    Args:
+        flat: their initial values, a 1-D array; copied.
+    """
+
+    def __init__(self, flat: Array) -> None:
+        self._flat = np.array(flat, order="C")
+
+    @property
+    def flat(self) -> Array:
+        """All parameters: live, read-only."""
+        view = self._flat.view()
+        view.flags.writeable = False
+        return view
+
+    def write(self, offset: int, values: Array) -> None:
+        """Copies `values` in."""
+        self._flat[offset : offset + values.size] = values
+
+
+class _NamedArrays(Mapping[str, Array]):
+    """What Params and Gradients share: names -> views of one flat vector. Compared by identity."""
+
+    # Mapping's own would compare arrays with ==, whose truth is ambiguous.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __init__(self, specs: Specs) -> None:
+        self._specs = {name: (tuple(shape), offset) for name, shape, offset in specs}
+        self._size = sum(math.prod(shape) for shape, _ in self._specs.values())
+
+    def _vector(self) -> Array:
+        raise NotImplementedError
+
+    def _find(self, name: str) -> tuple[tuple[int, ...], int]:
+        try:
+            return self._specs[name]
+        except (KeyError, TypeError):
+            raise KeyError(f"no parameter {name!r}; there are {', '.join(self._specs)}") from None
+
+    def __getitem__(self, name: str) -> Array:
+        shape, offset = self._find(name)
+        return self._vector()[offset : offset + math.prod(shape)].reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def __repr__(self) -> str:
+        lines = [f"  {name}: {shape}" for name, (shape, _) in self._specs.items()]
+        head = f"{type(self).__name__}({self._size} x {self._vector().dtype}"
+        return "\n".join([head, *lines]) + "\n)" if lines else head + ")"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of every array."""
+        return self._vector().dtype
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names -> shapes, in the order of the flat vector."""
+        return {name: shape for name, (shape, _) in self._specs.items()}
+
+
+class Params(_NamedArrays):
+    """A layer's parameters: names -> read-only live views, over one flat vector.
+
+    `params[name]` reads, `params[name] = array` writes a checked copy; `params.flat` and
+    `params.update()` do so for all of them at once. A read-only view kept from before shows the new
+    values. Two Params are equal if they are the same object.
+
+    Args:
+        specs: (name, shape, offset into the flat vector) of each parameter, in the order of the
+            vector.
+        store: where they live.
+    """
+
+    def __init__(self, specs: Specs, store: Store) -> None:
+        super().__init__(specs)
+        self._store = store
+
+    def _vector(self) -> Array:
+        return self._store.flat
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        """Copies `value` in.
+
+        Raises:
+            KeyError: no parameter has this name.
+            TypeError: `value` is no ndarray of the layer's dtype.
+            ValueError: its shape differs.
+        """
+        shape, offset = self._find(name)
+        check_array(name, value, shape=shape, dtype=self.dtype)
+        self._store.write(offset, self._detached(value))
+
+    @property
+    def flat(self) -> Array:
+        """All parameters as one contiguous 1-D vector: a read-only live view; assigning copies in.
+
+        Raises:
+            TypeError: what is assigned is no ndarray of the layer's dtype.
+            ValueError: its shape is not (size,).
+        """
+        return self._store.flat
+
+    @flat.setter
+    def flat(self, value: Array) -> None:
+        check_array("flat", value, shape=(self._size,), dtype=self.dtype)
+        self._store.write(0, self._detached(value))
+
+    @contextmanager
+    def update(self) -> Iterator[Array]:
+        """`with params.update() as flat:` yields a copy of the flat vector, to be changed in place.
+
+        It is written back on leaving; if the body raises, it is dropped and nothing changes.
+        Writing to it later has no effect, and neither has giving its name another array (`flat =
+        flat * 0.9`).
+        """
+        flat = self._store.flat.copy()
+        yield flat
+        self._store.write(0, flat)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Names -> copies, as `numpy.savez(file, **params.state_dict())` can save them."""
+        return {name: view.copy() for name, view in self.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
+        """Replaces all parameters by copies of the arrays of these names. All or nothing.
+
+        Args:
+            state_dict: exactly this layer's names, with its shapes and its dtype; an open `.npz`
+                file will do.
+
+        Raises:
+            TypeError: `state_dict` is no mapping, or all that is wrong are dtypes.
+            ValueError: keys are missing, surplus or of another shape. The one message names every
+                problem.
+        """
+        wanted = {name: (shape, self.dtype) for name, shape in self.shapes.items()}
+        given = check_mapping("state_dict", state_dict, wanted)
+        flat = np.empty(self._size, self.dtype)
+        for name, (shape, offset) in self._specs.items():
+            flat[offset : offset + math.prod(shape)] = given[name].reshape(-1)
+        self._store.write(0, flat)
+
+    def _detached(self, value: Array) -> Array:
+        """`value` as a contiguous vector that the store may read while it writes."""
+        if np.may_share_memory(value, self._store.flat):
+            value = value.copy()
+        return np.ascontiguousarray(value).reshape(-1)
+
+
+class Gradients(_NamedArrays):
+    """Gradients by a layer's parameters: names -> writable views over one flat vector.
+
+    Names, shapes and order are the layer's own, so `grads.flat` lies beside `params.flat`. To
+    accumulate over several tapes: `total.flat += grads.flat`. Two Gradients are equal if they are
+    the same object.
+
+    Args:
+        specs: as Params'.
+        flat: the vector itself, not copied: 1-D, contiguous, writable.
+    """
+
+    def __init__(self, specs: Specs, flat: Array) -> None:
+        super().__init__(specs)
+        if flat.shape != (self._size,) or not (flat.flags.c_contiguous and flat.flags.writeable):
+            raise ValueError(
+                f"flat: got shape , wanted a contiguous, writable vector of {self._size}"
+                f"{flat.shape}, contiguous={flat.flags.c_contiguous}, "
+                f"writeable={flat.flags.writeable}"
+            )
+        self._flat = flat
+
+    def _vector(self) -> Array:
+        return self._flat
+
+    @property
+    def flat(self) -> Array:
+        """All gradients as one contiguous 1-D vector: writable and live; assigning copies in.
+
+        Raises:
+            TypeError: what is assigned is no ndarray of the gradients' dtype.
+            ValueError: its shape is not (size,).
+        """
+        return self._flat
+
+    @flat.setter
+    def flat(self, value: Array) -> None:
+        check_array("flat", value, shape=(self._size,), dtype=self.dtype)
+        self._flat[...] = value

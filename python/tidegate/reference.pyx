@@ -1,0 +1,706 @@
+# The reference: LSTM and GRU in float64, naive loops straight from the equations. No code of csrc/.
+# cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True
+"""What Tidegate computes, written to be held against the equations line by line.
+
+Every feature, forward and backward, in float64, one row and one step at a time; no speed, no
+threads, no matrix library. The tests and ``tidegate selftest`` measure the C++ core against it.
+
+Notation, throughout: ``t`` a step, ``b`` a row of the batch, ``j`` a hidden unit, ``k`` whatever is
+summed over. T steps, N rows, I the input size, H ``hidden_size``, S the size of h (``proj_size`` if
+there is a projection, else H), L layers, D directions. A derivative of the loss by ``v`` is ``dv``;
+the derivative of each function stands directly below it.
+"""
+
+import operator
+from typing import NamedTuple
+
+import numpy as np
+
+from libc.math cimport exp, tanh
+
+__all__ = ["GRU", "LSTM", "Grads", "Tape", "from_layer"]
+
+
+# ---- Storage -------------------------------------------------------------------------------------
+
+cdef class Direction:
+    """The parameters of one direction of one layer. A second instance, ``dp``, holds derivatives.
+
+    Gates are stacked along the first axis: i, f, g, o for an LSTM, r, z, n for a GRU, so that row
+    ``gate*H + j`` belongs to unit j. Without ``bias`` the biases are zeros that nobody sees.
+    """
+
+    cdef bint lstm, peephole, projection, reset_after, write
+    cdef double[:, ::1] weight_ih  # (G*H, I), above the first layer (G*H, D*S)
+    cdef double[:, ::1] weight_hh  # (G*H, S)
+    cdef double[::1] bias_ih  # (G*H,)
+    cdef double[::1] bias_hh  # (G*H,)
+    cdef double[:, ::1] weight_hr  # (S, H), with a projection
+    cdef double[::1] weight_peephole  # (3*H,): i, f, o; with peepholes
+
+    def __init__(self, network, arrays, suffix):
+        self.lstm = network.cell == "LSTM"
+        self.peephole = network.peephole
+        self.projection = network.proj_size > 0
+        self.reset_after = network.reset_after
+        self.write = network.update_gate == "write"
+        self.weight_ih = arrays["weight_ih" + suffix]
+        self.weight_hh = arrays["weight_hh" + suffix]
+        gates = self.weight_ih.shape[0]
+        self.bias_ih = arrays["bias_ih" + suffix] if network.bias else np.zeros(gates)
+        self.bias_hh = arrays["bias_hh" + suffix] if network.bias else np.zeros(gates)
+        if self.projection:
+            self.weight_hr = arrays["weight_hr" + suffix]
+        if self.peephole:
+            self.weight_peephole = arrays["weight_peephole" + suffix]
+
+
+cdef class Steps:
+    """What one direction of one layer computes at [t, b].
+
+    ``h_prev`` and ``c_prev`` are the state that the step starts from: the step before's, the
+    initial state, or zero after a reset. Padded steps are never written and stay zero. A GRU has no
+    cell state: its c is of size 0. A second instance, ``ds``, holds the derivatives by all that is
+    used more than once; those by the rest are variables where they are needed.
+    """
+
+    cdef double[:, :, ::1] x  # (T, N, I), shared by a layer's directions
+    cdef double[:, :, ::1] h_prev, h  # (T, N, S)
+    cdef double[:, :, ::1] c_prev, c  # (T, N, H)
+    cdef double[:, :, ::1] i, f, g, o  # (T, N, H), LSTM; also:
+    cdef double[:, :, ::1] m  # o*tanh(c): h before the projection
+    cdef double[:, :, ::1] r, z, n  # (T, N, H), GRU; also:
+    cdef double[:, :, ::1] q  # U_n h + b_hn, which r multiplies if reset_after
+    cdef double[:, :, ::1] rh  # r*h, which U_n multiplies if not reset_after
+
+    def __init__(self, network, x):
+        steps, rows = x.shape[:2]
+        hidden = (steps, rows, network.hidden_size)
+        self.x = x
+        self.h_prev = np.zeros((steps, rows, network.state_size))
+        self.h = np.zeros((steps, rows, network.state_size))
+        if network.cell == "LSTM":
+            self.c_prev, self.c, self.m = np.zeros(hidden), np.zeros(hidden), np.zeros(hidden)
+            self.i, self.f = np.zeros(hidden), np.zeros(hidden)
+            self.g, self.o = np.zeros(hidden), np.zeros(hidden)
+        else:
+            self.c_prev, self.c = np.zeros((steps, rows, 0)), np.zeros((steps, rows, 0))
+            self.r, self.z, self.n = np.zeros(hidden), np.zeros(hidden), np.zeros(hidden)
+            self.q, self.rh = np.zeros(hidden), np.zeros(hidden)
+
+    def arrays(self):
+        """The quantities that a tape shows, by name."""
+        if self.c.shape[2] > 0:
+            return {"i": self.i, "f": self.f, "g": self.g, "o": self.o, "c": self.c, "h": self.h}
+        return {"r": self.r, "z": self.z, "n": self.n, "h": self.h}
+
+
+# ---- Formulas that both cells use ----------------------------------------------------------------
+
+cdef double sigmoid(double a) noexcept:
+    """1/(1 + exp(-a)), by whichever exp does not overflow: accurate in both tails."""
+    if a >= 0:
+        return 1 / (1 + exp(-a))
+    return exp(a) / (1 + exp(a))
+
+
+cdef double sigmoid_backward(double s, double ds) noexcept:
+    """da, where s = sigmoid(a)."""
+    return ds * s * (1 - s)
+
+
+cdef double tanh_backward(double y, double dy) noexcept:
+    """da, where y = tanh(a)."""
+    return dy * (1 - y * y)
+
+
+cdef double affine(double[:, ::1] weight, double[::1] bias, Py_ssize_t row,
+                   double[:, :, ::1] v, Py_ssize_t t, Py_ssize_t b):
+    """Row `row` of: bias + weight v."""
+    cdef Py_ssize_t k
+    cdef double a = bias[row]
+    for k in range(weight.shape[1]):
+        a += weight[row, k] * v[t, b, k]
+    return a
+
+
+cdef void affine_backward(double[:, ::1] weight, Py_ssize_t row,
+                         double[:, :, ::1] v, Py_ssize_t t, Py_ssize_t b, double da,
+                         double[:, ::1] dweight, double[::1] dbias,
+                         double[:, :, ::1] dv):
+    cdef Py_ssize_t k
+    dbias[row] += da
+    for k in range(weight.shape[1]):
+        dweight[row, k] += da * v[t, b, k]
+        dv[t, b, k] += da * weight[row, k]
+
+
+cdef double gate(Direction p, Steps s, Py_ssize_t row, Py_ssize_t t, Py_ssize_t b):
+    """Row `row` of: W x + b_ih + U h + b_hh, what a gate's activation is taken of."""
+    return (affine(p.weight_ih, p.bias_ih, row, s.x, t, b)
+            + affine(p.weight_hh, p.bias_hh, row, s.h_prev, t, b))
+
+
+cdef void gate_backward(Direction p, Steps s, Py_ssize_t row, Py_ssize_t t, Py_ssize_t b, double da,
+                       Direction dp, Steps ds):
+    affine_backward(p.weight_ih, row, s.x, t, b, da, dp.weight_ih, dp.bias_ih, ds.x)
+    affine_backward(p.weight_hh, row, s.h_prev, t, b, da, dp.weight_hh, dp.bias_hh, ds.h_prev)
+
+
+# ---- The LSTM cell -------------------------------------------------------------------------------
+
+cdef void lstm_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
+    """One step of one row (Hochreiter and Schmidhuber 1997, Gers et al. 2000; torch.nn.LSTM).
+
+        i  = sigmoid(W_i x + b_ii + U_i h + b_hi [+ p_i*c])
+        f  = sigmoid(W_f x + b_if + U_f h + b_hf [+ p_f*c])
+        g  = tanh   (W_g x + b_ig + U_g h + b_hg)
+        c' = f*c + i*g
+        o  = sigmoid(W_o x + b_io + U_o h + b_ho [+ p_o*c'])
+        h' = o*tanh(c'), or with a projection W_hr (o*tanh(c'))
+
+    In brackets: peepholes (Gers and Schmidhuber 2000). Projection: Sak et al. 2014.
+    """
+    cdef Py_ssize_t H = s.i.shape[2], j, k
+    cdef double a_i, a_f, a_g, a_o
+    for j in range(H):
+        a_i = gate(p, s, 0 * H + j, t, b)
+        a_f = gate(p, s, 1 * H + j, t, b)
+        a_g = gate(p, s, 2 * H + j, t, b)
+        a_o = gate(p, s, 3 * H + j, t, b)
+        if p.peephole:
+            a_i += p.weight_peephole[0 * H + j] * s.c_prev[t, b, j]
+            a_f += p.weight_peephole[1 * H + j] * s.c_prev[t, b, j]
+        s.i[t, b, j] = sigmoid(a_i)
+        s.f[t, b, j] = sigmoid(a_f)
+        s.g[t, b, j] = tanh(a_g)
+        s.c[t, b, j] = s.f[t, b, j] * s.c_prev[t, b, j] + s.i[t, b, j] * s.g[t, b, j]
+        if p.peephole:
+            a_o += p.weight_peephole[2 * H + j] * s.c[t, b, j]
+        s.o[t, b, j] = sigmoid(a_o)
+        s.m[t, b, j] = s.o[t, b, j] * tanh(s.c[t, b, j])
+    for k in range(s.h.shape[2]):
+        if p.projection:
+            s.h[t, b, k] = 0
+            for j in range(H):
+                s.h[t, b, k] += p.weight_hr[k, j] * s.m[t, b, j]
+        else:
+            s.h[t, b, k] = s.m[t, b, k]
+
+
+cdef void lstm_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
+                            Direction dp, Steps ds):
+    """From ds.h, ds.c at [t, b] to ds.x, ds.h_prev, ds.c_prev there; adds the parameters' to dp."""
+    cdef Py_ssize_t H = s.i.shape[2], j, k
+    cdef double tanh_c, dc, da_i, da_f, da_g, da_o
+    for k in range(s.h.shape[2]):
+        if p.projection:
+            for j in range(H):
+                dp.weight_hr[k, j] += ds.h[t, b, k] * s.m[t, b, j]
+                ds.m[t, b, j] += ds.h[t, b, k] * p.weight_hr[k, j]
+        else:
+            ds.m[t, b, k] = ds.h[t, b, k]
+    for j in range(H):
+        tanh_c = tanh(s.c[t, b, j])
+        da_o = sigmoid_backward(s.o[t, b, j], ds.m[t, b, j] * tanh_c)
+        dc = ds.c[t, b, j] + tanh_backward(tanh_c, ds.m[t, b, j] * s.o[t, b, j])
+        if p.peephole:
+            dp.weight_peephole[2 * H + j] += da_o * s.c[t, b, j]
+            dc += da_o * p.weight_peephole[2 * H + j]
+        da_i = sigmoid_backward(s.i[t, b, j], dc * s.g[t, b, j])
+        da_f = sigmoid_backward(s.f[t, b, j], dc * s.c_prev[t, b, j])
+        da_g = tanh_backward(s.g[t, b, j], dc * s.i[t, b, j])
+        ds.c_prev[t, b, j] = dc * s.f[t, b, j]
+        if p.peephole:
+            dp.weight_peephole[0 * H + j] += da_i * s.c_prev[t, b, j]
+            dp.weight_peephole[1 * H + j] += da_f * s.c_prev[t, b, j]
+            ds.c_prev[t, b, j] += da_i * p.weight_peephole[0 * H + j]
+            ds.c_prev[t, b, j] += da_f * p.weight_peephole[1 * H + j]
+        gate_backward(p, s, 0 * H + j, t, b, da_i, dp, ds)
+        gate_backward(p, s, 1 * H + j, t, b, da_f, dp, ds)
+        gate_backward(p, s, 2 * H + j, t, b, da_g, dp, ds)
+        gate_backward(p, s, 3 * H + j, t, b, da_o, dp, ds)
+
+
+# ---- The GRU cell --------------------------------------------------------------------------------
+
+cdef void gru_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
+    """One step of one row (Cho et al. 2014; torch.nn.GRU).
+
+        r  = sigmoid(W_r x + b_ir + U_r h + b_hr)
+        z  = sigmoid(W_z x + b_iz + U_z h + b_hz)
+        n  = tanh(W_n x + b_in + r*(U_n h + b_hn))    reset_after
+        n  = tanh(W_n x + b_in + U_n (r*h) + b_hn)    not reset_after
+        h' = z*h + (1-z)*n                            update_gate "carry"
+        h' = (1-z)*h + z*n                            update_gate "write" (Chung et al. 2014)
+    """
+    cdef Py_ssize_t H = s.r.shape[2], j
+    cdef double a_n, h_prev, z, n
+    for j in range(H):
+        s.r[t, b, j] = sigmoid(gate(p, s, 0 * H + j, t, b))
+        s.z[t, b, j] = sigmoid(gate(p, s, 1 * H + j, t, b))
+        if not p.reset_after:
+            s.rh[t, b, j] = s.r[t, b, j] * s.h_prev[t, b, j]
+    for j in range(H):
+        a_n = affine(p.weight_ih, p.bias_ih, 2 * H + j, s.x, t, b)
+        if p.reset_after:
+            s.q[t, b, j] = affine(p.weight_hh, p.bias_hh, 2 * H + j, s.h_prev, t, b)
+            a_n += s.r[t, b, j] * s.q[t, b, j]
+        else:
+            a_n += affine(p.weight_hh, p.bias_hh, 2 * H + j, s.rh, t, b)
+        s.n[t, b, j] = tanh(a_n)
+        h_prev, z, n = s.h_prev[t, b, j], s.z[t, b, j], s.n[t, b, j]
+        if p.write:
+            s.h[t, b, j] = (1 - z) * h_prev + z * n
+        else:
+            s.h[t, b, j] = z * h_prev + (1 - z) * n
+
+
+cdef void gru_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
+                           Direction dp, Steps ds):
+    """From ds.h at [t, b] to ds.x and ds.h_prev there; adds the parameters' to dp."""
+    cdef Py_ssize_t H = s.r.shape[2], j
+    cdef double h_prev, z, n, dh, da_n
+    for j in range(H):
+        h_prev, z, n, dh = s.h_prev[t, b, j], s.z[t, b, j], s.n[t, b, j], ds.h[t, b, j]
+        if p.write:
+            ds.h_prev[t, b, j] += dh * (1 - z)
+            ds.z[t, b, j] = dh * (n - h_prev)
+            ds.n[t, b, j] = dh * z
+        else:
+            ds.h_prev[t, b, j] += dh * z
+            ds.z[t, b, j] = dh * (h_prev - n)
+            ds.n[t, b, j] = dh * (1 - z)
+        da_n = tanh_backward(n, ds.n[t, b, j])
+        affine_backward(p.weight_ih, 2 * H + j, s.x, t, b, da_n, dp.weight_ih, dp.bias_ih, ds.x)
+        if p.reset_after:
+            ds.r[t, b, j] = da_n * s.q[t, b, j]
+            ds.q[t, b, j] = da_n * s.r[t, b, j]
+            affine_backward(p.weight_hh, 2 * H + j, s.h_prev, t, b, ds.q[t, b, j],
+                            dp.weight_hh, dp.bias_hh, ds.h_prev)
+        else:
+            affine_backward(p.weight_hh, 2 * H + j, s.rh, t, b, da_n,
+                            dp.weight_hh, dp.bias_hh, ds.rh)
+    for j in range(H):
+        if not p.reset_after:
+            ds.r[t, b, j] = ds.rh[t, b, j] * s.h_prev[t, b, j]
+            ds.h_prev[t, b, j] += ds.rh[t, b, j] * s.r[t, b, j]
+        gate_backward(p, s, 0 * H + j, t, b, sigmoid_backward(s.r[t, b, j], ds.r[t, b, j]), dp, ds)
+        gate_backward(p, s, 1 * H + j, t, b, sigmoid_backward(s.z[t, b, j], ds.z[t, b, j]), dp, ds)
+
+
+# ---- Time: one direction of one layer, either cell -----------------------------------------------
+
+cdef Py_ssize_t time_of(Py_ssize_t step, Py_ssize_t length, bint reverse) noexcept:
+    """The t of a row's step-th step: a reverse direction starts at the row's own last valid one."""
+    return length - 1 - step if reverse else step
+
+
+cdef bint starts_from_zero(Py_ssize_t step, Py_ssize_t t, Py_ssize_t b, bint reverse,
+                           unsigned char[:, ::1] reset):
+    """Whether a boundary lies between step t and the one taken before it (or the initial state).
+
+    reset[t] is a boundary between t-1 and t. A reverse direction comes to t from t+1, and nothing
+    lies between its initial state and the row's last valid step.
+    """
+    if reverse:
+        return step > 0 and reset[t + 1, b]
+    return reset[t, b]
+
+
+cdef void run(Direction p, Steps s, Py_ssize_t[::1] lengths, unsigned char[:, ::1] reset,
+              bint reverse, double[:, ::1] h, double[:, ::1] c):
+    """Takes every row's h (N, S) and c (N, H) from the initial state to the last; skips padding."""
+    cdef Py_ssize_t b, step, t, k
+    cdef bint zero
+    for b in range(lengths.shape[0]):
+        for step in range(lengths[b]):
+            t = time_of(step, lengths[b], reverse)
+            zero = starts_from_zero(step, t, b, reverse, reset)
+            for k in range(h.shape[1]):
+                s.h_prev[t, b, k] = 0 if zero else h[b, k]
+            for k in range(c.shape[1]):
+                s.c_prev[t, b, k] = 0 if zero else c[b, k]
+            if p.lstm:
+                lstm_step(p, s, t, b)
+            else:
+                gru_step(p, s, t, b)
+            for k in range(h.shape[1]):
+                h[b, k] = s.h[t, b, k]
+            for k in range(c.shape[1]):
+                c[b, k] = s.c[t, b, k]
+
+
+cdef void run_backward(Direction p, Steps s, Py_ssize_t[::1] lengths, unsigned char[:, ::1] reset,
+                       bint reverse, double[:, :, :] dy, double[:, ::1] dh, double[:, ::1] dc,
+                       Direction dp, Steps ds):
+    """The same steps, last one first: dh and dc come by the last state and go by the initial one.
+
+    dy (T, N, S) is by this direction's part of the layer's output.
+    """
+    cdef Py_ssize_t b, step, t, k
+    cdef bint zero
+    for b in range(lengths.shape[0]):
+        for step in range(lengths[b] - 1, -1, -1):
+            t = time_of(step, lengths[b], reverse)
+            zero = starts_from_zero(step, t, b, reverse, reset)
+            for k in range(dh.shape[1]):
+                ds.h[t, b, k] = dh[b, k] + dy[t, b, k]
+            for k in range(dc.shape[1]):
+                ds.c[t, b, k] = dc[b, k]
+            if p.lstm:
+                lstm_step_backward(p, s, t, b, dp, ds)
+            else:
+                gru_step_backward(p, s, t, b, dp, ds)
+            for k in range(dh.shape[1]):
+                dh[b, k] = 0 if zero else ds.h_prev[t, b, k]
+            for k in range(dc.shape[1]):
+                dc[b, k] = 0 if zero else ds.c_prev[t, b, k]
+
+
+cdef void scale_valid(double[:, :, ::1] v, double[:, :, ::1] scale, Py_ssize_t[::1] lengths):
+    """v *= scale at valid steps: dropout, and its own derivative."""
+    cdef Py_ssize_t b, t, k
+    for b in range(lengths.shape[0]):
+        for t in range(lengths[b]):
+            for k in range(v.shape[2]):
+                v[t, b, k] *= scale[t, b, k]
+
+
+# ---- Layers: the public classes ------------------------------------------------------------------
+
+class Grads(NamedTuple):
+    """Derivatives by what a forward call read. A length-0 row's state passes its own straight on.
+
+    Attributes:
+        x: (T, N, I), zero at padded steps.
+        state: by the initial state: h (L*D, N, S) of a GRU, (h, c) of an LSTM, c (L*D, N, H).
+        params: by each parameter, by name, in the order of `parameter_shapes`.
+    """
+
+    x: object
+    state: object
+    params: dict
+
+
+class Tape:
+    """What a forward call kept for `backward`: copies of what it read, and every step's values."""
+
+    def __init__(self, network, params, lengths, reset, dropout_scale):
+        self._network = network
+        self._params = params
+        self._lengths = lengths
+        self._reset = reset
+        self._dropout_scale = dropout_scale
+        self._directions = []  # (Direction, Steps), layer-major
+
+    def saved(self, layer, reverse, name):
+        """One quantity of a layer's direction at every step.
+
+        Args:
+            layer: 0 is the one that reads x.
+            reverse: the second direction of a bidirectional network.
+            name: "i" "f" "g" "o" "c" (LSTM), "r" "z" "n" (GRU) or "h"; z as the network's
+                `update_gate` defines it.
+
+        Returns:
+            A copy, (T, N, H), for "h" (T, N, S); zero at padded steps.
+
+        Raises:
+            ValueError: there is no such layer, direction or quantity.
+        """
+        network = self._network
+        if not 0 <= layer < network.num_layers:
+            raise ValueError(f"layer: got {layer}, wanted 0..{network.num_layers - 1}")
+        if reverse and not network.bidirectional:
+            raise ValueError("reverse: got True, but the network is not bidirectional")
+        _, s = self._directions[layer * network.num_directions + bool(reverse)]
+        arrays = s.arrays()
+        if name not in arrays:
+            raise ValueError(f"name: got {name!r}, wanted one of {sorted(arrays)}")
+        return np.array(arrays[name])
+
+
+class _Network:
+    """Layers and directions, written once for both cells; what differs is the cell's step."""
+
+    cell = ""
+    gates = 0
+    proj_size = 0
+    peephole = False
+    reset_after = True
+    update_gate = "carry"
+
+    def _init(self, input_size, hidden_size, num_layers, bias, bidirectional, reverse):
+        for name, size in [("input_size", input_size), ("hidden_size", hidden_size),
+                           ("num_layers", num_layers)]:
+            if operator.index(size) < 1:
+                raise ValueError(f"{name}: got {size}, wanted at least 1")
+        if bidirectional and reverse:
+            raise ValueError("reverse: excludes bidirectional")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bool(bias)
+        self.bidirectional = bool(bidirectional)
+        self.reverse = bool(reverse)
+
+    @property
+    def num_directions(self):
+        return 2 if self.bidirectional else 1
+
+    @property
+    def state_size(self):
+        """S, the size of h."""
+        return self.proj_size or self.hidden_size
+
+    def _options(self):
+        return (self.cell, self.input_size, self.hidden_size, self.num_layers, self.bias,
+                self.bidirectional, self.reverse, self.proj_size, self.peephole, self.reset_after,
+                self.update_gate)
+
+    def _suffixes(self):
+        """The ends of the parameters' names, in the order of directions, layer-major."""
+        return [f"_l{layer}" + direction for layer in range(self.num_layers)
+                for direction in ("", "_reverse")[:self.num_directions]]
+
+    def parameter_shapes(self):
+        """Names and shapes of all parameters, by layer, then direction, as PyTorch names them."""
+        stacked = self.gates * self.hidden_size
+        shapes = {}
+        for index, suffix in enumerate(self._suffixes()):
+            first = index < self.num_directions
+            shapes["weight_ih" + suffix] = (
+                stacked, self.input_size if first else self.num_directions * self.state_size)
+            shapes["weight_hh" + suffix] = (stacked, self.state_size)
+            if self.bias:
+                shapes["bias_ih" + suffix] = (stacked,)
+                shapes["bias_hh" + suffix] = (stacked,)
+            if self.proj_size:
+                shapes["weight_hr" + suffix] = (self.proj_size, self.hidden_size)
+            if self.peephole:
+                shapes["weight_peephole" + suffix] = (3 * self.hidden_size,)
+        return shapes
+
+    def forward(self, params, x, state=None, *, lengths=None, reset=None, dropout_scale=None):
+        """Runs the network over a batch of sequences. All numbers are converted to float64.
+
+        Args:
+            params: a mapping with exactly the names and shapes of `parameter_shapes`.
+            x: (T, N, I).
+            state: the initial state, zero if None: h (L*D, N, S) of a GRU; of an LSTM the pair
+                (h, c), c (L*D, N, H).
+            lengths: (N,) integers in 0..T, each row's valid steps; all T if None. What lies behind
+                is never read.
+            reset: (T, N) booleans; True at t is a boundary between t-1 and t, in both directions.
+            dropout_scale: (L-1, T, N, D*S), what every layer's output but the last's is
+                multiplied by.
+
+        Returns:
+            y (T, N, D*S), zero at padded steps; the last state, shaped as `state`; a `Tape`.
+
+        Raises:
+            ValueError: a name, a shape or a length is wrong.
+            TypeError: an array is not of real numbers, lengths not of integers, or reset not of
+                booleans.
+        """
+        params = self._check_params(params)
+        x = _array("x", x, (None, None, self.input_size))
+        steps, rows = x.shape[:2]
+        h, c = self._check_state("state", state, rows)
+        lengths = _check_lengths(lengths, steps, rows)
+        reset = _check_reset(reset, steps, rows)
+        width = self.num_directions * self.state_size
+        if dropout_scale is not None:
+            dropout_scale = _array("dropout_scale", dropout_scale,
+                                   (self.num_layers - 1, steps, rows, width))
+        tape = Tape(self, params, lengths, reset, dropout_scale)
+        suffixes = self._suffixes()
+        y = x
+        for layer in range(self.num_layers):
+            if layer > 0 and dropout_scale is not None:
+                scale_valid(y, dropout_scale[layer - 1], lengths)
+            layer_input, y = y, np.zeros((steps, rows, width))
+            for direction in range(self.num_directions):
+                index = layer * self.num_directions + direction
+                p = Direction(self, params, suffixes[index])
+                s = Steps(self, layer_input)
+                run(p, s, lengths, reset, self.reverse or direction == 1, h[index], c[index])
+                y[:, :, self._columns(direction)] = s.h
+                tape._directions.append((p, s))
+        return y, self._state(h, c), tape
+
+    def backward(self, tape, dy=None, dstate=None):
+        """Derivatives of a scalar by what `forward` read, given those by what it returned.
+
+        Args:
+            tape: of a `forward` of this network, or one with the same options; left as it is.
+            dy: by y, (T, N, D*S), zero if None; padded steps are not read.
+            dstate: by the last state, shaped as it; zero if None.
+
+        Returns:
+            `Grads`.
+
+        Raises:
+            ValueError: a shape is wrong, or the tape is another network's.
+            TypeError: an array is not of real numbers.
+        """
+        if tape._network._options() != self._options():
+            raise ValueError("tape: is of a network with other options")
+        lengths, reset, dropout_scale = tape._lengths, tape._reset, tape._dropout_scale
+        steps, rows = reset.shape
+        width = self.num_directions * self.state_size
+        dh, dc = self._check_state("dstate", dstate, rows)
+        if dy is None:
+            dy = np.zeros((steps, rows, width))
+        dy = _array("dy", dy, (steps, rows, width))
+        dparams = {name: np.zeros(shape) for name, shape in self.parameter_shapes().items()}
+        suffixes = self._suffixes()
+        for layer in reversed(range(self.num_layers)):
+            dx = np.zeros((steps, rows, width if layer > 0 else self.input_size))
+            for direction in range(self.num_directions):
+                index = layer * self.num_directions + direction
+                p, s = tape._directions[index]
+                dp = Direction(self, dparams, suffixes[index])
+                ds = Steps(self, dx)  # both directions add to dx
+                run_backward(p, s, lengths, reset, self.reverse or direction == 1,
+                             dy[:, :, self._columns(direction)], dh[index], dc[index], dp, ds)
+            if layer > 0 and dropout_scale is not None:
+                scale_valid(dx, dropout_scale[layer - 1], lengths)
+            dy = dx  # by the output of the layer below; below the first, by x
+        return Grads(dy, self._state(dh, dc), dparams)
+
+    def _columns(self, direction):
+        """Where a direction's h stands in its layer's output."""
+        return slice(direction * self.state_size, (direction + 1) * self.state_size)
+
+    def _state(self, h, c):
+        return (h, c) if self.cell == "LSTM" else h
+
+    def _check_params(self, params):
+        shapes = self.parameter_shapes()
+        missing = [name for name in shapes if name not in params]
+        surplus = [name for name in params if name not in shapes]
+        if missing or surplus:
+            raise ValueError(f"params: missing {missing}, surplus {surplus}")
+        return {name: _array(name, params[name], shape) for name, shape in shapes.items()}
+
+    def _check_state(self, name, state, rows):
+        """Copies of h (L*D, N, S) and c (L*D, N, H; a GRU's of size 0)."""
+        cells = self.num_layers * self.num_directions
+        h, c = state, None
+        if self.cell == "LSTM" and state is not None:
+            if not isinstance(state, (tuple, list)) or len(state) != 2:
+                raise ValueError(f"{name}: wanted the pair (h, c), got {type(state).__name__}")
+            h, c = state
+        h_shape = (cells, rows, self.state_size)
+        c_shape = (cells, rows, self.hidden_size if self.cell == "LSTM" else 0)
+        return (np.zeros(h_shape) if h is None else _array(f"{name}, h", h, h_shape),
+                np.zeros(c_shape) if c is None else _array(f"{name}, c", c, c_shape))
+
+
+class LSTM(_Network):
+    """torch.nn.LSTM in float64, with peepholes and `reverse`; `lstm_step` has the formulas.
+
+    Args:
+        proj_size: the size of h if it is projected, below `hidden_size`; 0 for none.
+        peephole: i and f see c, o sees c'.
+        reverse: one direction, from each row's last valid step to its first; excludes
+            bidirectional.
+
+    Raises:
+        ValueError: a size is out of range, or two options exclude each other.
+    """
+
+    cell = "LSTM"
+    gates = 4
+
+    def __init__(self, input_size, hidden_size, num_layers=1, *, bias=True, bidirectional=False,
+                 proj_size=0, peephole=False, reverse=False):
+        self._init(input_size, hidden_size, num_layers, bias, bidirectional, reverse)
+        if not 0 <= proj_size < hidden_size:
+            raise ValueError(f"proj_size: got {proj_size}, wanted 0 <= proj_size < hidden_size, "
+                             f"which is {hidden_size}")
+        self.proj_size = proj_size
+        self.peephole = bool(peephole)
+
+
+class GRU(_Network):
+    """torch.nn.GRU in float64, with the original forms and `reverse`; `gru_step` has the formulas.
+
+    Args:
+        reset_after: r multiplies U_n h + b_hn (True), or h before the product (False).
+        update_gate: z multiplies the old state ("carry") or the new ("write").
+        reverse: one direction, from each row's last valid step to its first; excludes
+            bidirectional.
+
+    Raises:
+        ValueError: a size or `update_gate` is out of range, or two options exclude each other.
+    """
+
+    cell = "GRU"
+    gates = 3
+
+    def __init__(self, input_size, hidden_size, num_layers=1, *, bias=True, bidirectional=False,
+                 reset_after=True, update_gate="carry", reverse=False):
+        self._init(input_size, hidden_size, num_layers, bias, bidirectional, reverse)
+        if update_gate not in ("carry", "write"):
+            raise ValueError(f'update_gate: got {update_gate!r}, wanted "carry" or "write"')
+        self.reset_after = bool(reset_after)
+        self.update_gate = update_gate
+
+
+def from_layer(layer):
+    """The twin of a tidegate.LSTM or tidegate.GRU: same options, without parameters.
+
+    Raises:
+        TypeError: `layer` is neither.
+    """
+    shared = ("bias", "bidirectional", "reverse")
+    names = {base.__name__ for base in type(layer).__mro__}
+    if "LSTM" in names:
+        cell, own = LSTM, ("proj_size", "peephole")
+    elif "GRU" in names:
+        cell, own = GRU, ("reset_after", "update_gate")
+    else:
+        raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM or a GRU")
+    options = {name: getattr(layer, name) for name in shared + own}
+    return cell(layer.input_size, layer.hidden_size, layer.num_layers, **options)
+
+
+# ---- Arguments -----------------------------------------------------------------------------------
+
+def _array(name, values, shape):
+    """A C-contiguous float64 copy of that shape; None in it stands for any size."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: got dtype {array.dtype}, wanted real numbers")
+    sizes = [got if size is None else size for got, size in zip(array.shape, shape)]
+    if array.ndim != len(shape) or list(array.shape) != sizes:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: got shape {array.shape}, wanted ({wanted})")
+    return np.array(array, dtype=np.float64, order="C")
+
+
+def _check_lengths(lengths, steps, rows):
+    if lengths is None:
+        return np.full(rows, steps, dtype=np.intp)
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"lengths: got dtype {array.dtype}, wanted integers")
+    if array.shape != (rows,):
+        raise ValueError(f"lengths: got shape {array.shape}, wanted ({rows},)")
+    if ((array < 0) | (array > steps)).any():
+        raise ValueError(f"lengths: got {array.tolist()}, wanted values in 0..{steps}")
+    return np.array(array, dtype=np.intp, order="C")
+
+
+def _check_reset(reset, steps, rows):
+    if reset is None:
+        return np.zeros((steps, rows), dtype=np.uint8)
+    array = np.asarray(reset)
+    if array.dtype.kind != "b":
+        raise TypeError(f"reset: got dtype {array.dtype}, wanted booleans")
+    if array.shape != (steps, rows):
+        raise ValueError(f"reset: got shape {array.shape}, wanted ({steps}, {rows})")
+    return np.array(array, dtype=np.uint8, order="C")

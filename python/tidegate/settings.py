@@ -1,0 +1,98 @@
+"""Threads, and what this build and this machine are."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from tidegate import _core
+from tidegate.checks import check_size
+
+
+def _check_count(count: object) -> int:
+    checked = check_size("num_threads", count)
+    if checked >= 2**31:
+        raise ValueError(f"num_threads: got {checked}, wanted less than 2**31")
+    return checked
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Sets how many threads a call may use, in the whole process.
+
+    A call uses them only as far as its work is worth it. `with tidegate.num_threads(n):` and a
+    call's own `num_threads` come first.
+
+    Args:
+        num_threads: at least 1.
+
+    Raises:
+        TypeError: it is no integer. ValueError: it is below 1.
+    """
+    _core.set_num_threads(_check_count(num_threads))
+
+
+def get_num_threads() -> int:
+    """How many threads a call from here may use.
+
+    This Python thread's setting (`with tidegate.num_threads(n):`), else the process's
+    (`set_num_threads`), else the environment's (`TIDEGATE_NUM_THREADS`), else the least of the CPU
+    affinity, the container's CPU quota and OpenMP's own limit. `show_config` says which it is.
+    """
+    return _core.num_threads()
+
+
+@contextmanager
+def num_threads(num_threads: int) -> Iterator[None]:
+    """`with tidegate.num_threads(n):` sets how many threads this Python thread's calls may use.
+
+    On leaving, whatever held before holds again, so such blocks nest.
+
+    Args:
+        num_threads: at least 1.
+
+    Raises:
+        TypeError: it is no integer. ValueError: it is below 1.
+    """
+    before = _core.set_thread_num_threads(_check_count(num_threads))
+    try:
+        yield
+    finally:
+        _core.set_thread_num_threads(before)
+
+
+def config() -> dict[str, Any]:
+    """What `show_config` prints.
+
+    Returns:
+        `version`, `isa` (the instruction set in use), `available_isas` (those of this build that
+        this machine can run, best last), `num_threads` and `num_threads_reason`, `compiler`,
+        `numpy` and `python`.
+    """
+    return {
+        "version": _core.version(),
+        "isa": _core.isa(),
+        "available_isas": _core.available_isas(),
+        "num_threads": _core.num_threads(),
+        "num_threads_reason": _core.num_threads_reason(),
+        "compiler": _core.compiler(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def show_config() -> None:
+    """Prints version, instruction sets, threads and why so many, compiler, NumPy, Python."""
+    c = config()
+    rows = {
+        "tidegate": c["version"],
+        "instruction set": f"{c['isa']} (available: {', '.join(c['available_isas'])})",
+        "threads": f"{c['num_threads']} ({c['num_threads_reason']})",
+        "compiler": c["compiler"],
+        "numpy": c["numpy"],
+        "python": c["python"],
+    }
+    for name, value in rows.items():
+        print(f"{name + ':':<17}{value}")

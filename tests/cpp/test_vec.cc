@@ -1,0 +1,221 @@
+// Vec<T> against scalar arithmetic, bit for bit, and its memory accesses against guarded pages.
+#include "kernels/vec.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <initializer_list>
+#include <limits>
+
+#include "check.h"
+
+namespace tidegate {
+namespace {
+
+template <class T>
+bool same_bits(T a, T b) {
+  return std::memcmp(&a, &b, sizeof a) == 0;
+}
+
+// The same bits, or both NaN: which NaN an operation gives is the machine's affair.
+template <class T>
+bool same(T a, T b) {
+  return (std::isnan(a) && std::isnan(b)) || same_bits(a, b);
+}
+
+template <class T>
+T lane(Vec<T> x, int i) {
+  T lanes[Vec<T>::width];
+  store(lanes, x);
+  return lanes[i];
+}
+
+// Zeros, the ends of the range, subnormal numbers, infinities, NaN, and numbers whose products and
+// sums need rounding.
+template <class T>
+struct Samples {
+  using Limits = std::numeric_limits<T>;
+  static constexpr int count = 20;
+  T values[count] = {T(0),
+                     -T(0),
+                     T(1),
+                     T(-1),
+                     T(0.1),
+                     T(-1) / T(3),
+                     T(1) + Limits::epsilon(),
+                     T(2.5),
+                     T(-1234.567),
+                     T(1e30),
+                     T(-1e-30),
+                     Limits::denorm_min(),
+                     -Limits::denorm_min(),
+                     Limits::min(),
+                     -Limits::min() / 2,
+                     Limits::max(),
+                     -Limits::max(),
+                     Limits::infinity(),
+                     -Limits::infinity(),
+                     Limits::quiet_NaN()};
+
+  T operator[](int i) const { return values[i % count]; }
+
+  // `width` samples from the i-th on.
+  Vec<T> vector(int i) const {
+    T lanes[Vec<T>::width];
+    for (int k = 0; k < Vec<T>::width; ++k) lanes[k] = (*this)[i + k];
+    return load(lanes);
+  }
+};
+
+template <class T>
+void check_arithmetic() {
+  const Samples<T> samples;
+  for (int i = 0; i < samples.count; ++i) {
+    const Vec<T> a = samples.vector(i);
+    for (int k = 0; k < Vec<T>::width; ++k) {
+      CHECK(same_bits(lane(-a, k), -samples[i + k]));
+      CHECK(same_bits(lane(abs(a), k), std::fabs(samples[i + k])));
+      CHECK(same_bits(lane(broadcast(samples[i]), k), samples[i]));
+    }
+    for (int j = 0; j < samples.count; ++j) {
+      const Vec<T> b = samples.vector(j);
+      const Vec<T> c = samples.vector(i + j);
+      for (int k = 0; k < Vec<T>::width; ++k) {
+        const T x = samples[i + k];
+        const T y = samples[j + k];
+        const T z = samples[i + j + k];
+        CHECK(same(lane(a + b, k), x + y));
+        CHECK(same(lane(a - b, k), x - y));
+        CHECK(same(lane(a * b, k), x * y));
+        CHECK(same(lane(a / b, k), x / y));
+#ifdef TIDEGATE_ISA_BASELINE
+        CHECK(same(lane(fma(a, b, c), k), x * y + z));
+#else
+        CHECK(same(lane(fma(a, b, c), k), std::fma(x, y, z)));
+#endif
+        CHECK(same_bits(lane(copysign(a, b), k), std::copysign(x, y)));
+        CHECK(same_bits(lane(select(less(a, b), c, a), k), x < y ? z : x));
+      }
+    }
+  }
+  CHECK(same_bits(lane(zero<T>(), Vec<T>::width - 1), T(0)));
+}
+
+TEST(arithmetic_is_scalar_arithmetic) {
+  check_arithmetic<float>();
+  check_arithmetic<double>();
+}
+
+template <class T>
+void check_bounds() {
+  const Samples<T> samples;
+  for (int i = 0; i < samples.count; ++i) {
+    const Vec<T> x = samples.vector(i);
+    for (const T bound : {T(-2), T(0.1), std::numeric_limits<T>::max()}) {
+      for (int k = 0; k < Vec<T>::width; ++k) {
+        const T value = samples[i + k];
+        const T lesser = bound < value ? bound : value;
+        const T greater = bound > value ? bound : value;
+        CHECK(same(lane(at_most(x, broadcast(bound)), k), lesser));
+        CHECK(same(lane(at_least(x, broadcast(bound)), k), greater));
+      }
+    }
+  }
+}
+
+TEST(bounds_do_not_launder_nan) {
+  check_bounds<float>();
+  check_bounds<double>();
+}
+
+template <class T>
+void check_powers_of_two() {
+  const int greatest = Lanes<T>::exponent_bias;
+  for (int n = 1 - greatest; n <= greatest; ++n) {
+    for (const T fraction : {T(0), T(0.25), T(-0.375), T(0.5), T(-0.5)}) {
+      const T product = T(n) + fraction;
+      if (product < T(1 - greatest) || product > T(greatest)) continue;
+      const PowerOfTwo<T> power = nearest_power_of_two(broadcast(product / 2), T(2));
+      const T exponent = lane(power.exponent, 0);
+      CHECK(exponent == std::nearbyint(exponent));
+      CHECK(std::fabs(exponent - product) <= T(0.5));
+      CHECK(lane(power.value, Vec<T>::width - 1) == std::ldexp(T(1), static_cast<int>(exponent)));
+    }
+  }
+  const Vec<T> nan = broadcast(std::numeric_limits<T>::quiet_NaN());
+  CHECK(std::isnan(lane(nearest_power_of_two(nan, T(2)).exponent, 0)));
+}
+
+TEST(powers_of_two_over_every_exponent) {
+  check_powers_of_two<float>();
+  check_powers_of_two<double>();
+}
+
+// A page of memory between two that fault when touched.
+class GuardedPage {
+ public:
+  GuardedPage() : size_(static_cast<std::size_t>(sysconf(_SC_PAGESIZE))) {
+    void* pages = mmap(nullptr, 3 * size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(pages != MAP_FAILED);
+    start_ = static_cast<char*>(pages) + size_;
+    CHECK(mprotect(start_, size_, PROT_READ | PROT_WRITE) == 0);
+  }
+  ~GuardedPage() { munmap(start_ - size_, 3 * size_); }
+  GuardedPage(const GuardedPage&) = delete;
+  GuardedPage& operator=(const GuardedPage&) = delete;
+
+  template <class T>
+  T* begin() const {
+    return reinterpret_cast<T*>(start_);
+  }
+  template <class T>
+  T* end() const {
+    return reinterpret_cast<T*>(start_ + size_);
+  }
+
+ private:
+  std::size_t size_;
+  char* start_ = nullptr;
+};
+
+template <class T>
+void check_memory() {
+  constexpr int width = Vec<T>::width;
+  CHECK(width * static_cast<int>(sizeof(T)) == vector_bytes);
+  const GuardedPage page;
+
+  // Unaligned, and with the last lane on the page's last byte.
+  for (int offset = 0; offset <= width; ++offset) {
+    T* place = page.end<T>() - width - offset;
+    for (int k = 0; k < width; ++k) place[k] = T(offset + k);
+    const Vec<T> x = load(place);
+    store(place, x + x);
+    for (int k = 0; k < width; ++k) CHECK(place[k] == T(2 * (offset + k)));
+  }
+
+  T source[width];
+  for (int k = 0; k < width; ++k) source[k] = T(k + 1);
+  for (int count = 0; count <= width; ++count) {
+    // A count known at compile time would test the compiler's special cases alone.
+    const volatile int opaque = count;
+    const int n = opaque;
+    for (T* place : {page.begin<T>(), page.end<T>() - n, page.end<T>() - width}) {
+      for (int k = 0; k < n; ++k) place[k] = source[k];
+      const Vec<T> x = load_partial(place, n);
+      for (int k = 0; k < width; ++k) CHECK(same_bits(lane(x, k), k < n ? source[k] : T(0)));
+
+      const int readable = place + width <= page.end<T>() ? width : n;
+      for (int k = 0; k < readable; ++k) place[k] = T(-7);
+      store_partial(place, load(source), n);
+      for (int k = 0; k < readable; ++k) CHECK(place[k] == (k < n ? source[k] : T(-7)));
+    }
+  }
+}
+
+TEST(memory_at_page_boundaries) {
+  check_memory<float>();
+  check_memory<double>();
+}
+
+}  // namespace
+}  // namespace tidegate

@@ -1,0 +1,243 @@
+"""What the build must hold: kernel objects that cannot clash, the folders' rules, a lean wheel.
+
+TIDEGATE_BUILD_DIRS names CMake build directories, separated like PATH, whose kernel objects are
+looked into: one for this machine, then any cross builds. Without it, one is built, in Release mode.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import zlib
+from pathlib import Path
+
+import pytest
+
+import tidegate
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+PUBLIC_HEADERS = sorted((CSRC / "include" / "tidegate").glob("*.h"))
+
+# What a freestanding compiler may call for a loop that moves or clears memory.
+MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset"}
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def program(name: str) -> str:
+    """A program's path: beside this Python, where the `test` extra puts it, or on PATH."""
+    path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def compiler() -> str:
+    return program(os.environ.get("CXX", "c++"))
+
+
+# ---- Kernel objects ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def build_directories(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    given = os.environ.get("TIDEGATE_BUILD_DIRS")
+    if given:
+        return [Path(directory) for directory in given.split(os.pathsep)]
+    compiler()
+    directory = tmp_path_factory.mktemp("kernels")
+    cmake = program("cmake")
+    ninja = program("ninja")
+    run(
+        *(cmake, "-S", ROOT, "-B", directory, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
+        *("-DCMAKE_BUILD_TYPE=Release", "-DTIDEGATE_TESTS=OFF"),
+    )
+    run(cmake, "--build", directory)
+    return [directory]
+
+
+def cached(directory: Path, name: str) -> str:
+    """The value of a variable in a build directory's CMakeCache.txt."""
+    match = re.search(rf"^{name}:\w+=(.*)$", (directory / "CMakeCache.txt").read_text(), re.M)
+    assert match, name
+    return match[1]
+
+
+def test_kernel_objects_define_the_table_alone(build_directories: list[Path]) -> None:
+    """Weak symbols are merged: the linker could give an AVX2 machine the AVX-512 copy."""
+    for directory in build_directories:
+        assert cached(directory, "CMAKE_BUILD_TYPE") == "Release"
+        objects = sorted(directory.glob("CMakeFiles/tidegate_kernels_*.dir/**/*.o"))
+        assert objects
+        for path in objects:
+            isa = re.search(r"tidegate_kernels_(\w+)\.dir", str(path))[1]  # type: ignore[index]
+            listed = run(cached(directory, "CMAKE_NM"), "--format=posix", "--extern-only", path)
+            symbols = [line.split()[:2] for line in listed.splitlines()]
+            defined = [name for name, kind in symbols if kind != "U"]
+            assert len(defined) == 1, f"{isa}: {defined}"
+            assert f"tidegate_kernels_{isa}" in defined[0]
+            assert not [name for name, kind in symbols if kind in "WwVvu"]
+            assert {name for name, kind in symbols if kind == "U"} <= MEMORY_FUNCTIONS
+
+
+def test_every_isa_has_its_kernels(build_directories: list[Path]) -> None:
+    for directory in build_directories:
+        names = {path.name for path in directory.glob("CMakeFiles/tidegate_kernels_*.dir")}
+        isas = {name.removeprefix("tidegate_kernels_").removesuffix(".dir") for name in names}
+        assert isas in ({"baseline", "avx2", "avx512"}, {"neon"})
+
+
+# ---- The installed C++ library -------------------------------------------------------------------
+
+PROGRAM_CMAKE = """
+cmake_minimum_required(VERSION 3.21)
+project(program LANGUAGES CXX)
+find_package(tidegate REQUIRED)
+add_executable(program program.cc)
+target_link_libraries(program PRIVATE tidegate::tidegate)
+"""
+
+PROGRAM_CC = """
+#include <cstdio>
+#include "tidegate/tidegate.h"
+int main() { std::printf("%s %s", tidegate::version().c_str(), tidegate::isa().c_str()); }
+"""
+
+
+def test_cmake_package_serves_another_program(
+    build_directories: list[Path], tmp_path: Path
+) -> None:
+    cmake = program("cmake")
+    run(cmake, "--install", build_directories[0], "--prefix", tmp_path / "prefix")
+    (tmp_path / "CMakeLists.txt").write_text(PROGRAM_CMAKE)
+    (tmp_path / "program.cc").write_text(PROGRAM_CC)
+    build = tmp_path / "build"
+    generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={program('ninja')}")
+    run(cmake, "-S", tmp_path, "-B", build, *generator, f"-DCMAKE_PREFIX_PATH={tmp_path}/prefix")
+    run(cmake, "--build", build)
+    version, isa = run(build / "program").split()
+    assert version == tidegate.__version__
+    assert isa in {"baseline", "avx2", "avx512", "neon"}
+
+
+# ---- Headers and folders -------------------------------------------------------------------------
+
+
+def includes(path: Path) -> list[str]:
+    """What a file includes, in its own brackets or quotes."""
+    return re.findall(r'^\s*#\s*include\s+([<"][^>"]+[>"])', path.read_text(), re.M)
+
+
+def sources(folder: str) -> list[Path]:
+    found = sorted(p for p in (CSRC / folder).rglob("*") if p.suffix in {".h", ".cc"})
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("header", PUBLIC_HEADERS, ids=lambda path: path.name)
+def test_public_headers_stand_alone_in_cpp17(header: Path, tmp_path: Path) -> None:
+    source = tmp_path / "alone.cc"
+    # Twice: the guard must hold.
+    source.write_text(f'#include "tidegate/{header.name}"\n' * 2)
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
+    run(compiler(), *flags, f"-I{CSRC / 'include'}", source)
+
+
+def test_public_headers_have_no_simd_openmp_or_python() -> None:
+    for header in PUBLIC_HEADERS:
+        for name in includes(header):
+            # The standard library's headers have no suffix.
+            assert re.fullmatch(r'"tidegate/\w+\.h"|<\w+>', name), f"{header.name}: {name}"
+
+
+def test_bindings_use_the_public_api_alone() -> None:
+    own = {f'"bindings/{path.name}"' for path in sources("bindings")}
+    own |= {f'"{path.name}"' for path in sources("bindings")}
+    public = {f'"tidegate/{header.name}"' for header in PUBLIC_HEADERS}
+    for path in sources("bindings"):
+        quoted = {name for name in includes(path) if name.startswith('"')}
+        assert quoted <= own | public, path.name
+
+
+def test_kernels_include_nothing_of_the_layers_above() -> None:
+    for path in sources("kernels"):
+        for name in includes(path):
+            assert not name.startswith(('"core/', '"bindings/', '"tidegate/')), path.name
+
+
+def test_core_sees_no_simd_types() -> None:
+    allowed = {'"kernels/table.h"', '"kernels/spec.h"'}
+    for path in sources("core"):
+        assert {name for name in includes(path) if name.startswith('"kernels/')} <= allowed
+
+
+def test_openmp_is_in_one_file() -> None:
+    files = [p for p in CSRC.rglob("*") if p.suffix in {".h", ".cc"}]
+    users = [p for p in files if re.search(r"#\s*pragma\s+omp|<omp\.h>", p.read_text())]
+    assert [p.parent.name for p in users] == ["core"]
+
+
+# ---- The package ---------------------------------------------------------------------------------
+
+
+def test_version_is_written_in_one_place() -> None:
+    text = (CSRC / "include" / "tidegate" / "version.h").read_text()
+    version = re.findall(r'#define TIDEGATE_VERSION "([^"]+)"', text)
+    assert version == [tidegate.__version__]
+    assert version == [importlib.metadata.version("tidegate")]
+    written = [ROOT / "pyproject.toml", ROOT / "CMakeLists.txt"]
+    written += [p for p in CSRC.rglob("*") if p.suffix in {".h", ".cc"}]
+    written += (ROOT / "python").rglob("*.py*")
+    holders = [p.name for p in written if p.suffix != ".pyc" and f'"{version[0]}"' in p.read_text()]
+    assert holders == ["version.h"]
+
+
+@pytest.fixture(scope="module")
+def installed() -> list[importlib.metadata.PackagePath]:
+    distribution = importlib.metadata.distribution("tidegate")
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        pytest.skip("an editable install is no wheel")
+    files = distribution.files or []
+    return [path for path in files if "__pycache__" not in path.parts]
+
+
+def test_wheel_carries_what_it_should(installed: list[importlib.metadata.PackagePath]) -> None:
+    names = {str(path) for path in installed}
+    assert {"tidegate/py.typed", "tidegate/_core.pyi"} <= names
+    assert any(name.startswith("tidegate/data/") for name in names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    inside = {path for path in installed if path.parts[0] == "tidegate"}
+    unwanted = {".c", ".cc", ".cpp", ".h", ".o", ".a"}
+    assert not [str(path) for path in inside if path.suffix in unwanted]
+    top = {path.parts[0] for path in installed if path.parts[0] != ".."}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"tidegate"}
+
+
+def test_wheel_is_small(installed: list[importlib.metadata.PackagePath]) -> None:
+    size = sum(len(zlib.compress(path.read_binary())) for path in installed)
+    assert size <= 3 << 20
+
+
+def test_extensions_are_stripped_and_export_nothing_of_ours(
+    installed: list[importlib.metadata.PackagePath],
+) -> None:
+    extensions = [path for path in installed if path.suffix == ".so"]
+    assert {path.name.split(".")[0] for path in extensions} == {"_core", "reference"}
+    for path in extensions:
+        file = Path(str(path.locate()))
+        assert not run(program("nm"), file).strip(), "not stripped"
+        exported = run(program("nm"), "--dynamic", "--defined-only", "--format=posix", file)
+        names = [line.split()[0] for line in exported.splitlines()]
+        assert f"PyInit_{path.name.split('.')[0]}" in names
+        assert not [name for name in names if "8tidegate" in name]
