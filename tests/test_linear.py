@@ -151,7 +151,7 @@ def test_linear_astype_state_dict_and_repr():
     assert (other.params.flat == layer.params.flat).all()
     with pytest.raises(ValueError, match="missing bias"):
         other.load_state_dict(Linear(3, 2, bias=False).state_dict())
-    with pytest.raises(TypeError, match=r"weight.*float64.*float32"):
+    with pytest.raises(TypeError, match=r"weight.*float32.*float64"):
         double.load_state_dict(layer.state_dict())
 
 
@@ -173,11 +173,11 @@ def test_linear_copies_have_parameters_of_their_own(duplicate):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"in_features": 0}, ValueError, r"in_features.*at least 1.*0"),
+        ({"in_features": 0}, ValueError, r"in_features.*0.*at least 1"),
         ({"out_features": -2}, ValueError, r"out_features.*-2"),
-        ({"in_features": 2.0}, TypeError, r"in_features.*integer.*2\.0"),
-        ({"out_features": True}, TypeError, r"out_features.*integer.*True"),
-        ({"dtype": np.float16}, TypeError, r"dtype.*float32 or float64.*float16"),
+        ({"in_features": 2.0}, TypeError, r"in_features.*2\.0.*integer"),
+        ({"out_features": True}, TypeError, r"out_features.*True.*integer"),
+        ({"dtype": np.float16}, TypeError, r"dtype.*float16.*float32 or float64"),
         ({"dtype": int}, TypeError, r"dtype.*int64"),
         ({"dtype": "no such type"}, TypeError, "dtype.*no such type"),
     ],
@@ -189,23 +189,23 @@ def test_linear_refuses_wrong_arguments(arguments, error, message):
 
 def test_linear_refuses_wrong_arrays():
     layer = Linear(3, 2, seed=1)
-    with pytest.raises(TypeError, match=r"x.*float32.*float64"):
+    with pytest.raises(TypeError, match=r"x.*float64.*float32"):
         layer(rand(4, 3))
-    with pytest.raises(TypeError, match=r"x.*ndarray.*list"):
+    with pytest.raises(TypeError, match=r"x.*list.*ndarray"):
         layer([[1.0, 2.0, 3.0]])
     for shape in [(4, 2), (), (3, 1)]:
-        with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., 3\)"):
+        with pytest.raises(ValueError, match=r"x: got shape .*wanted \(\.\.\., 3\)"):
             layer.forward(rand(*shape, dtype=np.float32))
     y, tape = layer.forward(rand(4, 3, dtype=np.float32))
-    with pytest.raises(ValueError, match=r"dy.*\(4, 2\).*\(2, 4\)"):
+    with pytest.raises(ValueError, match=r"dy.*\(2, 4\).*\(4, 2\)"):
         layer.backward(tape, y.T)
-    with pytest.raises(TypeError, match=r"dy.*float32.*float64"):
+    with pytest.raises(TypeError, match=r"dy.*float64.*float32"):
         layer.backward(tape, y.astype(float))
-    with pytest.raises(TypeError, match=r"tape.*LinearTape.*tuple"):
+    with pytest.raises(TypeError, match=r"tape.*tuple.*LinearTape"):
         layer.backward((1, 2), y)
-    with pytest.raises(TypeError, match=r"tape.*float64.*float32"):
+    with pytest.raises(TypeError, match=r"tape.*float32.*float64"):
         layer.astype(float).backward(tape, y.astype(float))
-    with pytest.raises(ValueError, match=r"tape.*\(5, 3\).*\(2, 3\)"):
+    with pytest.raises(ValueError, match=r"tape.*\(2, 3\).*\(5, 3\)"):
         Linear(3, 5).backward(tape, y)
 
 
@@ -281,16 +281,16 @@ def test_dropout_refuses_wrong_arguments():
     dropout, x, rng = Dropout(0.5), rand(4, 3), np.random.default_rng(1)
     with pytest.raises(ValueError, match=r"rng.*None"):
         dropout.forward(x)
-    with pytest.raises(TypeError, match=r"rng.*Generator.*int"):
+    with pytest.raises(TypeError, match=r"rng.*int.*Generator"):
         dropout.forward(x, 3)
     with pytest.raises(TypeError, match=r"x.*int64"):
         dropout.forward(np.ones(3, int), rng)
     with pytest.raises(TypeError, match=r"x.*list"):
         dropout([1.0])
     _, tape = dropout.forward(x, rng)
-    with pytest.raises(ValueError, match=r"dy.*\(4, 3\).*\(3, 4\)"):
+    with pytest.raises(ValueError, match=r"dy.*\(3, 4\).*\(4, 3\)"):
         dropout.backward(tape, x.T)
-    with pytest.raises(TypeError, match=r"dy.*float64.*float32"):
+    with pytest.raises(TypeError, match=r"dy.*float32.*float64"):
         dropout.backward(tape, x.astype(np.float32))
-    with pytest.raises(TypeError, match=r"tape.*DropoutTape.*ndarray"):
+    with pytest.raises(TypeError, match=r"tape.*ndarray.*DropoutTape"):
         dropout.backward(x, x)

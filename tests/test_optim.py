@@ -180,18 +180,18 @@ def test_load_state_dict_is_strict_and_all_or_nothing():
 
     refused(
         ValueError,
-        r"missing step; surplus 'more'; exp_avg_1: expected shape \(6,\), got \(5,\); "
-        r"exp_avg_sq_0: expected dtype float64, got float32",
+        r"missing step; surplus 'more'; exp_avg_1: got shape \(5,\), wanted \(6,\); "
+        r"exp_avg_sq_0: got dtype float32, wanted float64",
         step=None,
         more=np.zeros(1),
         exp_avg_1=np.zeros(5),
         exp_avg_sq_0=np.zeros(15, np.float32),
     )
-    refused(TypeError, "exp_avg_0.*float64.*float32", exp_avg_0=np.zeros(15, np.float32))
+    refused(TypeError, "exp_avg_0.*float32.*float64", exp_avg_0=np.zeros(15, np.float32))
     refused(ValueError, "lr.*-1", lr=np.asarray(-1.0), exp_avg_0=np.ones(15))
     refused(ValueError, r"betas\[1\].*1\.5", betas=np.array([0.5, 1.5]), exp_avg_0=np.ones(15))
     refused(ValueError, r"step.*-1", step=np.asarray(-1), exp_avg_0=np.ones(15))
-    with pytest.raises(TypeError, match=r"state_dict.*mapping.*NoneType"):
+    with pytest.raises(TypeError, match=r"state_dict.*NoneType.*mapping"):
         opt.load_state_dict(None)
     with pytest.raises(ValueError, match="missing.*momentum"):
         optim.SGD(layers()).load_state_dict(before)
@@ -225,9 +225,9 @@ def test_lr_is_checked_whenever_it_is_set():
             *(optim.SGD, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}),
             *(ValueError, "nesterov.*dampening=0.1"),
         ),
-        (optim.Adam, {"betas": (0.9, 1.0)}, ValueError, r"betas\[1\].*below 1.*1\.0"),
+        (optim.Adam, {"betas": (0.9, 1.0)}, ValueError, r"betas\[1\].*1\.0.*below 1"),
         (optim.Adam, {"betas": (-0.1, 0.9)}, ValueError, r"betas\[0\].*-0.1"),
-        (optim.Adam, {"betas": 0.9}, TypeError, "betas.*pair.*0.9"),
+        (optim.Adam, {"betas": 0.9}, TypeError, "betas.*0.9.*pair"),
         (optim.Adam, {"betas": (0.9, 0.9, 0.9)}, TypeError, "betas.*pair"),
         (optim.Adam, {"betas": ("a", 0.9)}, TypeError, r"betas\[0\].*'a'"),
         (optim.Adam, {"eps": -1e-8}, ValueError, "eps"),
@@ -241,9 +241,9 @@ def test_wrong_hyperparameters_are_refused(kind, options, error, message):
 
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
 def test_wrong_params_are_refused(kind):
-    with pytest.raises(TypeError, match=r"params\[0\].*Params.*ndarray"):
+    with pytest.raises(TypeError, match=r"params\[0\].*ndarray.*Params"):
         kind([np.zeros(3, int)])
-    with pytest.raises(TypeError, match=r"params: .*Params.*int"):
+    with pytest.raises(TypeError, match=r"params: .*int.*Params"):
         kind(3)
     with pytest.raises(ValueError, match=r"params.*at least one"):
         kind([])
@@ -259,12 +259,12 @@ def test_wrong_gradients_are_refused_and_nothing_is_written(kind):
     before, state = flats(params), opt.state_dict()
     g = gradients()
     for wrong, error, message in [
-        (g[:1], ValueError, "grads: expected 2, got 1"),
-        (g[0], ValueError, "grads: expected 2, got 1"),
+        (g[:1], ValueError, "grads: got 1, wanted 2"),
+        (g[0], ValueError, "grads: got 1, wanted 2"),
         ([g[1], g[0]], ValueError, r"grads\[0\].*weight"),
-        ([g[0], gradients(dtype=np.float32)[1]], TypeError, r"grads\[1\].*float64.*float32"),
-        ([g[0], g[1].flat], TypeError, r"grads\[1\].*Gradients.*ndarray"),
-        (None, TypeError, "grads.*Gradients.*NoneType"),
+        ([g[0], gradients(dtype=np.float32)[1]], TypeError, r"grads\[1\].*float32.*float64"),
+        ([g[0], g[1].flat], TypeError, r"grads\[1\].*ndarray.*Gradients"),
+        (None, TypeError, "grads.*NoneType.*Gradients"),
         ([], ValueError, "grads.*at least one"),
     ]:
         with pytest.raises(error, match=message):
@@ -345,12 +345,12 @@ def test_clip_grad_norm_refuses_before_it_writes():
     g = gradients()
     g[1]["weight"][0, 0] = math.nan
     before = flats(g)
-    with pytest.raises(ValueError, match=r"grads.*finite.*nan"):
+    with pytest.raises(ValueError, match=r"grads.*nan.*finite"):
         optim.clip_grad_norm(g, 0.1, error_if_nonfinite=True)
     for bad, error in [(-1.0, ValueError), (math.nan, ValueError), ("1", TypeError)]:
         with pytest.raises(error, match="max_norm"):
             optim.clip_grad_norm(g, bad)
-    with pytest.raises(TypeError, match=r"grads\[0\].*Gradients.*ndarray"):
+    with pytest.raises(TypeError, match=r"grads\[0\].*ndarray.*Gradients"):
         optim.clip_grad_norm([before], 1.0)
     np.testing.assert_array_equal(flats(g), before)
 

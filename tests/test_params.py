@@ -115,15 +115,15 @@ def test_its_own_memory_may_be_the_source(params):
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (np.zeros((2, 3)), TypeError, r"weight.*float32.*float64"),
-        (np.zeros((2, 3), int), TypeError, r"weight.*float32.*int64"),
-        (np.zeros((2, 3), ">f4"), TypeError, r"weight.*float32.*>f4"),
-        ([[1, 2, 3], [4, 5, 6]], TypeError, r"weight.*float32.*list"),
+        (np.zeros((2, 3)), TypeError, r"weight.*float64.*float32"),
+        (np.zeros((2, 3), int), TypeError, r"weight.*int64.*float32"),
+        (np.zeros((2, 3), ">f4"), TypeError, r"weight.*>f4.*float32"),
+        ([[1, 2, 3], [4, 5, 6]], TypeError, r"weight.*list.*float32"),
         (None, TypeError, r"weight.*NoneType"),
         (np.float32(1), TypeError, r"weight.*ndarray"),
-        (np.zeros((3, 2), np.float32), ValueError, r"weight.*\(2, 3\).*\(3, 2\)"),
-        (np.zeros(6, np.float32), ValueError, r"weight.*\(2, 3\).*\(6,\)"),
-        (np.zeros((), np.float32), ValueError, r"weight.*\(2, 3\).*\(\)"),
+        (np.zeros((3, 2), np.float32), ValueError, r"weight.*\(3, 2\).*\(2, 3\)"),
+        (np.zeros(6, np.float32), ValueError, r"weight.*\(6,\).*\(2, 3\)"),
+        (np.zeros((), np.float32), ValueError, r"weight.*\(\).*\(2, 3\)"),
     ],
 )
 def test_wrong_values_are_refused_by_name(params, store, value, error, message):
@@ -137,11 +137,11 @@ def test_flat_setter(params, store):
     params.flat = np.arange(8, 0, -1).astype(np.float32)
     assert params["bias"].tolist() == [2, 1]
     assert store.writes == [(0, 8)]
-    with pytest.raises(TypeError, match=r"flat.*float32.*float64"):
+    with pytest.raises(TypeError, match=r"flat.*float64.*float32"):
         params.flat = np.zeros(8)
-    with pytest.raises(ValueError, match=r"flat.*\(8,\).*\(7,\)"):
+    with pytest.raises(ValueError, match=r"flat.*\(7,\).*\(8,\)"):
         params.flat = np.zeros(7, np.float32)
-    with pytest.raises(ValueError, match=r"flat.*\(8,\).*\(2, 4\)"):
+    with pytest.raises(ValueError, match=r"flat.*\(2, 4\).*\(8,\)"):
         params.flat = np.zeros((2, 4), np.float32)
     assert len(store.writes) == 1
 
@@ -204,17 +204,17 @@ def test_load_state_dict_names_every_problem_at_once():
     for part in (
         "missing shift",
         "surplus 'extra', 7",
-        "weight: expected shape (2, 3), got (3, 2)",
+        "weight: got shape (3, 2), wanted (2, 3)",
     ):
         assert part in message
-    assert "bias: expected dtype float32, got float64" in message
+    assert "bias: got dtype float64, wanted float32" in message
     assert not params.flat.any()
 
 
 def test_load_state_dict_of_wrong_dtypes_alone_is_a_type_error(params, store):
     with pytest.raises(TypeError, match=r"weight.*float64.*bias.*list"):
         params.load_state_dict({"weight": np.zeros((2, 3)), "bias": [1.0, 2.0]})
-    with pytest.raises(TypeError, match=r"state_dict.*mapping.*list"):
+    with pytest.raises(TypeError, match=r"state_dict.*list.*mapping"):
         params.load_state_dict([("weight", 1)])
     assert store.writes == []
 
@@ -248,9 +248,9 @@ def test_gradients_are_writable_live_views():
     assert grads.flat is flat
     grads.flat = np.full(8, 3.0)
     assert flat.tolist() == [3] * 8
-    with pytest.raises(ValueError, match=r"flat.*\(8,\).*\(1,\)"):
+    with pytest.raises(ValueError, match=r"flat.*\(1,\).*\(8,\)"):
         grads.flat = np.zeros(1)
-    with pytest.raises(TypeError, match=r"flat.*float64.*float32"):
+    with pytest.raises(TypeError, match=r"flat.*float32.*float64"):
         grads.flat = np.zeros(8, np.float32)
     with pytest.raises(KeyError, match="weight, bias"):
         grads["gain"]

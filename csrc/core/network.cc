@@ -147,11 +147,11 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
       const bool top = layer + 1 == config.num_layers;
       const auto input_of = [&](Index l) {
         if (record) return constant(record->layer_input(l));
-        return l == 0 ? inputs.x : constant(view(workspace.between[l % 2], size.steps, size.batch, width));
+        return l == 0 ? inputs.x : constant(view(workspace.between[(l - 1) % 2], size.steps, size.batch, width));
       };
       const auto output_of = [&](Index l) {
         if (top) return outputs.y;
-        return record ? record->layer_input(l + 1) : view(workspace.between[(l + 1) % 2], size.steps, size.batch, width);
+        return record ? record->layer_input(l + 1) : view(workspace.between[l % 2], size.steps, size.batch, width);
       };
       for (int d = place.first_direction; d < place.end_direction; ++d) {
         const ForwardDirection<T> direction = {

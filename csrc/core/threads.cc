@@ -145,13 +145,11 @@ void Worker::serve() {
 
 void Worker::await_job(microseconds patience) {
   const Clock::time_point until = Clock::now() + patience;
-  for (;;) {
-    for (int i = 0; i < 16; ++i) {  // a clock may be slower to read than a mailbox
-      if (state.load(std::memory_order_acquire) == busy) return;
-      Waiting::relax();
-    }
-    if (Clock::now() >= until) break;
-  }
+  Waiting waiting;
+  do {
+    if (state.load(std::memory_order_acquire) == busy) return;
+    waiting.pause();
+  } while (Clock::now() < until);
   int expected = idle;
   if (state.compare_exchange_strong(expected, asleep)) state.wait(asleep);
 }

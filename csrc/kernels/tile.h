@@ -30,7 +30,7 @@ template <int Gates>
 struct TileShape {
   static constexpr int kSlices = Gates >= 4 ? 1 : 4 / Gates;
   static constexpr int kRows = kAccumulators / (kSlices * Gates);
-  static constexpr int kSlicesOneRow = 12 / Gates;
+  static constexpr int kSlicesOneRow = Gates >= 4 ? 3 : 8 / Gates;
 };
 
 // Calls f.template operator()<n>() for a run-time n in 1..Max.
@@ -40,6 +40,16 @@ inline __attribute__((always_inline)) void with_constant(int n, F&& f) {
     if (n < Max) return with_constant<Max - 1>(n, f);
   }
   f.template operator()<Max>();
+}
+
+// The same for the largest of Max, its half (rounded up), and so on to 1, that is not above n: fewer shapes to compile.
+template <int Max, class F>
+inline __attribute__((always_inline)) int with_halved_constant(Index n, F&& f) {
+  if constexpr (Max > 1) {
+    if (n < Max) return with_halved_constant<(Max + 1) / 2>(n, f);
+  }
+  f.template operator()<Max>();
+  return Max;
 }
 
 // Rows of the next tile: full tiles, but never a last one of a single row beside others, whose few chains would wait
@@ -86,6 +96,21 @@ struct DepthBlock {
   Index h_begin, h_end;
   bool first, last;
 };
+
+// The epilogue of a tile: the cell, for each of its rows and slices. Not inlined, so that a cell is compiled once and not
+// for each shape of tile.
+template <class Phase, class T>
+__attribute__((noinline)) void finish_tile(const PhaseCall<T>& call, const Vec<T> (*accumulators)[Phase::spec.gates.count],
+                                           int rows, int slices, Index row, Index slice) {
+  constexpr int kWidth = Vec<T>::width;
+  for (int r = 0; r < rows; ++r) {
+    for (int s = 0; s < slices; ++s) {
+      const Index unit = (slice + s) * kWidth;
+      Phase::template finish<T>(call, *accumulators++,
+                                {row + r, unit, static_cast<int>(min_of(call.units - unit, kWidth))});
+    }
+  }
+}
 
 // One tile of a phase: R rows from `row` on, S slices from `slice` on.
 template <class Phase, class T, int R, int S>
@@ -140,7 +165,7 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
   }
 
   if (block.last && call.finish) {
-    // Copied out, so that the epilogue is one loop and the tile's own accumulators need never be addressed.
+    // Copied out, so that the accumulators of the loop above need never have an address.
     Vec<T> done[R * S][kGates];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -150,12 +175,7 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
         for (int g = 0; g < kGates; ++g) done[r * S + s][g] = accumulators[r][s][g];
       }
     }
-#pragma GCC unroll 1
-    for (int i = 0; i < R * S; ++i) {
-      const Index unit = (slice + i % S) * kWidth;
-      Phase::template finish<T>(call, done[i],
-                                {row + i / S, unit, static_cast<int>(min_of(call.units - unit, kWidth))});
-    }
+    finish_tile<Phase>(call, done, R, S, row, slice);
   } else {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -172,10 +192,9 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
 
 // Tiles over slices [begin, end) with S at a time, for `Rows` rows at a time.
 template <class Phase, class T, int Rows, int Slices>
-inline void phase_sweep(const PhaseCall<T>& call, Index slice, Index slice_end, const DepthBlock& block) {
+__attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice, Index slice_end, const DepthBlock& block) {
   while (slice < slice_end) {
-    const int slices = static_cast<int>(min_of(slice_end - slice, Slices));
-    with_constant<Slices>(slices, [&]<int S>() __attribute__((always_inline)) {
+    slice += with_halved_constant<Slices>(slice_end - slice, [&]<int S>() __attribute__((always_inline)) {
       for (Index row = 0; row < call.rows;) {
         const int rows = tile_rows<Rows>(call.rows - row);
         with_constant<Rows>(rows, [&]<int R>() __attribute__((always_inline)) {
@@ -184,7 +203,6 @@ inline void phase_sweep(const PhaseCall<T>& call, Index slice, Index slice_end, 
         row += rows;
       }
     });
-    slice += slices;
   }
 }
 
@@ -277,7 +295,7 @@ void outer(const OuterCall<T>& call) {
       const Index m1 = min_of(m0 + kOuterLeft, call.left_columns);
       for (Index k = 0; k < depth; ++k) {
         const T* from = call.left[k0 + k];
-        T* to = packed_left + k * 0;
+        T* to = packed_left;
         for (Index m = m0; m < m1;) {
           const int rows = tile_rows<kRows>(m1 - m);
           for (int r = 0; r < rows; ++r) to[k * rows + r] = from[m + r];
@@ -285,17 +303,17 @@ void outer(const OuterCall<T>& call) {
           m += rows;
         }
       }
-      for (Index column = 0; column < call.right_columns; column += kColumns * kWidth) {
+      for (Index column = 0; column < call.right_columns;) {
         const Index left_over = call.right_columns - column;
-        const int slices = static_cast<int>(min_of((left_over + kWidth - 1) / kWidth, kColumns));
-        for (Index k = 0; k < depth; ++k) {
-          const T* from = call.right[k0 + k] + column;
-          for (int s = 0; s < slices; ++s) {
-            const int lanes = static_cast<int>(min_of(left_over - s * kWidth, kWidth));
-            store(packed_right + (s * depth + k) * kWidth, load_partial<T>(from + s * kWidth, lanes));
+        const Index slices = (left_over + kWidth - 1) / kWidth;
+        column += kWidth * with_halved_constant<kColumns>(slices, [&]<int S>() __attribute__((always_inline)) {
+          for (Index k = 0; k < depth; ++k) {
+            const T* from = call.right[k0 + k] + column;
+            for (int s = 0; s < S; ++s) {
+              const int lanes = static_cast<int>(min_of(left_over - s * kWidth, kWidth));
+              store(packed_right + (s * depth + k) * kWidth, load_partial<T>(from + s * kWidth, lanes));
+            }
           }
-        }
-        with_constant<kColumns>(slices, [&]<int S>() __attribute__((always_inline)) {
           const T* left = packed_left;
           for (Index m = m0; m < m1;) {
             const int rows = tile_rows<kRows>(m1 - m);

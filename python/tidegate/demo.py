@@ -1,21 +1,22 @@
-"""The demo: a recurrent network learns who of nine men is speaking. Copy this file to start your own.
+"""The demo: a network learns which of nine men is speaking. To start your own, copy this file.
 
-The data are Japanese Vowels (see data/README.md): 270 utterances to learn from and 370 to be tested
-on, each 7 to 29 frames of 12 cepstral coefficients. The network reads an utterance in both directions,
-averages what it made of the frames, and a linear layer scores the nine speakers.
+The data are Japanese Vowels (data/README.md): 270 utterances to learn from and 370 to be tested on,
+each 7 to 29 frames of 12 cepstral coefficients. The network reads an utterance in both directions,
+takes the mean of what it made of the frames, and a linear layer scores the nine speakers.
 
-The recipe (sizes, learning rate, dropout, noise) was chosen by cross-validation inside the training
-part. The test part is only reported on: the network that counts is the last epoch's, whatever
-came before.
+The recipe (the defaults below) was chosen by cross-validation within the 270. The test utterances
+choose nothing: their accuracy is printed after every epoch, and the last epoch's is the result.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,52 +26,52 @@ import numpy as np
 import tidegate as tg
 from tidegate.checks import Array
 
-SPEAKERS = 9
-FEATURES = 12
+FEATURES, SPEAKERS = 12, 9
+DROPOUT, NOISE, MAX_NORM = 0.5, 0.3, 1.0
 
 
 class SpeakerNet:
-    """Bidirectional LSTM or GRU -> mean over each utterance's own frames -> dropout -> linear."""
+    """GRU or LSTM in both directions -> mean over each utterance's frames -> dropout -> linear."""
 
-    def __init__(self, cell: str, hidden: int, dropout: float, rng: np.random.Generator) -> None:
-        layer = {"gru": tg.GRU, "lstm": tg.LSTM}[cell]
-        self.rnn = layer(FEATURES, hidden, bidirectional=True, seed=rng)
-        self.dropout = tg.Dropout(dropout)
+    def __init__(self, cell: str, hidden: int, rng: np.random.Generator) -> None:
+        layer = tg.LSTM if cell == "lstm" else tg.GRU
+        self.rnn: tg.LSTM | tg.GRU = layer(FEATURES, hidden, bidirectional=True, seed=rng)
+        self.dropout = tg.Dropout(DROPOUT)
         self.head = tg.Linear(2 * hidden, SPEAKERS, seed=rng)
-        self.rng = rng
+        self.params = [self.rnn.params, self.head.params]
 
     def __call__(self, x: Array, lengths: Array) -> Array:
-        """Scores (N, 9) of a padded batch x (T, N, 12)."""
+        """The scores (N, 9) of a batch x (T, N, 12)."""
         y, _ = self.rnn(x, lengths=lengths)
-        # Outputs past an utterance's end are zero: the sum is over its own frames.
+        # What y holds past an utterance's end is zero, so the sum is over its own frames.
         return self.head(y.sum(axis=0) / lengths[:, None].astype(y.dtype))
 
-    def gradients(
-        self, x: Array, lengths: Array, speakers: Array
+    def loss_and_gradients(
+        self, x: Array, lengths: Array, speakers: Array, rng: np.random.Generator
     ) -> tuple[float, list[tg.Gradients]]:
-        """The loss of a batch, and its gradients by the parameters of rnn and head."""
+        """The loss of a batch, and its gradients by `params`."""
         frames = lengths[:, None].astype(x.dtype)
         y, _, rnn_tape = self.rnn.forward(x, lengths=lengths)
-        kept, dropout_tape = self.dropout.forward(y.sum(axis=0) / frames, self.rng)
-        scores, head_tape = self.head.forward(kept)
-        loss, dscores = tg.softmax_cross_entropy(scores, speakers)
+        mean, dropout_tape = self.dropout.forward(y.sum(axis=0) / frames, rng)
+        scores, head_tape = self.head.forward(mean)
+        loss, dscores = tg.losses.softmax_cross_entropy(scores, speakers)
 
         head_grads = self.head.backward(head_tape, dscores)
-        dmean = self.dropout.backward(dropout_tape, head_grads.x)
-        rnn_grads = self.rnn.backward(rnn_tape, dy=np.broadcast_to(dmean / frames, y.shape))
+        dmean = self.dropout.backward(dropout_tape, head_grads.x) / frames
+        rnn_grads = self.rnn.backward(rnn_tape, dy=np.broadcast_to(dmean, y.shape))
         return loss, [rnn_grads.params, head_grads.params]
 
 
 def load(part: str) -> tuple[list[Array], Array]:
-    """The "train" or "test" utterances, each (frames, 12), and who spoke them, 0..8."""
-    file = resources.files("tidegate") / "data" / "japanese_vowels.npz"
-    with file.open("rb") as opened, np.load(opened) as data:
+    """The "train" or the "test" utterances, each (frames, 12), and who spoke them, 0 to 8."""
+    with (resources.files("tidegate") / "data" / "japanese_vowels.npz").open("rb") as file:
+        data = np.load(file)
         ends = np.cumsum(data[f"{part}_lengths"])
         return np.split(data[f"{part}_x"], ends[:-1]), data[f"{part}_y"]
 
 
 def pad(utterances: Sequence[Array]) -> tuple[Array, Array]:
-    """One time-major batch (T, N, 12), T the longest, and the lengths (N,)."""
+    """Utterances as one batch x (T, N, 12), T frames the longest, and their lengths (N,)."""
     lengths = np.array([len(utterance) for utterance in utterances])
     x = np.zeros((lengths.max(), len(utterances), FEATURES), np.float32)
     for n, utterance in enumerate(utterances):
@@ -79,6 +80,201 @@ def pad(utterances: Sequence[Array]) -> tuple[Array, Array]:
 
 
 def train(
-    net: SpeakerNet, args: argparse.Namespace, utterances: list[Array], speakers: Array, test: Any
-) -> None:
-    pass
+    net: SpeakerNet,
+    utterances: list[Array],
+    speakers: Array,
+    args: argparse.Namespace,
+    rng: np.random.Generator,
+) -> Iterator[float]:
+    """Trains `net`, and yields the mean loss of each epoch at its end."""
+    optimizer = tg.optim.Adam(net.params)
+    batches = math.ceil(len(utterances) / args.batch)
+    steps = args.epochs * batches
+    for epoch in range(args.epochs):
+        total = 0.0
+        for k, chosen in enumerate(np.array_split(rng.permutation(len(utterances)), batches)):
+            x, lengths = pad([utterances[n] for n in chosen])
+            x += rng.normal(0, NOISE, x.shape).astype(x.dtype)
+            loss, grads = net.loss_and_gradients(x, lengths, speakers[chosen], rng)
+            tg.optim.clip_grad_norm(grads, MAX_NORM)
+            done = (epoch * batches + k + 1) / steps
+            # A rise over the first tenth, and half a cosine down to zero.
+            optimizer.lr = args.lr * min(1, 10 * done) * (1 + math.cos(math.pi * done)) / 2
+            optimizer.step(grads)
+            total += loss * len(chosen)
+            show_progress(done, f"epoch {epoch + 1}, loss {loss:.3f}")
+        yield total / len(utterances)
+
+
+def show_progress(done: float, text: str) -> None:
+    """Draws a bar over the last one, on standard error; nothing where that is no terminal."""
+    if sys.stderr.isatty():
+        bar = "#" * int(40 * done)
+        print(f"\r[{bar:40}] {done:4.0%} {text}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def clear_progress() -> None:
+    """Takes the bar away."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains and tests, and prints what came of it."""
+    rng = np.random.default_rng(args.seed)
+    (train_x, train_y), (test_x, test_y) = load("train"), load("test")
+    frames = np.concatenate(train_x)
+    mean, deviation = frames.mean(axis=0), frames.std(axis=0)
+    train_x = [(utterance - mean) / deviation for utterance in train_x]
+    test_batch = pad([(utterance - mean) / deviation for utterance in test_x])
+
+    net = SpeakerNet(args.cell, args.hidden, rng)
+    print(f"{net.rnn} -> mean over frames -> {net.dropout} -> {net.head}")
+    print(f"{len(train_x)} utterances to train on, {len(test_x)} to test on")
+
+    losses: list[float] = []
+    accuracies: list[float] = []
+    seconds, start = 0.0, time.perf_counter()
+    for loss in train(net, train_x, train_y, args, rng):
+        seconds += time.perf_counter() - start
+        predicted = net(*test_batch).argmax(axis=1)
+        losses.append(loss)
+        accuracies.append(float(np.mean(predicted == test_y)))
+        clear_progress()
+        print(
+            f"epoch {len(losses):{len(str(args.epochs))}}/{args.epochs}  loss {loss:.4f}  "
+            f"test accuracy {accuracies[-1]:6.2%}",
+            flush=True,
+        )
+        start = time.perf_counter()
+
+    right = int(np.sum(predicted == test_y))
+    print(f"\ntest accuracy {right / len(test_y):.2%}: {right} of {len(test_y)}\n")
+    print_confusion(test_y, predicted)
+    print_throughput("training", args.epochs * len(train_x), args.epochs * len(frames), seconds)
+    print_inference_throughput(net, *test_batch)
+    if args.save is not None:
+        save(args.save, net, args.cell, mean, deviation)
+    if args.plot is not None:
+        plot(args.plot, losses, accuracies)
+
+
+def print_confusion(spoken: Array, predicted: Array) -> None:
+    """Prints how often each speaker (row) was taken for each (column)."""
+    counts = np.zeros((SPEAKERS, SPEAKERS), int)
+    np.add.at(counts, (spoken, predicted), 1)
+    print("confusion matrix: who spoke (rows), who was recognised (columns)")
+    print("     " + "".join(f"{k:5}" for k in range(1, SPEAKERS + 1)))
+    for k, row in enumerate(counts, 1):
+        print(f"{k:5}" + "".join(f"{count or '.':>5}" for count in row))
+    print()
+
+
+def print_throughput(what: str, utterances: int, frames: int, seconds: float) -> None:
+    """Prints what was done in a second."""
+    print(f"{what:9} {utterances / seconds:9,.0f} utterances/s {frames / seconds:11,.0f} frames/s")
+
+
+def print_inference_throughput(net: SpeakerNet, x: Array, lengths: Array) -> None:
+    """Runs one batch for a fifth of a second or more, and prints the throughput."""
+    repeats, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < 0.2:
+        net(x, lengths)
+        repeats += 1
+    print_throughput("inference", repeats * len(lengths), repeats * int(lengths.sum()), seconds)
+
+
+def save(path: Path, net: SpeakerNet, cell: str, mean: Array, deviation: Array) -> None:
+    """Writes all that it takes to run the trained network elsewhere, as one .npz archive."""
+    arrays: dict[str, Any] = {f"rnn.{name}": array for name, array in net.rnn.state_dict().items()}
+    arrays |= {f"head.{name}": array for name, array in net.head.state_dict().items()}
+    with path.open("wb") as file:
+        np.savez(file, cell=cell, mean=mean, deviation=deviation, **arrays)
+    print(f"weights saved to {path}")
+
+
+def plot(path: Path, losses: list[float], accuracies: list[float]) -> None:
+    """Draws the loss and the test accuracy by epoch."""
+    figure = matplotlib_figure(figsize=(9, 4), layout="constrained")
+    epochs = range(1, len(losses) + 1)
+    for axes, values, title in zip(
+        figure.subplots(1, 2),
+        (losses, accuracies),
+        ("training loss", "test accuracy"),
+        strict=True,
+    ):
+        axes.plot(epochs, values)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+    figure.savefig(path)
+    print(f"curves saved to {path}")
+
+
+def matplotlib_figure(**options: Any) -> Any:
+    """A matplotlib Figure; an ImportError where there is no matplotlib, which is an extra."""
+    return importlib.import_module("matplotlib.figure").Figure(**options)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, all of them checked before any work."""
+    parser = argparse.ArgumentParser(
+        prog="tidegate demo",
+        description="Trains a bidirectional network to tell nine speakers apart (Japanese Vowels).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--cell", choices=["gru", "lstm"], default="gru", help="kind of network")
+    parser.add_argument("--hidden", type=at_least(1), default=64, help="units of each direction")
+    parser.add_argument("--epochs", type=at_least(1), default=30, help="passes over the data")
+    parser.add_argument("--batch", type=at_least(1), default=16, help="utterances of a step")
+    parser.add_argument("--lr", type=positive, default=0.01, help="peak learning rate")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy")
+    parser.add_argument("--save", type=Path, metavar="FILE.npz", help="keep the trained weights")
+    args = parser.parse_args(argv)
+    for option in ("plot", "save"):
+        path = getattr(args, option)
+        if path is not None and not writable(path):
+            parser.error(f"argument --{option}: {path} cannot be written to")
+    if args.plot is not None:
+        try:
+            kinds = matplotlib_figure().canvas.get_supported_filetypes()
+        except ImportError:
+            parser.error("argument --plot: needs matplotlib: pip install 'tidegate[plot]'")
+        if args.plot.suffix[1:].lower() not in kinds:
+            parser.error(f"argument --plot: {args.plot} is none of {', '.join(sorted(kinds))}")
+    return args
+
+
+def writable(path: Path) -> bool:
+    """Whether a file can be made, or made anew, at `path`."""
+    if path.exists():
+        return path.is_file() and os.access(path, os.W_OK)
+    return path.parent.is_dir() and os.access(path.parent, os.W_OK)
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An argument's type: an integer of at least `low`."""
+
+    def integer(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"got {text}, wanted at least {low}")
+        return int(text)
+
+    return integer
+
+
+def positive(text: str) -> float:
+    """An argument's type: a finite number above 0."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted a number above 0")
+    return float(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`tidegate demo`: returns the exit code."""
+    run(parse(argv))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -99,7 +99,7 @@ class Linear:
         """
         check_array("x", x, dtype=self.dtype)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"x: got {x.shape}, wanted shape (..., {self.in_features})")
+            raise ValueError(f"x: got shape {x.shape}, wanted (..., {self.in_features})")
         rows = x.reshape(-1, self.in_features)
         y: Array = rows @ self.params["weight"].T
         if self.bias:
@@ -133,8 +133,8 @@ class Linear:
         check_array("tape", tape.weight, dtype=self.dtype)
         if tape.weight.shape != (self.out_features, self.in_features):
             raise ValueError(
-                f"tape: expected that of a layer with weight of shape "
-                f"{(self.out_features, self.in_features)}, got {tape.weight.shape}"
+                f"tape: got one of a layer with weight {tape.weight.shape}, "
+                f"wanted {(self.out_features, self.in_features)}"
             )
         check_array("dy", dy, shape=(*tape.x.shape[:-1], self.out_features), dtype=self.dtype)
         dy_rows = dy.reshape(-1, self.out_features)
@@ -236,9 +236,7 @@ class Dropout:
         scale = np.ones(x.shape, x.dtype)
         if self.p > 0:
             if rng is None:
-                raise ValueError(
-                    f"rng: got None, wanted a numpy.random.Generator for p = {self.p}"
-                )
+                raise ValueError(f"rng: got None, wanted a numpy.random.Generator for {self}")
             keep = rng.random(x.shape, np.float32) >= self.p
             scale = keep.astype(x.dtype) / (1 - self.p)
         return np.multiply(x, scale, out=np.empty(x.shape, x.dtype)), DropoutTape(scale)

@@ -38,12 +38,12 @@ def softmax_cross_entropy(
     """
     check_array("logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"logits: got {logits.shape}, wanted shape (..., C) with C >= 1")
+        raise ValueError(f"logits: got shape {logits.shape}, wanted (..., C) with C >= 1")
     targets = np.asarray(targets)
     if targets.dtype.kind not in "iu":
-        raise TypeError(f"targets: got {targets.dtype}, wanted integers")
+        raise TypeError(f"targets: got dtype {targets.dtype}, wanted integers")
     if targets.shape != logits.shape[:-1]:
-        raise ValueError(f"targets: got {targets.shape}, wanted shape {logits.shape[:-1]}")
+        raise ValueError(f"targets: got shape {targets.shape}, wanted {logits.shape[:-1]}")
     counts = _counts(mask, targets.shape)
     _check_reduction(reduction)
 
@@ -85,7 +85,7 @@ def binary_cross_entropy(
             counts.
     """
     check_array("logits", logits)
-    if isinstance(targets, np.ndarray) and targets.dtype == bool:
+    if str(getattr(targets, "dtype", "")) == "bool":
         targets = targets.astype(logits.dtype)
     check_array("targets", targets, shape=logits.shape, dtype=logits.dtype)
     counts = _counts(mask, logits.shape)
@@ -143,11 +143,11 @@ def _counts(mask: Array | None, shape: tuple[int, ...]) -> Array:
     """The mask as an index of arrays with leading axes `shape`: it selects one row an element."""
     if mask is None:
         return np.ones(shape, bool)
-    if not isinstance(mask, np.ndarray) or mask.dtype != bool:
-        got = getattr(mask, "dtype", type(mask).__name__)
+    got = getattr(mask, "dtype", type(mask).__name__)
+    if str(got) != "bool":
         raise TypeError(f"mask: got {got}, wanted a bool ndarray")
     if mask.shape != shape[: mask.ndim]:
-        raise ValueError(f"mask: got {mask.shape}, wanted shape {shape} or its leading axes")
+        raise ValueError(f"mask: got shape {mask.shape}, wanted {shape} or its leading axes")
     return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
 
 

@@ -69,7 +69,7 @@ class _Optimizer:
             raise ValueError(f"grads: got {len(gradients)}, wanted {len(self._params)}")
         for k, (params, gradient) in enumerate(zip(self._params, gradients, strict=True)):
             if gradient.dtype != params.dtype:
-                raise TypeError(f"grads[{k}]: got {gradient.dtype}, wanted dtype {params.dtype}")
+                raise TypeError(f"grads[{k}]: got dtype {gradient.dtype}, wanted {params.dtype}")
             if gradient.shapes != params.shapes:
                 raise ValueError(
                     f"grads[{k}]: got {gradient.shapes}, wanted those of {params.shapes}"
@@ -170,8 +170,8 @@ class SGD(_Optimizer):
         self.nesterov = bool(nesterov)
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise ValueError(
-                "nesterov: expected momentum > 0 and dampening = 0 with it, "
-                f"got momentum={self.momentum}, dampening={self.dampening}"
+                f"nesterov: got it with momentum={self.momentum}, dampening={self.dampening}, "
+                "wanted momentum > 0 and dampening = 0 with it"
             )
 
     def _update(self, flat: Array, grad: Array, *buffers: Array) -> None:
@@ -277,7 +277,7 @@ def clip_grad_norm(
         if error_if_nonfinite and not math.isfinite(norm):
             raise ValueError(f"grads: got {norm}, wanted a finite norm")
         scale = max_norm / (norm + 1e-6)
-        if not scale >= 1:
+        if max_norm < math.inf and not scale >= 1:
             for gradient in gradients:
                 gradient.flat *= scale
     return norm

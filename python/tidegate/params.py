@@ -202,9 +202,9 @@ class Gradients(_NamedArrays):
         super().__init__(specs)
         if flat.shape != (self._size,) or not (flat.flags.c_contiguous and flat.flags.writeable):
             raise ValueError(
-                f"flat: got shape , wanted a contiguous, writable vector of {self._size}"
-                f"{flat.shape}, contiguous={flat.flags.c_contiguous}, "
-                f"writeable={flat.flags.writeable}"
+                f"flat: got shape {flat.shape}, contiguous={flat.flags.c_contiguous}, "
+                f"writeable={flat.flags.writeable}, wanted a contiguous, writable vector of "
+                f"{self._size}"
             )
         self._flat = flat
 

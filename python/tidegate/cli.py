@@ -1,0 +1,63 @@
+"""The `tidegate` command: finds the subcommand. What each does and takes is in its own module."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import tidegate as tg
+
+COMMANDS = {
+    "demo": "train a network on real speech, in seconds",
+    "selftest": "check every instruction set of this machine against the reference",
+    "config": "print version, instruction sets, threads and compiler",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Args:
+        argv: the arguments; None is the process's own.
+
+    Returns:
+        The exit code: 0 if all went well, 130 if interrupted, else the subcommand's.
+
+    Raises:
+        SystemExit: 2 for wrong arguments (told on standard error), 0 after --help and --version.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tidegate",
+        description="LSTM and GRU on CPUs.",
+        epilog="\n".join(["commands:", *(f"  {name:10}{what}" for name, what in COMMANDS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tidegate {tg.__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own; try --help after it")
+    args = parser.parse_args(argv)
+    try:
+        # A subcommand is imported when it is run: the others need not load what it needs.
+        if args.command == "demo":
+            from tidegate import demo
+
+            return demo.main(args.arguments)
+        if args.command == "selftest":
+            from tidegate import selftest
+
+            return selftest.main(args.arguments)
+        return _config(args.arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _config(argv: Sequence[str]) -> int:
+    argparse.ArgumentParser(prog="tidegate config", description=COMMANDS["config"]).parse_args(argv)
+    tg.show_config()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Thread settings and what show_config says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tidegate as tg
+from tidegate import _core
+
+
+def test_the_innermost_setting_of_this_thread_holds():
+    outside = tg.get_num_threads()
+    seen = []
+    with tg.num_threads(outside + 3):
+        assert tg.get_num_threads() == outside + 3
+        with tg.num_threads(outside + 7):
+            assert tg.get_num_threads() == outside + 7
+            other = threading.Thread(target=lambda: seen.append(tg.get_num_threads()))
+            other.start()
+            other.join()
+        assert tg.get_num_threads() == outside + 3
+    assert tg.get_num_threads() == outside
+    assert seen == [outside]
+
+
+def test_a_block_left_by_an_error_restores():
+    outside = tg.get_num_threads()
+    with pytest.raises(RuntimeError, match="over"), tg.num_threads(outside + 1):
+        raise RuntimeError("over")
+    assert tg.get_num_threads() == outside
+
+
+@pytest.mark.parametrize(
+    ("count", "error"),
+    [(0, ValueError), (-1, ValueError), (2**31, ValueError), (1.0, TypeError), ("2", TypeError)],
+)
+def test_wrong_counts(count, error):
+    outside = tg.get_num_threads()
+    with pytest.raises(error, match="^num_threads: "):
+        tg.set_num_threads(count)
+    with pytest.raises(error, match="^num_threads: "), tg.num_threads(count):
+        pass
+    assert tg.get_num_threads() == outside
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_process_setting_counts_for_every_thread():
+    code = """
+import threading, tidegate as tg
+tg.set_num_threads(5)
+seen = [tg.get_num_threads()]
+thread = threading.Thread(target=lambda: seen.append(tg.get_num_threads()))
+thread.start(); thread.join()
+with tg.num_threads(2):
+    seen.append(tg.get_num_threads())
+print(seen)
+"""
+    assert run(code).stdout.strip() == "[5, 5, 2]"
+
+
+def test_the_environment_sets_the_default():
+    code = "import tidegate as tg; print(tg.get_num_threads()); tg.show_config()"
+    output = run(code, TIDEGATE_NUM_THREADS="3").stdout
+    assert output.startswith("3\n")
+    assert "TIDEGATE_NUM_THREADS" in output
+
+
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_the_environment_chooses_the_instruction_set(isa):
+    code = "import tidegate as tg; print(tg.config()['isa'])"
+    assert run(code, TIDEGATE_ISA=isa).stdout.strip() == isa
+
+
+def test_an_unknown_instruction_set_fails_the_import():
+    result = run("import tidegate", TIDEGATE_ISA="pentium")
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    for word in ["TIDEGATE_ISA", "pentium", "baseline" if "baseline" in _core.available_isas() else "neon"]:
+        assert word in last
+
+
+def test_select_isa_refuses_unknown_names():
+    before = _core.isa()
+    with pytest.raises(ValueError, match="pentium"):
+        _core.select_isa("pentium")
+    assert _core.isa() == before
+
+
+def test_config(capsys):
+    c = tg.config()
+    assert c["version"] == tg.__version__
+    assert c["isa"] in c["available_isas"]
+    assert c["num_threads"] == tg.get_num_threads() >= 1
+    assert c["numpy"] == np.__version__
+    assert tg.show_config() is None
+    printed = capsys.readouterr().out
+    for value in [c["version"], c["isa"], c["compiler"], c["num_threads_reason"], c["numpy"]]:
+        assert str(value) in printed
