@@ -240,4 +240,5 @@ def test_extensions_are_stripped_and_export_nothing_of_ours(
         exported = run(program("nm"), "--dynamic", "--defined-only", "--format=posix", file)
         names = [line.split()[0] for line in exported.splitlines()]
         assert f"PyInit_{path.name.split('.')[0]}" in names
-        assert not [name for name in names if "8tidegate" in name]
+        # Ours, or the table of virtual functions or type of something of ours.
+        assert not [name for name in names if re.match(r"(_ZT?[A-Z]?NK?8)?tidegate", name)]

@@ -86,3 +86,11 @@ def test_as_a_process():
     assert (bad.returncode, bad.stdout) == (2, "")
     assert "--epochs" in bad.stderr
     assert "Traceback" not in bad.stderr
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    command = [sys.executable, "-m", "tidegate.cli", "config"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

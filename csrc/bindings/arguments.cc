@@ -11,7 +11,15 @@ py::object given(py::handle object) {
   return object.is_none() ? py::object() : py::reinterpret_borrow<py::object>(object);
 }
 
-bool is_integer(py::handle object) { return PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr()); }
+// An integer, clipped to what Py_ssize_t holds. TypeError if the object is none, or True or False.
+Py_ssize_t read_integer(const char* argument, py::handle object, const char* wanted) {
+  if (PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr())) {
+    const Py_ssize_t integer = PyNumber_AsSsize_t(object.ptr(), nullptr);
+    if (integer != -1 || PyErr_Occurred() == nullptr) return integer;
+    PyErr_Clear();  // an array, for one, has __index__ and may yet be no integer
+  }
+  throw py::type_error(std::string(argument) + ": got " + type_name(object) + ", wanted " + wanted);
+}
 
 std::string text(py::handle object) { return py::repr(object); }
 
@@ -23,11 +31,7 @@ std::string text(py::handle object) { return py::repr(object); }
 
 int read_num_threads(py::handle object) {
   if (object.is_none()) return 0;
-  if (!is_integer(object)) {
-    throw py::type_error("num_threads: got " + type_name(object) + ", wanted an integer of at least 1, or None");
-  }
-  const Py_ssize_t count = PyNumber_AsSsize_t(object.ptr(), nullptr);  // clips what does not fit
-  if (count == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  const Py_ssize_t count = read_integer("num_threads", object, "an integer of at least 1, or None");
   if (count < 1 || count > std::numeric_limits<int>::max()) {
     throw py::value_error("num_threads: got " + text(object) + ", wanted an integer of at least 1");
   }
@@ -85,12 +89,8 @@ Input<T> read_sequence(const char* argument, py::handle object, Layout layout, I
 std::vector<Index> read_lengths(py::handle object, Layout layout, Index steps, Index batch) {
   if (object.is_none()) return {};
   if (!py::isinstance<py::array>(object)) {
-    if (layout.batched || !is_integer(object)) {
-      throw py::type_error("lengths: got " + type_name(object) + ", wanted " +
-                           (layout.batched ? "an array of integers" : "an integer"));
-    }
-    const Py_ssize_t length = PyNumber_AsSsize_t(object.ptr(), nullptr);
-    if (length == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (layout.batched) throw py::type_error("lengths: got " + type_name(object) + ", wanted an array of integers");
+    const Py_ssize_t length = read_integer("lengths", object, "an integer");
     if (length < 0 || length > steps) fail_length(text(object), "", steps);
     return {length};
   }

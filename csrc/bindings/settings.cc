@@ -15,6 +15,7 @@ void bind_settings(pybind11::module_& m) {
   m.def("isa", &isa);
   m.def("available_isas", &available_isas);
   m.def("select_isa", &select_isa);
+  m.def("select_division", &select_division);
   m.def("version", &version);
   m.def("compiler", &compiler);
 }

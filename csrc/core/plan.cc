@@ -2,6 +2,10 @@
 #include "core/plan.h"
 
 #include <algorithm>
+#include <atomic>
+#include <stdexcept>
+
+#include "tidegate/settings.h"
 
 namespace tidegate {
 
@@ -14,6 +18,19 @@ constexpr double kPointwise = 0.15;          // nanoseconds a gate, a byte of el
 constexpr double kStep = 80;                 // nanoseconds of a step's own cost
 constexpr double kMeet = 300;                // two threads meet
 constexpr double kStart = 5000;              // a team is woken and gathered
+
+enum class Division { automatic, rows, units };
+std::atomic<Division> division{Division::automatic};
+
+// All the threads that were asked for, whatever it costs.
+Plan forced_plan(const Config& config, Index batch, int threads, bool by_units) {
+  Plan plan;
+  plan.groups = config.bidirectional && threads > 1 ? 2 : 1;
+  const Index most = by_units ? threads : std::min<Index>(threads, std::max<Index>(batch, 1) * plan.groups);
+  plan.threads = static_cast<int>(most);
+  plan.by_units = by_units;
+  return plan;
+}
 
 // One direction's step of the average layer: `rows` rows, 1 / `unit_share` of the units.
 double step_nanoseconds(const Config& config, Index rows, Index element_size, double unit_share) {
@@ -33,7 +50,23 @@ double step_nanoseconds(const Config& config, Index rows, Index element_size, do
 
 }  // namespace
 
+void select_division(const std::string& name) {
+  if (name == "auto") {
+    division = Division::automatic;
+  } else if (name == "rows") {
+    division = Division::rows;
+  } else if (name == "units") {
+    division = Division::units;
+  } else {
+    throw std::invalid_argument("division: got \"" + name + "\", wanted \"auto\", \"rows\" or \"units\"");
+  }
+}
+
 Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index element_size, int threads) {
+  const Division forced = division.load(std::memory_order_relaxed);
+  if (forced != Division::automatic && threads > 1) {
+    return forced_plan(config, batch, threads, forced == Division::units);
+  }
   const double all_steps = static_cast<double>(steps * config.num_layers);
   const double factor = work == Work::backward ? 2 : 1;
   const double meetings = config.proj_size > 0 || !config.reset_after ? 2 : 1;

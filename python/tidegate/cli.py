@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None is the process's own.
 
     Returns:
-        The exit code: 0 if all went well, 130 if interrupted, else the subcommand's.
+        The exit code: the subcommand's, 0 if all went well; 130 if interrupted; 1 if nobody reads
+        what is printed.
 
     Raises:
         SystemExit: 2 for wrong arguments (told on standard error), 0 after --help and --version.
@@ -38,19 +40,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own; try --help after it")
     args = parser.parse_args(argv)
     try:
-        # A subcommand is imported when it is run: the others need not load what it needs.
-        if args.command == "demo":
-            from tidegate import demo
-
-            return demo.main(args.arguments)
-        if args.command == "selftest":
-            from tidegate import selftest
-
-            return selftest.main(args.arguments)
-        return _config(args.arguments)
+        code = _run(args.command, args.arguments)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has left. Python flushes once more at its end: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
+    """Imports no more than the one subcommand needs, and runs it."""
+    if command == "demo":
+        from tidegate import demo
+
+        return demo.main(argv)
+    if command == "selftest":
+        from tidegate import selftest
+
+        return selftest.main(argv)
+    return _config(argv)
 
 
 def _config(argv: Sequence[str]) -> int:

@@ -20,6 +20,10 @@ std::vector<std::string> available_isas();  // of this build that this machine c
 // std::invalid_argument if unknown or not available.
 void select_isa(const std::string& name);
 
+// How the threads of a call divide its work: "auto" (what the cost model says), or always "rows" of the batch or "units"
+// of a step, with all the threads asked for; for tests and the self-test.
+void select_division(const std::string& name);
+
 std::string version();
 std::string compiler();
 

@@ -1,0 +1,523 @@
+"""Wrong arguments: an error that names the argument, before anything is written; never a crash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tidegate as tg
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from layer_cases import (
+    CASES,
+    INPUT_SIZE,
+    STREAMABLE,
+    assert_same_bits,
+    is_lstm,
+    make,
+    output_size,
+    random_state,
+)
+
+quick = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+
+# ---- A good call, of which one argument is then spoilt -------------------------------------------
+
+
+def good_call(kind: str, case: str, dtype: Any, layout: str, steps: int, batch: int):
+    """A layer or stream and the arguments of a call that would succeed."""
+    rng = np.random.default_rng(0)
+    layer = make(case, dtype=dtype, batch_first=layout == "batch_first")
+    width = output_size(layer)
+
+    def sequence(features):
+        if layout == "unbatched":
+            shape = (steps, features)
+        elif layout == "batch_first":
+            shape = (batch, steps, features)
+        else:
+            shape = (steps, batch, features)
+        return rng.standard_normal(shape).astype(dtype)
+
+    def state():
+        value = random_state(layer, batch if layout != "unbatched" else 1, rng)
+        if layout != "unbatched":
+            return value
+        return tuple(v[:, 0] for v in value) if isinstance(value, tuple) else value[:, 0]
+
+    if kind in ("step", "run"):
+        shape = (steps, batch) if kind == "run" else (batch,)
+        x = rng.standard_normal((*shape, INPUT_SIZE)).astype(dtype)
+        return layer.stream(batch), {"x": x, "out": np.full((*shape, width), 7, dtype)}
+    x = sequence(INPUT_SIZE)
+    if kind == "backward":
+        y, _, tape = layer.forward(x)
+        return layer, {"tape": tape, "dy": sequence(width), "dstate": state(), "num_threads": 1}
+    lengths = 1 if layout == "unbatched" else rng.integers(0, steps + 1, batch)
+    arguments = {
+        "x": x,
+        "state": state(),
+        "lengths": lengths,
+        "reset": rng.random(x.shape[:-1]) < 0.3,
+        "num_threads": 1,
+    }
+    if kind == "call":
+        arguments["out"] = np.full_like(sequence(width), 7)
+    return layer, arguments
+
+
+def call(kind: str, target: Any, arguments: dict[str, Any]) -> Any:
+    function = target if kind == "call" else getattr(target, kind)
+    return function(**arguments)
+
+
+other_dtypes = st.sampled_from(["f2", "i4", "i8", "c8", "O", "?", "u1", ">f4", ">f8", "f4", "f8", "g"])
+
+
+@st.composite
+def spoilt_array(draw, array: np.ndarray, writable: bool = False):
+    """Something in the place of `array` that is wrong, and the error that it should raise."""
+    ways = ["list", "scalar", "dtype", "shape", "ndim"]
+    if writable:
+        ways += ["read-only", "strides", "overlaps itself", "misaligned"]
+    way = draw(st.sampled_from(ways))
+    if way == "list":
+        return array.tolist(), TypeError
+    if way == "scalar":
+        return draw(st.sampled_from([1.5, "x", b"x", 3, True, object(), {}, np.float32(1)])), TypeError
+    if way == "dtype":
+        dtype = draw(other_dtypes.filter(lambda d: np.dtype(d) != array.dtype))
+        return array.astype(dtype), TypeError
+    if way == "shape":
+        axis = draw(st.integers(0, array.ndim - 1))
+        size = draw(st.integers(0, 9).filter(lambda n: n != array.shape[axis]))
+        shape = list(array.shape)
+        shape[axis] = size
+        return np.zeros(shape, array.dtype), ValueError
+    if way == "ndim":
+        shapes = [(), array.shape[1:], (1, *array.shape), (*array.shape, 1), (2, 2, 2, 2, 2)]
+        shape = draw(st.sampled_from([s for s in shapes if len(s) != array.ndim]))
+        return np.zeros(shape, array.dtype), ValueError
+    assume(array.size > 0)
+    if way == "read-only":
+        array.flags.writeable = False
+        return array, ValueError
+    if way == "misaligned":
+        raw = np.full(array.nbytes + 1, 7, np.uint8)
+        return raw[1:].view(array.dtype).reshape(array.shape), ValueError
+    if way == "strides":
+        assume(array.shape[-1] > 1)
+        return np.full((*array.shape, 2), 7, array.dtype)[..., 0], ValueError
+    axis = draw(st.integers(0, array.ndim - 2))
+    assume(array.shape[axis] > 1)
+    strides = list(array.strides)
+    strides[axis] = draw(st.sampled_from([0, array.itemsize, -array.itemsize]))
+    room = np.full(3 * array.size, 7, array.dtype)
+    assume(array.shape[-1] > 1)
+    start = room[array.size :]
+    return np.lib.stride_tricks.as_strided(start, array.shape, strides), ValueError
+
+
+@st.composite
+def spoilt_state(draw, name: str, state: Any):
+    if not isinstance(state, tuple):
+        way = draw(st.sampled_from(["array", "pair"]))
+        if way == "pair":
+            return (state, state), TypeError, name
+        return *draw(spoilt_array(state)), name
+    way = draw(st.sampled_from(["no pair", "one", "three", "member"]))
+    if way == "no pair":
+        wrong = [state[0], np.stack([state[0], state[0]]), 3, {"h": 1, "c": 2}, "hc"]
+        return draw(st.sampled_from(wrong)), TypeError, name
+    if way == "one":
+        return state[:1], ValueError, name
+    if way == "three":
+        return (*state, state[0]), ValueError, name
+    index = draw(st.integers(0, 1))
+    value, error = draw(spoilt_array(state[index]))
+    spoilt = [value if i == index else part for i, part in enumerate(state)]
+    return draw(st.sampled_from([tuple, list]))(spoilt), error, f"{name}[{index}]"
+
+
+@st.composite
+def spoilt_lengths(draw, lengths: Any, steps: int):
+    too_much = [-1, steps + 1, 2**62, -(2**62)]
+    if isinstance(lengths, int):
+        number = st.sampled_from([*too_much, 2**64, np.int64(-5), np.array(steps + 1)])
+        wrong = st.sampled_from([1.0, "1", [1], True, np.float32(1), np.array(1.0), np.array(True)])
+        shape = st.sampled_from([np.array([1]), np.array([], int)])
+        return draw(st.one_of(
+            number.map(lambda v: (v, ValueError)),
+            wrong.map(lambda v: (v, TypeError)),
+            shape.map(lambda v: (v, ValueError)),
+        ))
+    way = draw(st.sampled_from(["value", "list", "int", "dtype", "shape"]))
+    if way == "value":
+        assume(lengths.size > 0)
+        wrong = lengths.copy()
+        wrong[draw(st.integers(0, lengths.size - 1))] = draw(st.sampled_from(too_much))
+        if draw(st.booleans()):
+            wrong = wrong.astype(np.uint64)
+        return wrong, ValueError
+    if way == "list":
+        return lengths.tolist(), TypeError
+    if way == "int":
+        return 1, TypeError
+    if way == "dtype":
+        return lengths.astype(draw(st.sampled_from(["f8", "f4", "?", "O", "U3", "m8[s]"]))), TypeError
+    shapes = [(), (lengths.size + 1,), (lengths.size, 1), (1, lengths.size)]
+    return np.zeros(draw(st.sampled_from(shapes)), int), ValueError
+
+
+@st.composite
+def spoilt_reset(draw, reset: np.ndarray):
+    way = draw(st.sampled_from(["list", "dtype", "shape", "ndim"]))
+    if way == "list":
+        return reset.tolist(), TypeError
+    if way == "dtype":
+        return reset.astype(draw(st.sampled_from(["u1", "i8", "f4", "O"]))), TypeError
+    if way == "ndim":
+        shape = draw(st.sampled_from([(), (*reset.shape, 1), (1, *reset.shape), (*reset.shape, INPUT_SIZE)]))
+        assume(len(shape) != reset.ndim)
+        return np.zeros(shape, bool), ValueError
+    axis = draw(st.integers(0, reset.ndim - 1))
+    shape = list(reset.shape)
+    shape[axis] += draw(st.sampled_from([1, 2, 5]))
+    return np.zeros(shape, bool), ValueError
+
+
+wrong_num_threads = st.one_of(
+    st.sampled_from([0, -1, 2**31, 2**80, -(2**80), np.int64(0)]).map(lambda v: (v, ValueError)),
+    st.sampled_from([1.0, "1", True, [1], np.ones(2, int), np.float64(2)]).map(lambda v: (v, TypeError)),
+)
+
+
+@quick
+@given(st.data())
+def test_one_wrong_argument(data):
+    draw = data.draw
+    kind = draw(st.sampled_from(["call", "forward", "backward", "step", "run"]))
+    case = draw(st.sampled_from(STREAMABLE if kind in ("step", "run") else list(CASES)))
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    layout = draw(st.sampled_from(["time_major", "batch_first", "unbatched"]))
+    steps, batch = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    target, arguments = good_call(kind, case, dtype, layout, steps, batch)
+    names = sorted(set(arguments) - {"tape"})
+    name = blamed = draw(st.sampled_from(names))
+    value = arguments[name]
+    if name in ("state", "dstate"):
+        wrong, error, blamed = draw(spoilt_state(name, value))
+    elif name == "lengths":
+        wrong, error = draw(spoilt_lengths(value, steps))
+    elif name == "reset":
+        wrong, error = draw(spoilt_reset(value))
+    elif name == "num_threads":
+        wrong, error = draw(wrong_num_threads)
+    else:
+        wrong, error = draw(spoilt_array(value, writable=name == "out"))
+        # A 2-D x is an unbatched one, a 3-D x a batch: then the others do not fit it.
+        assume(not (name == "x" and isinstance(wrong, np.ndarray) and wrong.dtype == dtype
+                    and wrong.shape[-1:] == (INPUT_SIZE,) and wrong.ndim in (2, 3)))
+    arguments[name] = wrong
+    out = arguments.get("out")
+    before = out.tobytes() if isinstance(out, np.ndarray) else None
+
+    with pytest.raises(error) as caught:
+        call(kind, target, arguments)
+    assert type(caught.value) is error
+    assert str(caught.value).startswith(f"{blamed}: "), str(caught.value)
+    if before is not None:
+        assert out.tobytes() == before
+    # It still works, and nothing of the wrong call is left in it.
+    target, arguments_again = good_call(kind, case, dtype, layout, steps, batch)
+    call(kind, target, arguments_again)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_shapes_of_x_are_told_as_the_layer_wants_them(batch_first):
+    gru = tg.GRU(5, 4, batch_first=batch_first)
+    x = np.zeros((3, 4), np.float32)
+    axes = "N, T" if batch_first else "T, N"
+    with pytest.raises(ValueError, match="^x: ") as caught:
+        gru(x)
+    assert str(caught.value) == f"x: got shape (3, 4), wanted ({axes}, 5) or unbatched (T, 5)"
+    with pytest.raises(TypeError, match="^x: got dtype float64, wanted float32$"):
+        gru(np.zeros((3, 4, 5)))
+    with pytest.raises(TypeError, match="^x: got list, wanted an array of float32$"):
+        gru([[1.0]])
+    with pytest.raises(TypeError, match="^x: got dtype >f4, wanted float32$"):
+        gru(np.zeros((3, 4, 5), ">f4"))
+
+
+def test_a_wrong_x_leaves_out_untouched():
+    gru = tg.GRU(5, 4)
+    out = np.full((3, 4, 4), 7, np.float32)
+    for x in [np.zeros((3, 5, 5), np.float32), np.zeros((3, 5), np.float32), np.zeros((3, 4, 6))]:
+        with pytest.raises((TypeError, ValueError), match="^(x|out): "):
+            gru(x, out=out)
+    assert (out == 7).all()
+
+
+# ---- Overlap -------------------------------------------------------------------------------------
+
+
+@st.composite
+def window(draw, shape: tuple[int, ...], room: int):
+    """A view of that shape into a vector of `room` elements, with a contiguous last axis."""
+    gaps = [draw(st.integers(0, 3)) for _ in shape[:-1]]
+    strides = [1]
+    reach = shape[-1]
+    for size, gap in zip(reversed(shape[:-1]), gaps):
+        strides.insert(0, reach + gap)
+        reach = (size - 1) * strides[0] + reach
+    flip = [draw(st.sampled_from([1, -1])) for _ in shape[:-1]]
+    assume(reach <= room)
+    offset = draw(st.integers(0, room - reach))
+
+    def take(vector):
+        view = np.lib.stride_tricks.as_strided(
+            vector[offset:], shape, [s * vector.itemsize for s in strides]
+        )
+        return view[tuple(slice(None, None, f) for f in flip)]
+
+    return take
+
+
+@quick
+@given(st.data())
+def test_out_may_share_a_buffer_but_no_element(data):
+    layer = make("gru")
+    room = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    x = data.draw(window((3, 2, INPUT_SIZE), room.size))(room)
+    h_0 = data.draw(window((1, 2, layer.hidden_size), room.size))(room)
+    out = data.draw(window((3, 2, layer.hidden_size), room.size))(room)
+    expected = layer(x.copy(), h_0.copy())
+    before = room.copy()
+    for name, array in [("x", x), ("state", h_0)]:
+        if np.shares_memory(out, array):
+            with pytest.raises(ValueError, match=f"^out: overlaps {name} in memory$"):
+                layer(x, h_0, out=out)
+            assert_same_bits(room, before)
+            return
+    y, h_n = layer(x, h_0, out=out)
+    assert_same_bits((y.copy(), h_n), expected)
+
+
+def test_out_overlaps_masks_and_steps():
+    layer = make("gru")
+    out = np.zeros((3, 2, layer.hidden_size), np.float32)
+    x = np.zeros((3, 2, INPUT_SIZE), np.float32)
+    with pytest.raises(ValueError, match="^out: overlaps reset"):
+        layer(x, reset=out.reshape(-1).view(bool)[:6].reshape(3, 2), out=out)
+    with pytest.raises(ValueError, match="^out: overlaps lengths"):
+        layer(x, lengths=out.reshape(-1).view(np.int64)[:2], out=out)
+    lstm = make("lstm")
+    h = np.zeros((1, 2, 7), np.float32)
+    for state, name in [((out[:1], h), "state[0]"), ((h, out[1:2]), "state[1]")]:
+        with pytest.raises(ValueError, match=f"^out: overlaps {name[:5]}.{name[6]}.") as caught:
+            lstm(x, state, out=out)
+        assert name in str(caught.value)
+    square = tg.GRU(4, 4, seed=0)
+    room = np.zeros((2, 4), np.float32)
+    with pytest.raises(ValueError, match="^out: overlaps x"):
+        square.stream(2).step(room, room)
+    with pytest.raises(ValueError, match="^out: overlaps x"):
+        square.stream().step(room[:1], out=room.reshape(-1)[2:6].reshape(1, 4))
+    with pytest.raises(ValueError, match="^out: overlaps x"):
+        square.stream().run(np.zeros((3, 1, 4), np.float32), np.zeros((3, 1, 4))[:0]) if 0 else (
+            square.stream(2).run(room[None], room[None])
+        )
+
+
+# ---- Constructors --------------------------------------------------------------------------------
+
+BAD_OPTIONS = [
+    ("input_size", 0, ValueError),
+    ("input_size", -3, ValueError),
+    ("input_size", 2.0, TypeError),
+    ("input_size", "3", TypeError),
+    ("input_size", True, TypeError),
+    ("input_size", None, TypeError),
+    ("input_size", 2**63, ValueError),
+    ("hidden_size", 0, ValueError),
+    ("hidden_size", np.float32(4), TypeError),
+    ("hidden_size", np.array([4, 4]), TypeError),
+    ("num_layers", 0, ValueError),
+    ("num_layers", 1.5, TypeError),
+    ("bias", 1, TypeError),
+    ("bias", "no", TypeError),
+    ("batch_first", None, TypeError),
+    ("bidirectional", "yes", TypeError),
+    ("reverse", 0, TypeError),
+    ("dropout", -0.1, ValueError),
+    ("dropout", 1.0, ValueError),
+    ("dropout", float("nan"), ValueError),
+    ("dropout", "0.1", TypeError),
+    ("dtype", np.int32, TypeError),
+    ("dtype", np.float16, TypeError),
+    ("dtype", ">f4", TypeError),
+    ("dtype", "no such thing", TypeError),
+]
+BAD_LSTM_OPTIONS = [
+    ("proj_size", -1, ValueError),
+    ("proj_size", 4, ValueError),
+    ("proj_size", 9, ValueError),
+    ("proj_size", 1.0, TypeError),
+    ("peephole", 1, TypeError),
+]
+BAD_GRU_OPTIONS = [
+    ("reset_after", None, TypeError),
+    ("update_gate", "keep", ValueError),
+    ("update_gate", 3, TypeError),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "error"),
+    [(kind, *bad) for kind in (tg.LSTM, tg.GRU) for bad in BAD_OPTIONS]
+    + [(tg.LSTM, *bad) for bad in BAD_LSTM_OPTIONS]
+    + [(tg.GRU, *bad) for bad in BAD_GRU_OPTIONS],
+)
+def test_wrong_options(kind, name, value, error):
+    options = {"input_size": 3, "hidden_size": 4, name: value}
+    with pytest.raises(error, match=f"^{name}: "):
+        kind(**options)
+
+
+@pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU])
+def test_options_that_exclude_each_other(kind):
+    with pytest.raises(ValueError, match="^reverse: .*bidirectional"):
+        kind(3, 4, bidirectional=True, reverse=True)
+
+
+@pytest.mark.parametrize(("kind", "option"), [(tg.GRU, "proj_size"), (tg.LSTM, "reset_after")])
+def test_options_of_the_other_cell(kind, option):
+    with pytest.raises(TypeError, match=option):
+        kind(3, 4, **{option: 1})
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 2**20), (2**40, 2**10), (2**62, 2**62), (1, 2**62), (2**32, 2**32)],
+)
+def test_parameters_that_no_memory_holds(sizes):
+    with pytest.raises((ValueError, MemoryError)):
+        tg.GRU(*sizes)
+
+
+# ---- Sizes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [2**58, 2**50, 2**44])
+@pytest.mark.parametrize("hidden_size", [1, 64])
+def test_results_that_no_memory_holds(steps, hidden_size):
+    layer = tg.LSTM(1, hidden_size, 2, bidirectional=True)
+    x = np.broadcast_to(np.float32(0), (steps, 1, 1))
+    for function in [layer, layer.forward, tg.LSTM(1, hidden_size).stream().run]:
+        with pytest.raises((ValueError, MemoryError)):
+            function(x)
+
+
+# ---- Tapes, rng, parameters ----------------------------------------------------------------------
+
+
+def test_wrong_tapes():
+    layer = tg.GRU(5, 4, seed=0)
+    x = np.zeros((3, 2, 5), np.float32)
+    _, _, tape = layer.forward(x)
+    for wrong in [None, "tape", layer, 3, x]:
+        with pytest.raises(TypeError, match="^tape: "):
+            layer.backward(wrong)
+    for other in [tg.GRU(5, 3), tg.GRU(4, 4), tg.LSTM(5, 4), tg.GRU(5, 4, update_gate="write")]:
+        with pytest.raises(ValueError, match=r"^tape: got one from GRU\(5, 4\), wanted "):
+            other.backward(tape)
+    with pytest.raises(TypeError, match="^tape: got dtype float32, wanted float64"):
+        layer.astype(np.float64).backward(tape)
+    for wrong in [(1, False), (-1, False)]:
+        with pytest.raises(ValueError, match="^layer: "):
+            tape.gates(*wrong)
+    with pytest.raises(ValueError, match="^reverse: "):
+        tape.gates(0, True)
+
+
+def test_dropout_needs_a_generator():
+    for layer in [tg.GRU(5, 4, 2, dropout=0.5)]:
+        x = np.zeros((3, 2, 5), np.float32)
+        with pytest.raises(ValueError, match="^rng: "):
+            layer.forward(x)
+        for wrong in [3, np.random.RandomState(3), "rng"]:
+            with pytest.raises(TypeError, match="^rng: "):
+                layer.forward(x, rng=wrong)
+    with pytest.raises(TypeError, match="^rng: "):
+        tg.GRU(5, 4).forward(x, rng=3)
+
+
+def test_wrong_parameters():
+    layer = tg.GRU(5, 4, seed=0)
+    before = layer.params.flat.copy()
+    with pytest.raises(KeyError, match="weight_ih_l0"):
+        layer.params["weight_ih"] = np.zeros((12, 5), np.float32)
+    with pytest.raises(ValueError, match=r"^weight_ih_l0: .*\(12, 5\).*\(5, 12\)"):
+        layer.params["weight_ih_l0"] = np.zeros((5, 12), np.float32)
+    with pytest.raises(TypeError, match="^weight_ih_l0: .*float64"):
+        layer.params["weight_ih_l0"] = np.zeros((12, 5))
+    with pytest.raises(ValueError, match="^flat: "):
+        layer.params.flat = before[1:]
+    wrong = layer.state_dict()
+    wrong["bias"] = wrong.pop("bias_ih_l0")
+    wrong["weight_hh_l0"] = wrong["weight_hh_l0"].T
+    with pytest.raises(ValueError, match="state_dict: ") as caught:
+        layer.load_state_dict(wrong)
+    for word in ["bias_ih_l0", "'bias'", "weight_hh_l0", "(12, 4)", "(4, 12)"]:
+        assert word in str(caught.value)
+    with pytest.raises(RuntimeError, match="stop"), layer.params.update() as flat:
+        flat[...] = 0
+        raise RuntimeError("stop")
+    assert_same_bits(layer.params.flat, before)
+
+
+def test_the_core_checks_what_the_package_would_not_pass():
+    model = tg.GRU(5, 4, seed=0)._model
+    values = np.zeros(3, np.float32)
+    for offset in [-1, model.flat.size - 2, model.flat.size + 1, 2**62]:
+        with pytest.raises(ValueError, match="^offset: "):
+            model.write(offset, values)
+    with pytest.raises(ValueError, match="^values: "):
+        model.write(0, values[None])
+    with pytest.raises(TypeError, match="^values: "):
+        model.write(0, values.astype(float))
+    x = np.zeros((3, 2, 5), np.float32)
+    for draw, error in [(lambda _: None, TypeError), (lambda _: values, ValueError)]:
+        with pytest.raises(error, match="^dropout_scale: "):
+            model.record(x, None, None, None, draw, None)
+    with pytest.raises(ZeroDivisionError):
+        model.record(x, None, None, None, lambda _: 1 // 0, None)
+
+
+@quick
+@given(st.sampled_from(list(CASES)), st.data())
+def test_random_shapes_never_crash(case, data):
+    """Whatever the shapes: a result of the right shape, or an error that names an argument."""
+    layer = make(case)
+    sizes = st.sampled_from([0, 1, 2, 3, INPUT_SIZE, layer.hidden_size])
+    shapes = st.lists(sizes, min_size=0, max_size=4).map(tuple)
+
+    def array():
+        return np.ones(data.draw(shapes), np.float32)
+
+    x, state = array(), data.draw(st.sampled_from([None, "random"]))
+    if state is not None:
+        state = (array(), array()) if is_lstm(layer) else array()
+    names = "x|state|lengths|reset|out"
+    lengths = data.draw(st.sampled_from([None, np.array(1), np.array([1, 0]), np.array([2, 0, 1])]))
+    reset = data.draw(st.sampled_from([None, np.zeros((2, 2), bool), np.zeros(3, bool)]))
+    out = data.draw(st.sampled_from([None, array()]))
+    try:
+        y, _ = layer(x, state, lengths=lengths, reset=reset, out=out)
+    except ValueError as error:
+        assert str(error).split(":")[0].split("[")[0] in names.split("|")
+    else:
+        assert y.shape == (*x.shape[:-1], output_size(layer))

@@ -1,0 +1,108 @@
+"""Layers and streams survive pickling and copying: the same bits, and nothing shared but what should be."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import tidegate as tg
+from layer_cases import CASES, INPUT_SIZE, STREAMABLE, assert_same_bits, make, output_size
+
+T, N = 5, 2
+
+ways = pytest.mark.parametrize(
+    "way",
+    [lambda v, p=p: pickle.loads(pickle.dumps(v, p)) for p in range(2, pickle.HIGHEST_PROTOCOL + 1)]
+    + [copy.copy, copy.deepcopy],
+    ids=[f"pickle{p}" for p in range(2, pickle.HIGHEST_PROTOCOL + 1)] + ["copy", "deepcopy"],
+)
+
+
+class Named(tg.GRU):
+    """A user's own layer."""
+
+    name = "none"
+
+
+def random_x(dtype, rng):
+    return rng.standard_normal((T, N, INPUT_SIZE)).astype(dtype)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+@ways
+def test_layers(case, dtype, way, rng):
+    layer = make(case, dtype=dtype)
+    x = random_x(dtype, rng)
+    twin = way(layer)
+    assert type(twin) is type(layer)
+    assert repr(twin) == repr(layer)
+    assert_same_bits(twin.params.flat, layer.params.flat)
+    y, state = layer(x)
+    y_twin, state_twin = twin(x)
+    assert_same_bits(y_twin, y)
+    assert_same_bits(state_twin, state)
+    # A tape of one is a tape of the other.
+    _, _, tape = layer.forward(x)
+    dy = np.ones((T, N, output_size(layer)), dtype)
+    assert_same_bits(
+        twin.backward(tape, dy).params.flat, layer.backward(tape, dy).params.flat
+    )
+    # The parameters are its own.
+    twin.params.flat = np.zeros_like(twin.params.flat)
+    assert_same_bits(layer(x)[0], y)
+    assert not twin(x)[0].tobytes() == y.tobytes()
+
+
+@ways
+def test_options_and_attributes(way):
+    layer = Named(3, 4, 2, batch_first=True, dropout=0.3, seed=0)
+    layer.name = "encoder"
+    twin = way(layer)
+    assert type(twin) is Named
+    assert twin.name == "encoder"
+    assert repr(twin) == "Named(3, 4, num_layers=2, batch_first=True, dropout=0.3)"
+    assert (twin.dropout, twin.batch_first) == (0.3, True)
+    assert layer.astype(np.float64).name == "encoder"
+
+
+@ways
+def test_a_layer_that_warned_warns_no_more(way):
+    with pytest.warns(UserWarning, match="dropout"):
+        layer = tg.GRU(3, 4, dropout=0.3)
+    assert way(layer).dropout == 0.3
+
+
+@pytest.mark.parametrize("case", STREAMABLE)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+@ways
+def test_streams_go_on_where_they_were(case, dtype, way, rng):
+    layer = make(case, dtype=dtype)
+    x = random_x(dtype, rng)
+    stream = layer.stream(N)
+    stream.run(x)
+    twin = way(stream)
+    assert type(twin) is tg.Stream
+    assert repr(twin) == repr(stream)
+    assert_same_bits(twin.state, stream.state)
+    first = twin.step(x[0])
+    assert_same_bits(stream.step(x[0]), first)
+    assert (twin.layer is layer) == (way is copy.copy)
+    twin.reset()
+    assert_same_bits(stream.step(x[1]), layer(x[[0, 1, 2, 3, 4, 0, 1]])[0][-1])
+
+
+def test_a_pickled_pair_stays_a_pair(rng):
+    layer = make("gru")
+    other, stream = pickle.loads(pickle.dumps((layer, layer.stream())))
+    assert stream.layer is other
+
+
+def test_tapes_do_not_pickle():
+    layer = make("gru")
+    _, _, tape = layer.forward(np.zeros((T, N, INPUT_SIZE), np.float32))
+    for way in [pickle.dumps, copy.copy, copy.deepcopy]:
+        with pytest.raises(TypeError):
+            way(tape)
