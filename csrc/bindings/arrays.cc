@@ -220,7 +220,7 @@ py::array read_output(const char* argument, py::handle object, const Shape& want
 
 void check_no_overlap(const char* argument, const py::array& output, const char* input_name,
                       py::handle input) {
-  if (!input || input.is_none() || output.size() == 0) return;
+  if (!input || !py::isinstance<py::array>(input) || output.size() == 0) return;
   const auto other = py::reinterpret_borrow<py::array>(input);
   if (other.size() == 0) return;
   const auto [low, high] = bounds(output);

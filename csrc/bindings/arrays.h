@@ -76,7 +76,7 @@ py::array new_array(const char* result, const Shape& shape);
 template <class T>
 py::array read_output(const char* argument, py::handle object, const Shape& wanted);
 
-// ValueError if an array that a call shall write shares memory with `input`, an array, None or nothing.
+// ValueError if an array that a call shall write shares memory with `input`, if that is an array.
 void check_no_overlap(const char* argument, const py::array& output, const char* input_name, py::handle input);
 
 // The data of a native, aligned, C-contiguous array of shape (rows, columns), writable if asked, or null: one glance

@@ -1,6 +1,8 @@
 // Threads, instruction sets and version for Python. Types are checked by the Python side.
 #include "tidegate/settings.h"
 
+#include "tidegate/limits.h"
+
 #include <pybind11/stl.h>
 
 #include "module.h"
@@ -16,6 +18,8 @@ void bind_settings(pybind11::module_& m) {
   m.def("available_isas", &available_isas);
   m.def("select_isa", &select_isa);
   m.def("select_division", &select_division);
+  m.def("fma_rate", &fma_rate, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("read_rate", &read_rate, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("version", &version);
   m.def("compiler", &compiler);
 }

@@ -1,21 +1,25 @@
-// The float environment of a call: round to nearest, no traps, denormals flushed. Not for kernels, which assume it.
+// The float environment of a call: round to nearest, no traps, denormals flushed. Not for kernels,
+// which assume it.
 #ifndef TIDEGATE_CORE_FLOAT_CONTROL_H_
 #define TIDEGATE_CORE_FLOAT_CONTROL_H_
 
 #ifdef __FAST_MATH__
-#error "Tidegate promises IEEE semantics of NaN, infinities and rounding: build it without -ffast-math"
+#error \
+    "Tidegate promises IEEE semantics of NaN, infinities and rounding: build it without -ffast-math"
 #endif
 
 #include <cstdint>
 
 namespace tidegate {
 
-// Sets the thread's whole float control register while it lives, and restores the thread's own afterwards,
-// sticky exception flags included: a call neither sees the caller's environment nor changes it.
+// Sets the thread's whole float control register while it lives, and restores the thread's own
+// afterwards, sticky exception flags included: a call neither sees the caller's environment nor
+// changes it.
 //
-// Compilers do not know that arithmetic depends on this register. What reads and writes memory stays inside
-// (each access here is a compiler barrier), and so does everything behind a call that the compiler cannot see
-// into, as every kernel is; arithmetic on local variables beside it may move.
+// Compilers do not know that arithmetic depends on this register. What reads and writes memory
+// stays inside (each access here is a compiler barrier), and so does everything behind a call that
+// the compiler cannot see into, as every kernel is; arithmetic on local variables beside it may
+// move.
 class FloatControl {
  public:
   FloatControl() : saved_(read()) { write(wanted()); }
@@ -25,8 +29,8 @@ class FloatControl {
 
  private:
 #if defined(__x86_64__)
-  // MXCSR: the six exceptions masked (bits 7-12), flush-to-zero (15), denormals-are-zero (6); rounding bits and
-  // sticky flags zero.
+  // MXCSR: the six exceptions masked (bits 7-12), flush-to-zero (15), denormals-are-zero (6);
+  // rounding bits and sticky flags zero.
   using Register = std::uint32_t;
 
   static Register wanted() { return 0x1F80 | 1u << 15 | 1u << 6; }
@@ -39,8 +43,8 @@ class FloatControl {
 
   static void write(Register value) { __asm__ volatile("ldmxcsr %0" : : "m"(value) : "memory"); }
 #elif defined(__aarch64__)
-  // FPCR: flush-to-zero of inputs and results (bit 24); all else zero: nearest, no traps, NaNs propagate. FPSR
-  // holds the sticky flags.
+  // FPCR: flush-to-zero of inputs and results (bit 24); all else zero: nearest, no traps, NaNs
+  // propagate. FPSR holds the sticky flags.
   struct Register {
     std::uint64_t control, status;
   };

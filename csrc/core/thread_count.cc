@@ -4,6 +4,7 @@
 #include <atomic>
 #include <charconv>
 #include <climits>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
@@ -11,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -52,8 +54,9 @@ const char* describe(Source source) {
   return "";
 }
 
-// The process's Count in one word, zero until it is first asked for. An atomic, not a static local with its
-// guard: another thread may be here when the process forks, and the child must not wait for it.
+// The process's Count in one word, zero until it is first asked for. An atomic, not a static local
+// with its guard: another thread may be here when the process forks, and the child must not wait
+// for it.
 std::atomic<std::uint64_t> process_setting{0};
 
 thread_local int thread_setting = 0;
@@ -100,8 +103,8 @@ int affinity_count() { return 0; }
 
 Count machine_default() {
   const OpenMPLimits openmp = openmp_limits();
-  // Where OpenMP binds threads it has already narrowed the main thread to one place, and remembers the CPUs there
-  // were before.
+  // Where OpenMP binds threads it has already narrowed the main thread to one place, and remembers
+  // the CPUs there were before.
   int cpus = openmp.binds ? openmp.cpus : affinity_count();
   if (cpus < 1) cpus = static_cast<int>(std::thread::hardware_concurrency());
   Count least{cpus < 1 ? 1 : cpus, Source::affinity};
@@ -159,7 +162,9 @@ bool lists(const std::string& comma_separated, const char* name) {
 
 // mountinfo writes blanks, newlines and backslashes in paths as a backslash and three octal digits.
 std::string decode_octal(const std::string& text) {
-  const auto octal = [&](std::size_t i) { return i < text.size() && text[i] >= '0' && text[i] < '8'; };
+  const auto octal = [&](std::size_t i) {
+    return i < text.size() && text[i] >= '0' && text[i] < '8';
+  };
   std::string decoded;
   for (std::size_t i = 0; i < text.size(); ++i) {
     if (text[i] == '\\' && octal(i + 1) && octal(i + 2) && octal(i + 3)) {
@@ -173,7 +178,8 @@ std::string decode_octal(const std::string& text) {
   return decoded;
 }
 
-// proc/self/mountinfo: "id parent device root point options [optional...] - type source super-options".
+// proc/self/mountinfo: "id parent device root point options [optional...] - type source
+// super-options".
 std::vector<CgroupMount> cgroup_mounts(const std::string& file_root) {
   std::vector<CgroupMount> mounts;
   std::ifstream file(file_root + "/proc/self/mountinfo");
@@ -190,7 +196,8 @@ std::vector<CgroupMount> cgroup_mounts(const std::string& file_root) {
   return mounts;
 }
 
-// The process's cgroup, from proc/self/cgroup: "id:controllers:path", v2's being "0::path". Empty if unknown.
+// The process's cgroup, from proc/self/cgroup: "id:controllers:path", v2's being "0::path". Empty
+// if unknown.
 std::string cgroup_path(const std::string& file_root, bool unified) {
   std::ifstream file(file_root + "/proc/self/cgroup");
   for (std::string line; std::getline(file, line);) {
@@ -198,15 +205,16 @@ std::string cgroup_path(const std::string& file_root, bool unified) {
     const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
-    const bool match =
-        unified ? line.compare(0, first, "0") == 0 && controllers.empty() : lists(controllers, "cpu");
+    const bool match = unified ? line.compare(0, first, "0") == 0 && controllers.empty()
+                               : lists(controllers, "cpu");
     if (match) return line.substr(second + 1);
   }
   return {};
 }
 
-// The process's cgroup below the mount point: "" for the mounted one itself, else "/a/b". A container may show a
-// path that its mounts do not hold (it begins elsewhere, or climbs with ".."): then all it can see is the mount.
+// The process's cgroup below the mount point: "" for the mounted one itself, else "/a/b". A
+// container may show a path that its mounts do not hold (it begins elsewhere, or climbs with ".."):
+// then all it can see is the mount.
 std::string below_mount(const CgroupMount& mount, const std::string& path) {
   const std::string root = mount.root == "/" ? "" : mount.root;
   if (path.compare(0, root.size(), root) != 0) return {};
@@ -279,8 +287,8 @@ std::string num_threads_reason() {
   if (thread_setting == 0) return describe(process.source);
   std::string reason = "set for this thread";
   if (thread_setting > process.threads) {
-    reason += "; at most " + std::to_string(process.threads) + " run at once: " +
-              describe(process.source);
+    reason += "; at most " + std::to_string(process.threads) +
+              " run at once: " + describe(process.source);
   }
   return reason;
 }

@@ -7,17 +7,18 @@
 namespace tidegate {
 
 // The process's count, whatever the calling thread's own: what set_num_threads() set, else
-// TIDEGATE_NUM_THREADS, else the machine's default. It is also the budget that all running calls share.
-// Throws std::invalid_argument if TIDEGATE_NUM_THREADS is in force and is not a positive integer.
+// TIDEGATE_NUM_THREADS, else the machine's default. It is also the budget that all running calls
+// share. Throws std::invalid_argument if TIDEGATE_NUM_THREADS is in force and is not a positive
+// integer.
 int process_num_threads();
 
-// Whole CPUs of the process's cgroup quota, rounded up, the least among its cgroup and all the ancestors it can
-// see, of v1 and v2 hierarchies alike; 0 if there is no quota. `root` is where proc/ and the cgroup mounts are
-// looked for: "/", or a test's imitation.
+// Whole CPUs of the process's cgroup quota, rounded up, the least among its cgroup and all the
+// ancestors it can see, of v1 and v2 hierarchies alike; 0 if there is no quota. `root` is where
+// proc/ and the cgroup mounts are looked for: "/", or a test's imitation.
 int cgroup_cpu_limit(const std::string& root);
 
-// Gives the calling thread the main thread's CPU affinity, the one that counts here: a thread made by one that is
-// pinned to a CPU would share that CPU.
+// Gives the calling thread the main thread's CPU affinity, the one that counts here: a thread made
+// by one that is pinned to a CPU would share that CPU.
 void take_process_affinity();
 
 }  // namespace tidegate

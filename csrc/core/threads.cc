@@ -1,8 +1,9 @@
-// The team of threads, and all that this project has to do with OpenMP: one parallel region that never ends.
+// The team of threads, and all that this project has to do with OpenMP: one parallel region that
+// never ends.
 //
-// libgomp lets threads spin for milliseconds after each region, and a library cannot set that. So a thread of ours
-// opens a region, once, and its threads stay in it as workers, each with a mailbox that it watches for some
-// microseconds and then sleeps on. No call ever waits for OpenMP.
+// libgomp lets threads spin for milliseconds after each region, and a library cannot set that. So a
+// thread of ours opens a region, once, and its threads stay in it as workers, each with a mailbox
+// that it watches for some microseconds and then sleeps on. No call ever waits for OpenMP.
 #include "core/threads.h"
 
 #include <omp.h>
@@ -10,9 +11,13 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
+#include <initializer_list>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -30,8 +35,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-// How long workers watch their mailboxes after a call before they sleep: long enough for a caller that is back at
-// once (waking takes some 50 us), and all of a call's workers together not above 100 us.
+// How long workers watch their mailboxes after a call before they sleep: long enough for a caller
+// that is back at once (waking takes some 50 us), and all of a call's workers together not above
+// 100 us.
 constexpr microseconds kLinger{50};
 constexpr microseconds kLingerOfAll{100};
 
@@ -47,8 +53,9 @@ thread_local bool inside_run = false;
 
 bool binds_threads() { return omp_get_proc_bind() != omp_proc_bind_false; }
 
-// How many of `wanted` threads the system would let us make: libgomp ends the program if it cannot make one, so we
-// try before it does. They must all exist at once, and must be gone when this returns.
+// How many of `wanted` threads the system would let us make: libgomp ends the program if it cannot
+// make one, so we try before it does. They must all exist at once, and must be gone when this
+// returns.
 int makeable_threads(int wanted) {
   std::atomic<int> released{0};
   std::vector<std::thread> threads;
@@ -154,8 +161,8 @@ void Worker::await_job(microseconds patience) {
   if (state.compare_exchange_strong(expected, asleep)) state.wait(asleep);
 }
 
-// The workers of this process. Never destroyed, for its threads never end; a forked child leaves its parent's alone
-// and makes one of its own.
+// The workers of this process. Never destroyed, for its threads never end; a forked child leaves
+// its parent's alone and makes one of its own.
 class Team {
  public:
   static Team* current();
@@ -179,7 +186,7 @@ class Team {
   Clock::time_point retry_;  // do not grow before
   bool complete_ = false;    // OpenMP gives no more
 
-  std::mutex mutex_;  // guards all that follows, and is never held for longer than a few instructions
+  std::mutex mutex_;  // guards all that follows; held for a few instructions at a time
   std::condition_variable arrival_;
   int made_ = 0;            // workers_[0, made_) have threads
   int expected_ = -1;       // how many the opening region brings, -1: not yet known
@@ -194,7 +201,8 @@ class Team {
 std::atomic<Team*> Team::current_{nullptr};
 thread_local Team* Team::locked_for_fork = nullptr;
 
-// Registered as the library is loaded: a static local's guard might be held by another thread at a fork.
+// Registered as the library is loaded: a static local's guard might be held by another thread at a
+// fork.
 const int Team::fork_handlers =
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 
@@ -214,8 +222,9 @@ void Team::after_fork_in_parent() {
   team->growth_mutex_.unlock();
 }
 
-// The child has one thread. Its parent's team is dead memory, like the stacks of the threads that were in it;
-// libgomp's own pools belong to threads that opened regions, so a region opened by a new one meets none of them.
+// The child has one thread. Its parent's team is dead memory, like the stacks of the threads that
+// were in it; libgomp's own pools belong to threads that opened regions, so a region opened by a
+// new one meets none of them.
 void Team::after_fork_in_child() {
   after_fork_in_parent();
   current_.store(nullptr, std::memory_order_release);
@@ -238,7 +247,8 @@ void Team::take(int wanted, int budget, ThreadLease& lease) {
   if (granted <= 1) return;
   in_use_ += granted;
   if (idle_count_ < granted - 1) {
-    // Bound threads get their places region by region, so that one region must bring all there will be.
+    // Bound threads get their places region by region, so that one region must bring all there will
+    // be.
     const int missing = binds_threads() ? budget - 1 - made_ : granted - 1 - idle_count_;
     lock.unlock();
     grow(missing);
@@ -258,7 +268,8 @@ void Team::take(int wanted, int budget, ThreadLease& lease) {
   idle_count_ -= workers;
 }
 
-// In front and in the same order: the next lease's thread k is this one's, and has k's share in its cache.
+// In front and in the same order: the next lease's thread k is this one's, and has k's share in its
+// cache.
 void Team::give_back(const ThreadLease& lease) {
   const std::lock_guard lock(mutex_);
   lease.last_->next = idle_;
@@ -274,8 +285,8 @@ void Team::grow(int wanted) {
   wanted = std::min(wanted, kMaxThreads - made_);  // only a grower changes made_
   if (wanted < 1) return;
 
-  // The process's signals are its own threads' business; but faults, and a profiler's ticks, belong to whoever is
-  // running.
+  // The process's signals are its own threads' business; but faults, and a profiler's ticks, belong
+  // to whoever is running.
   sigset_t ours, callers;
   sigfillset(&ours);
   for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGPROF}) {
@@ -307,8 +318,8 @@ void Team::grow(int wanted) {
   if (came < wanted) retry_ = Clock::now() + kRetry;
 }
 
-// The life of the thread that opens a region: it stands for the callers, and where OpenMP binds threads it takes the
-// place that they have.
+// The life of the thread that opens a region: it stands for the callers, and where OpenMP binds
+// threads it takes the place that they have.
 void Team::open_region(int wanted) {
   take_process_affinity();
   omp_set_dynamic(0);  // of this thread: what the process's load is now must not decide for ever

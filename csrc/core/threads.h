@@ -1,5 +1,5 @@
-// Threads of a call: a lease on some of the process's team, and the barrier that they meet at. What each computes,
-// and whether more than one is worth it, is decided elsewhere.
+// Threads of a call: a lease on some of the process's team, and the barrier that they meet at. What
+// each computes, and whether more than one is worth it, is decided elsewhere.
 #ifndef TIDEGATE_CORE_THREADS_H_
 #define TIDEGATE_CORE_THREADS_H_
 
@@ -14,8 +14,8 @@ namespace tidegate {
 
 constexpr int kMaxThreads = 256;  // of all running calls together
 
-// Data of different threads lies this far apart: two lines of x86-64, whose prefetcher fetches them in pairs, and
-// one of the AArch64 cores with long lines.
+// Data of different threads lies this far apart: two lines of x86-64, whose prefetcher fetches them
+// in pairs, and one of the AArch64 cores with long lines.
 constexpr std::size_t kThreadSpacing = 128;
 
 // What the OpenMP runtime would give the calling thread.
@@ -26,9 +26,9 @@ struct OpenMPLimits {
 };
 OpenMPLimits openmp_limits();
 
-// One wait for another thread: call pause() until what is waited for has come. The processor spins at first, for
-// about a microsecond; then each turn yields to other threads, and in the end sleeps, so that waiting works, if
-// slowly, with more threads than processors.
+// One wait for another thread: call pause() until what is waited for has come. The processor spins
+// at first, for about a microsecond; then each turn yields to other threads, and in the end sleeps,
+// so that waiting works, if slowly, with more threads than processors.
 class Waiting {
  public:
   void pause() {
@@ -51,8 +51,8 @@ class Waiting {
   }
 
  private:
-  // A yield with nobody to yield to costs some 300 ns, so spinning for longer gains little; and with 8 threads on
-  // 2 processors, each spin delays whoever is waited for.
+  // A yield with nobody to yield to costs some 300 ns, so spinning for longer gains little; and
+  // with 8 threads on 2 processors, each spin delays whoever is waited for.
   static constexpr int kSpins = 32;
 
   void give_way();
@@ -60,9 +60,10 @@ class Waiting {
   int turns_ = 0;
 };
 
-// All of `size` threads wait for each other, any number of times; what they wrote before is seen by all after.
-// Each raises a flag of its own and reads the others', so that the flags of a pair of threads travel both ways at
-// once. Allocates nothing, but is large (kMaxThreads * kThreadSpacing bytes, untouched beyond `size` flags).
+// All of `size` threads wait for each other, any number of times; what they wrote before is seen by
+// all after. Each raises a flag of its own and reads the others', so that the flags of a pair of
+// threads travel both ways at once. Allocates nothing, but is large (kMaxThreads * kThreadSpacing
+// bytes, untouched beyond `size` flags).
 class Barrier {
  public:
   explicit Barrier(int size) : size_(size) {
@@ -80,7 +81,8 @@ class Barrier {
     Waiting waiting;
     for (int i = 1; i < size_; ++i) {
       const int other = thread + i < size_ ? thread + i : thread + i - size_;
-      // A thread that has passed may already be at the next epoch, never further; epochs wrap around.
+      // A thread that has passed may already be at the next epoch, never further; epochs wrap
+      // around.
       while (flags_[other].epoch.load(std::memory_order_acquire) - epoch > 1) waiting.pause();
     }
   }
@@ -99,10 +101,10 @@ class Barrier {
 class Team;
 struct Worker;
 
-// Some threads of the process's team, the caller among them, for one call. Takes at once what is idle, or can be
-// made, within the process's budget (process_num_threads(), shared by all leases of more than one thread): it never
-// waits for another call to end, and has one thread if nothing is left, inside a run() and inside an OpenMP parallel
-// region. Not to be carried through a fork.
+// Some threads of the process's team, the caller among them, for one call. Takes at once what is
+// idle, or can be made, within the process's budget (process_num_threads(), shared by all leases of
+// more than one thread): it never waits for another call to end, and has one thread if nothing is
+// left, inside a run() and inside an OpenMP parallel region. Not to be carried through a fork.
 class ThreadLease {
  public:
   // wanted <= 1: the caller alone, and no lock is taken. Throws std::invalid_argument if
@@ -118,8 +120,9 @@ class ThreadLease {
 
   int size() const { return size_; }  // >= 1
 
-  // Runs body(thread) for each thread in [0, size()) at the same time, the caller as thread 0, and returns when all
-  // have. The others run in a FloatControl of their own. What body throws ends the program.
+  // Runs body(thread) for each thread in [0, size()) at the same time, the caller as thread 0, and
+  // returns when all have. The others run in a FloatControl of their own. What body throws ends the
+  // program.
   template <class Body>
   void run(Body&& body) noexcept {
     if (size_ == 1) {

@@ -1,6 +1,7 @@
 // The kernels, compiled once for each ISA. Everything in this folder has internal linkage but the one table below, so
 // that the linker cannot pick one ISA's copy of a function for another's machine.
 #include "kernels/cells.h"
+#include "kernels/limits.h"
 #include "kernels/math.h"
 #include "kernels/table.h"
 #include "kernels/tile.h"
@@ -42,6 +43,9 @@ constexpr Kernels<T> kernels() {
       .outer = outer<T>,
       .sum_rows = sum_rows<T>,
       .add_rows = add_rows<T>,
+      .fma_round_flops = fma_round_flops<T>(),
+      .fma_rounds = fma_rounds<T>,
+      .read_all = read_all<T>,
   };
 }
 

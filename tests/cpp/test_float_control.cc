@@ -23,7 +23,8 @@ using tidegate::FloatControl;
   return x / y;
 }
 
-// The whole register, read by other means than FloatControl's; on AArch64 the flags follow the control bits.
+// The whole register, read by other means than FloatControl's; on AArch64 the flags follow the
+// control bits.
 std::uint64_t control_register() {
 #if defined(__x86_64__)
   return __builtin_ia32_stmxcsr();

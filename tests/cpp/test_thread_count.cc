@@ -1,4 +1,5 @@
-// The number of threads: settings, and cgroup quotas as imitations of /proc and /sys/fs/cgroup tell them.
+// The number of threads: settings, and cgroup quotas as imitations of /proc and /sys/fs/cgroup tell
+// them.
 #include "core/thread_count.h"
 
 #include <omp.h>
@@ -43,7 +44,8 @@ class FakeRoot {
     return *this;
   }
 
-  FakeRoot& v1_quota(const std::string& cgroup, const std::string& quota, const std::string& period) {
+  FakeRoot& v1_quota(const std::string& cgroup, const std::string& quota,
+                     const std::string& period) {
     file(cgroup + "/cpu.cfs_quota_us", quota + "\n");
     return file(cgroup + "/cpu.cfs_period_us", period + "\n");
   }
@@ -155,8 +157,8 @@ TEST(environment_must_be_a_positive_integer) {
       const std::string wanted =
           "TIDEGATE_NUM_THREADS must be a positive integer, got \"" + std::string(text) + "\"";
       // Each time, not just the first; and a setting makes good for it.
-      const bool twice =
-          message_of([] { num_threads(); }) == wanted && message_of([] { num_threads(); }) == wanted;
+      const bool twice = message_of([] { num_threads(); }) == wanted &&
+                         message_of([] { num_threads(); }) == wanted;
       set_num_threads(3);
       return twice && num_threads() == 3;
     });
@@ -198,8 +200,8 @@ TEST(garbage_is_no_limit) {
   root.file("proc/self/cgroup", "\n:\n::\n0:\nx\n");
   CHECK(root.limit() == 0);
   root.file("proc/self/mountinfo", kUnified).file("proc/self/cgroup", "0::/a\n");
-  for (const char* text : {"", "max\n", "max 100000\n", "x y\n", "100000\n", "100000 0\n", "-1 100000\n",
-                           "0 100000\n"}) {
+  for (const char* text : {"", "max\n", "max 100000\n", "x y\n", "100000\n", "100000 0\n",
+                           "-1 100000\n", "0 100000\n"}) {
     CHECK(root.file("sys/fs/cgroup/a/cpu.max", text).limit() == 0);
   }
 }
@@ -207,9 +209,9 @@ TEST(garbage_is_no_limit) {
 TEST(unified_quota_rounds_up_and_is_at_least_one) {
   FakeRoot root;
   root.file("proc/self/mountinfo", kUnified).file("proc/self/cgroup", "0::/service\n");
-  const std::pair<const char*, int> cases[] = {{"200000 100000\n", 2}, {"150000 100000\n", 2},
-                                               {"200001 100000\n", 3}, {"1000 100000\n", 1},
-                                               {"50000 25000\n", 2},   {"9223372036854775807 1\n", 2147483647}};
+  const std::pair<const char*, int> cases[] = {
+      {"200000 100000\n", 2}, {"150000 100000\n", 2}, {"200001 100000\n", 3},
+      {"1000 100000\n", 1},   {"50000 25000\n", 2},   {"9223372036854775807 1\n", 2147483647}};
   for (const auto& [text, cpus] : cases) {
     CHECK(root.file("sys/fs/cgroup/service/cpu.max", text).limit() == cpus);
   }
@@ -265,7 +267,8 @@ TEST(hybrid_takes_the_least_of_both) {
   CHECK(root.limit() == 1);
 }
 
-// A container without a cgroup namespace: the path is the host's, the mount begins at the container's cgroup.
+// A container without a cgroup namespace: the path is the host's, the mount begins at the
+// container's cgroup.
 TEST(mount_of_the_containers_cgroup) {
   FakeRoot root;
   root.file("proc/self/mountinfo",

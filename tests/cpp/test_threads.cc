@@ -1,4 +1,5 @@
-// The team of threads: leases, the barrier, the budget, forks, and what is left running after a call.
+// The team of threads: leases, the barrier, the budget, forks, and what is left running after a
+// call.
 #include "core/threads.h"
 
 #include <omp.h>
@@ -81,7 +82,8 @@ bool holds_in_child(Test&& test) {
   return false;
 }
 
-// ThreadSanitizer and qemu's user mode end the child of a threaded process as it makes a thread, whoever it is.
+// ThreadSanitizer and qemu's user mode end the child of a threaded process as it makes a thread,
+// whoever it is.
 bool children_may_have_threads() {
   static const bool may = !kThreadSanitizer && holds_in_child([] {
     std::thread([] {}).join();
@@ -91,7 +93,8 @@ bool children_may_have_threads() {
   return may;
 }
 
-// The system may run out of threads while a parallel region of libgomp's opens, which ends the program.
+// The system may run out of threads while a parallel region of libgomp's opens, which ends the
+// program.
 bool works_with_few_threads_left(rlim_t limit) {
   if (geteuid() == 0 && setuid(65534) != 0) return true;  // the limit does not bind root
   const rlimit few{limit, limit};
@@ -176,7 +179,8 @@ TEST(a_lease_runs_many_times) {
   ThreadLease lease(3);
   CHECK(lease.size() == 3);
   int counts[3] = {0, 0, 0};
-  for (int call = 0; call < 2000; ++call) lease.run([&](int thread) { counts[thread] += thread + 1; });
+  for (int call = 0; call < 2000; ++call)
+    lease.run([&](int thread) { counts[thread] += thread + 1; });
   for (int thread = 0; thread < 3; ++thread) CHECK(counts[thread] == 2000 * (thread + 1));
 }
 
@@ -198,7 +202,9 @@ TEST(threads_keep_their_numbers) {
   std::thread::id first[4], again[4];
   ThreadLease(4).run([&](int thread) { first[thread] = std::this_thread::get_id(); });
   for (int call = 0; call < 10; ++call) {
-    { ThreadLease fewer(call % 3 + 1); }
+    {
+      ThreadLease fewer(call % 3 + 1);
+    }
     ThreadLease(4).run([&](int thread) { again[thread] = std::this_thread::get_id(); });
     for (int thread = 0; thread < 4; ++thread) CHECK(first[thread] == again[thread]);
   }
@@ -355,8 +361,8 @@ TEST(workers_take_no_signals_but_faults) {
   CHECK(sigismember(&mask, SIGINT) == 0);
 }
 
-// About 100 us by design, and 11 ms if libgomp's threads waited for us. The least of some calls, for the rest of
-// the process (a sanitizer's thread, say) may work too.
+// About 100 us by design, and 11 ms if libgomp's threads waited for us. The least of some calls,
+// for the rest of the process (a sanitizer's thread, say) may work too.
 TEST(little_cpu_is_burnt_after_a_call) {
   for (const int count : {2, 8}) {
     set_num_threads(count);

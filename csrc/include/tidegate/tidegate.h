@@ -3,6 +3,7 @@
 #define TIDEGATE_TIDEGATE_H_
 
 #include "tidegate/config.h"
+#include "tidegate/limits.h"
 #include "tidegate/model.h"
 #include "tidegate/settings.h"
 #include "tidegate/version.h"

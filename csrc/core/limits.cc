@@ -1,0 +1,62 @@
+// The machine's limits as measured now.
+#include "tidegate/limits.h"
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/isa.h"
+
+namespace tidegate {
+
+namespace {
+
+constexpr int kRounds = 20;
+constexpr double kRoundNanoseconds = 1e6;
+
+// The best rate, in units a nanosecond, of work that does `units` in a call.
+template <class Work>
+double best_rate(double units, const Work& work) {
+  using Clock = std::chrono::steady_clock;
+  const auto nanoseconds = [&](Index calls) {
+    const Clock::time_point begin = Clock::now();
+    for (Index i = 0; i < calls; ++i) work();
+    return std::chrono::duration<double, std::nano>(Clock::now() - begin).count();
+  };
+  Index calls = 1;
+  while (nanoseconds(calls) < kRoundNanoseconds) calls *= 2;
+  double best = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    best = std::max(best, units * static_cast<double>(calls) / std::max(1.0, nanoseconds(calls)));
+  }
+  return best;
+}
+
+template <class T>
+double fma_rate_of() {
+  constexpr Index kFmaRounds = 1000;
+  const Kernels<T>& k = kernels<T>();
+  volatile T sink = 0;
+  return best_rate(static_cast<double>(k.fma_round_flops * kFmaRounds), [&] { sink = k.fma_rounds(kFmaRounds); });
+}
+
+}  // namespace
+
+double fma_rate(Index element_size) {
+  if (element_size == 4) return fma_rate_of<float>();
+  if (element_size == 8) return fma_rate_of<double>();
+  throw std::invalid_argument("element_size: got " + std::to_string(element_size) + ", wanted 4 or 8");
+}
+
+double read_rate(Index bytes) {
+  if (bytes < 1024) throw std::invalid_argument("bytes: got " + std::to_string(bytes) + ", wanted at least 1024");
+  const std::vector<float> data(static_cast<std::size_t>(bytes) / sizeof(float), 1.0F);
+  const Kernels<float>& k = kernels<float>();
+  volatile float sink = 0;
+  return best_rate(static_cast<double>(bytes),
+                   [&] { sink = k.read_all(data.data(), static_cast<Index>(data.size())); });
+}
+
+}  // namespace tidegate

@@ -1,0 +1,556 @@
+"""How far a correct layer may be from the reference: bounds that follow from the arithmetic alone.
+
+`forward` and `backward` go through a network in float64 and carry with every number a bound of the
+error that computing in the layer's dtype may have brought into it (running error analysis: Wilkinson;
+Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.3). Nothing is fitted to
+what the kernels do. What the bounds assume of them:
+
+- A rounding is to nearest: it is off by at most u = eps/2, relative to the result.
+- A sum of m products and terms is taken in any order, fused or not. Each of them goes through m
+  roundings at most, so the sum is off by gamma_m * sum |w||x|, gamma_m = m*u / (1 - m*u) (Higham,
+  section 3.1). For a gate m = K + 2: K = I + H products and two biases.
+- sigmoid and tanh are off by 2 ulp; and by the error of their argument times their slope, which is
+  at most 1/4 and 1, and less where a function saturates.
+- Products and sums of the cell round once each; an error passes on by the rules of the product and
+  the sum, second order included.
+- Denormals are flushed: each operand and each result may be off by the least normal number.
+
+The error of a step passes to the next through |U|, so over a whole sequence the bound is worth
+something only where the weights contract; `make_contracting` makes them. Else steps are compared
+one by one, the reference being fed with the layer's own previous state.
+
+The reference rounds too, in double and not in better order: `worst_ratio` grants it its share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tidegate.checks import Array
+
+ACTIVATION_ULP = 2
+
+
+class Bounded:
+    """Numbers, and for each a bound of the error of what a layer of some dtype has in its place.
+
+    Attributes:
+        value: float64.
+        error: float64, of the same shape; not negative.
+    """
+
+    def __init__(self, value: Array, error: Array, info: np.finfo[Any]) -> None:
+        self.value = value
+        self.error = error
+        self._info = info
+
+    @classmethod
+    def given(cls, values: Array, info: np.finfo[Any]) -> Bounded:
+        """What a caller passed: exact, but that denormals count as zeros."""
+        value = np.asarray(values, dtype=np.float64)
+        return cls(value, np.where(np.abs(value) < float(info.tiny), np.abs(value), 0.0), info)
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], info: np.finfo[Any]) -> Bounded:
+        """Exact zeros."""
+        return cls(np.zeros(shape), np.zeros(shape), info)
+
+    def copy(self) -> Bounded:
+        """The same in memory of its own."""
+        return Bounded(self.value.copy(), self.error.copy(), self._info)
+
+    def __getitem__(self, index: Any) -> Bounded:
+        return Bounded(self.value[index], self.error[index], self._info)
+
+    def __setitem__(self, index: Any, other: Bounded) -> None:
+        self.value[index] = other.value
+        self.error[index] = other.error
+
+    @property
+    def T(self) -> Bounded:
+        """The transpose."""
+        return Bounded(self.value.T, self.error.T, self._info)
+
+    def blocks(self, count: int) -> list[Bounded]:
+        """Equal parts along the last axis: gates."""
+        values, errors = np.split(self.value, count, -1), np.split(self.error, count, -1)
+        return [Bounded(v, e, self._info) for v, e in zip(values, errors)]
+
+    @property
+    def reach(self) -> Array:
+        """The largest magnitude that the layer may have."""
+        return np.abs(self.value) + self.error
+
+    def _rounded(self, value: Array, error: Array) -> Bounded:
+        unit = float(self._info.eps) / 2
+        rounding = unit * (np.abs(value) + error) + float(self._info.tiny)
+        return Bounded(value, error + rounding, self._info)
+
+    def __neg__(self) -> Bounded:
+        return Bounded(-self.value, self.error, self._info)
+
+    def __add__(self, other: Bounded) -> Bounded:
+        return self._rounded(self.value + other.value, self.error + other.error)
+
+    def __sub__(self, other: Bounded) -> Bounded:
+        return self + -other
+
+    def __mul__(self, other: Bounded) -> Bounded:
+        error = np.abs(self.value) * other.error + self.error * other.reach
+        return self._rounded(self.value * other.value, error)
+
+    def complement(self) -> Bounded:
+        """1 - self."""
+        return self._rounded(1 - self.value, self.error)
+
+    def sigmoid(self) -> Bounded:
+        """1 / (1 + exp(-self))."""
+        value = 0.5 * (1 + np.tanh(self.value / 2))
+        nearest = np.maximum(np.abs(self.value) - self.error, 0)  # where the slope is greatest
+        slope = 0.25 * (1 - np.tanh(nearest / 2) ** 2)
+        return self._activated(value, slope * self.error)
+
+    def sigmoid_slope(self) -> Bounded:
+        """The derivative of sigmoid, self being its value."""
+        return self * self.complement()
+
+    def tanh(self) -> Bounded:
+        """tanh(self)."""
+        nearest = np.maximum(np.abs(self.value) - self.error, 0)
+        slope = 1 - np.tanh(nearest) ** 2
+        return self._activated(np.tanh(self.value), slope * self.error)
+
+    def tanh_slope(self) -> Bounded:
+        """The derivative of tanh, self being its value."""
+        return (self * self).complement()
+
+    def _activated(self, value: Array, error: Array) -> Bounded:
+        ulp = float(self._info.eps) * (np.abs(value) + error)  # at least the spacing there
+        return Bounded(value, error + ACTIVATION_ULP * ulp + float(self._info.tiny), self._info)
+
+    def sum_rows(self) -> Bounded:
+        """The sum over the first axis."""
+        terms = len(self.value)
+        rounding = _gamma(terms, self._info) * self.reach.sum(axis=0)
+        rounding += terms * float(self._info.tiny)
+        return Bounded(self.value.sum(axis=0), self.error.sum(axis=0) + rounding, self._info)
+
+
+def _gamma(terms: int, info: np.finfo[Any]) -> float:
+    roundings = terms * float(info.eps) / 2
+    return roundings / (1 - roundings)
+
+
+def accumulate(
+    products: Sequence[tuple[Bounded, Bounded]], addends: Sequence[Bounded] = ()
+) -> Bounded:
+    """The sum of `left @ right.T` over all products, (R, K) by (M, K), and of all addends (R, M)."""
+    info = products[0][0]._info
+    terms = len(addends) + sum(left.value.shape[1] for left, _ in products)
+    value: Any = sum(addend.value for addend in addends)
+    error: Any = sum(addend.error for addend in addends)
+    reach: Any = sum(addend.reach for addend in addends)
+    for left, right in products:
+        value = value + left.value @ right.value.T
+        inherited = np.abs(left.value) @ right.error.T + left.error @ right.reach.T
+        error = error + inherited
+        reach = reach + np.abs(left.value) @ np.abs(right.value).T + inherited
+    rounding = _gamma(terms, info) * reach + 2 * terms * float(info.tiny)
+    return Bounded(value, error + rounding, info)
+
+
+def concatenate(parts: Sequence[Bounded], axis: int) -> Bounded:
+    """numpy.concatenate."""
+    values, errors = [p.value for p in parts], [p.error for p in parts]
+    return Bounded(
+        np.concatenate(values, axis), np.concatenate(errors, axis), parts[0]._info
+    )
+
+
+# ---- The cells: one step of some rows, and its derivative ----------------------------------------
+
+
+@dataclass
+class _Step:
+    """What a step of some rows read and made. What the derivative of an LSTM or a GRU needs of it."""
+
+    x: Bounded  # (R, I)
+    h_prev: Bounded  # (R, S)
+    c_prev: Bounded  # (R, H); of a GRU (R, 0)
+    h: Bounded
+    c: Bounded
+    gates: Sequence[Bounded]  # i f g o m, m = o * tanh(c); r z n q rh, z as it multiplies h_prev
+
+
+@dataclass
+class _StepGradient:
+    """Gradients of a step's rows by what it read, and each row's part of the parameters'."""
+
+    dx_gates: Bounded  # (R, G*H), by W x + b_ih
+    dh_gates: Bounded  # (R, G*H), by U h + b_hh
+    dh_prev: Bounded
+    dc_prev: Bounded
+    peephole: Bounded | None  # (R, 3*H)
+
+
+class _Lstm:
+    """An LSTM's formulas, as reference.pyx has them, on the parameters of one direction."""
+
+    def __init__(self, network: Any, p: Mapping[str, Bounded]) -> None:
+        self.p = p
+        self.biases = [p[name] for name in ("bias_ih", "bias_hh") if name in p]
+        self.peepholes = p["weight_peephole"].blocks(3) if network.peephole else None
+        self.projection = p.get("weight_hr")
+
+    def step(self, x: Bounded, h_prev: Bounded, c_prev: Bounded) -> _Step:
+        p = self.p
+        sums = accumulate([(x, p["weight_ih"]), (h_prev, p["weight_hh"])], self.biases)
+        a_i, a_f, a_g, a_o = sums.blocks(4)
+        if self.peepholes:
+            a_i = a_i + self.peepholes[0] * c_prev
+            a_f = a_f + self.peepholes[1] * c_prev
+        i, f, g = a_i.sigmoid(), a_f.sigmoid(), a_g.tanh()
+        c = f * c_prev + i * g
+        if self.peepholes:
+            a_o = a_o + self.peepholes[2] * c
+        o = a_o.sigmoid()
+        m = o * c.tanh()
+        h = m if self.projection is None else accumulate([(m, self.projection)])
+        return _Step(x, h_prev, c_prev, h, c, (i, f, g, o, m))
+
+    def step_backward(self, s: _Step, dh: Bounded, dc: Bounded) -> _StepGradient:
+        i, f, g, o, _ = s.gates
+        dm = dh if self.projection is None else accumulate([(dh, self.projection.T)])
+        tanh_c = s.c.tanh()
+        da_o = dm * tanh_c * o.sigmoid_slope()
+        dc = dc + dm * o * tanh_c.tanh_slope()
+        if self.peepholes:
+            dc = dc + da_o * self.peepholes[2]
+        da_i = dc * g * i.sigmoid_slope()
+        da_f = dc * s.c_prev * f.sigmoid_slope()
+        da_g = dc * i * g.tanh_slope()
+        dc_prev = dc * f
+        peephole = None
+        if self.peepholes:
+            dc_prev = dc_prev + da_i * self.peepholes[0] + da_f * self.peepholes[1]
+            peephole = concatenate([da_i * s.c_prev, da_f * s.c_prev, da_o * s.c], 1)
+        gates = concatenate([da_i, da_f, da_g, da_o], 1)
+        dh_prev = accumulate([(gates, self.p["weight_hh"].T)])
+        return _StepGradient(gates, gates, dh_prev, dc_prev, peephole)
+
+    def recurrent_gradient(self, step: _Step, gradient: _StepGradient) -> Bounded:
+        return accumulate([(gradient.dh_gates.T, step.h_prev.T)])
+
+    def projection_gradient(self, step: _Step, dh: Bounded) -> Bounded:
+        return accumulate([(dh.T, step.gates[4].T)])
+
+
+class _Gru:
+    """A GRU's formulas, likewise. "write" is "carry" with the sign of a_z turned."""
+
+    def __init__(self, network: Any, p: Mapping[str, Bounded]) -> None:
+        self.p = p
+        self.reset_after = network.reset_after
+        self.write = network.update_gate == "write"
+        self.hidden = network.hidden_size
+        none = [[], [], []] if "bias_ih" not in p else None
+        self.bias_ih: Any = none or [[b] for b in p["bias_ih"].blocks(3)]
+        self.bias_hh: Any = none or [[b] for b in p["bias_hh"].blocks(3)]
+
+    def _rows(self, name: str, gate: int) -> Bounded:
+        return self.p[name][gate * self.hidden : (gate + 1) * self.hidden]
+
+    def _signed(self, a_z: Bounded) -> Bounded:
+        return -a_z if self.write else a_z
+
+    def step(self, x: Bounded, h_prev: Bounded, c_prev: Bounded) -> _Step:
+        def gate(k: int) -> Bounded:
+            terms = [(x, self._rows("weight_ih", k)), (h_prev, self._rows("weight_hh", k))]
+            return accumulate(terms, self.bias_ih[k] + self.bias_hh[k])
+
+        r, z = gate(0).sigmoid(), self._signed(gate(1)).sigmoid()
+        rh = r * h_prev
+        w_n, u_n = self._rows("weight_ih", 2), self._rows("weight_hh", 2)
+        q = accumulate([(h_prev, u_n)], self.bias_hh[2])
+        if self.reset_after:
+            n = (accumulate([(x, w_n)], self.bias_ih[2]) + r * q).tanh()
+        else:
+            n = accumulate([(x, w_n), (rh, u_n)], self.bias_ih[2] + self.bias_hh[2]).tanh()
+        h = z * h_prev + z.complement() * n
+        return _Step(x, h_prev, c_prev, h, c_prev, (r, z, n, q, rh))
+
+    def step_backward(self, s: _Step, dh: Bounded, dc: Bounded) -> _StepGradient:
+        r, z, n, q, _ = s.gates
+        da_z = self._signed(dh * (s.h_prev - n) * z.sigmoid_slope())
+        da_n = dh * z.complement() * n.tanh_slope()
+        dh_prev = dh * z
+        if self.reset_after:
+            da_r = da_n * q * r.sigmoid_slope()
+            gates = concatenate([da_r, da_z, da_n * r], 1)
+            dh_prev = accumulate([(gates, self.p["weight_hh"].T)], [dh_prev])
+        else:
+            drh = accumulate([(da_n, self._rows("weight_hh", 2).T)])
+            da_r = drh * s.h_prev * r.sigmoid_slope()
+            dh_prev = dh_prev + drh * r
+            early = concatenate([da_r, da_z], 1)
+            weight = self.p["weight_hh"][: 2 * self.hidden]
+            dh_prev = accumulate([(early, weight.T)], [dh_prev])
+            gates = concatenate([da_r, da_z, da_n], 1)
+        return _StepGradient(concatenate([da_r, da_z, da_n], 1), gates, dh_prev, dc, None)
+
+    def recurrent_gradient(self, step: _Step, gradient: _StepGradient) -> Bounded:
+        da_r, da_z, da_n = gradient.dh_gates.blocks(3)
+        operands = [step.h_prev, step.h_prev, step.h_prev if self.reset_after else step.gates[4]]
+        blocks = [accumulate([(d.T, v.T)]) for d, v in zip((da_r, da_z, da_n), operands)]
+        return concatenate(blocks, 0)
+
+
+# ---- Networks ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Forward:
+    """A network's results with their bounds, and what `backward` needs.
+
+    Attributes:
+        y: (T, N, D*S).
+        h: (L*D, N, S).
+        c: (L*D, N, H); of a GRU (L*D, N, 0).
+    """
+
+    y: Bounded
+    h: Bounded
+    c: Bounded
+    _network: Any
+    _call: _Call
+    _x: Bounded
+    _cells: list[_Lstm | _Gru]
+    _steps: list[list[_Step]]  # by direction, layer-major, in the order of time
+
+
+@dataclass
+class Backward:
+    """Gradients with their bounds: `x` (T, N, I), `h` and `c` like the state, and by parameter."""
+
+    x: Bounded
+    h: Bounded
+    c: Bounded
+    params: dict[str, Bounded]
+
+
+@dataclass
+class _Call:
+    """Which rows take a step, at which times, and which of them start it from zero."""
+
+    lengths: Array
+    reset: Array
+    dropout_scale: Array | None
+    info: np.finfo[Any]
+
+    def steps(self, reverse: bool) -> list[tuple[Array, Array, Array]]:
+        """(t, row, zeroed) of each step's live rows."""
+        result = []
+        for s in range(int(self.lengths.max(initial=0))):
+            rows = np.flatnonzero(self.lengths > s)
+            if not reverse:
+                t = np.full(len(rows), s)
+                zeroed = self.reset[t, rows]
+            else:
+                t = self.lengths[rows] - 1 - s
+                zeroed = self.reset[t + 1, rows] if s > 0 else np.zeros(len(rows), bool)
+            result.append((t, rows, zeroed))
+        return result
+
+    def scale(self, layer: int) -> Bounded:
+        """What the output of a layer is multiplied by; 1/(1-p) may be rounded otherwise."""
+        assert self.dropout_scale is not None
+        scale = Bounded.given(self.dropout_scale[layer], self.info)
+        return scale._rounded(scale.value, scale.error)
+
+
+def _cell(network: Any, params: Mapping[str, Bounded], suffix: str) -> _Lstm | _Gru:
+    own = {k.removesuffix(suffix): v for k, v in params.items() if k.endswith(suffix)}
+    return _Lstm(network, own) if network.cell == "LSTM" else _Gru(network, own)
+
+
+def _suffixes(network: Any) -> list[str]:
+    ends = ["", "_reverse"][: network.num_directions]
+    return [f"_l{layer}{end}" for layer in range(network.num_layers) for end in ends]
+
+
+def _select(zeroed: Array, given: Bounded) -> Bounded:
+    kept = ~zeroed[:, None]
+    return Bounded(
+        np.where(kept, given.value, 0.0), np.where(kept, given.error, 0.0), given._info
+    )
+
+
+def _pair(state: Any) -> tuple[Array | None, Array | None]:
+    return state if isinstance(state, tuple) else (state, None)
+
+
+def forward(
+    network: Any,
+    params: Mapping[str, Array],
+    x: Array,
+    state: Any = None,
+    *,
+    dtype: Any,
+    lengths: Array | None = None,
+    reset: Array | None = None,
+    dropout_scale: Array | None = None,
+) -> Forward:
+    """Goes through a network forward.
+
+    Args:
+        network: of `tidegate.reference`; the other arguments are those of its `forward`.
+        dtype: that in which the layer computes.
+    """
+    info = np.finfo(dtype)
+    steps, batch = x.shape[:2]
+    call = _Call(
+        np.full(batch, steps) if lengths is None else np.asarray(lengths),
+        np.zeros((steps, batch), bool) if reset is None else np.asarray(reset),
+        dropout_scale,
+        info,
+    )
+    exact = {name: Bounded.given(array, info) for name, array in params.items()}
+    directions, size = network.num_directions, network.state_size
+    rows = network.num_layers * directions
+    cell_size = network.hidden_size if network.cell == "LSTM" else 0
+    h_0, c_0 = _pair(state)
+    h = Bounded.given(np.zeros((rows, batch, size)) if h_0 is None else h_0, info).copy()
+    c = Bounded.given(np.zeros((rows, batch, cell_size)) if c_0 is None else c_0, info).copy()
+    cells = [_cell(network, exact, suffix) for suffix in _suffixes(network)]
+    kept: list[list[_Step]] = []
+    y = given = Bounded.given(x, info)
+    for layer in range(network.num_layers):
+        if layer > 0 and dropout_scale is not None:
+            y = y * call.scale(layer - 1)
+        layer_input, y = y, Bounded.zeros((steps, batch, directions * size), info)
+        for d in range(directions):
+            k = layer * directions + d
+            columns = slice(d * size, (d + 1) * size)
+            kept.append([])
+            for t, n, zeroed in call.steps(network.reverse or d == 1):
+                step = cells[k].step(
+                    layer_input[t, n], _select(zeroed, h[k, n]), _select(zeroed, c[k, n])
+                )
+                h[k, n], c[k, n] = step.h, step.c
+                y[t, n, columns] = step.h
+                kept[-1].append(step)
+    return Forward(y, h, c, network, call, given, cells, kept)
+
+
+def backward(run: Forward, dy: Array | None = None, dstate: Any = None) -> Backward:
+    """Goes back: `dy` and `dstate` as for the reference's `backward`."""
+    network, call = run._network, run._call
+    info = call.info
+    batch = len(call.lengths)
+    directions, size = network.num_directions, network.state_size
+    dh_n, dc_n = _pair(dstate)
+    dh = Bounded.given(np.zeros(run.h.value.shape) if dh_n is None else dh_n, info).copy()
+    dc = Bounded.given(np.zeros(run.c.value.shape) if dc_n is None else dc_n, info).copy()
+    dlayer = Bounded.given(np.zeros(run.y.value.shape) if dy is None else dy, info)
+    params: dict[str, Bounded] = {}
+    for layer in reversed(range(network.num_layers)):
+        parts = []
+        for d in range(directions):
+            k = layer * directions + d
+            width = run._x.value.shape[2] if layer == 0 else directions * size
+            dx = Bounded.zeros((len(call.reset), batch, width), info)
+            columns = slice(d * size, (d + 1) * size)
+            own = _direction_backward(run, k, dlayer[:, :, columns], dh, dc, dx)
+            params |= {name + _suffixes(network)[k]: value for name, value in own.items()}
+            parts.append(dx)
+        dlayer = parts[0] if directions == 1 else parts[0] + parts[1]
+        if layer > 0 and call.dropout_scale is not None:
+            dlayer = dlayer * call.scale(layer - 1)
+    return Backward(dlayer, dh, dc, params)
+
+
+def _direction_backward(
+    run: Forward, k: int, dy: Bounded, dh: Bounded, dc: Bounded, dx: Bounded
+) -> dict[str, Bounded]:
+    """Turns dh[k], dc[k] into those by the initial state; writes dx; returns the parameters'."""
+    network, call, cell, steps = run._network, run._call, run._cells[k], run._steps[k]
+    reverse = network.reverse or k % network.num_directions == 1
+    gradients = []
+    by_h = []
+    for step, (t, n, zeroed) in zip(reversed(steps), reversed(call.steps(reverse))):
+        by_h.append(dh[k, n] + dy[t, n])
+        gradient = cell.step_backward(step, by_h[-1], dc[k, n])
+        gradients.append(gradient)
+        dx[t, n] = accumulate([(gradient.dx_gates, cell.p["weight_ih"].T)])
+        dh[k, n], dc[k, n] = _select(zeroed, gradient.dh_prev), _select(zeroed, gradient.dc_prev)
+    if not steps:
+        return {name: Bounded.zeros(p.value.shape, call.info) for name, p in cell.p.items()}
+    whole = _all_rows(_Step, steps[::-1])
+    gradient = _all_rows(_StepGradient, gradients)
+    result = {
+        "weight_ih": accumulate([(gradient.dx_gates.T, whole.x.T)]),
+        "weight_hh": cell.recurrent_gradient(whole, gradient),
+    }
+    if network.bias:
+        result["bias_ih"] = gradient.dx_gates.sum_rows()
+        result["bias_hh"] = gradient.dh_gates.sum_rows()
+    if isinstance(cell, _Lstm) and cell.projection is not None:
+        result["weight_hr"] = cell.projection_gradient(whole, concatenate(by_h, 0))
+    if gradient.peephole is not None:
+        result["weight_peephole"] = gradient.peephole.sum_rows()
+    return result
+
+
+def _all_rows(kind: Any, records: Sequence[Any]) -> Any:
+    """The steps' rows one after the other, as one record."""
+    joined: dict[str, Any] = {}
+    for name in kind.__dataclass_fields__:
+        members = [getattr(record, name) for record in records]
+        if members[0] is None:
+            joined[name] = None
+        elif isinstance(members[0], Bounded):
+            joined[name] = concatenate(members, 0)
+        else:
+            joined[name] = [concatenate(parts, 0) for parts in zip(*members)]
+    return kind(**joined)
+
+
+# ---- Comparing -----------------------------------------------------------------------------------
+
+
+def worst_ratio(got: Array, wanted: Array, bound: Bounded) -> float:
+    """The largest |got - wanted| relative to the bound: correct up to 1. NaN is infinitely wrong.
+
+    Args:
+        got: the layer's.
+        wanted: the reference's.
+        bound: of this quantity.
+    """
+    assert got.shape == wanted.shape == bound.value.shape
+    if got.size == 0:
+        return 0.0
+    double = float(np.finfo(np.float64).eps)
+    allowed = bound.error * (1 + double / float(np.finfo(got.dtype).eps))
+    difference = np.abs(got.astype(np.float64) - wanted)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(difference == 0, 0.0, difference / allowed)
+    return float(np.max(np.where(np.isnan(ratio), math.inf, ratio)))
+
+
+def make_contracting(layer: Any) -> None:
+    """Scales the recurrent weights of a fresh layer so that errors do not grow from step to step.
+
+    As drawn they are up to 1/sqrt(H) and their rows' sums of magnitudes grow like sqrt(H)/2. Then
+    these are about 1/2; and about 1 for those of a projection.
+    """
+    hidden = layer.hidden_size
+    for name, array in layer.params.items():
+        if name.startswith("weight_hh"):
+            layer.params[name] = array * layer.dtype.type(math.sqrt(hidden) / array.shape[1])
+        elif name.startswith("weight_hr"):
+            layer.params[name] = array * layer.dtype.type(2 / math.sqrt(hidden))

@@ -1,0 +1,61 @@
+// Arrays for tests: numbers drawn at random, and comparisons bit for bit. Nothing of tidegate.
+#ifndef TIDEGATE_TESTS_ARRAYS_H_
+#define TIDEGATE_TESTS_ARRAYS_H_
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace tidegate::test {
+
+// A sequence of numbers that is the same everywhere (Marsaglia's xorshift).
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 1) {}
+
+  std::uint64_t bits() {
+    state_ ^= state_ << 13;
+    state_ ^= state_ >> 7;
+    state_ ^= state_ << 17;
+    return state_;
+  }
+
+  // 0 to count - 1.
+  std::int64_t below(std::int64_t count) {
+    return static_cast<std::int64_t>((bits() >> 16) % static_cast<std::uint64_t>(count));
+  }
+
+  // In [-1, 1] with 12 bits after the point: the same number in float and in double.
+  double number() { return static_cast<double>(below(8193) - 4096) / 4096; }
+
+  template <class T>
+  std::vector<T> numbers(std::int64_t count, double scale = 1) {
+    std::vector<T> values(static_cast<std::size_t>(count));
+    for (T& value : values) value = static_cast<T>(scale * number());
+    return values;
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+// The same bits, or both NaN: which NaN an operation gives is the machine's affair.
+template <class T>
+bool same(T a, T b) {
+  return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof a) == 0;
+}
+
+template <class T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+  if (a.size() != b.size()) return false;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (!same(a[i], b[i])) return false;
+  }
+  return true;
+}
+
+}  // namespace tidegate::test
+
+#endif  // TIDEGATE_TESTS_ARRAYS_H_
