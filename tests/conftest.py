@@ -1,4 +1,4 @@
-"""Fixtures of every test: the instruction sets, random numbers, and settings that stay as they were."""
+"""Fixtures of every test: instruction sets, random numbers, settings that stay as they were."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 import tidegate as tg
 from tidegate import _core
 
@@ -16,7 +17,7 @@ def _settings() -> tuple[str, int]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _session_leaves_settings_alone() -> Iterator[None]:
-    """What a test swaps for the whole process it must swap back, or later tests test another thing."""
+    """A test swaps back what it swaps for the process, or later ones test another thing."""
     before = _settings()
     yield
     assert _settings() == before

@@ -39,7 +39,7 @@ def test_config_prints_the_configuration(capsys):
     assert tg.__version__ in out
 
 
-@pytest.mark.parametrize("command", ["demo", "config"])
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_subcommands_have_help_of_their_own(capsys, command):
     code, out, err = run(capsys, command, "--help")
     assert (code, err) == (0, "")

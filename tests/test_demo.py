@@ -36,6 +36,7 @@ def test_pad():
     assert x[:, :, 0].tolist() == [[1, 2], [1, 2], [0, 2]]
 
 
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_gradients_agree_with_finite_differences(cell):
     """The network as a whole, in double precision, without dropout."""

@@ -1,4 +1,4 @@
-"""Layers and streams survive pickling and copying: the same bits, and nothing shared but what should be."""
+"""Layers and streams after pickling and copying: the same bits, nothing shared by accident."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+
 import tidegate as tg
 from layer_cases import CASES, INPUT_SIZE, STREAMABLE, assert_same_bits, make, output_size
 
@@ -47,13 +48,11 @@ def test_layers(case, dtype, way, rng):
     # A tape of one is a tape of the other.
     _, _, tape = layer.forward(x)
     dy = np.ones((T, N, output_size(layer)), dtype)
-    assert_same_bits(
-        twin.backward(tape, dy).params.flat, layer.backward(tape, dy).params.flat
-    )
+    assert_same_bits(twin.backward(tape, dy).params.flat, layer.backward(tape, dy).params.flat)
     # The parameters are its own.
     twin.params.flat = np.zeros_like(twin.params.flat)
     assert_same_bits(layer(x)[0], y)
-    assert not twin(x)[0].tobytes() == y.tobytes()
+    assert twin(x)[0].tobytes() != y.tobytes()
 
 
 @ways
@@ -70,7 +69,7 @@ def test_options_and_attributes(way):
 
 @ways
 def test_a_layer_that_warned_warns_no_more(way):
-    with pytest.warns(UserWarning, match="dropout"):
+    with pytest.warns(UserWarning, match=r"dropout"):
         layer = tg.GRU(3, 4, dropout=0.3)
     assert way(layer).dropout == 0.3
 

@@ -9,6 +9,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+
 import tidegate as tg
 from layer_cases import (
     CASES,
@@ -112,7 +113,7 @@ def test_wrong_states(case, rng):
     h = parts(kept)[0]
     wrong = [h[:, :1], h.astype(float), h[0], 3, "h", h.tolist()]
     for value in wrong if not is_lstm(layer) else [h, *((h, v) for v in wrong), (h,), (h, h, h)]:
-        with pytest.raises((TypeError, ValueError), match="^state"):
+        with pytest.raises((TypeError, ValueError), match=r"^state"):
             stream.state = value
     assert_same_bits(stream.state, kept)
 
@@ -220,15 +221,15 @@ def test_what_a_stream_is():
 @pytest.mark.parametrize("case", [name for name in CASES if name not in STREAMABLE])
 def test_layers_that_would_need_the_future_are_refused(case):
     layer = make(case)
-    with pytest.raises(ValueError, match="bidirectional" if layer.bidirectional else "reverse"):
+    with pytest.raises(ValueError, match=r"bidirectional" if layer.bidirectional else "reverse"):
         layer.stream()
 
 
 @pytest.mark.parametrize(
-    ("batch", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), (None, TypeError)]
+    ("batch", "error"), [(-1, ValueError), (2**63, ValueError), (1.0, TypeError), (None, TypeError)]
 )
 def test_wrong_batch(batch, error):
-    with pytest.raises(error, match="^batch: "):
+    with pytest.raises(error, match=r"^batch: "):
         make("gru").stream(batch)
 
 
@@ -254,9 +255,7 @@ def test_wrong_calls_of_step():
 def test_a_stream_that_was_never_made():
     stream = tg.Stream.__new__(tg.Stream)
     with pytest.raises(TypeError):
-        stream.step(np.zeros((1, 5), np.float32))
-    with pytest.raises(TypeError):
-        stream.reset()
+        stream.step(np.zeros((1, INPUT_SIZE), np.float32))
 
 
 def test_a_wrong_step_does_not_move_the_state(rng):
@@ -294,15 +293,14 @@ def test_two_threads_at_once_are_told():
     thread = threading.Thread(target=work)
     thread.start()
     started.wait()
-    refused = 0
+    refused = ""
     while thread.is_alive() and not refused:
         try:
             stream.step(x[0])
         except RuntimeError as error:
-            assert "another thread" in str(error)
-            refused += 1
+            refused = str(error)
     thread.join()
-    assert refused
+    assert "another thread" in refused
     stream.reset()
     assert stream.step(x[0]).shape == (16, 128)
 

@@ -54,7 +54,8 @@ StateObjects read_state(const Config& config, const std::string& argument, py::h
   }
   const auto pair = py::reinterpret_borrow<py::sequence>(object);
   if (pair.size() != 2) {
-    throw py::value_error(argument + ": got " + std::to_string(pair.size()) + " items, wanted a pair (h, c)");
+    throw py::value_error(argument + ": got " + std::to_string(pair.size()) +
+                          " items, wanted a pair (h, c)");
   }
   state.h = given(py::object(pair[0]));
   state.c = given(py::object(pair[1]));
@@ -68,8 +69,8 @@ Input<T> sequence_input(const py::array& array, Layout layout) {
 }
 
 template <class T>
-Input<T> read_state_array(const char* argument, const py::object& object, Layout layout, Index rows, Index batch,
-                          Index features) {
+Input<T> read_state_array(const char* argument, const py::object& object, Layout layout, Index rows,
+                          Index batch, Index features) {
   if (!object) return {};
   const py::array array = read_array<T>(argument, object);
   check_shape(argument, array, layout.state(rows, batch, features));
@@ -78,8 +79,8 @@ Input<T> read_state_array(const char* argument, const py::object& object, Layout
 }
 
 template <class T>
-Input<T> read_sequence(const char* argument, py::handle object, Layout layout, Index steps, Index batch,
-                       Index features) {
+Input<T> read_sequence(const char* argument, py::handle object, Layout layout, Index steps,
+                       Index batch, Index features) {
   if (object.is_none()) return {};
   const py::array array = read_array<T>(argument, object);
   check_shape(argument, array, layout.sequence(steps, batch, features));
@@ -89,7 +90,8 @@ Input<T> read_sequence(const char* argument, py::handle object, Layout layout, I
 std::vector<Index> read_lengths(py::handle object, Layout layout, Index steps, Index batch) {
   if (object.is_none()) return {};
   if (!py::isinstance<py::array>(object)) {
-    if (layout.batched) throw py::type_error("lengths: got " + type_name(object) + ", wanted an array of integers");
+    if (layout.batched)
+      throw py::type_error("lengths: got " + type_name(object) + ", wanted an array of integers");
     const Py_ssize_t length = read_integer("lengths", object, "an integer");
     if (length < 0 || length > steps) fail_length(text(object), "", steps);
     return {length};
@@ -97,7 +99,8 @@ std::vector<Index> read_lengths(py::handle object, Layout layout, Index steps, I
   const auto array = py::reinterpret_borrow<py::array>(object);
   const char kind = array.dtype().kind();
   if (kind != 'i' && kind != 'u') {
-    throw py::type_error("lengths: got dtype " + std::string(py::str(array.dtype())) + ", wanted integers");
+    throw py::type_error("lengths: got dtype " + std::string(py::str(array.dtype())) +
+                         ", wanted integers");
   }
   check_shape("lengths", array, layout.batched ? Shape{batch} : Shape{});
   // A uint64 beyond int64 wraps to a negative number, which is refused as well.
@@ -120,9 +123,10 @@ MaskView read_reset(py::handle object, Layout layout, Index steps, Index batch) 
   return mask_view(array, layout);
 }
 
-#define TIDEGATE_INSTANTIATE(T)                                                                               \
-  template Input<T> sequence_input<T>(const py::array&, Layout);                                              \
-  template Input<T> read_state_array<T>(const char*, const py::object&, Layout, Index, Index, Index);         \
+#define TIDEGATE_INSTANTIATE(T)                                                               \
+  template Input<T> sequence_input<T>(const py::array&, Layout);                              \
+  template Input<T> read_state_array<T>(const char*, const py::object&, Layout, Index, Index, \
+                                        Index);                                               \
   template Input<T> read_sequence<T>(const char*, py::handle, Layout, Index, Index, Index);
 TIDEGATE_INSTANTIATE(float)
 TIDEGATE_INSTANTIATE(double)

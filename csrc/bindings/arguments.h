@@ -1,4 +1,5 @@
-// Arguments that are not plain arrays of numbers: thread counts, states, lengths, resets. Checked here, used elsewhere.
+// Arguments that are not plain arrays of numbers: thread counts, states, lengths, resets. Checked
+// here, used elsewhere.
 #ifndef TIDEGATE_BINDINGS_ARGUMENTS_H_
 #define TIDEGATE_BINDINGS_ARGUMENTS_H_
 
@@ -19,10 +20,12 @@ struct StateObjects {
   const char* c_name = "";
 };
 
-// None, or: an LSTM's pair, either member of which may be None; a GRU's array. `argument` is "state" or "dstate".
+// None, or: an LSTM's pair, either member of which may be None; a GRU's array. `argument` is
+// "state" or "dstate".
 StateObjects read_state(const Config& config, const std::string& argument, py::handle object);
 
-// An input: what the caller passed, the memory that the core reads (the same, or a copy), and the view of it.
+// An input: what the caller passed, the memory that the core reads (the same, or a copy), and the
+// view of it.
 template <class T>
 struct Input {
   py::object given;
@@ -36,14 +39,16 @@ Input<T> sequence_input(const py::array& array, Layout layout);
 
 // A state or gradient of shape (L*D, N, features) in the layout, or null (then all is empty).
 template <class T>
-Input<T> read_state_array(const char* argument, const py::object& object, Layout layout, Index rows, Index batch,
-                          Index features);
+Input<T> read_state_array(const char* argument, const py::object& object, Layout layout, Index rows,
+                          Index batch, Index features);
 
 // A sequence of known shape, or None (then all is empty).
 template <class T>
-Input<T> read_sequence(const char* argument, py::handle object, Layout layout, Index steps, Index batch, Index features);
+Input<T> read_sequence(const char* argument, py::handle object, Layout layout, Index steps,
+                       Index batch, Index features);
 
-// None: empty. Else N integers in 0..steps, from an integer array of shape (N,), or unbatched from an integer.
+// None: empty. Else N integers in 0..steps, from an integer array of shape (N,), or unbatched from
+// an integer.
 std::vector<Index> read_lengths(py::handle object, Layout layout, Index steps, Index batch);
 
 // None: not given. Else an array of bool in x's layout without features.

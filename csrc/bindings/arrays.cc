@@ -15,7 +15,8 @@ constexpr const char* dtype_name() {
   return sizeof(T) == 4 ? "float32" : "float64";
 }
 
-// NumPy hands out one descriptor object per native dtype, so that nearly every check is one comparison.
+// NumPy hands out one descriptor object per native dtype, so that nearly every check is one
+// comparison.
 template <class T>
 const py::dtype& native_dtype() {
   static const py::dtype* dtype = new py::dtype(py::dtype::of<T>());
@@ -47,8 +48,8 @@ std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::array& array) {
   return {low, high};
 }
 
-// Sorted by stride, every axis must step over all that the smaller ones reach. Sufficient, and necessary but for
-// strides that interleave, which no slicing or transposing makes.
+// Sorted by stride, every axis must step over all that the smaller ones reach. Sufficient, and
+// necessary but for strides that interleave, which no slicing or transposing makes.
 bool may_overlap_itself(const py::array& array) {
   if (array.size() == 0) return false;
   std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // |stride|, size
@@ -64,15 +65,17 @@ bool may_overlap_itself(const py::array& array) {
   return false;
 }
 
-// A contiguous view whose axes 0 and 1 (1 only if given) are those of `array`, with their true strides. Of an axis
-// of length 1 NumPy may report any stride: it keeps the contiguous one.
+// A contiguous view whose axes 0 and 1 (1 only if given) are those of `array`, with their true
+// strides. Of an axis of length 1 NumPy may report any stride: it keeps the contiguous one.
 template <class T>
 View<T> strided_view(const py::array& array, int first, int second) {
   T* const data = const_cast<T*>(static_cast<const T*>(array.data()));
   const int last = static_cast<int>(array.ndim()) - 1;
-  View<T> v = tidegate::view(data, array.shape(first), second < 0 ? 1 : array.shape(second), array.shape(last));
+  View<T> v = tidegate::view(data, array.shape(first), second < 0 ? 1 : array.shape(second),
+                             array.shape(last));
   const auto take = [&](int to, int from) {
-    if (from >= 0 && array.shape(from) > 1) v.stride[to] = array.strides(from) / py::ssize_t{sizeof(T)};
+    if (from >= 0 && array.shape(from) > 1)
+      v.stride[to] = array.strides(from) / py::ssize_t{sizeof(T)};
   };
   take(0, first);
   take(1, second);
@@ -130,8 +133,8 @@ void check_shape(const char* argument, const py::array& got, const Shape& wanted
 template <class T>
 py::array read_array(const char* argument, py::handle object) {
   if (!py::isinstance<py::array>(object)) {
-    throw py::type_error(std::string(argument) + ": got " + type_name(object) + ", wanted an array of " +
-                         dtype_name<T>());
+    throw py::type_error(std::string(argument) + ": got " + type_name(object) +
+                         ", wanted an array of " + dtype_name<T>());
   }
   auto array = py::reinterpret_borrow<py::array>(object);
   const py::dtype dtype = array.dtype();
@@ -144,12 +147,13 @@ py::array read_array(const char* argument, py::handle object) {
 
 py::array read_mask(const char* argument, py::handle object) {
   if (!py::isinstance<py::array>(object)) {
-    throw py::type_error(std::string(argument) + ": got " + type_name(object) + ", wanted an array of bool");
+    throw py::type_error(std::string(argument) + ": got " + type_name(object) +
+                         ", wanted an array of bool");
   }
   auto array = py::reinterpret_borrow<py::array>(object);
   if (array.dtype().kind() != 'b') {
-    throw py::type_error(std::string(argument) + ": got dtype " + std::string(py::str(array.dtype())) +
-                         ", wanted bool");
+    throw py::type_error(std::string(argument) + ": got dtype " +
+                         std::string(py::str(array.dtype())) + ", wanted bool");
   }
   return array;
 }
@@ -191,14 +195,16 @@ py::array new_array(const char* result, const Shape& shape) {
   Index bytes = sizeof(T);
   for (const Index size : shape) {
     if (size > 0 && bytes > std::numeric_limits<Index>::max() / size) {
-      throw py::value_error(std::string(result) + ": shape " + shape.text() + " is larger than any memory");
+      throw py::value_error(std::string(result) + ": shape " + shape.text() +
+                            " is larger than any memory");
     }
     bytes *= std::max<Index>(size, 1);
   }
   // py::array's constructor would do, with two vectors on the way.
   const auto& numpy = py::detail::npy_api::get();
-  PyObject* const array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, native_dtype<T>().inc_ref().ptr(),
-                                                      shape.ndim(), shape.begin(), nullptr, nullptr, 0, nullptr);
+  PyObject* const array =
+      numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, native_dtype<T>().inc_ref().ptr(),
+                                  shape.ndim(), shape.begin(), nullptr, nullptr, 0, nullptr);
   if (array == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::array>(array);
 }
@@ -212,9 +218,11 @@ py::array read_output(const char* argument, py::handle object, const Shape& want
   };
   if (!array.writeable()) refuse("got a read-only array, wanted a writable one");
   if (!viewable<T>(array)) {
-    refuse("got strides that cannot be written to, wanted aligned data with a contiguous last axis");
+    refuse(
+        "got strides that cannot be written to, wanted aligned data with a contiguous last axis");
   }
-  if (may_overlap_itself(array)) refuse("got an array whose elements overlap one another in memory");
+  if (may_overlap_itself(array))
+    refuse("got an array whose elements overlap one another in memory");
   return array;
 }
 
@@ -226,16 +234,19 @@ void check_no_overlap(const char* argument, const py::array& output, const char*
   const auto [low, high] = bounds(output);
   const auto [other_low, other_high] = bounds(other);
   if (high <= other_low || other_high <= low) return;
-  // The bounds meet; whether elements do is an integer problem, which NumPy solves within a limit of work.
+  // The bounds meet; whether elements do is an integer problem, which NumPy solves within a limit
+  // of work.
   const py::module_ numpy = py::module_::import("numpy");
   constexpr int max_work = 100000;
   bool shared = true;
   try {
-    shared = numpy.attr("shares_memory")(output, other, py::arg("max_work") = max_work).cast<bool>();
+    shared =
+        numpy.attr("shares_memory")(output, other, py::arg("max_work") = max_work).cast<bool>();
   } catch (py::error_already_set& error) {
     if (!error.matches(py::module_::import("numpy.exceptions").attr("TooHardError"))) throw;
   }
-  if (shared) throw py::value_error(std::string(argument) + ": overlaps " + input_name + " in memory");
+  if (shared)
+    throw py::value_error(std::string(argument) + ": overlaps " + input_name + " in memory");
 }
 
 template <class T>
@@ -243,23 +254,24 @@ T* plain_matrix(py::handle object, Index rows, Index columns, bool writable) {
   using Api = py::detail::npy_api;
   if (!py::isinstance<py::array>(object)) return nullptr;
   const auto* const array = py::detail::array_proxy(object.ptr());
-  const int flags = Api::NPY_ARRAY_C_CONTIGUOUS_ | Api::NPY_ARRAY_ALIGNED_ | (writable ? Api::NPY_ARRAY_WRITEABLE_ : 0);
-  if (array->descr != native_dtype<T>().ptr() || (array->flags & flags) != flags || array->nd != 2 ||
-      array->dimensions[0] != rows || array->dimensions[1] != columns) {
+  const int flags = Api::NPY_ARRAY_C_CONTIGUOUS_ | Api::NPY_ARRAY_ALIGNED_ |
+                    (writable ? Api::NPY_ARRAY_WRITEABLE_ : 0);
+  if (array->descr != native_dtype<T>().ptr() || (array->flags & flags) != flags ||
+      array->nd != 2 || array->dimensions[0] != rows || array->dimensions[1] != columns) {
     return nullptr;
   }
   return reinterpret_cast<T*>(array->data);
 }
 
-#define TIDEGATE_INSTANTIATE(T)                                                         \
-  template py::array read_array<T>(const char*, py::handle);                            \
-  template py::array readable<T>(const py::array&);                                     \
-  template View<T> sequence_view<T>(const py::array&, Layout);                          \
-  template View<const T> sequence_view<const T>(const py::array&, Layout);              \
-  template View<T> state_view<T>(const py::array&, Layout);                             \
-  template View<const T> state_view<const T>(const py::array&, Layout);                 \
-  template py::array new_array<T>(const char*, const Shape&);                           \
-  template py::array read_output<T>(const char*, py::handle, const Shape&);             \
+#define TIDEGATE_INSTANTIATE(T)                                             \
+  template py::array read_array<T>(const char*, py::handle);                \
+  template py::array readable<T>(const py::array&);                         \
+  template View<T> sequence_view<T>(const py::array&, Layout);              \
+  template View<const T> sequence_view<const T>(const py::array&, Layout);  \
+  template View<T> state_view<T>(const py::array&, Layout);                 \
+  template View<const T> state_view<const T>(const py::array&, Layout);     \
+  template py::array new_array<T>(const char*, const Shape&);               \
+  template py::array read_output<T>(const char*, py::handle, const Shape&); \
   template T* plain_matrix<T>(py::handle, Index, Index, bool);
 TIDEGATE_INSTANTIATE(float)
 TIDEGATE_INSTANTIATE(double)

@@ -1,5 +1,5 @@
-// NumPy arrays as arguments and results: their dtype, shape, strides and overlap, checked by hand, and the
-// views that the core takes. Nothing here knows what a layer is.
+// NumPy arrays as arguments and results: their dtype, shape, strides and overlap, checked by hand,
+// and the views that the core takes. Nothing here knows what a layer is.
 #ifndef TIDEGATE_BINDINGS_ARRAYS_H_
 #define TIDEGATE_BINDINGS_ARRAYS_H_
 
@@ -55,8 +55,9 @@ py::array read_array(const char* argument, py::handle object);
 // TypeError unless `object` is an array of booleans.
 py::array read_mask(const char* argument, py::handle object);
 
-// The memory of an argument as the core can read it: what the caller passed, or a contiguous copy of it where the
-// innermost axis is not contiguous, a stride is no multiple of the element or the data are not aligned.
+// The memory of an argument as the core can read it: what the caller passed, or a contiguous copy
+// of it where the innermost axis is not contiguous, a stride is no multiple of the element or the
+// data are not aligned.
 template <class T>
 py::array readable(const py::array& array);
 
@@ -71,16 +72,17 @@ MaskView mask_view(const py::array& array, Layout layout);
 template <class T>
 py::array new_array(const char* result, const Shape& shape);
 
-// Checks an array that a call shall write: T, shape, writable, innermost axis contiguous, whole elements as strides,
-// aligned, and no two elements at one address.
+// Checks an array that a call shall write: T, shape, writable, innermost axis contiguous, whole
+// elements as strides, aligned, and no two elements at one address.
 template <class T>
 py::array read_output(const char* argument, py::handle object, const Shape& wanted);
 
 // ValueError if an array that a call shall write shares memory with `input`, if that is an array.
-void check_no_overlap(const char* argument, const py::array& output, const char* input_name, py::handle input);
+void check_no_overlap(const char* argument, const py::array& output, const char* input_name,
+                      py::handle input);
 
-// The data of a native, aligned, C-contiguous array of shape (rows, columns), writable if asked, or null: one glance
-// for the calls where a nanosecond counts. Null says "look closer", not "wrong".
+// The data of a native, aligned, C-contiguous array of shape (rows, columns), writable if asked, or
+// null: one glance for the calls where a nanosecond counts. Null says "look closer", not "wrong".
 template <class T>
 T* plain_matrix(py::handle object, Index rows, Index columns, bool writable);
 

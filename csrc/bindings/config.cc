@@ -18,7 +18,9 @@ CellKind read_cell(const std::string& name) {
   throw std::invalid_argument("cell: got '" + name + "', wanted 'lstm' or 'gru'");
 }
 
-std::string cell_name(const Config& config) { return config.cell == CellKind::lstm ? "lstm" : "gru"; }
+std::string cell_name(const Config& config) {
+  return config.cell == CellKind::lstm ? "lstm" : "gru";
+}
 
 UpdateGate read_update_gate(const std::string& name) {
   if (name == "carry") return UpdateGate::carry;
@@ -31,13 +33,13 @@ std::string update_gate_name(const Config& config) {
 }
 
 auto members(const Config& c) {
-  return std::tie(c.cell, c.input_size, c.hidden_size, c.num_layers, c.bias, c.bidirectional, c.reverse, c.proj_size,
-                  c.peephole, c.reset_after, c.update_gate);
+  return std::tie(c.cell, c.input_size, c.hidden_size, c.num_layers, c.bias, c.bidirectional,
+                  c.reverse, c.proj_size, c.peephole, c.reset_after, c.update_gate);
 }
 
-Config make_config(const std::string& cell, Index input_size, Index hidden_size, Index num_layers, bool bias,
-                   bool bidirectional, bool reverse, Index proj_size, bool peephole, bool reset_after,
-                   const std::string& update_gate) {
+Config make_config(const std::string& cell, Index input_size, Index hidden_size, Index num_layers,
+                   bool bias, bool bidirectional, bool reverse, Index proj_size, bool peephole,
+                   bool reset_after, const std::string& update_gate) {
   Config config;
   config.cell = read_cell(cell);
   config.input_size = input_size;
@@ -59,11 +61,12 @@ Config make_config(const std::string& cell, Index input_size, Index hidden_size,
 void bind_config(py::module_& m) {
   const Config defaults;
   py::class_<Config>(m, "Config")
-      .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"),
-           py::arg("num_layers") = defaults.num_layers, py::arg("bias") = defaults.bias,
-           py::arg("bidirectional") = defaults.bidirectional, py::arg("reverse") = defaults.reverse,
-           py::arg("proj_size") = defaults.proj_size, py::arg("peephole") = defaults.peephole,
-           py::arg("reset_after") = defaults.reset_after, py::arg("update_gate") = update_gate_name(defaults))
+      .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"),
+           py::arg("hidden_size"), py::arg("num_layers") = defaults.num_layers,
+           py::arg("bias") = defaults.bias, py::arg("bidirectional") = defaults.bidirectional,
+           py::arg("reverse") = defaults.reverse, py::arg("proj_size") = defaults.proj_size,
+           py::arg("peephole") = defaults.peephole, py::arg("reset_after") = defaults.reset_after,
+           py::arg("update_gate") = update_gate_name(defaults))
       .def_property_readonly("cell", &cell_name)
       .def_readonly("input_size", &Config::input_size)
       .def_readonly("hidden_size", &Config::hidden_size)
@@ -75,7 +78,9 @@ void bind_config(py::module_& m) {
       .def_readonly("peephole", &Config::peephole)
       .def_readonly("reset_after", &Config::reset_after)
       .def_property_readonly("update_gate", &update_gate_name)
-      .def("__eq__", [](const Config& a, const Config& b) { return members(a) == members(b); }, py::is_operator());
+      .def(
+          "__eq__", [](const Config& a, const Config& b) { return members(a) == members(b); },
+          py::is_operator());
 }
 
 }  // namespace tidegate::bindings

@@ -6,8 +6,8 @@
 
 namespace tidegate::bindings {
 
-// Releasing and taking it again costs a fraction of a microsecond when no one wants it, and a wait of up to Python's
-// switch interval when someone does. A call of this many nanoseconds is worth it.
+// Releasing and taking it again costs a fraction of a microsecond when no one wants it, and a wait
+// of up to Python's switch interval when someone does. A call of this many nanoseconds is worth it.
 constexpr double kWorthReleasing = 20e3;
 
 template <class Function>

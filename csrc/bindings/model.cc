@@ -11,15 +11,17 @@
 namespace tidegate::bindings {
 namespace {
 
-// Nanoseconds of a forward call, good enough to tell a short one from a long one: every parameter is one
-// multiply-add a row at some 20 flop/ns, and every hidden unit some 2 ns of gates.
+// Nanoseconds of a forward call, good enough to tell a short one from a long one: every parameter
+// is one multiply-add a row at some 20 flop/ns, and every hidden unit some 2 ns of gates.
 double estimated_cost(const Config& config, Index parameters, Index steps, Index batch) {
-  const double units = static_cast<double>(config.num_layers * config.num_directions() * config.hidden_size);
+  const double units =
+      static_cast<double>(config.num_layers * config.num_directions() * config.hidden_size);
   const double row = static_cast<double>(parameters) * 2 / 20 + units * 2;
   return static_cast<double>(steps) * static_cast<double>(batch) * row;
 }
 
-// A backward call does about twice the work of a forward call, and one that records writes what it keeps.
+// A backward call does about twice the work of a forward call, and one that records writes what it
+// keeps.
 constexpr double kBackwardCost = 2;
 
 Index state_rows(const Config& config) { return config.num_layers * config.num_directions(); }
@@ -32,7 +34,8 @@ py::object state_object(const Config& config, const py::object& h, const py::obj
 template <class T>
 class Call {
  public:
-  Call(const Config& config, bool batch_first, py::handle x, py::handle state, py::handle lengths, py::handle reset)
+  Call(const Config& config, bool batch_first, py::handle x, py::handle state, py::handle lengths,
+       py::handle reset)
       : config_(config) {
     read_x(x, batch_first);
     const StateObjects given = read_state(config, "state", state);
@@ -87,7 +90,9 @@ class Call {
     const py::array x = read_array<T>("x", object);
     const std::string features = std::to_string(config_.input_size);
     if ((x.ndim() != 2 && x.ndim() != 3) || x.shape(x.ndim() - 1) != config_.input_size) {
-      fail_shape("x", x, (batch_first ? "(N, T, " : "(T, N, ") + features + ") or unbatched (T, " + features + ")");
+      fail_shape("x", x,
+                 (batch_first ? "(N, T, " : "(T, N, ") + features + ") or unbatched (T, " +
+                     features + ")");
     }
     layout = {x.ndim() == 3, batch_first};
     x_ = sequence_input<T>(x, layout);
@@ -105,7 +110,8 @@ class Call {
 template <class T>
 class TypedTape final : public Tape {
  public:
-  TypedTape(std::unique_ptr<tidegate::Tape<T>> tape, Layout layout) : tape_(std::move(tape)), layout_(layout) {}
+  TypedTape(std::unique_ptr<tidegate::Tape<T>> tape, Layout layout)
+      : tape_(std::move(tape)), layout_(layout) {}
 
   const Config& config() const override { return tape_->config(); }
   py::dtype dtype() const override { return py::dtype::of<T>(); }
@@ -125,23 +131,29 @@ class TypedTape final : public Tape {
     const Layout shown{layout_.batched, false};
     py::dict gates;
     for (const char* const name : config().cell == CellKind::lstm ? lstm : gru) {
-      const py::array values = new_array<T>(name, shown.sequence(steps(), batch(), config().hidden_size));
+      const py::array values =
+          new_array<T>(name, shown.sequence(steps(), batch(), config().hidden_size));
       tape_->saved(layer, reverse, name, sequence_view<T>(values, shown));
       gates[name] = values;
     }
     return gates;
   }
 
-  py::tuple backward(Index parameters, py::handle dy, py::handle dstate, py::handle num_threads) const {
+  py::tuple backward(Index parameters, py::handle dy, py::handle dstate,
+                     py::handle num_threads) const {
     const int threads = read_num_threads(num_threads);
     const Index rows = state_rows(config());
     const auto y = read_sequence<T>("dy", dy, layout_, steps(), batch(), config().output_size());
     const StateObjects given = read_state(config(), "dstate", dstate);
-    const auto h_n = read_state_array<T>(given.h_name, given.h, layout_, rows, batch(), config().state_size());
-    const auto c_n = read_state_array<T>(given.c_name, given.c, layout_, rows, batch(), config().hidden_size);
+    const auto h_n =
+        read_state_array<T>(given.h_name, given.h, layout_, rows, batch(), config().state_size());
+    const auto c_n =
+        read_state_array<T>(given.c_name, given.c, layout_, rows, batch(), config().hidden_size);
 
-    const py::array dx = new_array<T>("dx", layout_.sequence(steps(), batch(), config().input_size));
-    const py::array dh_0 = new_array<T>("dh_0", layout_.state(rows, batch(), config().state_size()));
+    const py::array dx =
+        new_array<T>("dx", layout_.sequence(steps(), batch(), config().input_size));
+    const py::array dh_0 =
+        new_array<T>("dh_0", layout_.state(rows, batch(), config().state_size()));
     const py::array dparameters = new_array<T>("dparameters", {parameters});
     py::object dc_0;
 
@@ -184,18 +196,20 @@ class TypedModel final : public Model {
     const Index count = model_->parameter_count();
     if (array.ndim() != 1) fail_shape("values", array, "one axis");
     if (offset < 0 || offset > count || array.size() > count - offset) {
-      throw py::value_error("offset: got " + std::to_string(offset) + " for " + std::to_string(array.size()) +
-                            " values, wanted a range within " + std::to_string(count) + " parameters");
+      throw py::value_error("offset: got " + std::to_string(offset) + " for " +
+                            std::to_string(array.size()) + " values, wanted a range within " +
+                            std::to_string(count) + " parameters");
     }
     const py::array memory = readable<T>(array);
-    const double copying = static_cast<double>(memory.nbytes()) / 10;  // at some 10 bytes a nanosecond
+    const double copying =
+        static_cast<double>(memory.nbytes()) / 10;  // at some 10 bytes a nanosecond
     without_gil(copying, [&] {
       model_->write_parameters(offset, static_cast<const T*>(memory.data()), memory.size());
     });
   }
 
-  py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset, py::handle out,
-                py::handle num_threads) const override {
+  py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset,
+                py::handle out, py::handle num_threads) const override {
     const int threads = read_num_threads(num_threads);
     Call<T> call(config(), batch_first_, x, state, lengths, reset);
     call.make_outputs(out, lengths, reset);
@@ -214,16 +228,19 @@ class TypedModel final : public Model {
       dropout_scale = draw_dropout_scale(py::make_tuple(shape[0], shape[1], shape[2], shape[3]));
       const py::array array = read_array<T>("dropout_scale", dropout_scale);
       check_shape("dropout_scale", array, shape);
-      if ((array.flags() & py::array::c_style) == 0) throw py::value_error("dropout_scale: not contiguous");
+      if ((array.flags() & py::array::c_style) == 0)
+        throw py::value_error("dropout_scale: not contiguous");
       call.inputs.dropout_scale = static_cast<const T*>(array.data());
     }
     std::unique_ptr<tidegate::Tape<T>> tape;
-    without_gil(forward_cost(call), [&] { tape = model_->record(call.inputs, call.outputs, threads); });
+    without_gil(forward_cost(call),
+                [&] { tape = model_->record(call.inputs, call.outputs, threads); });
     std::unique_ptr<Tape> typed = std::make_unique<TypedTape<T>>(std::move(tape), call.layout);
     return py::make_tuple(call.y, call.state(), std::move(typed));
   }
 
-  py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate, py::handle num_threads) const override {
+  py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate,
+                     py::handle num_threads) const override {
     const auto* const typed = dynamic_cast<const TypedTape<T>*>(&tape);
     if (typed == nullptr) {
       throw py::type_error("tape: got dtype " + std::string(py::str(tape.dtype())) + ", wanted " +
@@ -232,7 +249,9 @@ class TypedModel final : public Model {
     return typed->backward(model_->parameter_count(), dy, dstate, num_threads);
   }
 
-  std::unique_ptr<Stream> stream(Index batch) const override { return make_stream<T>(model_, batch); }
+  std::unique_ptr<Stream> stream(Index batch) const override {
+    return make_stream<T>(model_, batch);
+  }
 
  private:
   double forward_cost(const Call<T>& call) const {
@@ -257,8 +276,10 @@ py::list parameter_specs(const Model& model) {
 }  // namespace
 
 std::unique_ptr<Model> make_model(const Config& config, const py::dtype& dtype, bool batch_first) {
-  if (dtype.equal(py::dtype::of<float>())) return std::make_unique<TypedModel<float>>(config, batch_first);
-  if (dtype.equal(py::dtype::of<double>())) return std::make_unique<TypedModel<double>>(config, batch_first);
+  if (dtype.equal(py::dtype::of<float>()))
+    return std::make_unique<TypedModel<float>>(config, batch_first);
+  if (dtype.equal(py::dtype::of<double>()))
+    return std::make_unique<TypedModel<double>>(config, batch_first);
   throw py::type_error("dtype: got " + std::string(py::str(dtype)) + ", wanted float32 or float64");
 }
 
@@ -272,7 +293,8 @@ any number of times, from any thread.)")
                              "The options of the layer that made it.")
       .def_property_readonly("dtype", &Tape::dtype, "That of the layer that made it.")
       .def_property_readonly("steps", &Tape::steps, "T, the number of steps.")
-      .def_property_readonly("batch", &Tape::batch, "N, the number of rows; 1 of an unbatched call.")
+      .def_property_readonly("batch", &Tape::batch,
+                             "N, the number of rows; 1 of an unbatched call.")
       .def("gates", &Tape::gates, py::arg("layer") = 0, py::arg("reverse") = false,
            R"(Gates and states of one direction of one layer: what it remembers and forgets.
 
@@ -296,7 +318,8 @@ void bind_model(py::module_& m) {
       .def_property_readonly("dtype", &Model::dtype)
       .def_property_readonly("batch_first", &Model::batch_first)
       .def_property_readonly("specs", &parameter_specs)
-      .def_property_readonly("flat", [](const py::object& self) { return self.cast<const Model&>().flat(self); })
+      .def_property_readonly(
+          "flat", [](const py::object& self) { return self.cast<const Model&>().flat(self); })
       .def("write", &Model::write)
       .def("run", &Model::run)
       .def("record", &Model::record)

@@ -1,5 +1,6 @@
-// Model, Tape and Stream as Python sees them: one class each, whose dtype is a matter of the object. What they take and
-// give are Python objects; every argument is checked before anything is written.
+// Model, Tape and Stream as Python sees them: one class each, whose dtype is a matter of the
+// object. What they take and give are Python objects; every argument is checked before anything is
+// written.
 #ifndef TIDEGATE_BINDINGS_MODEL_H_
 #define TIDEGATE_BINDINGS_MODEL_H_
 
@@ -37,19 +38,22 @@ class Model {
   virtual const Config& config() const = 0;
   virtual py::dtype dtype() const = 0;
   virtual bool batch_first() const = 0;
-  // The parameters, read-only and live; `owner` is the Python object of this model, which the array keeps alive.
+  // The parameters, read-only and live; `owner` is the Python object of this model, which the array
+  // keeps alive.
   virtual py::array flat(const py::object& owner) const = 0;
   virtual void write(Index offset, py::handle values) = 0;
 
   // (y, state), the state being h_n or (h_n, c_n).
-  virtual py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset, py::handle out,
-                        py::handle num_threads) const = 0;
-  // (y, state, tape). `draw_dropout_scale` is None, or is called with the shape of Inputs::dropout_scale once every
-  // other argument has been found good, so that a wrong call draws nothing.
+  virtual py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset,
+                        py::handle out, py::handle num_threads) const = 0;
+  // (y, state, tape). `draw_dropout_scale` is None, or is called with the shape of
+  // Inputs::dropout_scale once every other argument has been found good, so that a wrong call draws
+  // nothing.
   virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
                            py::handle draw_dropout_scale, py::handle num_threads) const = 0;
   // (dx, dstate, dparameters), dstate being that of h or a pair.
-  virtual py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate, py::handle num_threads) const = 0;
+  virtual py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate,
+                             py::handle num_threads) const = 0;
   virtual std::unique_ptr<Stream> stream(Index batch) const = 0;
 };
 

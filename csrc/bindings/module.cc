@@ -5,7 +5,8 @@
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of tidegate: use the classes of the package, which are made of these.";
-  tidegate::isa();  // a TIDEGATE_ISA that is unknown or unavailable fails the import, not the first call
+  tidegate::isa();  // a TIDEGATE_ISA that is unknown or unavailable fails the import, not the first
+                    // call
 
   tidegate::bindings::bind_settings(m);
   tidegate::bindings::bind_config(m);

@@ -17,7 +17,8 @@ class Use {
  public:
   explicit Use(std::atomic<bool>& busy) : busy_(busy) {
     if (busy_.exchange(true, std::memory_order_acquire)) {
-      throw std::runtime_error("stream: in use by another thread; a stream serves one thread at a time");
+      throw std::runtime_error(
+          "stream: in use by another thread; a stream serves one thread at a time");
     }
   }
   ~Use() { busy_.store(false, std::memory_order_release); }
@@ -50,7 +51,8 @@ class TypedStream final : public Stream {
       return y;
     }
     T* const y_data = plain_matrix<T>(out, n, output_size_, true);
-    if (y_data == nullptr || !(y_data + n * output_size_ <= x_data || x_data + n * input_size_ <= y_data)) {
+    if (y_data == nullptr ||
+        !(y_data + n * output_size_ <= x_data || x_data + n * input_size_ <= y_data)) {
       return step_any(x, out);
     }
     advance(x_data, y_data);
@@ -62,14 +64,16 @@ class TypedStream final : public Stream {
     const int threads = read_num_threads(num_threads);
     const py::array array = read_array<T>("x", x);
     if (array.ndim() != 3 || array.shape(1) != batch() || array.shape(2) != input_size_) {
-      fail_shape("x", array, "(T, " + std::to_string(batch()) + ", " + std::to_string(input_size_) + ")");
+      fail_shape("x", array,
+                 "(T, " + std::to_string(batch()) + ", " + std::to_string(input_size_) + ")");
     }
     const Layout time_major;
     const auto input = sequence_input<T>(array, time_major);
     const Index steps = array.shape(0);
     const py::array y = read_or_make_output(out, array, {steps, batch(), output_size_});
     const View<T> y_view = sequence_view<T>(y, time_major);
-    without_gil(static_cast<double>(steps) * step_cost_, [&] { stream_.run(input.view, y_view, threads); });
+    without_gil(static_cast<double>(steps) * step_cost_,
+                [&] { stream_.run(input.view, y_view, threads); });
     return y;
   }
 
@@ -92,8 +96,10 @@ class TypedStream final : public Stream {
     const Use use(busy_);
     const Config& config = stream_.config();
     const StateObjects given = read_state(config, "state", state);
-    const auto h = read_state_array<T>(given.h_name, given.h, {}, config.num_layers, batch(), config.state_size());
-    const auto c = read_state_array<T>(given.c_name, given.c, {}, config.num_layers, batch(), config.hidden_size);
+    const auto h = read_state_array<T>(given.h_name, given.h, {}, config.num_layers, batch(),
+                                       config.state_size());
+    const auto c = read_state_array<T>(given.c_name, given.c, {}, config.num_layers, batch(),
+                                       config.hidden_size);
     assign(h.view, config.state_size(), stream_.h());
     if (config.has_cell_state()) assign(c.view, config.hidden_size, stream_.c());
   }
@@ -124,7 +130,9 @@ class TypedStream final : public Stream {
     return y;
   }
 
-  Shape state_shape(Index features) const { return {stream_.config().num_layers, batch(), features}; }
+  Shape state_shape(Index features) const {
+    return {stream_.config().num_layers, batch(), features};
+  }
 
   // Copies a state, or zeros where none is given.
   void assign(const View<const T>& from, Index features, T* to) const {
@@ -147,8 +155,8 @@ class TypedStream final : public Stream {
   std::atomic<bool> busy_{false};
 };
 
-// ---- Stream.step for Python, without pybind11's dispatcher, whose handling of a keyword alone takes as long as a
-// small step (0.3 us): the arguments are taken apart here.
+// ---- Stream.step for Python, without pybind11's dispatcher, whose handling of a keyword alone
+// takes as long as a small step (0.3 us): the arguments are taken apart here.
 
 constexpr const char* step_doc = R"(step($self, x, out=None)
 --
@@ -169,9 +177,11 @@ Raises:
     RuntimeError: another thread is using this stream.)";
 
 // The arguments x and out, whichever way they are given; false with a TypeError set.
-bool parse_step(PyObject* const* args, Py_ssize_t positional, PyObject* keywords, PyObject* (&values)[2]) {
+bool parse_step(PyObject* const* args, Py_ssize_t positional, PyObject* keywords,
+                PyObject* (&values)[2]) {
   if (positional > 2) {
-    PyErr_Format(PyExc_TypeError, "step() takes x and out, but %zd arguments were given", positional);
+    PyErr_Format(PyExc_TypeError, "step() takes x and out, but %zd arguments were given",
+                 positional);
     return false;
   }
   std::copy_n(args, positional, values);
@@ -202,8 +212,9 @@ PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t positional, PyO
   try {
     auto* const instance = reinterpret_cast<py::detail::instance*>(self);
     // Python has checked that self is a Stream, maybe of a class that derives from more than that.
-    Stream* const stream = instance->simple_layout ? static_cast<Stream*>(instance->get_value_and_holder().value_ptr())
-                                                   : py::handle(self).cast<Stream*>();
+    Stream* const stream = instance->simple_layout
+                               ? static_cast<Stream*>(instance->get_value_and_holder().value_ptr())
+                               : py::handle(self).cast<Stream*>();
     if (stream == nullptr) throw py::type_error("step() of a stream that was never made");
     return stream->step(values[0], values[1]).release().ptr();
   } catch (...) {
@@ -219,19 +230,22 @@ std::unique_ptr<Stream> make_stream(std::shared_ptr<const tidegate::Model<T>> mo
   return std::make_unique<TypedStream<T>>(std::move(model), batch);
 }
 
-template std::unique_ptr<Stream> make_stream<float>(std::shared_ptr<const tidegate::Model<float>>, Index);
-template std::unique_ptr<Stream> make_stream<double>(std::shared_ptr<const tidegate::Model<double>>, Index);
+template std::unique_ptr<Stream> make_stream<float>(std::shared_ptr<const tidegate::Model<float>>,
+                                                    Index);
+template std::unique_ptr<Stream> make_stream<double>(std::shared_ptr<const tidegate::Model<double>>,
+                                                     Index);
 
 void bind_stream(py::module_& m) {
   py::class_<Stream> stream(m, "Stream");
-  stream
-      .def(py::init([](const Model& model, Index batch) { return model.stream(batch); }))
+  stream.def(py::init([](const Model& model, Index batch) { return model.stream(batch); }))
       .def_property_readonly("batch", &Stream::batch, "How many sequences.")
-      .def_property("state", &Stream::state, &Stream::set_state, R"(h of a GRU, a pair (h, c) of an LSTM: h (L, batch, S), c (L, batch, H).
+      .def_property("state", &Stream::state, &Stream::set_state,
+                    R"(h of a GRU, a pair (h, c) of an LSTM: h (L, batch, S), c (L, batch, H).
 
 Reading gives new arrays; assigning copies in. None, for either, is zeros.)")
       .def("run", &Stream::run, py::arg("x"), py::arg("out") = py::none(), py::kw_only(),
-           py::arg("num_threads") = py::none(), R"(Takes as many steps as x has; the same bits as one at a time.
+           py::arg("num_threads") = py::none(),
+           R"(Takes as many steps as x has; the same bits as one at a time.
 
 Args:
     x: (T, batch, I), of the layer's dtype, any strides.
@@ -244,9 +258,11 @@ Returns:
 Raises:
     TypeError, ValueError, RuntimeError: as in `step`.)")
       .def("reset", &Stream::reset, "Makes the state zero.");
-  static PyMethodDef step_method = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
-                                    METH_FASTCALL | METH_KEYWORDS, step_doc};
-  PyObject* const descriptor = PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(stream.ptr()), &step_method);
+  static PyMethodDef step_method = {
+      "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
+      METH_FASTCALL | METH_KEYWORDS, step_doc};
+  PyObject* const descriptor =
+      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(stream.ptr()), &step_method);
   if (descriptor == nullptr) throw py::error_already_set();
   stream.attr("step") = py::reinterpret_steal<py::object>(descriptor);
 }

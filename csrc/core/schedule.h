@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "core/memory.h"
 #include "tidegate/model.h"
 
 namespace tidegate {
@@ -33,7 +34,7 @@ class Schedule {
   Schedule owned() const {
     Schedule copy = *this;
     if (reset_.given) {
-      copy.reset_copy_.resize(static_cast<std::size_t>(steps_ * batch_));
+      copy.reset_copy_.resize(static_cast<std::size_t>(checked_size(steps_, batch_)));
       for (Index t = 0; t < steps_; ++t) {
         for (Index n = 0; n < batch_; ++n) {
           copy.reset_copy_[static_cast<std::size_t>(t * batch_ + n)] = reset_.at(t, n);

@@ -1,6 +1,8 @@
 // Packing of weights into panels, forward and backward.
 #include "core/weights.h"
 
+#include <algorithm>
+
 #include "core/isa.h"
 
 namespace tidegate {
@@ -30,30 +32,41 @@ std::vector<ParameterOffsets> parameter_offsets(const Config& config) {
 
 namespace {
 
-// panel[slice][k][gate][lane] = element(k, gate, unit), zero beyond the units.
-template <class T, class Element>
-T* pack_panel(Arena& arena, bool counting, Index width, Index units, Index depth, Index gates, Element element) {
+// A column of weights: element u is sign * base[u * stride].
+template <class T>
+struct Column {
+  const T* base;
+  Index stride;
+  T sign = 1;
+};
+
+// panel[slice][k][gate][lane] = element `unit` of column(k, gate), zero beyond the units.
+template <class T, class ColumnOf>
+T* pack_panel(Arena& arena, Index width, Index units, Index depth, Index gates, ColumnOf column) {
   const Index slices = slice_count(units, width);
   T* panel = arena.take<T>(slices, depth, gates, width);
-  if (counting) return nullptr;
+  if (arena.counting()) return nullptr;
   T* to = panel;
   for (Index slice = 0; slice < slices; ++slice) {
+    const Index first = slice * width;
+    const Index lanes = std::min(width, units - first);
     for (Index k = 0; k < depth; ++k) {
       for (Index gate = 0; gate < gates; ++gate) {
-        for (Index lane = 0; lane < width; ++lane) {
-          const Index unit = slice * width + lane;
-          *to++ = unit < units ? element(k, gate, unit) : T(0);
-        }
+        const Column<T> from = column(k, gate);
+        const T* element = from.base + first * from.stride;
+        for (Index lane = 0; lane < lanes; ++lane) to[lane] = from.sign * element[lane * from.stride];
+        for (Index lane = lanes; lane < width; ++lane) to[lane] = 0;
+        to += width;
       }
     }
   }
   return panel;
 }
 
-// Element (k, gate, unit) of a packed panel.
+// The column over k of a packed panel: what it holds for one gate of one unit.
 template <class T>
-T panel_element(const T* panel, Index width, Index depth, Index gates, Index k, Index gate, Index unit) {
-  return panel[((unit / width * depth + k) * gates + gate) * width + unit % width];
+Column<T> panel_column(const T* panel, Index width, Index depth, Index gates, Index gate, Index unit) {
+  return {panel + (unit / width * depth * gates + gate) * width + unit % width, gates * width};
 }
 
 }  // namespace
@@ -68,50 +81,50 @@ Weights<T>::Weights(const Config& config, const T* parameters)
 
 template <class T>
 void Weights<T>::pack(Arena& arena, const T* parameters) {
-  const bool counting = arena.counting();
   const Index width = kernels_.width;
   const Index hidden = config_.hidden_size;
   const Index state = config_.state_size();
   const std::vector<ParameterOffsets> offsets = parameter_offsets(config_);
+  const auto sign = [&](const GateSpec& gate) {
+    return gate.name == 'z' && config_.update_gate == UpdateGate::write ? T(-1) : T(1);
+  };
+  std::vector<T> bias;  // of one phase, [gate][unit]
   for (std::size_t i = 0; i < forward_.size(); ++i) {
     const ParameterOffsets& at = offsets[i];
     const Index inputs = config_.layer_input_size(static_cast<Index>(i) / config_.num_directions());
     DirectionWeights<T>& packed = forward_[i];
-    const auto sign = [&](const GateSpec& gate) {
-      return gate.name == 'z' && config_.update_gate == UpdateGate::write ? T(-1) : T(1);
-    };
-    const auto bias = [&](Index offset, Index block, Index unit) {
-      return block >= 0 ? parameters[offset + block * hidden + unit] : T(0);
-    };
     for (int p = 0; p < cell_.phase_count; ++p) {
       const PhaseSpec& phase = cell_.phases[p];
       const GateSpec* gates = cell_.gates + phase.gates.first;
-      packed.phases[p].x =
-          pack_panel<T>(arena, counting, width, hidden, inputs, phase.x.count, [&](Index k, Index g, Index unit) {
-            const GateSpec& gate = gates[phase.x.first + g];
-            return sign(gate) * parameters[at.weight_ih + (gate.x_block * hidden + unit) * inputs + k];
-          });
-      packed.phases[p].h =
-          pack_panel<T>(arena, counting, width, hidden, state, phase.h.count, [&](Index k, Index g, Index unit) {
-            const GateSpec& gate = gates[phase.h.first + g];
-            return sign(gate) * parameters[at.weight_hh + (gate.h_block * hidden + unit) * state + k];
-          });
-      if (config_.bias) {
-        packed.phases[p].bias =
-            pack_panel<T>(arena, counting, width, hidden, 1, phase.gates.count, [&](Index, Index g, Index unit) {
-              const GateSpec& gate = gates[g];
-              return sign(gate) * (bias(at.bias_ih, gate.x_block, unit) + bias(at.bias_hh, gate.h_block, unit));
-            });
+      packed.phases[p].x = pack_panel<T>(arena, width, hidden, inputs, phase.x.count, [&](Index k, Index g) {
+        const GateSpec& gate = gates[phase.x.first + g];
+        return Column<T>{parameters + at.weight_ih + gate.x_block * hidden * inputs + k, inputs, sign(gate)};
+      });
+      packed.phases[p].h = pack_panel<T>(arena, width, hidden, state, phase.h.count, [&](Index k, Index g) {
+        const GateSpec& gate = gates[phase.h.first + g];
+        return Column<T>{parameters + at.weight_hh + gate.h_block * hidden * state + k, state, sign(gate)};
+      });
+      if (!config_.bias) continue;
+      bias.assign(static_cast<std::size_t>(phase.gates.count * hidden), T(0));
+      for (Index g = 0; g < phase.gates.count; ++g) {
+        for (Index unit = 0; unit < hidden; ++unit) {
+          T& sum = bias[static_cast<std::size_t>(g * hidden + unit)];
+          if (gates[g].x_block >= 0) sum += parameters[at.bias_ih + gates[g].x_block * hidden + unit];
+          if (gates[g].h_block >= 0) sum += parameters[at.bias_hh + gates[g].h_block * hidden + unit];
+        }
       }
+      packed.phases[p].bias = pack_panel<T>(arena, width, hidden, 1, phase.gates.count, [&](Index, Index g) {
+        return Column<T>{bias.data() + g * hidden, 1, sign(gates[g])};
+      });
     }
     if (config_.peephole) {
-      packed.peephole = pack_panel<T>(arena, counting, width, hidden, 1, 3, [&](Index, Index g, Index unit) {
-        return parameters[at.weight_peephole + g * hidden + unit];
+      packed.peephole = pack_panel<T>(arena, width, hidden, 1, 3, [&](Index, Index g) {
+        return Column<T>{parameters + at.weight_peephole + g * hidden, 1};
       });
     }
     if (config_.proj_size > 0) {
-      packed.projection = pack_panel<T>(arena, counting, width, state, hidden, 1, [&](Index k, Index, Index unit) {
-        return parameters[at.weight_hr + unit * hidden + k];
+      packed.projection = pack_panel<T>(arena, width, state, hidden, 1, [&](Index k, Index) {
+        return Column<T>{parameters + at.weight_hr + k, hidden};
       });
     }
   }
@@ -128,7 +141,6 @@ const BackwardWeights<T>& Weights<T>::backward(Index layer, Index direction) con
 
 template <class T>
 void Weights<T>::pack_backward(Arena& arena) const {
-  const bool counting = arena.counting();
   const Index width = kernels_.width;
   const Index hidden = config_.hidden_size;
   const Index state = config_.state_size();
@@ -137,27 +149,24 @@ void Weights<T>::pack_backward(Arena& arena) const {
     const DirectionWeights<T>& from = forward_[i];
     BackwardWeights<T>& packed = backward_[i];
     // Depth k counts the cell's gates that see x, gate by gate.
-    packed.x = pack_panel<T>(
-        arena, counting, width, inputs, checked_size(cell_.x.count, hidden), 1, [&](Index k, Index, Index input) {
-          const int gate = cell_.x.first + static_cast<int>(k / hidden);
-          int p = 0;
-          while (gate < cell_.phases[p].gates.first || gate >= cell_.phases[p].gates.end()) ++p;
-          const PhaseSpec& phase = cell_.phases[p];
-          return panel_element(from.phases[p].x, width, inputs, phase.x.count, input,
-                               gate - phase.gates.first - phase.x.first, k % hidden);
-        });
+    packed.x = pack_panel<T>(arena, width, inputs, checked_size(cell_.x.count, hidden), 1, [&](Index k, Index) {
+      const int gate = cell_.x.first + static_cast<int>(k / hidden);
+      int p = 0;
+      while (gate < cell_.phases[p].gates.first || gate >= cell_.phases[p].gates.end()) ++p;
+      const PhaseSpec& phase = cell_.phases[p];
+      return panel_column(from.phases[p].x, width, inputs, phase.x.count, gate - phase.gates.first - phase.x.first,
+                          k % hidden);
+    });
     for (int p = 0; p < cell_.phase_count; ++p) {
       const PhaseSpec& phase = cell_.phases[p];
-      packed.h[p] = pack_panel<T>(
-          arena, counting, width, state, checked_size(phase.h.count, hidden), 1, [&](Index k, Index, Index unit) {
-            return panel_element(from.phases[p].h, width, state, phase.h.count, unit, k / hidden, k % hidden);
-          });
+      packed.h[p] = pack_panel<T>(arena, width, state, checked_size(phase.h.count, hidden), 1, [&](Index k, Index) {
+        return panel_column(from.phases[p].h, width, state, phase.h.count, k / hidden, k % hidden);
+      });
     }
     if (config_.proj_size > 0) {
-      packed.projection =
-          pack_panel<T>(arena, counting, width, hidden, state, 1, [&](Index k, Index, Index unit) {
-            return panel_element(from.projection, width, hidden, 1, unit, 0, k);
-          });
+      packed.projection = pack_panel<T>(arena, width, hidden, state, 1, [&](Index k, Index) {
+        return panel_column(from.projection, width, hidden, 1, 0, k);
+      });
     }
   }
 }

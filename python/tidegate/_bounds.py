@@ -1,9 +1,9 @@
 """How far a correct layer may be from the reference: bounds that follow from the arithmetic alone.
 
 `forward` and `backward` go through a network in float64 and carry with every number a bound of the
-error that computing in the layer's dtype may have brought into it (running error analysis: Wilkinson;
-Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.3). Nothing is fitted to
-what the kernels do. What the bounds assume of them:
+error that computing in the layer's dtype may have brought into it (running error analysis, after
+Wilkinson: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.3). Nothing is
+fitted to what the kernels do. What the bounds assume of them:
 
 - A rounding is to nearest: it is off by at most u = eps/2, relative to the result.
 - A sum of m products and terms is taken in any order, fused or not. Each of them goes through m
@@ -149,7 +149,7 @@ def _gamma(terms: int, info: np.finfo[Any]) -> float:
 def accumulate(
     products: Sequence[tuple[Bounded, Bounded]], addends: Sequence[Bounded] = ()
 ) -> Bounded:
-    """The sum of `left @ right.T` over all products, (R, K) by (M, K), and of all addends (R, M)."""
+    """The sum of all `left @ right.T`, (R, K) by (M, K), and of all addends (R, M)."""
     info = products[0][0]._info
     terms = len(addends) + sum(left.value.shape[1] for left, _ in products)
     value: Any = sum(addend.value for addend in addends)
@@ -157,9 +157,11 @@ def accumulate(
     reach: Any = sum(addend.reach for addend in addends)
     for left, right in products:
         value = value + left.value @ right.value.T
-        inherited = np.abs(left.value) @ right.error.T + left.error @ right.reach.T
+        inherited = left.error @ np.abs(right.value).T
+        if right.error.any():  # weights have none
+            inherited = inherited + left.reach @ right.error.T
         error = error + inherited
-        reach = reach + np.abs(left.value) @ np.abs(right.value).T + inherited
+        reach = reach + left.reach @ right.reach.T
     rounding = _gamma(terms, info) * reach + 2 * terms * float(info.tiny)
     return Bounded(value, error + rounding, info)
 
@@ -167,9 +169,7 @@ def accumulate(
 def concatenate(parts: Sequence[Bounded], axis: int) -> Bounded:
     """numpy.concatenate."""
     values, errors = [p.value for p in parts], [p.error for p in parts]
-    return Bounded(
-        np.concatenate(values, axis), np.concatenate(errors, axis), parts[0]._info
-    )
+    return Bounded(np.concatenate(values, axis), np.concatenate(errors, axis), parts[0]._info)
 
 
 # ---- The cells: one step of some rows, and its derivative ----------------------------------------
@@ -177,7 +177,7 @@ def concatenate(parts: Sequence[Bounded], axis: int) -> Bounded:
 
 @dataclass
 class _Step:
-    """What a step of some rows read and made. What the derivative of an LSTM or a GRU needs of it."""
+    """What a step of some rows read and made, as its derivative needs it."""
 
     x: Bounded  # (R, I)
     h_prev: Bounded  # (R, S)
@@ -258,9 +258,12 @@ class _Gru:
         self.reset_after = network.reset_after
         self.write = network.update_gate == "write"
         self.hidden = network.hidden_size
-        none = [[], [], []] if "bias_ih" not in p else None
-        self.bias_ih: Any = none or [[b] for b in p["bias_ih"].blocks(3)]
-        self.bias_hh: Any = none or [[b] for b in p["bias_hh"].blocks(3)]
+        self.bias_ih = self._biases("bias_ih")
+        self.bias_hh = self._biases("bias_hh")
+
+    def _biases(self, name: str) -> list[list[Bounded]]:
+        """By gate: the bias, if there is one."""
+        return [[block] for block in self.p[name].blocks(3)] if name in self.p else [[]] * 3
 
     def _rows(self, name: str, gate: int) -> Bounded:
         return self.p[name][gate * self.hidden : (gate + 1) * self.hidden]
@@ -385,9 +388,7 @@ def _suffixes(network: Any) -> list[str]:
 
 def _select(zeroed: Array, given: Bounded) -> Bounded:
     kept = ~zeroed[:, None]
-    return Bounded(
-        np.where(kept, given.value, 0.0), np.where(kept, given.error, 0.0), given._info
-    )
+    return Bounded(np.where(kept, given.value, 0.0), np.where(kept, given.error, 0.0), given._info)
 
 
 def _pair(state: Any) -> tuple[Array | None, Array | None]:

@@ -1,11 +1,12 @@
 """The demo: a network learns which of nine men is speaking. To start your own, copy this file.
 
 The data are Japanese Vowels (data/README.md): 270 utterances to learn from and 370 to be tested on,
-each 7 to 29 frames of 12 cepstral coefficients. The network reads an utterance in both directions,
-takes the mean of what it made of the frames, and a linear layer scores the nine speakers.
+each 7 to 29 frames of 12 cepstral coefficients. The network reads an utterance in both directions;
+from where that leaves it, a linear layer scores the nine speakers.
 
-The recipe (the defaults below) was chosen by cross-validation within the 270. The test utterances
-choose nothing: their accuracy is printed after every epoch, and the last epoch's is the result.
+The recipe (the defaults below) was chosen by cross-validation within the 270 (5 folds, several
+seeds). The test utterances choose nothing: their accuracy is printed after every epoch, and the
+last epoch's is the result.
 """
 
 from __future__ import annotations
@@ -27,39 +28,47 @@ import tidegate as tg
 from tidegate.checks import Array
 
 FEATURES, SPEAKERS = 12, 9
-DROPOUT, NOISE, MAX_NORM = 0.5, 0.3, 1.0
+# Of the recipe, what has no option: dropout before the last layer; noise on what it trains on, in
+# standard deviations of a feature; and the longest gradient.
+DROPOUT, NOISE, MAX_NORM = 0.2, 0.6, 1.0
 
 
 class SpeakerNet:
-    """GRU or LSTM in both directions -> mean over each utterance's frames -> dropout -> linear."""
+    """GRU or LSTM, forward and backward in time -> both last states -> dropout -> linear."""
 
     def __init__(self, cell: str, hidden: int, rng: np.random.Generator) -> None:
-        layer = tg.LSTM if cell == "lstm" else tg.GRU
-        self.rnn: tg.LSTM | tg.GRU = layer(FEATURES, hidden, bidirectional=True, seed=rng)
+        layer = {"gru": tg.GRU, "lstm": tg.LSTM}[cell]
+        self.rnn: Any = layer(FEATURES, hidden, bidirectional=True, seed=rng)
         self.dropout = tg.Dropout(DROPOUT)
         self.head = tg.Linear(2 * hidden, SPEAKERS, seed=rng)
         self.params = [self.rnn.params, self.head.params]
 
     def __call__(self, x: Array, lengths: Array) -> Array:
         """The scores (N, 9) of a batch x (T, N, 12)."""
-        y, _ = self.rnn(x, lengths=lengths)
-        # What y holds past an utterance's end is zero, so the sum is over its own frames.
-        return self.head(y.sum(axis=0) / lengths[:, None].astype(y.dtype))
+        _, state = self.rnn(x, lengths=lengths)
+        return self.head(last_states(state))
 
     def loss_and_gradients(
         self, x: Array, lengths: Array, speakers: Array, rng: np.random.Generator
     ) -> tuple[float, list[tg.Gradients]]:
         """The loss of a batch, and its gradients by `params`."""
-        frames = lengths[:, None].astype(x.dtype)
-        y, _, rnn_tape = self.rnn.forward(x, lengths=lengths)
-        mean, dropout_tape = self.dropout.forward(y.sum(axis=0) / frames, rng)
-        scores, head_tape = self.head.forward(mean)
+        _, state, rnn_tape = self.rnn.forward(x, lengths=lengths)
+        kept, dropout_tape = self.dropout.forward(last_states(state), rng)
+        scores, head_tape = self.head.forward(kept)
         loss, dscores = tg.losses.softmax_cross_entropy(scores, speakers)
 
         head_grads = self.head.backward(head_tape, dscores)
-        dmean = self.dropout.backward(dropout_tape, head_grads.x) / frames
-        rnn_grads = self.rnn.backward(rnn_tape, dy=np.broadcast_to(dmean, y.shape))
+        dlast = self.dropout.backward(dropout_tape, head_grads.x)
+        dh = np.stack(np.split(dlast, 2, axis=1))
+        dstate = (dh, None) if isinstance(self.rnn, tg.LSTM) else dh
+        rnn_grads = self.rnn.backward(rnn_tape, dstate=dstate)
         return loss, [rnn_grads.params, head_grads.params]
+
+
+def last_states(state: Any) -> Array:
+    """h_n (2, N, H) of a GRU's or LSTM's state, the two directions side by side: (N, 2H)."""
+    h_n = state[0] if isinstance(state, tuple) else state
+    return np.concatenate(h_n, axis=1)
 
 
 def load(part: str) -> tuple[list[Array], Array]:
@@ -129,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     test_batch = pad([(utterance - mean) / deviation for utterance in test_x])
 
     net = SpeakerNet(args.cell, args.hidden, rng)
-    print(f"{net.rnn} -> mean over frames -> {net.dropout} -> {net.head}")
+    print(f"{net.rnn} -> last states -> {net.dropout} -> {net.head}")
     print(f"{len(train_x)} utterances to train on, {len(test_x)} to test on")
 
     losses: list[float] = []

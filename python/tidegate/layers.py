@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
+
 from tidegate import _core
 from tidegate.checks import Array, check_bool, check_dtype, check_integer, check_number
 from tidegate.params import Gradients, Params
@@ -276,7 +277,9 @@ class RecurrentLayer(Generic[State, GivenState]):
         if not isinstance(tape, _core.Tape):
             raise TypeError(f"tape: got {type(tape).__name__}, wanted what forward returned")
         if tape.config != self._config:
-            raise ValueError(f"tape: got one from {_name(tape.config)}, wanted {_name(self._config)}")
+            raise ValueError(
+                f"tape: got one from {_name(tape.config)}, wanted {_name(self._config)}"
+            )
         dx, dstate_0, flat = self._model.backward(tape, dy, dstate, num_threads)
         return Grads(dx, dstate_0, Gradients(self._specs, flat))
 
@@ -288,7 +291,7 @@ class RecurrentLayer(Generic[State, GivenState]):
 
         Raises:
             TypeError: batch is no integer.
-            ValueError: the layer is bidirectional or reverse, or batch is below 1.
+            ValueError: the layer is bidirectional or reverse, or batch is negative.
         """
         return Stream(self, batch)
 
@@ -346,9 +349,10 @@ def _name(
     config: _core.Config, name: str | None = None, more: Mapping[str, str] | None = None
 ) -> str:
     """A layer as one would write it: what differs from the defaults is named."""
-    sizes = {"input_size": config.input_size, "hidden_size": config.hidden_size}
-    default = _core.Config(cell=config.cell, **sizes)
-    shown = [str(size) for size in sizes.values()]
+    default = _core.Config(
+        cell=config.cell, input_size=config.input_size, hidden_size=config.hidden_size
+    )
+    shown = [str(config.input_size), str(config.hidden_size)]
     for option in RecurrentLayer._OPTIONS:
         value = getattr(config, option)
         if value != getattr(default, option):
@@ -530,5 +534,5 @@ class GRU(RecurrentLayer[Array, Array]):
 
     @property
     def update_gate(self) -> str:
-        """"carry" if z keeps the old state, "write" if it lets the new one in."""
+        """Whether z keeps the old state ("carry") or lets the new one in ("write")."""
         return self._config.update_gate

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
 from tidegate import _core
 from tidegate.checks import check_size
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from tidegate import _core
 from tidegate.checks import check_integer
 
@@ -30,7 +31,7 @@ class Stream(_core.Stream):
     Raises:
         TypeError: batch is no integer.
         ValueError: the layer is bidirectional or reverse (it would need the future), or batch is
-            below 1.
+            negative.
     """
 
     def __init__(self, layer: RecurrentLayer[Any, Any], batch: int = 1) -> None:

@@ -2,6 +2,7 @@
 #include "core/memory.h"
 
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -125,8 +126,10 @@ TEST(sizes_that_overflow) {
   CHECK(throws_length_error([] { Arena().take<double>(kMost / 8 + 1); }));
   CHECK(throws_length_error([] { Arena().take<char>(kMost); }));  // no room to round up
   CHECK(throws_length_error([] { Arena().take<float>(Index{1} << 31, Index{1} << 31); }));
-  CHECK(throws_length_error([] { Arena counting;
-    take_zeros<float>(counting, kMost); }));
+  CHECK(throws_length_error([] {
+    Arena counting;
+    take_zeros<float>(counting, kMost);
+  }));
 
   Arena arena;
   arena.take<char>(Index{1} << 62);

@@ -1,0 +1,273 @@
+"""The self-test: is what the kernels of this machine compute what the equations say?
+
+Every instruction set runs a sweep of networks and shapes, forward and backward, in float32 and
+float64, and each result is held against the reference: it must lie within a bound that follows from
+the arithmetic (_bounds.py). Threads, dividing rows or units, must then change no bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+import tidegate as tg
+from tidegate import _bounds, _core, reference
+from tidegate.checks import Array
+from tidegate.demo import clear_progress, show_progress
+
+NETWORKS: list[tuple[type[tg.LSTM] | type[tg.GRU], dict[str, Any]]] = [
+    (tg.LSTM, {}),
+    (tg.LSTM, {"bias": False, "reverse": True}),
+    (tg.LSTM, {"num_layers": 2, "bidirectional": True}),
+    (tg.LSTM, {"proj_size": 2}),
+    (tg.LSTM, {"peephole": True}),
+    (tg.LSTM, {"num_layers": 2, "proj_size": 2, "peephole": True, "bidirectional": True}),
+    (tg.GRU, {}),
+    (tg.GRU, {"bias": False, "reverse": True}),
+    (tg.GRU, {"num_layers": 2, "bidirectional": True}),
+    (tg.GRU, {"reset_after": False}),
+    (tg.GRU, {"update_gate": "write"}),
+    (
+        tg.GRU,
+        {"num_layers": 2, "reset_after": False, "update_gate": "write", "bidirectional": True},
+    ),
+]
+# I, H, N, T: parts of vectors and whole ones, tiles of one row and of many, sums longer than a
+# block of a panel, sequences longer than what is projected and summed up at once.
+SHAPES = [(5, 3, 1, 6), (3, 17, 5, 7), (150, 33, 7, 3), (7, 100, 13, 4), (4, 16, 8, 130)]
+DIVISIONS = [(2, "rows"), (2, "units"), (3, "units")]
+DTYPES = (np.float32, np.float64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and what is given to it; all that is random follows from the seed."""
+
+    number: int
+    layer: Any
+    x: Array
+    state: Any
+    lengths: Array | None
+    reset: Array | None
+    dy: Array
+    dstate: Any
+
+
+@dataclass
+class Tally:
+    """What came of one instruction set and dtype; errors are relative to their bounds."""
+
+    cases: int = 0
+    forward: float = 0.0
+    backward: float = 0.0
+    other_bits: int = 0
+    misses: list[str] = field(default_factory=list)
+
+
+def make_case(number: int, dtype: DTypeLike, seed: int) -> Case:
+    """Case `number`, any integer from 0 on: networks change fastest; every other one is ragged."""
+    kind, options = NETWORKS[number % len(NETWORKS)]
+    input_size, hidden, batch, steps = SHAPES[number // len(NETWORKS) % len(SHAPES)]
+    rng = np.random.default_rng([seed, number])
+    layer = kind(input_size, hidden, **options, dtype=dtype, seed=rng)
+    _bounds.make_contracting(layer)
+    network = reference.from_layer(layer)
+    rows, size = network.num_layers * network.num_directions, network.state_size
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape).astype(layer.dtype)
+
+    def state() -> Any:
+        h = normal(rows, batch, size)
+        return (h, normal(rows, batch, hidden)) if kind is tg.LSTM else h
+
+    ragged = (number + number // len(NETWORKS)) % 2 == 0
+    return Case(
+        number=number,
+        layer=layer,
+        x=normal(steps, batch, input_size),
+        state=state() if ragged else None,
+        lengths=rng.integers(0, steps + 1, batch) if ragged else None,
+        reset=rng.random((steps, batch)) < 0.1 if ragged else None,
+        dy=normal(steps, batch, network.num_directions * size),
+        dstate=state() if ragged else None,
+    )
+
+
+def results(case: Case, num_threads: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    """All that the layer gives, forward and backward, by name."""
+    layer = case.layer
+    y, state, tape = layer.forward(
+        case.x, case.state, case.lengths, case.reset, num_threads=num_threads
+    )
+    called, _ = layer(
+        case.x, case.state, lengths=case.lengths, reset=case.reset, num_threads=num_threads
+    )
+    grads = layer.backward(tape, case.dy, case.dstate, num_threads=num_threads)
+    forward = {"y": y, "y of a call": called, **_state("{}_n", state)}
+    return forward, {"dx": grads.x, **_state("d{}_0", grads.state), **grads.params}
+
+
+def _state(name: str, state: Any) -> dict[str, Any]:
+    parts = state if isinstance(state, tuple) else (state,)
+    return {name.format(part): value for part, value in zip("hc", parts)}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the reference gives, with bounds, under the names of `results`."""
+
+    forward: dict[str, tuple[Array, _bounds.Bounded]]
+    backward: dict[str, tuple[Array, _bounds.Bounded]]
+
+
+def expect(case: Case) -> Expected:
+    """Asks the reference and the bounds."""
+    network = reference.from_layer(case.layer)
+    options = {"lengths": case.lengths, "reset": case.reset}
+    params = case.layer.params
+    y, state, tape = network.forward(params, case.x, case.state, **options)
+    grads = network.backward(tape, case.dy, case.dstate)
+    run = _bounds.forward(network, params, case.x, case.state, dtype=case.layer.dtype, **options)
+    back = _bounds.backward(run, case.dy, case.dstate)
+    forward = {"y": (y, run.y), "y of a call": (y, run.y)}
+    backward = {"dx": (grads.x, back.x)}
+    backward |= {name: (grads.params[name], back.params[name]) for name in params}
+    for name, value, bound in zip("hc", _state("{}", state).values(), (run.h, run.c)):
+        forward[f"{name}_n"] = value, bound
+    for name, value, bound in zip("hc", _state("{}", grads.state).values(), (back.h, back.c)):
+        backward[f"d{name}_0"] = value, bound
+    return Expected(forward, backward)
+
+
+def check(case: Case, expected: Expected, tally: Tally) -> None:
+    """Runs a case on the instruction set in force and adds what came of it."""
+    tally.cases += 1
+    forward, backward = results(case, 1)
+    for got, wanted, way in (
+        (forward, expected.forward, "forward"),
+        (backward, expected.backward, "backward"),
+    ):
+        for name, values in got.items():
+            ratio = _bounds.worst_ratio(values, *wanted[name])
+            setattr(tally, way, max(getattr(tally, way), ratio))
+            if ratio > 1:
+                tally.misses.append(f"{name} is off by {ratio:.3g} times its bound")
+    one = {**forward, **backward}
+    for threads, division in DIVISIONS:
+        with dividing(division):
+            for part in results(case, threads):
+                changed = [name for name in part if part[name].tobytes() != one[name].tobytes()]
+                tally.other_bits += len(changed)
+                tally.misses += [f"{name}: other bits on {threads} threads" for name in changed]
+
+
+@contextmanager
+def dividing(division: str) -> Iterator[None]:
+    """Calls use all threads that they are given, and divide "rows" or "units"."""
+    _core.select_division(division)
+    try:
+        yield
+    finally:
+        _core.select_division("auto")
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Puts back the instruction set, and lets a call have all threads that it asks for."""
+    isa = _core.isa()
+    threads = _core.num_threads()
+    most = max(count for count, _ in DIVISIONS)
+    try:
+        if threads < most:
+            _core.set_num_threads(most)
+        yield
+    finally:
+        _core.select_isa(isa)
+        if threads < most:
+            _core.set_num_threads(threads)
+
+
+def sweep(
+    isas: Sequence[str], numbers: Sequence[int], seed: int
+) -> Iterator[tuple[str, DTypeLike, Tally]]:
+    """Runs the cases; yields what came of each instruction set and dtype."""
+    done = 0
+    total = len(isas) * len(DTYPES) * len(numbers)
+    known: dict[tuple[int, DTypeLike], tuple[Case, Expected]] = {}
+    for isa in isas:
+        _core.select_isa(isa)
+        for dtype in DTYPES:
+            tally = Tally()
+            for number in numbers:
+                if (number, dtype) not in known:
+                    case = make_case(number, dtype, seed)
+                    known[number, dtype] = case, expect(case)
+                before = len(tally.misses)
+                case, expected = known[number, dtype]
+                try:
+                    check(case, expected, tally)
+                except Exception:
+                    tally.misses.append(traceback.format_exc())
+                again = f"--isa {isa} --seed {seed} --case {number}"
+                for k in range(before, len(tally.misses)):
+                    what = f"{np.dtype(dtype)} {case.layer} x {case.x.shape}"
+                    tally.misses[k] = f"{what}: {tally.misses[k]}\n    tidegate selftest {again}"
+                done += 1
+                show_progress(done / total, f"{isa} {np.dtype(dtype)}")
+            yield isa, dtype, tally
+
+
+def run(isas: Sequence[str], numbers: Sequence[int], seed: int) -> bool:
+    """Sweeps, prints a line for each instruction set and dtype and all misses; True if none."""
+    start = time.perf_counter()
+    cases = "worst error / bound"
+    print(f"{'':10}{'':9}{'':>7}   {cases:^21}   {'changed by':>10}")
+    print(f"{'ISA':10}{'dtype':9}{'cases':>7}   {'forward':>10} {'backward':>10}   {'threads':>10}")
+    misses = []
+    for isa, dtype, tally in sweep(isas, numbers, seed):
+        clear_progress()
+        print(
+            f"{isa:10}{np.dtype(dtype)!s:9}{tally.cases:7}   {tally.forward:10.3f} "
+            f"{tally.backward:10.3f}   {tally.other_bits:10}",
+            flush=True,
+        )
+        misses += tally.misses
+    for miss in misses:
+        print(f"MISS {miss}")
+    seconds = time.perf_counter() - start
+    print(f"{'passed' if not misses else f'FAILED: {len(misses)} misses'} in {seconds:.1f} s")
+    return not misses
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`tidegate selftest`: returns the exit code, 0 if all results are right, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="tidegate selftest",
+        description="Checks every instruction set of this machine against the reference.",
+    )
+    available = _core.available_isas()
+    parser.add_argument("--isa", choices=available, help="this instruction set alone")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default: 0)")
+    parser.add_argument("--case", type=int, help="this case alone, as a miss names it")
+    args = parser.parse_args(argv)
+    for name in ("seed", "case"):
+        if (getattr(args, name) or 0) < 0:
+            parser.error(f"argument --{name}: got {getattr(args, name)}, wanted at least 0")
+    numbers = range(len(NETWORKS) * len(SHAPES)) if args.case is None else [args.case]
+    with settings_kept():
+        passed = run([args.isa] if args.isa else available, numbers, args.seed)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
