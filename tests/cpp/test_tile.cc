@@ -488,155 +488,227 @@ struct Unit {
   }
 };
 
-// The derivative of objective(unit) by one of the unit's numbers, by central differences.
+// The derivative of objective() by a number that it reads, by central differences.
 template <class Objective>
-double derivative(Unit unit, double& (*number)(Unit&), const Objective& objective) {
+double derivative(double& number, const Objective& objective) {
   constexpr double step = 1e-5;
-  const double at = number(unit);
-  number(unit) = at + step;
-  const double up = objective(unit);
-  number(unit) = at - step;
-  return (up - objective(unit)) / (2 * step);
+  const double at = number;
+  number = at + step;
+  const double up = objective();
+  number = at - step;
+  const double down = objective();
+  number = at;
+  return (up - down) / (2 * step);
 }
 
-// Two rows of a vector of units and its neighbours; the kernels are sent to the second row's second
-// vector, whose last lane is padding.
+// Calls of a cell for one vector: the second of the second row, whose last lane is padding.
 template <class T>
 struct CellCall {
   static constexpr Index width = Vec<T>::width;
   static constexpr Index units = 2 * width - 1;
   static constexpr Index padded = 2 * width;
   static constexpr Index lanes = width - 1;
-  // Values of order 1, twenty operations; central differences add their own error.
+  // Values of order 1 and some twenty operations; central differences add an error of their own.
   static constexpr double tolerance = 50 * static_cast<double>(std::numeric_limits<T>::epsilon());
   static constexpr double slope_tolerance = tolerance + 1e-9;
 
+  Random random{30};
   Unit unit[width];
   T a[4][width];
-  Matrix<T> h_prev, c_prev, h, c, y, saved, reset_h, z;
-  Matrix<T> dh, dc, dgates, cell_output, dpeephole, dreset_h;
-  std::vector<T> peephole;
+  double dh_before[width], dc_before[width], dreset_h_before[width];
+  std::vector<T> peephole = std::vector<T>(2 * 3 * width);
+  Matrix<T> h_prev = make(padded), c_prev = make(padded), h = make(padded), c = make(padded);
+  Matrix<T> y = make(units), saved = make(4 * padded), reset_h = make(padded), z = make(padded);
+  Matrix<T> dh = make(padded), dc = make(padded), dreset_h = make(padded);
+  Matrix<T> dgates = make(4 * units), dpeephole = make(3 * units), cell_output = make(padded);
   PhaseCall<T> forward;
   BackwardCall<T> backward;
 
-  CellCall()
-      : h_prev(make(padded)),
-        c_prev(make(padded)),
-        h(make(padded)),
-        c(make(padded)),
-        y(make(units)),
-        saved(make(4 * padded)),
-        reset_h(make(padded)),
-        z(make(padded)),
-        dh(make(padded)),
-        dc(make(padded)),
-        dgates(make(4 * units)),
-        cell_output(make(padded)),
-        dpeephole(make(3 * units)),
-        dreset_h(make(padded)),
-        peephole(2 * 3 * width) {
-    Random random(30);
+  CellCall() {
     for (Index j = 0; j < width; ++j) {
-      for (int gate = 0; gate < 4; ++gate) unit[j].a[gate] = a_of(random, gate, j);
+      for (int gate = 0; gate < 4; ++gate) {
+        unit[j].a[gate] = 2 * random.number();
+        a[gate][j] = static_cast<T>(unit[j].a[gate]);
+      }
       for (int w = 0; w < 3; ++w) {
         unit[j].peephole[w] = random.number();
-        peephole[static_cast<std::size_t>((3 + w) * width + j)] = static_cast<T>(unit[j].peephole[w]);
+        peephole[static_cast<std::size_t>((3 + w) * width + j)] =
+            static_cast<T>(unit[j].peephole[w]);
       }
-      unit[j].h_prev = put(h_prev, j, random.number());
-      unit[j].c_prev = put(c_prev, j, random.number());
-      put(dh, j, random.number());
-      put(dc, j, random.number());
-      put(dreset_h, j, random.number());
+      unit[j].h_prev = put_number(h_prev, j);
+      unit[j].c_prev = put_number(c_prev, j);
+      dh_before[j] = put_number(dh, j);
+      dc_before[j] = put_number(dc, j);
+      dreset_h_before[j] = put_number(dreset_h, j);
     }
-    forward.units = units;
-    forward.h_prev = h_prev.strided();
-    forward.c_prev = c_prev.strided();
+    forward.units = backward.units = units;
+    forward.saved_gate_stride = backward.saved_gate_stride = padded;
+    forward.peephole = backward.peephole = peephole.data();
+    forward.saved = saved.strided(), backward.saved = saved.strided();
+    forward.h_prev = h_prev.strided(), backward.h_prev = h_prev.strided();
+    forward.c_prev = c_prev.strided(), backward.c_prev = c_prev.strided();
+    forward.reset_h = reset_h.strided(), backward.reset_h = reset_h.strided();
+    forward.c_next = c.strided(), backward.c_next = c.strided();
     forward.h_next = h.strided();
-    forward.c_next = c.strided();
     forward.y = y.strided();
-    forward.saved = saved.strided();
-    forward.saved_gate_stride = padded;
-    forward.peephole = peephole.data();
-    forward.reset_h = reset_h.strided();
     forward.z = z.strided();
-    backward.units = units;
-    backward.saved = saved.strided();
-    backward.saved_gate_stride = padded;
-    backward.h_prev = h_prev.strided();
-    backward.c_prev = c_prev.strided();
-    backward.c_next = c.strided();
-    backward.peephole = peephole.data();
     backward.dh = dh.strided();
     backward.dc = dc.strided();
-    backward.dgates = dgates.strided();
-    backward.cell_output = cell_output.strided();
-    backward.dpeephole = dpeephole.strided();
-    backward.reset_h = reset_h.strided();
     backward.dreset_h = dreset_h.strided();
+    backward.dgates = dgates.strided();
+    backward.dpeephole = dpeephole.strided();
+    backward.cell_output = cell_output.strided();
   }
 
   static Matrix<T> make(Index columns) { return Matrix<T>(2, columns, 3, canary<T>); }
   static Place<T> place() { return {1, width, static_cast<int>(lanes)}; }
 
-  double a_of(Random& random, int gate, Index j) {
-    a[gate][j] = static_cast<T>(2 * random.number());
-    return static_cast<double>(a[gate][j]);
-  }
-  double put(Matrix<T>& matrix, Index j, double value) {
-    matrix(1, width + j) = static_cast<T>(value);
-    return value;
-  }
-  // The number of lane j in the block of a row that is `stride` long.
-  double at(Matrix<T>& matrix, Index j, Index block = 0, Index stride = 0) {
-    return static_cast<double>(matrix(1, block * stride + width + j));
+  double put_number(Matrix<T>& matrix, Index j) {
+    const double number = random.number();
+    matrix(1, width + j) = static_cast<T>(number);
+    return number;
   }
 
-  template <class Cell, int gates>
-  void finish(int first_gate) {
+  // What stands for lane j, in one of a row's blocks of `size` elements.
+  static double at(Matrix<T>& matrix, Index j, Index block = 0, Index size = 0) {
+    return static_cast<double>(matrix(1, block * size + width + j));
+  }
+  double saved_gate(Index j, Index gate) { return at(saved, j, gate, padded); }
+  double dgate(Index j, Index gate) { return at(dgates, j, gate, units); }
+
+  // The accumulators are those from `first_gate` on.
+  template <class Cell>
+  void run_finish(int first_gate) {
+    constexpr int gates = Cell::spec.gates.count;
     Vec<T> accumulators[gates];
     for (int gate = 0; gate < gates; ++gate) accumulators[gate] = load<T>(a[first_gate + gate]);
     Cell::template finish<T>(forward, accumulators, place());
   }
+  template <class Cell>
+  void run_backward() {
+    Cell::template backward<T>(backward, place());
+  }
 
-  // What is shown to the caller, or packed densely, ends with the last unit.
+  // Nothing but the vector was written, and of rows without padding no more than its units.
   void check_canaries() {
-    for (Matrix<T>* matrix : {&h, &c, &y, &saved, &reset_h, &z, &dh, &dc, &dgates, &cell_output,
-                              &dpeephole, &dreset_h}) {
+    for (Matrix<T>* matrix : {&h, &c, &y, &saved, &reset_h, &z, &dh, &dc, &dreset_h, &dgates,
+                              &dpeephole, &cell_output}) {
       CHECK(matrix->gaps_are(canary<T>));
-      for (Index column = 0; column < matrix->columns; ++column) {
-        CHECK((*matrix)(0, column) == canary<T>);
-      }
-      CHECK((*matrix)(1, 0) == canary<T>);
+      for (Index i = 0; i < matrix->columns; ++i) CHECK((*matrix)(0, i) == canary<T>);
+      for (Index i = 0; i < width; ++i) CHECK((*matrix)(1, i) == canary<T>);
     }
-    for (Index gate = 0; gate < 4; ++gate) CHECK(dgates(1, gate * units) == canary<T>);
+    for (Index gate = 0; gate < 4; ++gate) {
+      for (Index i = 0; i < width; ++i) {
+        CHECK(dgates(1, gate * units + i) == canary<T>);
+        CHECK(saved(1, gate * padded + i) == canary<T>);
+        if (gate < 3) CHECK(dpeephole(1, gate * units + i) == canary<T>);
+      }
+    }
   }
 };
 
 template <bool Peephole, class T>
 void check_lstm() {
-  using Cell = Lstm<Peephole>;
   CellCall<T> call;
-  call.template finish<Cell, 4>(0);
-  CellCall<T> before = call;
-  Cell::template backward<T>(call.backward_of(call), call.place());
+  call.template run_finish<Lstm<Peephole>>(0);
+  call.template run_backward<Lstm<Peephole>>();
   for (Index j = 0; j < call.lanes; ++j) {
     Unit unit = call.unit[j];
-    if (!Peephole) unit.peephole[0] = unit.peephole[1] = unit.peephole[2] = 0;
-    unit.lstm();
-    for (int gate = 0; gate < 4; ++gate) {
-      CHECK_NEAR(call.at(call.saved, j, gate, call.padded), unit.gates[gate], call.tolerance);
-    }
+    if (!Peephole) std::fill(unit.peephole, unit.peephole + 3, 0.0);
+    const auto objective = [&] {
+      unit.lstm();
+      return call.dh_before[j] * unit.h + call.dc_before[j] * unit.c;
+    };
+    objective();
     CHECK_NEAR(call.at(call.c, j), unit.c, call.tolerance);
     CHECK_NEAR(call.at(call.h, j), unit.h, call.tolerance);
     CHECK(call.at(call.y, j) == call.at(call.h, j));
     CHECK_NEAR(call.at(call.cell_output, j), unit.h, call.tolerance);
-    const double dh = before.at(before.dh, j), dc = before.at(before.dc, j);
-    const auto check = [&](double got, double& (*number)(Unit&)) {
-      const double wanted = derivative(unit, number, [&](Unit u) {
-        u.lstm();
-        return dh * u.h + dc * u.c;
-      });
-      CHECK_NEAR(got, wanted, call.slope_tolerance);
+    for (int gate = 0; gate < 4; ++gate) {
+      CHECK_NEAR(call.saved_gate(j, gate), unit.gates[gate], call.tolerance);
+    }
+    for (int gate = 0; gate < 4; ++gate) {
+      CHECK_NEAR(call.dgate(j, gate), derivative(unit.a[gate], objective), call.slope_tolerance);
+    }
+    CHECK_NEAR(call.at(call.dc, j), derivative(unit.c_prev, objective), call.slope_tolerance);
+    for (int w = 0; Peephole && w < 3; ++w) {
+      CHECK_NEAR(call.at(call.dpeephole, j, w, call.units), derivative(unit.peephole[w], objective),
+                 call.slope_tolerance);
+    }
+  }
+  call.check_canaries();
+}
+
+template <class T>
+void check_gru(bool reset_after) {
+  CellCall<T> call;
+  if (reset_after) {
+    call.template run_finish<GruAfter>(0);
+    call.template run_backward<GruAfter>();
+  } else {
+    call.template run_finish<GruGates>(1);
+    call.template run_finish<GruCandidate>(0);
+    call.template run_backward<GruCandidate>();
+    call.template run_backward<GruGates>();
+  }
+  for (Index j = 0; j < call.lanes; ++j) {
+    Unit unit = call.unit[j];
+    const auto objective = [&] {
+      unit.gru(reset_after);
+      // Of r*h the gradient comes from elsewhere: from the product with U_n.
+      return call.dh_before[j] * unit.h +
+             (reset_after ? 0 : call.dreset_h_before[j] * unit.reset_h);
     };
+    objective();
+    CHECK_NEAR(call.at(call.h, j), unit.h, call.tolerance);
+    CHECK(call.at(call.y, j) == call.at(call.h, j));
+    if (!reset_after) CHECK_NEAR(call.at(call.reset_h, j), unit.reset_h, call.tolerance);
+    for (int gate = 0; gate < (reset_after ? 4 : 3); ++gate) {
+      CHECK_NEAR(call.saved_gate(j, gate), unit.gates[gate], call.tolerance);
+    }
+    for (int gate = 0; gate < (reset_after ? 4 : 3); ++gate) {
+      CHECK_NEAR(call.dgate(j, gate), derivative(unit.a[gate], objective), call.slope_tolerance);
+    }
+    CHECK_NEAR(call.at(call.dh, j), derivative(unit.h_prev, objective), call.slope_tolerance);
+  }
+  call.check_canaries();
+}
+
+TEST(phase_with_the_gates_of_a_gru) {
+  check_phase<kGruAfter, float>();
+  check_phase<kGruAfter, double>();
+}
+
+TEST(phase_of_two_gates) { check_phase<kGruGates, float>(); }
+
+TEST(phase_of_a_plain_product) {
+  check_phase<kLinear, float>();
+  check_phase<kLinear, double>();
+}
+
+TEST(weight_gradients) {
+  check_outer<float>();
+  check_outer<double>();
+}
+
+TEST(sums_of_rows) {
+  check_sums<float>();
+  check_sums<double>();
+}
+
+TEST(lstm_and_its_derivative) {
+  check_lstm<false, float>();
+  check_lstm<false, double>();
+  check_lstm<true, float>();
+  check_lstm<true, double>();
+}
+
+TEST(gru_and_its_derivative) {
+  for (const bool reset_after : {true, false}) {
+    check_gru<float>(reset_after);
+    check_gru<double>(reset_after);
   }
 }
+
+}  // namespace
+}  // namespace tidegate

@@ -1,0 +1,25 @@
+"""Every Python snippet of the README runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import tidegate as tg
+
+README = Path(__file__).parents[1] / "README.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_there_are_five_snippets():
+    assert len(SNIPPETS) == 5
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_snippet(snippet):
+    before = tg.get_num_threads()
+    try:
+        exec(compile(snippet, str(README), "exec"), {})
+    finally:
+        tg.set_num_threads(before)
