@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import inspect
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -659,6 +661,24 @@ def test_a_wrong_call_draws_nothing(rng):
 
 
 # ---- Threads -------------------------------------------------------------------------------------
+
+
+def test_other_threads_run_meanwhile(rng):
+    layer = tg.GRU(64, 256, seed=0)
+    x = rng.standard_normal((200, 16, 64)).astype(np.float32)
+    y, _, tape = layer.forward(x)
+    for work in [
+        lambda: layer(x, num_threads=1),
+        lambda: layer.forward(x, num_threads=1),
+        lambda: layer.backward(tape, y, num_threads=1),
+    ]:
+        thread = threading.Thread(target=work)
+        thread.start()
+        turns = 0
+        while thread.is_alive():
+            turns += 1
+            time.sleep(1e-4)
+        assert turns > 5
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, np.int64(3), 1000])

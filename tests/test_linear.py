@@ -1,4 +1,4 @@
-"""Linear and Dropout: closed forms, finite differences, PyTorch, tapes that stand alone, refusals."""
+"""Linear and Dropout: closed forms, finite differences, PyTorch, tapes, refusals."""
 
 import copy
 import math

@@ -193,7 +193,7 @@ def test_load_state_dict_is_strict_and_all_or_nothing():
     refused(ValueError, r"step.*-1", step=np.asarray(-1), exp_avg_0=np.ones(15))
     with pytest.raises(TypeError, match=r"state_dict.*NoneType.*mapping"):
         opt.load_state_dict(None)
-    with pytest.raises(ValueError, match="missing.*momentum"):
+    with pytest.raises(ValueError, match=r"missing.*momentum"):
         optim.SGD(layers()).load_state_dict(before)
 
 

@@ -233,6 +233,12 @@ def test_wrong_batch(batch, error):
         make("gru").stream(batch)
 
 
+def test_wrong_layer():
+    for layer in [None, 3, tg.Linear(2, 3), make("gru").stream()]:
+        with pytest.raises(TypeError, match=r"^layer: "):
+            tg.Stream(layer)
+
+
 def test_wrong_calls_of_step():
     stream = make("gru").stream()
     x, y = np.zeros((1, INPUT_SIZE), np.float32), np.zeros((1, 7), np.float32)

@@ -293,26 +293,25 @@ void outer(const OuterCall<T>& call) {
     const bool resume = call.resume || k0 > 0;
     for (Index m0 = 0; m0 < call.left_columns; m0 += kOuterLeft) {
       const Index m1 = min_of(m0 + kOuterLeft, call.left_columns);
-      for (Index k = 0; k < depth; ++k) {
-        const T* from = call.left[k0 + k];
-        T* to = packed_left;
-        for (Index m = m0; m < m1;) {
-          const int rows = tile_rows<kRows>(m1 - m);
-          for (int r = 0; r < rows; ++r) to[k * rows + r] = from[m + r];
-          to += depth * rows;
-          m += rows;
-        }
+      T* to = packed_left;
+      for (Index m = m0; m < m1;) {
+        const int rows = tile_rows<kRows>(m1 - m);
+        with_constant<kRows>(rows, [&]<int R>() __attribute__((always_inline)) {
+          for (Index k = 0; k < depth; ++k) __builtin_memcpy(to + k * R, call.left[k0 + k] + m, R * sizeof(T));
+        });
+        to += depth * rows;
+        m += rows;
       }
       for (Index column = 0; column < call.right_columns;) {
         const Index left_over = call.right_columns - column;
         const Index slices = (left_over + kWidth - 1) / kWidth;
         column += kWidth * with_halved_constant<kColumns>(slices, [&]<int S>() __attribute__((always_inline)) {
+          const int last_lanes = static_cast<int>(min_of(left_over - (S - 1) * kWidth, kWidth));
           for (Index k = 0; k < depth; ++k) {
             const T* from = call.right[k0 + k] + column;
-            for (int s = 0; s < S; ++s) {
-              const int lanes = static_cast<int>(min_of(left_over - s * kWidth, kWidth));
-              store(packed_right + (s * depth + k) * kWidth, load_partial<T>(from + s * kWidth, lanes));
-            }
+#pragma GCC unroll 4
+            for (int s = 0; s + 1 < S; ++s) store(packed_right + (s * depth + k) * kWidth, load<T>(from + s * kWidth));
+            store(packed_right + ((S - 1) * depth + k) * kWidth, load_partial<T>(from + (S - 1) * kWidth, last_lanes));
           }
           const T* left = packed_left;
           for (Index m = m0; m < m1;) {

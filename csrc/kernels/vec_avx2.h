@@ -58,13 +58,16 @@ TIDEGATE_INLINE Vec<double> load_partial(const double* from, int n) {
   return {_mm256_maskload_pd(from, first_lanes(2 * n))};
 }
 
+// AMD's cores take tens of cycles for a masked store, so whole vectors do not go that way.
 template <>
 TIDEGATE_INLINE void store_partial(float* to, Vec<float> x, int n) {
+  if (n == Vec<float>::width) return store(to, x);
   _mm256_maskstore_ps(to, first_lanes(n), x.v);
 }
 
 template <>
 TIDEGATE_INLINE void store_partial(double* to, Vec<double> x, int n) {
+  if (n == Vec<double>::width) return store(to, x);
   _mm256_maskstore_pd(to, first_lanes(2 * n), x.v);
 }
 

@@ -110,26 +110,28 @@ class Bounded:
 
     def sigmoid(self) -> Bounded:
         """1 / (1 + exp(-self))."""
-        value = 0.5 * (1 + np.tanh(self.value / 2))
-        nearest = np.maximum(np.abs(self.value) - self.error, 0)  # where the slope is greatest
-        slope = 0.25 * (1 - np.tanh(nearest / 2) ** 2)
-        return self._activated(value, slope * self.error)
+        small = np.exp(-np.abs(self.value))
+        value = np.where(self.value < 0, small, 1.0) / (1 + small)
+        return self._activated(value, 1)
 
     def sigmoid_slope(self) -> Bounded:
         """The derivative of sigmoid, self being its value."""
         return self * self.complement()
 
     def tanh(self) -> Bounded:
-        """tanh(self)."""
-        nearest = np.maximum(np.abs(self.value) - self.error, 0)
-        slope = 1 - np.tanh(nearest) ** 2
-        return self._activated(np.tanh(self.value), slope * self.error)
+        """tanh(self), which is 2 * sigmoid(2 * self) - 1."""
+        return self._activated(np.tanh(self.value), 2)
 
     def tanh_slope(self) -> Bounded:
         """The derivative of tanh, self being its value."""
         return (self * self).complement()
 
-    def _activated(self, value: Array, error: Array) -> Bounded:
+    def _activated(self, value: Array, steepness: int) -> Bounded:
+        """`value` of an activation that is sigmoid, stretched."""
+        nearest = np.maximum(np.abs(self.value) - self.error, 0)  # where the slope is greatest
+        small = np.exp(-steepness * nearest)
+        slope = steepness**2 * small / (1 + small) ** 2  # 1/4 and 1 at most
+        error = slope * self.error
         ulp = float(self._info.eps) * (np.abs(value) + error)  # at least the spacing there
         return Bounded(value, error + ACTIVATION_ULP * ulp + float(self._info.tiny), self._info)
 
@@ -481,18 +483,22 @@ def _direction_backward(
     """Turns dh[k], dc[k] into those by the initial state; writes dx; returns the parameters'."""
     network, call, cell, steps = run._network, run._call, run._cells[k], run._steps[k]
     reverse = network.reverse or k % network.num_directions == 1
+    timeline = call.steps(reverse)
+    if not steps:
+        return {name: Bounded.zeros(p.value.shape, call.info) for name, p in cell.p.items()}
     gradients = []
     by_h = []
-    for step, (t, n, zeroed) in zip(reversed(steps), reversed(call.steps(reverse))):
+    for step, (t, n, zeroed) in zip(reversed(steps), reversed(timeline)):
         by_h.append(dh[k, n] + dy[t, n])
         gradient = cell.step_backward(step, by_h[-1], dc[k, n])
         gradients.append(gradient)
-        dx[t, n] = accumulate([(gradient.dx_gates, cell.p["weight_ih"].T)])
         dh[k, n], dc[k, n] = _select(zeroed, gradient.dh_prev), _select(zeroed, gradient.dc_prev)
-    if not steps:
-        return {name: Bounded.zeros(p.value.shape, call.info) for name, p in cell.p.items()}
+    # What needs no order in time, at once for the rows of all steps.
     whole = _all_rows(_Step, steps[::-1])
     gradient = _all_rows(_StepGradient, gradients)
+    t = np.concatenate([times for times, _, _ in reversed(timeline)])
+    n = np.concatenate([rows for _, rows, _ in reversed(timeline)])
+    dx[t, n] = accumulate([(gradient.dx_gates, cell.p["weight_ih"].T)])
     result = {
         "weight_ih": accumulate([(gradient.dx_gates.T, whole.x.T)]),
         "weight_hh": cell.recurrent_gradient(whole, gradient),

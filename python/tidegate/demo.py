@@ -20,12 +20,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 import tidegate as tg
-from tidegate.checks import Array
+
+Array: TypeAlias = NDArray[Any]
 
 FEATURES, SPEAKERS = 12, 9
 # Of the recipe, what has no option: dropout before the last layer; noise on what it trains on, in

@@ -43,16 +43,15 @@ NETWORKS: list[tuple[type[tg.LSTM] | type[tg.GRU], dict[str, Any]]] = [
 ]
 # I, H, N, T: parts of vectors and whole ones, tiles of one row and of many, sums longer than a
 # block of a panel, sequences longer than what is projected and summed up at once.
-SHAPES = [(5, 3, 1, 6), (3, 17, 5, 7), (150, 33, 7, 3), (7, 100, 13, 4), (4, 16, 8, 130)]
+SHAPES = [(5, 3, 1, 6), (3, 17, 5, 7), (150, 33, 7, 3), (7, 100, 13, 4), (4, 16, 32, 35)]
 DIVISIONS = [(2, "rows"), (2, "units"), (3, "units")]
 DTYPES = (np.float32, np.float64)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and what is given to it; all that is random follows from the seed."""
+    """A layer, what is given to it, and the gradients by what it gives."""
 
-    number: int
     layer: Any
     x: Array
     state: Any
@@ -74,12 +73,20 @@ class Tally:
 
 
 def make_case(number: int, dtype: DTypeLike, seed: int) -> Case:
-    """Case `number`, any integer from 0 on: networks change fastest; every other one is ragged."""
+    """Case `number` of the sweep: networks change fastest, and every other case is ragged."""
     kind, options = NETWORKS[number % len(NETWORKS)]
     input_size, hidden, batch, steps = SHAPES[number // len(NETWORKS) % len(SHAPES)]
     rng = np.random.default_rng([seed, number])
     layer = kind(input_size, hidden, **options, dtype=dtype, seed=rng)
     _bounds.make_contracting(layer)
+    ragged = (number + number // len(NETWORKS)) % 2 == 0
+    return draw_case(layer, steps, batch, ragged, rng)
+
+
+def draw_case(
+    layer: tg.LSTM | tg.GRU, steps: int, batch: int, ragged: bool, rng: np.random.Generator
+) -> Case:
+    """Random input; if ragged, with states, lengths and resets."""
     network = reference.from_layer(layer)
     rows, size = network.num_layers * network.num_directions, network.state_size
 
@@ -88,13 +95,11 @@ def make_case(number: int, dtype: DTypeLike, seed: int) -> Case:
 
     def state() -> Any:
         h = normal(rows, batch, size)
-        return (h, normal(rows, batch, hidden)) if kind is tg.LSTM else h
+        return (h, normal(rows, batch, layer.hidden_size)) if isinstance(layer, tg.LSTM) else h
 
-    ragged = (number + number // len(NETWORKS)) % 2 == 0
     return Case(
-        number=number,
         layer=layer,
-        x=normal(steps, batch, input_size),
+        x=normal(steps, batch, layer.input_size),
         state=state() if ragged else None,
         lengths=rng.integers(0, steps + 1, batch) if ragged else None,
         reset=rng.random((steps, batch)) < 0.1 if ragged else None,
@@ -168,7 +173,8 @@ def check(case: Case, expected: Expected, tally: Tally) -> None:
             for part in results(case, threads):
                 changed = [name for name in part if part[name].tobytes() != one[name].tobytes()]
                 tally.other_bits += len(changed)
-                tally.misses += [f"{name}: other bits on {threads} threads" for name in changed]
+                how = f"on {threads} threads dividing {division}"
+                tally.misses += [f"{name} has other bits {how}" for name in changed]
 
 
 @contextmanager

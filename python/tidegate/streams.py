@@ -29,13 +29,16 @@ class Stream(_core.Stream):
         batch: how many sequences.
 
     Raises:
-        TypeError: batch is no integer.
+        TypeError: layer is neither an LSTM nor a GRU, or batch is no integer.
         ValueError: the layer is bidirectional or reverse (it would need the future), or batch is
             negative.
     """
 
     def __init__(self, layer: RecurrentLayer[Any, Any], batch: int = 1) -> None:
-        super().__init__(layer._model, check_integer("batch", batch))
+        model = getattr(layer, "_model", None)
+        if not isinstance(model, _core.Model):
+            raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM or a GRU")
+        super().__init__(model, check_integer("batch", batch))
         self._layer = layer
 
     @property

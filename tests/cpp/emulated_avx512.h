@@ -1,0 +1,49 @@
+// AVX-512 for machines that lack it: what kernels/vec_avx512.h uses, emulated on AVX2 with FMA.
+// Included ahead of a kernel test (-include); no test of its own.
+//
+// SIMDe puts functions of its own in the place of intrinsics. The masked accesses, which its
+// release 0.7.4 lacks, are written out here. An intrinsic that nobody emulates does not compile:
+// the compiler refuses to inline its own without -mavx512f.
+#ifndef TIDEGATE_TESTS_EMULATED_AVX512_H_
+#define TIDEGATE_TESTS_EMULATED_AVX512_H_
+
+#ifdef __AVX512F__
+#error "With AVX-512 enabled SIMDe would use the machine's, and nothing be emulated"
+#endif
+
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512/fmadd.h>
+#include <simde/x86/avx512/max.h>
+#include <simde/x86/avx512/min.h>
+
+namespace tidegate::emulated {
+
+// Of a lane that is off, memory is not touched: it may lie on a page that faults.
+template <class Register, class T>
+inline Register load_lanes(unsigned mask, const T* from) {
+  Register x = {};
+  for (unsigned i = 0; i < sizeof x / sizeof *from; ++i) {
+    if (mask >> i & 1) x[i] = from[i];
+  }
+  return x;
+}
+
+template <class Register, class T>
+inline void store_lanes(T* to, unsigned mask, Register x) {
+  for (unsigned i = 0; i < sizeof x / sizeof *to; ++i) {
+    if (mask >> i & 1) to[i] = x[i];
+  }
+}
+
+}  // namespace tidegate::emulated
+
+#define _mm512_maskz_loadu_ps(mask, from) \
+  ::tidegate::emulated::load_lanes<__m512, float>(mask, from)
+#define _mm512_maskz_loadu_pd(mask, from) \
+  ::tidegate::emulated::load_lanes<__m512d, double>(mask, from)
+#define _mm512_mask_storeu_ps(to, mask, x) \
+  ::tidegate::emulated::store_lanes<__m512, float>(to, mask, x)
+#define _mm512_mask_storeu_pd(to, mask, x) \
+  ::tidegate::emulated::store_lanes<__m512d, double>(to, mask, x)
+
+#endif  // TIDEGATE_TESTS_EMULATED_AVX512_H_
