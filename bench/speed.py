@@ -97,7 +97,9 @@ def main() -> None:
     tg.set_num_threads(args.threads)
     print(f"{cpu_name()}, {_core.isa()}, {_core.compiler()}, {args.threads} thread(s)")
     sequences = [(shape, *sequence_work(*shape)) for shape in SHAPES]
-    streams = [((cell, size), step_work(cell, size)) for cell in ("LSTM", "GRU") for size in STEP_SIZES]
+    streams = [
+        ((cell, size), step_work(cell, size)) for cell in ("LSTM", "GRU") for size in STEP_SIZES
+    ]
     peaks: list[float] = []
     times: dict[object, list[float]] = {}
     for round_ in range(args.rounds + 1):
@@ -118,7 +120,9 @@ def main() -> None:
     print(f"{'':>6}{'I':>5}{'H':>5}{'N':>4}{'T':>5}{'forward':>11}{'GFLOP/s':>9}{'peak':>6}"
           f"{'fwd+bwd':>12}{'GFLOP/s':>9}{'peak':>6}")  # fmt: skip
     for shape, flops, *_ in sequences:
-        row = f"{shape[0]:>6}" + "".join(f"{n:>{w}}" for n, w in zip(shape[1:], (5, 5, 4, 5), strict=True))
+        row = f"{shape[0]:>6}" + "".join(
+            f"{n:>{w}}" for n, w in zip(shape[1:], (5, 5, 4, 5), strict=True)
+        )
         # Backward has two products (by the input and by the weight) for each one of forward.
         for what, work in (("forward", flops), ("train", 3 * flops)):
             took = statistics.median(times[shape, what])
@@ -128,7 +132,9 @@ def main() -> None:
     print("\nstream.step(x, out=y), batch 1, I = H")
     for cell in ("LSTM", "GRU"):
         medians = {size: statistics.median(times[cell, size]) * 1e6 for size in STEP_SIZES}
-        print(f"{cell:>6}  " + "  ".join(f"{size}: {value:.2f} us" for size, value in medians.items()))
+        print(
+            f"{cell:>6}  " + "  ".join(f"{size}: {value:.2f} us" for size, value in medians.items())
+        )
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
 // One direction of one layer through time, backward.
 //
-// The recurrence does the pointwise derivatives and dh_prev = dgates * U alone. What needs no order in time, the gradients
-// of the input and of the weights, follows for a chunk of steps at once, as large products.
+// The recurrence does the pointwise derivatives and dh_prev = dgates * U alone. What needs no order
+// in time, the gradients of the input and of the weights, follows for a chunk of steps at once, as
+// large products.
 #include "core/backward.h"
 
 namespace tidegate {
 
 namespace {
 
-constexpr Index kChunkRows = 512;  // long sums amortise the tiles' loads and stores; dgates stay in a large L2 or L3
-constexpr Index kDxRows = 96;      // rows of dx at once: their accumulators stay in L2
+constexpr Index kChunkRows =
+    512;  // long sums amortise the tiles' loads and stores; dgates stay in a large L2 or L3
+constexpr Index kDxRows = 96;  // rows of dx at once: their accumulators stay in L2
 
 }  // namespace
 
 template <class T>
-BackwardScratch<T> BackwardScratch<T>::take(Arena& arena, const Config& config, const Kernels<T>& kernels,
-                                            const CellSpec& cell, Index steps, Index batch, int threads) {
+BackwardScratch<T> BackwardScratch<T>::take(Arena& arena, const Config& config,
+                                            const Kernels<T>& kernels, const CellSpec& cell,
+                                            Index steps, Index batch, int threads) {
   BackwardScratch scratch;
   scratch.chunk = std::max<Index>(1, std::min(steps, kChunkRows / std::max<Index>(1, batch)));
   const Index rows = checked_size(scratch.chunk, batch);
@@ -41,7 +44,8 @@ BackwardScratch<T> BackwardScratch<T>::take(Arena& arena, const Config& config, 
   scratch.dx_rows = arena.take<T*>(threads, rows);
   scratch.zero = take_zeros<T>(arena, padded_row<T>(hidden, kernels.width));
   const Index widest = std::max(config.input_size, config.output_size());
-  scratch.accumulators_size = checked_size(std::min(rows, kDxRows), slice_count(widest, kernels.width), kernels.width);
+  scratch.accumulators_size =
+      checked_size(std::min(rows, kDxRows), slice_count(widest, kernels.width), kernels.width);
   scratch.accumulators = arena.take<T>(threads, scratch.accumulators_size);
   scratch.outer_size = kernels.outer_scratch;
   scratch.outer = arena.take<T>(threads, scratch.outer_size);
@@ -104,7 +108,8 @@ class WalkBack {
   // This thread's rows of a buffer of all sorted rows, or of a step in a chunk's.
   template <class U>
   Rows<U> from(Rows<U> rows, Index first = 0) const {
-    return rows ? Rows<U>{rows.base + (first + first_row_) * rows.stride, rows.stride, nullptr} : rows;
+    return rows ? Rows<U>{rows.base + (first + first_row_) * rows.stride, rows.stride, nullptr}
+                : rows;
   }
   template <class U>
   static Rows<U> column(Rows<U> rows, Index j) {
@@ -137,8 +142,10 @@ class WalkBack {
     kernels_.add_rows({nullptr, 0, x_rows_}, column(dh, units.begin), rows.size(), units.size());
   }
 
-  // A product with a transposed panel, for this thread's slices of `to`; adds to it, or begins at zero.
-  void product(Rows<const T> rows, Index count, Index depth, const T* panel, Rows<T> to, Index units, bool add) {
+  // A product with a transposed panel, for this thread's slices of `to`; adds to it, or begins at
+  // zero.
+  void product(Rows<const T> rows, Index count, Index depth, const T* panel, Rows<T> to,
+               Index units, bool add) {
     const Range slices = share_.slices(units, kernels_.width);
     PhaseCall<T> call;
     call.rows = count;
@@ -158,7 +165,8 @@ class WalkBack {
     const Rows<T> kept = from(scratch_.dh_chunk, first);
     for (Index r = 0; r < rows.size(); ++r) copy_units<T>(dh[r], kept[r], own_state());
     share_.meet_if_by_units();
-    product(kept, rows.size(), state_, weights_.projection, from(scratch_.dcell_output), hidden_, false);
+    product(kept, rows.size(), state_, weights_.projection, from(scratch_.dcell_output), hidden_,
+            false);
   }
 
   void pointwise(int p, Index s, Index first, Range rows, Rows<T> dh) {
@@ -189,19 +197,22 @@ class WalkBack {
   // The gradient by what phase p's recurrent weights multiply.
   void by_operand(int p, Index first, Range rows) {
     const PhaseSpec& phase = cell_.phases[p];
-    const Rows<T> dgates = column(from(scratch_.dgates_chunk, first), (phase.gates.first + phase.h.first) * hidden_);
+    const Rows<T> dgates =
+        column(from(scratch_.dgates_chunk, first), (phase.gates.first + phase.h.first) * hidden_);
     const bool by_h = phase.operand == Operand::h_prev;
-    product(dgates, rows.size(), phase.h.count * hidden_, weights_.h[p], from(by_h ? scratch_.dh : scratch_.dreset_h),
-            state_, by_h && cell_.direct_path);
+    product(dgates, rows.size(), phase.h.count * hidden_, weights_.h[p],
+            from(by_h ? scratch_.dh : scratch_.dreset_h), state_, by_h && cell_.direct_path);
   }
 
   // Gradients by the states of rows whose last step is s.
   void begin(Index s) {
     const auto [begin, end] = timeline_.ending(s);
-    for (Index n = std::max(begin, share_.rows().begin); n < std::min(end, share_.rows().end); ++n) {
+    for (Index n = std::max(begin, share_.rows().begin); n < std::min(end, share_.rows().end);
+         ++n) {
       const Index row = run_.schedule.caller_row(n);
       copy_units<T>(state_row(run_.dh_n, index_, row), scratch_.dh[n], own_state());
-      if (cell_.has_cell_state) copy_units<T>(state_row(run_.dc_n, index_, row), scratch_.dc[n], own_hidden());
+      if (cell_.has_cell_state)
+        copy_units<T>(state_row(run_.dc_n, index_, row), scratch_.dc[n], own_hidden());
     }
   }
 
@@ -219,7 +230,8 @@ class WalkBack {
     for (Index n = std::max(begin, rows.begin); n < std::min(end, rows.end); ++n) {
       const Index row = run_.schedule.caller_row(n);
       copy_units<T>(scratch_.dh[n], state_row(run_.dh_0, index_, row), own_state());
-      if (cell_.has_cell_state) copy_units<T>(scratch_.dc[n], state_row(run_.dc_0, index_, row), own_hidden());
+      if (cell_.has_cell_state)
+        copy_units<T>(scratch_.dc[n], state_row(run_.dc_0, index_, row), own_hidden());
     }
   }
 
@@ -229,9 +241,11 @@ class WalkBack {
     for (Index n = rows.begin; n < rows.end; ++n) {
       if (run_.schedule.length(n) > 0) continue;
       const Index row = run_.schedule.caller_row(n);
-      copy_units<T>(state_row(run_.dh_n, index_, row), state_row(run_.dh_0, index_, row), own_state());
+      copy_units<T>(state_row(run_.dh_n, index_, row), state_row(run_.dh_0, index_, row),
+                    own_state());
       if (cell_.has_cell_state) {
-        copy_units<T>(state_row(run_.dc_n, index_, row), state_row(run_.dc_0, index_, row), own_hidden());
+        copy_units<T>(state_row(run_.dc_n, index_, row), state_row(run_.dc_0, index_, row),
+                      own_hidden());
       }
     }
   }
@@ -264,7 +278,9 @@ class WalkBack {
       call.rows = std::min(kDxRows, rows.end - first);
       call.slice_end = slice_count(inputs_, kernels_.width);
       call.units = inputs_;
-      call.x = {{dgates.base + first * dgates.stride, dgates.stride, nullptr}, cell_.x.count * hidden_, weights_.x};
+      call.x = {{dgates.base + first * dgates.stride, dgates.stride, nullptr},
+                cell_.x.count * hidden_,
+                weights_.x};
       call.accumulators = accumulators_;
       call.accumulators_row_stride = kernels_.width;
       call.accumulators_slice_stride = call.rows * kernels_.width;
@@ -274,8 +290,8 @@ class WalkBack {
   }
 
   // This thread's part of weight (+)= left^T * right, of `rows` by `columns`.
-  void weight_gradient(Rows<const T> left, Index rows, Rows<const T> right, Index columns, Index count, Index offset,
-                       bool resume) {
+  void weight_gradient(Rows<const T> left, Index rows, Rows<const T> right, Index columns,
+                       Index count, Index offset, bool resume) {
     const Range part = share_.part(rows);
     OuterCall<T> call;
     call.depth = count;
@@ -289,13 +305,15 @@ class WalkBack {
     kernels_.outer(call);
   }
 
-  // The same for gates [window), gates whose blocks stand one after the other in the weight together.
-  void gates_gradient(Window window, int GateSpec::* block, Rows<const T> right, Index columns, Index count, Index offset,
-                      bool resume) {
+  // The same for gates [window), gates whose blocks stand one after the other in the weight
+  // together.
+  void gates_gradient(Window window, int GateSpec::* block, Rows<const T> right, Index columns,
+                      Index count, Index offset, bool resume) {
     const Rows<T> dgates = scratch_.dgates_chunk;
     for (int gate = window.first; gate < window.end();) {
       int end = gate + 1;
-      while (end < window.end() && cell_.gates[end].*block == cell_.gates[end - 1].*block + 1) ++end;
+      while (end < window.end() && cell_.gates[end].*block == cell_.gates[end - 1].*block + 1)
+        ++end;
       weight_gradient(column(dgates, gate * hidden_), (end - gate) * hidden_, right, columns, count,
                       offset + cell_.gates[gate].*block * hidden_ * columns, resume);
       gate = end;
@@ -304,31 +322,38 @@ class WalkBack {
 
   void sum_columns(Rows<const T> rows, Index count, Index columns, Index offset, bool resume) {
     const Range part = share_.part(columns);
-    kernels_.sum_rows(column(rows, part.begin), count, part.size(), run_.dparameters + offset + part.begin, resume);
+    kernels_.sum_rows(column(rows, part.begin), count, part.size(),
+                      run_.dparameters + offset + part.begin, resume);
   }
 
   void parameter_gradients(Index count, bool resume) {
     const ParameterOffsets& at = run_.offsets;
-    gates_gradient(cell_.x, &GateSpec::x_block, {nullptr, 0, x_rows_}, inputs_, count, at.weight_ih, resume);
+    gates_gradient(cell_.x, &GateSpec::x_block, {nullptr, 0, x_rows_}, inputs_, count, at.weight_ih,
+                   resume);
     for (int p = 0; p < cell_.phase_count; ++p) {
       const PhaseSpec& phase = cell_.phases[p];
-      const Rows<const T> operand =
-          phase.operand == Operand::h_prev ? Rows<const T>{nullptr, 0, h_rows_} : Rows<const T>(scratch_.reset_h_chunk);
-      gates_gradient({phase.gates.first + phase.h.first, phase.h.count}, &GateSpec::h_block, operand, state_, count,
-                     at.weight_hh, resume);
+      const Rows<const T> operand = phase.operand == Operand::h_prev
+                                        ? Rows<const T>{nullptr, 0, h_rows_}
+                                        : Rows<const T>(scratch_.reset_h_chunk);
+      gates_gradient({phase.gates.first + phase.h.first, phase.h.count}, &GateSpec::h_block,
+                     operand, state_, count, at.weight_hh, resume);
     }
     if (run_.config.bias) {
       for (int gate = 0; gate < cell_.gate_count; ++gate) {
         const Rows<T> dgate = column(scratch_.dgates_chunk, gate * hidden_);
         const GateSpec& spec = cell_.gates[gate];
-        if (spec.x_block >= 0) sum_columns(dgate, count, hidden_, at.bias_ih + spec.x_block * hidden_, resume);
-        if (spec.h_block >= 0) sum_columns(dgate, count, hidden_, at.bias_hh + spec.h_block * hidden_, resume);
+        if (spec.x_block >= 0)
+          sum_columns(dgate, count, hidden_, at.bias_ih + spec.x_block * hidden_, resume);
+        if (spec.h_block >= 0)
+          sum_columns(dgate, count, hidden_, at.bias_hh + spec.h_block * hidden_, resume);
       }
     }
     if (run_.config.proj_size > 0) {
-      weight_gradient(scratch_.dh_chunk, state_, scratch_.cell_output_chunk, hidden_, count, at.weight_hr, resume);
+      weight_gradient(scratch_.dh_chunk, state_, scratch_.cell_output_chunk, hidden_, count,
+                      at.weight_hr, resume);
     }
-    if (run_.config.peephole) sum_columns(scratch_.dpeephole_chunk, count, 3 * hidden_, at.weight_peephole, resume);
+    if (run_.config.peephole)
+      sum_columns(scratch_.dpeephole_chunk, count, 3 * hidden_, at.weight_peephole, resume);
   }
 
   // "write": the kernels saw the update gate's weights negated. Each thread turns a part.

@@ -1,4 +1,5 @@
-// One direction of one layer through time, backward. Written once for all cells; what differs is in CellSpec.
+// One direction of one layer through time, backward. Written once for all cells; what differs is in
+// CellSpec.
 #ifndef TIDEGATE_CORE_BACKWARD_H_
 #define TIDEGATE_CORE_BACKWARD_H_
 
@@ -6,8 +7,9 @@
 
 namespace tidegate {
 
-// Working memory of one direction, of any layer, shared by its threads. Arrays named `*_chunk` have a row for each live
-// row of the chunk's steps, in the order of the sums over them: steps descending, then sorted rows ascending.
+// Working memory of one direction, of any layer, shared by its threads. Arrays named `*_chunk` have
+// a row for each live row of the chunk's steps, in the order of the sums over them: steps
+// descending, then sorted rows ascending.
 template <class T>
 struct BackwardScratch {
   Index chunk = 1;             // steps whose weight gradients are summed up together
@@ -26,11 +28,11 @@ struct BackwardScratch {
   const T* zero = nullptr;     // a padded row of zeros
   T* accumulators = nullptr;   // per thread: of dx
   Index accumulators_size = 0;
-  T* outer = nullptr;          // per thread: scratch of Kernels::outer
+  T* outer = nullptr;  // per thread: scratch of Kernels::outer
   Index outer_size = 0;
 
-  static BackwardScratch take(Arena& arena, const Config& config, const Kernels<T>& kernels, const CellSpec& cell,
-                              Index steps, Index batch, int threads);
+  static BackwardScratch take(Arena& arena, const Config& config, const Kernels<T>& kernels,
+                              const CellSpec& cell, Index steps, Index batch, int threads);
 };
 
 template <class T>

@@ -19,7 +19,11 @@ void check_outputs(const Config& config, CallSize size, const Outputs<T>& output
 template <class T>
 void check_gradients(const Config& config, CallSize size, const OutputGradients<T>& outputs,
                      const InputGradients<T>& inputs);
-void check_shape(const char* name, const Index (&got)[3], const Index (&stride)[3], Index a, Index b, Index c);
+void check_shape(const char* name, const Index (&got)[3], const Index (&stride)[3], Index a,
+                 Index b, Index c);
+
+// The threads that a call may use: those given, or the setting in force (0).
+int allowed_threads(int num_threads);
 
 }  // namespace tidegate
 

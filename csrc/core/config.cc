@@ -14,8 +14,8 @@ void require(bool condition, const std::string& message) {
 }
 
 void require_size(const char* name, Index value, Index least) {
-  require(value >= least, std::string(name) + ": got " + std::to_string(value) + ", wanted an integer >= " +
-                              std::to_string(least));
+  require(value >= least, std::string(name) + ": got " + std::to_string(value) +
+                              ", wanted an integer >= " + std::to_string(least));
 }
 
 }  // namespace
@@ -25,13 +25,15 @@ void Config::validate() const {
   require_size("hidden_size", hidden_size, 1);
   require_size("num_layers", num_layers, 1);
   require_size("proj_size", proj_size, 0);
-  require(!(reverse && bidirectional), "reverse: a bidirectional layer already runs in reverse; wanted one of the two");
+  require(!(reverse && bidirectional),
+          "reverse: a bidirectional layer already runs in reverse; wanted one of the two");
   if (cell == CellKind::gru) {
     require(proj_size == 0, "proj_size: a GRU has no projection; wanted 0");
     require(!peephole, "peephole: a GRU has no peepholes; wanted False");
   } else {
     require(reset_after, "reset_after: an LSTM has no reset gate; wanted True");
-    require(update_gate == UpdateGate::carry, "update_gate: an LSTM has no update gate; wanted \"carry\"");
+    require(update_gate == UpdateGate::carry,
+            "update_gate: an LSTM has no update gate; wanted \"carry\"");
     require(proj_size == 0 || proj_size < hidden_size,
             "proj_size: got " + std::to_string(proj_size) + ", wanted less than hidden_size (" +
                 std::to_string(hidden_size) + ")");
@@ -45,11 +47,16 @@ std::vector<Parameter> parameters(const Config& config) {
   Index offset = 0;
   const auto add = [&](const std::string& name, Index rows, Index columns) {
     all.push_back({name, rows, columns, offset});
-    if (__builtin_add_overflow(offset, checked_size(rows, columns > 0 ? columns : 1, 8) / 8, &offset)) {
+    if (__builtin_add_overflow(offset, checked_size(rows, columns > 0 ? columns : 1, 8) / 8,
+                               &offset)) {
       throw std::length_error("tidegate: the sizes overflow");
     }
   };
   checked_size(config.num_layers, 1024);
+  // Too many layers are refused before memory fills up with their names.
+  const Index each = 2 + (config.bias ? 2 : 0) + (config.proj_size > 0) + config.peephole;
+  all.reserve(
+      static_cast<std::size_t>(checked_size(config.num_layers, config.num_directions(), each)));
   const Index gates = checked_size(config.gate_count(), config.hidden_size);
   for (Index layer = 0; layer < config.num_layers; ++layer) {
     for (Index direction = 0; direction < config.num_directions(); ++direction) {

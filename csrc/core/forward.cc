@@ -12,14 +12,15 @@ constexpr Index kMaxChunkRows = 1024;
 
 template <class T>
 Index projected_steps(const Config& config, Index steps, Index batch, Index width) {
-  const Index row = checked_size(kMaxGates, slice_count(config.hidden_size, width), width, Index{sizeof(T)});
+  const Index row =
+      checked_size(kMaxGates, slice_count(config.hidden_size, width), width, Index{sizeof(T)});
   const Index rows = std::min(kMaxChunkRows, kAccumulatorBytes / row);
   return std::max<Index>(1, std::min(steps, rows / std::max<Index>(1, batch)));
 }
 
 template <class T>
-ForwardScratch<T> ForwardScratch<T>::take(Arena& arena, const Config& config, const CellSpec& cell, Index steps,
-                                          Index batch, int threads, Index width) {
+ForwardScratch<T> ForwardScratch<T>::take(Arena& arena, const Config& config, const CellSpec& cell,
+                                          Index steps, Index batch, int threads, Index width) {
   ForwardScratch scratch;
   scratch.chunk = projected_steps<T>(config, steps, batch, width);
   const Index rows = checked_size(scratch.chunk, batch);
@@ -94,7 +95,8 @@ class Walk {
 
   void collect_x_rows(Index s, Range rows, const T** to) const {
     const Index t = timeline_.time(s);
-    for (Index n = rows.begin; n < rows.end; ++n) *to++ = run_.x.row(t, run_.schedule.caller_row(n));
+    for (Index n = rows.begin; n < rows.end; ++n)
+      *to++ = run_.x.row(t, run_.schedule.caller_row(n));
   }
 
   // The call of phase p that concerns `rows` rows, from `first` on in the chunk's accumulators.
@@ -155,7 +157,8 @@ class Walk {
       if (!projected) call.x = x_product(p, x_rows_);
       call.resume = projected;
       const bool by_h = phase.operand == Operand::h_prev;
-      call.h = {by_h ? h_prev : Rows<const T>(from(run_.scratch.reset_h)), state_, weights_.phases[p].h};
+      call.h = {by_h ? h_prev : Rows<const T>(from(run_.scratch.reset_h)), state_,
+                weights_.phases[p].h};
       call.h_prev = h_prev;
       if (cell_.has_cell_state) {
         call.c_prev = previous(run_.c, timeline_, s, rows, zero, c_rows_);
@@ -202,7 +205,8 @@ class Walk {
   void begin(Index s) {
     if (s >= timeline_.steps()) return;
     const auto [begin, end] = timeline_.starting(s);
-    for (Index n = std::max(begin, share_.rows().begin); n < std::min(end, share_.rows().end); ++n) {
+    for (Index n = std::max(begin, share_.rows().begin); n < std::min(end, share_.rows().end);
+         ++n) {
       const Index row = run_.schedule.caller_row(n);
       copy_units<T>(state_row(run_.h_0, index_, row), run_.h.slot(s)[n], own_state());
       if (cell_.has_cell_state) {
@@ -214,7 +218,8 @@ class Walk {
   // The states of rows whose last step is s.
   void end(Index s) {
     const auto [begin, end] = timeline_.ending(s);
-    for (Index n = std::max(begin, share_.rows().begin); n < std::min(end, share_.rows().end); ++n) {
+    for (Index n = std::max(begin, share_.rows().begin); n < std::min(end, share_.rows().end);
+         ++n) {
       const Index row = run_.schedule.caller_row(n);
       copy_units<T>(run_.h.slot(s + 1)[n], state_row(run_.h_n, index_, row), own_state());
       if (cell_.has_cell_state) {
@@ -232,9 +237,11 @@ class Walk {
         copy_units<T>(nullptr, run_.y.row(t, row), own_state());
       }
       if (run_.schedule.length(n) > 0) continue;
-      copy_units<T>(state_row(run_.h_0, index_, row), state_row(run_.h_n, index_, row), own_state());
+      copy_units<T>(state_row(run_.h_0, index_, row), state_row(run_.h_n, index_, row),
+                    own_state());
       if (cell_.has_cell_state) {
-        copy_units<T>(state_row(run_.c_0, index_, row), state_row(run_.c_n, index_, row), own_hidden());
+        copy_units<T>(state_row(run_.c_0, index_, row), state_row(run_.c_n, index_, row),
+                      own_hidden());
       }
     }
   }

@@ -1,4 +1,5 @@
-// One direction of one layer through time, forward. Written once for all cells; what differs is in CellSpec.
+// One direction of one layer through time, forward. Written once for all cells; what differs is in
+// CellSpec.
 #ifndef TIDEGATE_CORE_FORWARD_H_
 #define TIDEGATE_CORE_FORWARD_H_
 
@@ -9,25 +10,26 @@
 
 namespace tidegate {
 
-// Steps whose input projections are computed together, ahead of the recurrence: their accumulators stay in L2.
+// Steps whose input projections are computed together, ahead of the recurrence: their accumulators
+// stay in L2.
 template <class T>
 Index projected_steps(const Config& config, Index steps, Index batch, Index width);
 
 // Working memory of one direction, of any layer, shared by its threads.
 template <class T>
 struct ForwardScratch {
-  Index chunk = 1;             // steps projected together
+  Index chunk = 1;                   // steps projected together
   T* accumulators[kMaxPhases] = {};  // [slice][row of the chunk][gate][width]
-  const T** x_rows = nullptr;  // per thread: [chunk][batch]
-  T** y_rows = nullptr;        // per thread: [batch]
-  const T** h_rows = nullptr;  // per thread: [batch]
-  const T** c_rows = nullptr;  // per thread: [batch]
-  const T* zero = nullptr;     // a padded row of zeros
-  Rows<T> reset_h, z;          // GRU, reset before: [batch][hidden]
-  Rows<T> cell_output;         // projection: [batch][hidden]
+  const T** x_rows = nullptr;        // per thread: [chunk][batch]
+  T** y_rows = nullptr;              // per thread: [batch]
+  const T** h_rows = nullptr;        // per thread: [batch]
+  const T** c_rows = nullptr;        // per thread: [batch]
+  const T* zero = nullptr;           // a padded row of zeros
+  Rows<T> reset_h, z;                // GRU, reset before: [batch][hidden]
+  Rows<T> cell_output;               // projection: [batch][hidden]
 
-  static ForwardScratch take(Arena& arena, const Config& config, const CellSpec& cell, Index steps, Index batch,
-                             int threads, Index width);
+  static ForwardScratch take(Arena& arena, const Config& config, const CellSpec& cell, Index steps,
+                             Index batch, int threads, Index width);
 };
 
 // What training keeps of a direction, beside all slots of its states.

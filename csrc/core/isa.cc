@@ -28,8 +28,8 @@ namespace tidegate {
 
 namespace {
 
-// Those that this machine can run, best last. To add an ISA: one line here, one object library in CMakeLists.txt, one
-// header beside kernels/vec.h.
+// Those that this machine can run, best last. To add an ISA: one line here, one object library in
+// CMakeLists.txt, one header beside kernels/vec.h.
 std::vector<const KernelTable*> available_tables() {
 #if defined(__x86_64__)
   std::vector<const KernelTable*> tables = {&tidegate_kernels_baseline};
@@ -51,8 +51,8 @@ const KernelTable* find_table(const std::string& name, const char* what) {
     if (name == table->isa) return table;
     names += (names.empty() ? "" : ", ") + std::string(table->isa);
   }
-  throw std::invalid_argument(std::string(what) + ": got \"" + name + "\", wanted one that this build and machine have: " +
-                              names);
+  throw std::invalid_argument(std::string(what) + ": got \"" + name +
+                              "\", wanted one that this build and machine have: " + names);
 }
 
 std::atomic<const KernelTable*> chosen{nullptr};
@@ -69,7 +69,9 @@ const KernelTable& kernel_table() {
   return *table;
 }
 
-void select_isa(const std::string& name) { chosen.store(find_table(name, "isa"), std::memory_order_release); }
+void select_isa(const std::string& name) {
+  chosen.store(find_table(name, "isa"), std::memory_order_release);
+}
 
 std::string isa() { return kernel_table().isa; }
 

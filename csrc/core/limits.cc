@@ -39,7 +39,8 @@ double fma_rate_of() {
   constexpr Index kFmaRounds = 1000;
   const Kernels<T>& k = kernels<T>();
   volatile T sink = 0;
-  return best_rate(static_cast<double>(k.fma_round_flops * kFmaRounds), [&] { sink = k.fma_rounds(kFmaRounds); });
+  return best_rate(static_cast<double>(k.fma_round_flops * kFmaRounds),
+                   [&] { sink = k.fma_rounds(kFmaRounds); });
 }
 
 }  // namespace
@@ -47,11 +48,13 @@ double fma_rate_of() {
 double fma_rate(Index element_size) {
   if (element_size == 4) return fma_rate_of<float>();
   if (element_size == 8) return fma_rate_of<double>();
-  throw std::invalid_argument("element_size: got " + std::to_string(element_size) + ", wanted 4 or 8");
+  throw std::invalid_argument("element_size: got " + std::to_string(element_size) +
+                              ", wanted 4 or 8");
 }
 
 double read_rate(Index bytes) {
-  if (bytes < 1024) throw std::invalid_argument("bytes: got " + std::to_string(bytes) + ", wanted at least 1024");
+  if (bytes < 1024)
+    throw std::invalid_argument("bytes: got " + std::to_string(bytes) + ", wanted at least 1024");
   const std::vector<float> data(static_cast<std::size_t>(bytes) / sizeof(float), 1.0F);
   const Kernels<float>& k = kernels<float>();
   volatile float sink = 0;

@@ -1,4 +1,5 @@
-// Memory of the core: aligned buffers, cut into arrays by one description that both counts and hands out.
+// Memory of the core: aligned buffers, cut into arrays by one description that both counts and
+// hands out.
 #ifndef TIDEGATE_CORE_MEMORY_H_
 #define TIDEGATE_CORE_MEMORY_H_
 
@@ -18,12 +19,13 @@ inline Index checked_size(Index a) { return a; }
 template <class... More>
 Index checked_size(Index a, Index b, More... more) {
   Index product;
-  if (__builtin_mul_overflow(a, b, &product)) throw std::length_error("tidegate: the sizes overflow");
+  if (__builtin_mul_overflow(a, b, &product))
+    throw std::length_error("tidegate: the sizes overflow");
   return checked_size(product, more...);
 }
 
-// Hands out arrays, each on a cache line of its own, from one buffer. A layout is a function that takes all arrays from
-// an Arena: run on an empty one it only counts.
+// Hands out arrays, each on a cache line of its own, from one buffer. A layout is a function that
+// takes all arrays from an Arena: run on an empty one it only counts.
 class Arena {
  public:
   static constexpr std::size_t kAlignment = 64;
@@ -33,7 +35,8 @@ class Arena {
 
   template <class T, class... Sizes>
   T* take(Index size, Sizes... sizes) {
-    const Index bytes = checked_size(size, static_cast<Index>(sizes)..., static_cast<Index>(sizeof(T)));
+    const Index bytes =
+        checked_size(size, static_cast<Index>(sizes)..., static_cast<Index>(sizeof(T)));
     T* array = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
     Index end;
     if (__builtin_add_overflow(used_, bytes, &end) ||
@@ -76,7 +79,9 @@ class Buffer {
     Arena arena(base_);
     layout(arena);
   }
-  Buffer(Buffer&& other) noexcept : base_(other.base_), size_(other.size_) { other.base_ = nullptr, other.size_ = 0; }
+  Buffer(Buffer&& other) noexcept : base_(other.base_), size_(other.size_) {
+    other.base_ = nullptr, other.size_ = 0;
+  }
   Buffer& operator=(Buffer&& other) noexcept {
     if (this != &other) {
       release();

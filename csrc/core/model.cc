@@ -6,7 +6,6 @@
 
 #include "core/model_impl.h"
 #include "core/network.h"
-#include "tidegate/settings.h"
 
 namespace tidegate {
 
@@ -53,24 +52,14 @@ const T* Model<T>::parameters() const {
 template <class T>
 void Model<T>::write_parameters(Index offset, const T* values, Index count) {
   if (offset < 0 || count < 0 || count > parameter_count() || offset > parameter_count() - count) {
-    throw std::invalid_argument("offset: got " + std::to_string(offset) + " with " + std::to_string(count) +
-                                " values, wanted a part of " + std::to_string(parameter_count()) + " parameters");
+    throw std::invalid_argument("offset: got " + std::to_string(offset) + " with " +
+                                std::to_string(count) + " values, wanted a part of " +
+                                std::to_string(parameter_count()) + " parameters");
   }
   const std::lock_guard<std::mutex> lock(impl_->mutex_);
   std::copy(values, values + count, impl_->parameters.begin() + offset);
   impl_->version.fetch_add(1, std::memory_order_release);
 }
-
-namespace {
-
-int allowed_threads(int given) {
-  if (given < 0) {
-    throw std::invalid_argument("num_threads: got " + std::to_string(given) + ", wanted an integer >= 1");
-  }
-  return std::min(given > 0 ? given : num_threads(), kMaxThreads);
-}
-
-}  // namespace
 
 template <class T>
 struct Tape<T>::Impl : Record<T> {
@@ -92,7 +81,8 @@ void Model<T>::run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_t
 }
 
 template <class T>
-std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads) const {
+std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs<T>& outputs,
+                                          int num_threads) const {
   const Config& config = impl_->config;
   const CallSize size = check_inputs(config, inputs);
   check_outputs(config, size, outputs);
@@ -102,7 +92,8 @@ std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs
                                                        inputs.dropout_scale != nullptr);
   const Plan plan = make_plan(config, Work::forward, size.steps, size.batch, sizeof(T), threads);
   const ForwardWorkspace<T> workspace(config, *tape->weights, size, plan.threads, false);
-  run_forward<T>(config, *tape->weights, tape->schedule, inputs, outputs, workspace, tape.get(), plan);
+  run_forward<T>(config, *tape->weights, tape->schedule, inputs, outputs, workspace, tape.get(),
+                 plan);
   return std::unique_ptr<Tape<T>>(new Tape<T>(std::move(tape)));
 }
 
@@ -128,13 +119,15 @@ Index Tape<T>::batch() const {
 }
 
 template <class T>
-void Tape<T>::backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs, int num_threads) const {
+void Tape<T>::backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
+                       int num_threads) const {
   check_gradients(impl_->config, impl_->size(), outputs, inputs);
   run_backward<T>(*impl_, outputs, inputs, allowed_threads(num_threads));
 }
 
 template <class T>
-void Tape<T>::saved(Index layer, bool reverse, const std::string& name, const View<T>& destination) const {
+void Tape<T>::saved(Index layer, bool reverse, const std::string& name,
+                    const View<T>& destination) const {
   const Config& config = impl_->config;
   if (layer < 0 || layer >= config.num_layers) {
     throw std::invalid_argument("layer: got " + std::to_string(layer) + ", wanted 0 to " +

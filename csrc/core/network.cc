@@ -6,22 +6,26 @@
 namespace tidegate {
 
 template <class T>
-ForwardWorkspace<T>::ForwardWorkspace(const Config& config, const Weights<T>& weights, CallSize size, int threads,
-                                      bool inference)
+ForwardWorkspace<T>::ForwardWorkspace(const Config& config, const Weights<T>& weights,
+                                      CallSize size, int threads, bool inference)
     : memory([&](Arena& arena) {
         const Index width = weights.kernels().width;
         for (int d = 0; d < config.num_directions(); ++d) {
-          scratch[d] = ForwardScratch<T>::take(arena, config, weights.cell(), size.steps, size.batch, threads, width);
+          scratch[d] = ForwardScratch<T>::take(arena, config, weights.cell(), size.steps,
+                                               size.batch, threads, width);
           if (!inference) continue;
           h[d] = States<T>::take(arena, 2, size.batch, config.state_size(), width);
-          if (config.has_cell_state()) c[d] = States<T>::take(arena, 2, size.batch, config.hidden_size, width);
+          if (config.has_cell_state())
+            c[d] = States<T>::take(arena, 2, size.batch, config.hidden_size, width);
         }
         const Index buffers = inference ? std::min<Index>(2, config.num_layers - 1) : 0;
-        for (Index i = 0; i < buffers; ++i) between[i] = arena.take<T>(size.steps, size.batch, config.output_size());
+        for (Index i = 0; i < buffers; ++i)
+          between[i] = arena.take<T>(size.steps, size.batch, config.output_size());
       }) {}
 
 template <class T>
-Record<T>::Record(const Config& network, std::shared_ptr<const Weights<T>> snapshot, Schedule owned, bool dropout)
+Record<T>::Record(const Config& network, std::shared_ptr<const Weights<T>> snapshot, Schedule owned,
+                  bool dropout)
     : config(network),
       weights(std::move(snapshot)),
       schedule(std::move(owned)),
@@ -32,12 +36,15 @@ Record<T>::Record(const Config& network, std::shared_ptr<const Weights<T>> snaps
         const Index batch = schedule.batch();
         const Index width = weights->kernels().width;
         for (std::size_t layer = 0; layer < inputs.size(); ++layer) {
-          inputs[layer] = arena.take<T>(steps, batch, config.layer_input_size(static_cast<Index>(layer)));
+          inputs[layer] =
+              arena.take<T>(steps, batch, config.layer_input_size(static_cast<Index>(layer)));
         }
-        if (dropout) dropout_scale = arena.take<T>(config.num_layers - 1, steps, batch, config.output_size());
+        if (dropout)
+          dropout_scale = arena.take<T>(config.num_layers - 1, steps, batch, config.output_size());
         for (Direction& d : directions) {
           d.h = States<T>::take(arena, steps + 1, batch, config.state_size(), width);
-          if (config.has_cell_state()) d.c = States<T>::take(arena, steps + 1, batch, config.hidden_size, width);
+          if (config.has_cell_state())
+            d.c = States<T>::take(arena, steps + 1, batch, config.hidden_size, width);
           const Index gate_stride = slice_count(config.hidden_size, width) * width;
           const Index row_stride = checked_size(weights->cell().gate_count, gate_stride);
           d.saved = {arena.take<T>(steps, batch, row_stride), batch, gate_stride, row_stride};
@@ -55,7 +62,8 @@ Range rows_of(const Schedule& schedule, Index i, Index parts) {
   const auto first_row = [&](Index part) {
     if (part == parts) return batch;
     Index row = 0;
-    for (Index before = 0; row < batch && before < total * part / parts;) before += schedule.length(row++);
+    for (Index before = 0; row < batch && before < total * part / parts;)
+      before += schedule.length(row++);
     return row;
   };
   return {first_row(i), first_row(i + 1)};
@@ -71,7 +79,8 @@ struct Place {
 
 // Each thread of the plan is given its directions, and its shares.
 template <class Body>
-void run_plan(const Plan& plan, const Config& config, const Schedule& schedule, ThreadLease& lease, const Body& body) {
+void run_plan(const Plan& plan, const Config& config, const Schedule& schedule, ThreadLease& lease,
+              const Body& body) {
   const FloatControl float_control;
   const auto directions = static_cast<int>(config.num_directions());
   const Range all_rows = {0, schedule.batch()};
@@ -82,7 +91,8 @@ void run_plan(const Plan& plan, const Config& config, const Schedule& schedule, 
     return;
   }
   Barrier everyone(plan.threads);
-  Barrier groups[kMaxDirections] = {Barrier(plan.group_size(0)), Barrier(plan.group_size(plan.groups - 1))};
+  Barrier groups[kMaxDirections] = {Barrier(plan.group_size(0)),
+                                    Barrier(plan.group_size(plan.groups - 1))};
   lease.run([&](int thread) {
     if (thread >= plan.threads) return;
     const int group = plan.group_of(thread);
@@ -91,7 +101,8 @@ void run_plan(const Plan& plan, const Config& config, const Schedule& schedule, 
     const Range rows = plan.by_units ? all_rows : rows_of(schedule, index, members);
     const Share share(index, members, plan.by_units, rows, groups[group]);
     const Share whole_call(thread, plan.threads, false, all_rows, everyone);
-    body(Place{thread, plan.groups == 1 ? 0 : group, plan.groups == 1 ? directions : group + 1, share, whole_call});
+    body(Place{thread, plan.groups == 1 ? 0 : group, plan.groups == 1 ? directions : group + 1,
+               share, whole_call});
   });
 }
 
@@ -121,11 +132,13 @@ void multiply_by(const T* factors, T* values, Index count) {
 }  // namespace
 
 template <class T>
-void run_forward(const Config& config, const Weights<T>& weights, const Schedule& schedule, const Inputs<T>& inputs,
-                 const Outputs<T>& outputs, const ForwardWorkspace<T>& workspace, Record<T>* record, Plan plan) {
+void run_forward(const Config& config, const Weights<T>& weights, const Schedule& schedule,
+                 const Inputs<T>& inputs, const Outputs<T>& outputs,
+                 const ForwardWorkspace<T>& workspace, Record<T>* record, Plan plan) {
   ThreadLease lease(plan.threads);
   if (lease.size() < plan.threads) {
-    plan = make_plan(config, Work::forward, schedule.steps(), schedule.batch(), sizeof(T), lease.size());
+    plan = make_plan(config, Work::forward, schedule.steps(), schedule.batch(), sizeof(T),
+                     lease.size());
   }
   const Index width = config.output_size();
   const CallSize size = {schedule.steps(), schedule.batch()};
@@ -137,7 +150,8 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
         std::copy(from, from + config.input_size, x.row(t, n));
       });
       if (record->dropout_scale) {
-        const Range part = place.whole_call.part((config.num_layers - 1) * size.steps * size.batch * width);
+        const Range part =
+            place.whole_call.part((config.num_layers - 1) * size.steps * size.batch * width);
         std::copy(inputs.dropout_scale + part.begin, inputs.dropout_scale + part.end,
                   record->dropout_scale + part.begin);
       }
@@ -147,11 +161,14 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
       const bool top = layer + 1 == config.num_layers;
       const auto input_of = [&](Index l) {
         if (record) return constant(record->layer_input(l));
-        return l == 0 ? inputs.x : constant(view(workspace.between[(l - 1) % 2], size.steps, size.batch, width));
+        return l == 0
+                   ? inputs.x
+                   : constant(view(workspace.between[(l - 1) % 2], size.steps, size.batch, width));
       };
       const auto output_of = [&](Index l) {
         if (top) return outputs.y;
-        return record ? record->layer_input(l + 1) : view(workspace.between[l % 2], size.steps, size.batch, width);
+        return record ? record->layer_input(l + 1)
+                      : view(workspace.between[l % 2], size.steps, size.batch, width);
       };
       for (int d = place.first_direction; d < place.end_direction; ++d) {
         const ForwardDirection<T> direction = {
@@ -196,13 +213,16 @@ struct BackwardWorkspace {
           const Config& config = record.config;
           const CallSize size = record.size();
           for (int d = 0; d < config.num_directions(); ++d) {
-            scratch[d] = BackwardScratch<T>::take(arena, config, record.weights->kernels(), record.weights->cell(),
-                                                  size.steps, size.batch, threads);
+            scratch[d] =
+                BackwardScratch<T>::take(arena, config, record.weights->kernels(),
+                                         record.weights->cell(), size.steps, size.batch, threads);
           }
           const Index buffers = std::min<Index>(2, config.num_layers - 1);
-          for (Index i = 0; i < buffers; ++i) between[i] = arena.take<T>(size.steps, size.batch, config.output_size());
+          for (Index i = 0; i < buffers; ++i)
+            between[i] = arena.take<T>(size.steps, size.batch, config.output_size());
           if (config.bidirectional) {
-            second_dx = arena.take<T>(size.steps, size.batch, std::max(config.input_size, config.output_size()));
+            second_dx = arena.take<T>(size.steps, size.batch,
+                                      std::max(config.input_size, config.output_size()));
           }
         }) {}
 
@@ -215,8 +235,8 @@ struct BackwardWorkspace {
 }  // namespace
 
 template <class T>
-void run_backward(const Record<T>& record, const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
-                  int threads) {
+void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
+                  const InputGradients<T>& inputs, int threads) {
   const Config& config = record.config;
   const Schedule& schedule = record.schedule;
   const CallSize size = record.size();
@@ -234,10 +254,12 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs, co
     for (Index layer = config.num_layers - 1; layer >= 0; --layer) {
       const bool top = layer + 1 == config.num_layers;
       const Index width = config.layer_input_size(layer);
-      const View<const T> dy =
-          top ? outputs.y : constant(view(workspace.between[layer % 2], size.steps, size.batch, config.output_size()));
+      const View<const T> dy = top ? outputs.y
+                                   : constant(view(workspace.between[layer % 2], size.steps,
+                                                   size.batch, config.output_size()));
       const View<T> dx =
-          layer == 0 ? inputs.x : view(workspace.between[(layer - 1) % 2], size.steps, size.batch, width);
+          layer == 0 ? inputs.x
+                     : view(workspace.between[(layer - 1) % 2], size.steps, size.batch, width);
       View<T> second_dx = view(workspace.second_dx, size.steps, size.batch, width);
       second_dx.given = dx.given;
       for (int d = place.first_direction; d < place.end_direction; ++d) {
@@ -270,7 +292,8 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs, co
         for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
           T* row = dx.row(t, n);
           if (config.bidirectional) {
-            record.weights->kernels().add_rows({second_dx.row(t, n), 0, nullptr}, {row, 0, nullptr}, 1, width);
+            record.weights->kernels().add_rows({second_dx.row(t, n), 0, nullptr}, {row, 0, nullptr},
+                                               1, width);
           }
           if (factors) multiply_by(factors + (t * size.batch + n) * width, row, width);
         });
@@ -293,11 +316,15 @@ template struct ForwardWorkspace<float>;
 template struct ForwardWorkspace<double>;
 template struct Record<float>;
 template struct Record<double>;
-template void run_forward(const Config&, const Weights<float>&, const Schedule&, const Inputs<float>&,
-                          const Outputs<float>&, const ForwardWorkspace<float>&, Record<float>*, Plan);
-template void run_forward(const Config&, const Weights<double>&, const Schedule&, const Inputs<double>&,
-                          const Outputs<double>&, const ForwardWorkspace<double>&, Record<double>*, Plan);
-template void run_backward(const Record<float>&, const OutputGradients<float>&, const InputGradients<float>&, int);
-template void run_backward(const Record<double>&, const OutputGradients<double>&, const InputGradients<double>&, int);
+template void run_forward(const Config&, const Weights<float>&, const Schedule&,
+                          const Inputs<float>&, const Outputs<float>&,
+                          const ForwardWorkspace<float>&, Record<float>*, Plan);
+template void run_forward(const Config&, const Weights<double>&, const Schedule&,
+                          const Inputs<double>&, const Outputs<double>&,
+                          const ForwardWorkspace<double>&, Record<double>*, Plan);
+template void run_backward(const Record<float>&, const OutputGradients<float>&,
+                           const InputGradients<float>&, int);
+template void run_backward(const Record<double>&, const OutputGradients<double>&,
+                           const InputGradients<double>&, int);
 
 }  // namespace tidegate

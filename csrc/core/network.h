@@ -1,4 +1,5 @@
-// All layers and directions of a network, forward and backward: what runs where, and the memory for it.
+// All layers and directions of a network, forward and backward: what runs where, and the memory for
+// it.
 #ifndef TIDEGATE_CORE_NETWORK_H_
 #define TIDEGATE_CORE_NETWORK_H_
 
@@ -18,7 +19,8 @@ constexpr int kMaxDirections = 2;
 template <class T>
 struct ForwardWorkspace {
   ForwardWorkspace() = default;
-  ForwardWorkspace(const Config& config, const Weights<T>& weights, CallSize size, int threads, bool inference);
+  ForwardWorkspace(const Config& config, const Weights<T>& weights, CallSize size, int threads,
+                   bool inference);
 
   ForwardScratch<T> scratch[kMaxDirections];
   States<T> h[kMaxDirections], c[kMaxDirections];
@@ -29,7 +31,8 @@ struct ForwardWorkspace {
 // What a training call keeps.
 template <class T>
 struct Record {
-  Record(const Config& config, std::shared_ptr<const Weights<T>> weights, Schedule schedule, bool dropout);
+  Record(const Config& config, std::shared_ptr<const Weights<T>> weights, Schedule schedule,
+         bool dropout);
 
   struct Direction {
     States<T> h, c;
@@ -46,7 +49,9 @@ struct Record {
   }
   // The factors on the output of layer `layer`, (T, N, D*S) dense; null: none.
   const T* dropout_of(Index layer) const {
-    return dropout_scale ? dropout_scale + layer * schedule.steps() * schedule.batch() * config.output_size() : nullptr;
+    return dropout_scale
+               ? dropout_scale + layer * schedule.steps() * schedule.batch() * config.output_size()
+               : nullptr;
   }
 
   const Config config;
@@ -60,12 +65,13 @@ struct Record {
 
 // The arguments are checked. `plan` has at most the threads that the workspace was made for.
 template <class T>
-void run_forward(const Config& config, const Weights<T>& weights, const Schedule& schedule, const Inputs<T>& inputs,
-                 const Outputs<T>& outputs, const ForwardWorkspace<T>& workspace, Record<T>* record, Plan plan);
+void run_forward(const Config& config, const Weights<T>& weights, const Schedule& schedule,
+                 const Inputs<T>& inputs, const Outputs<T>& outputs,
+                 const ForwardWorkspace<T>& workspace, Record<T>* record, Plan plan);
 
 template <class T>
-void run_backward(const Record<T>& record, const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
-                  int threads);
+void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
+                  const InputGradients<T>& inputs, int threads);
 
 }  // namespace tidegate
 

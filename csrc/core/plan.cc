@@ -1,4 +1,5 @@
-// The cost model: estimates of a call's time, good to a factor of two, which is all that the choice of threads needs.
+// The cost model: estimates of a call's time, good to a factor of two, which is all that the choice
+// of threads needs.
 #include "core/plan.h"
 
 #include <algorithm>
@@ -26,7 +27,8 @@ std::atomic<Division> division{Division::automatic};
 Plan forced_plan(const Config& config, Index batch, int threads, bool by_units) {
   Plan plan;
   plan.groups = config.bidirectional && threads > 1 ? 2 : 1;
-  const Index most = by_units ? threads : std::min<Index>(threads, std::max<Index>(batch, 1) * plan.groups);
+  const Index most =
+      by_units ? threads : std::min<Index>(threads, std::max<Index>(batch, 1) * plan.groups);
   plan.threads = static_cast<int>(most);
   plan.by_units = by_units;
   return plan;
@@ -40,12 +42,15 @@ double step_nanoseconds(const Config& config, Index rows, Index element_size, do
   const double gates = static_cast<double>(config.gate_count());
   const double layers = static_cast<double>(config.num_layers);
   const double inputs = (static_cast<double>(config.input_size) +
-                         (layers - 1) * static_cast<double>(config.output_size())) / layers;
+                         (layers - 1) * static_cast<double>(config.output_size())) /
+                        layers;
   const double projection = config.proj_size > 0 ? hidden * state : 0;
   const double recurrent = gates * hidden * state + projection;
   const double flops = 2 * static_cast<double>(rows) * (recurrent + gates * hidden * inputs);
-  const double product = std::max(flops * size / kFlopsPerNanosecond, recurrent * size / kBytesPerNanosecond);
-  return (product + static_cast<double>(rows) * gates * hidden * kPointwise * size) / unit_share + kStep;
+  const double product =
+      std::max(flops * size / kFlopsPerNanosecond, recurrent * size / kBytesPerNanosecond);
+  return (product + static_cast<double>(rows) * gates * hidden * kPointwise * size) / unit_share +
+         kStep;
 }
 
 }  // namespace
@@ -58,16 +63,18 @@ void select_division(const std::string& name) {
   } else if (name == "units") {
     division = Division::units;
   } else {
-    throw std::invalid_argument("division: got \"" + name + "\", wanted \"auto\", \"rows\" or \"units\"");
+    throw std::invalid_argument("division: got \"" + name +
+                                "\", wanted \"auto\", \"rows\" or \"units\"");
   }
 }
 
-Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index element_size, int threads) {
+Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index element_size,
+               int threads) {
   const Division forced = division.load(std::memory_order_relaxed);
   if (forced != Division::automatic && threads > 1) {
     return forced_plan(config, batch, threads, forced == Division::units);
   }
-  const double all_steps = static_cast<double>(steps * config.num_layers);
+  const double all_steps = static_cast<double>(steps) * static_cast<double>(config.num_layers);
   const double factor = work == Work::backward ? 2 : 1;
   const double meetings = config.proj_size > 0 || !config.reset_after ? 2 : 1;
   const auto directions = static_cast<double>(config.num_directions());
@@ -81,7 +88,7 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
     const double sequential = directions / groups;
     const double step =
         by_units ? step_nanoseconds(config, batch, element_size, group_threads) + meetings * kMeet
-                 : step_nanoseconds(config, (batch + group_threads - 1) / group_threads, element_size, 1);
+                 : step_nanoseconds(config, (batch - 1) / group_threads + 1, element_size, 1);
     const double time = kStart + all_steps * sequential * factor * step;
     // A gain worth another core's time.
     if (time < 0.8 * serial && time < best.nanoseconds) {
@@ -96,7 +103,8 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
   const auto most_by_units = static_cast<int>(std::max<Index>(1, config.state_size() / 16));
   for (int groups = 1; groups <= max_groups; ++groups) {
     const int group_threads = threads / groups;
-    consider(groups, static_cast<int>(std::min<Index>(group_threads, std::max<Index>(1, batch))), false);
+    consider(groups, static_cast<int>(std::min<Index>(group_threads, std::max<Index>(1, batch))),
+             false);
     consider(groups, std::min(group_threads, most_by_units), true);
   }
   return best;

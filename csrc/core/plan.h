@@ -11,20 +11,25 @@ enum class Work { forward, backward };
 
 struct Plan {
   int threads = 1;
-  int groups = 1;         // 2: the two directions of a layer run side by side
-  bool by_units = false;  // threads of a group divide units rather than rows
+  int groups = 1;          // 2: the two directions of a layer run side by side
+  bool by_units = false;   // threads of a group divide units rather than rows
   double nanoseconds = 0;  // estimated
 
   int group_of(int thread) const { return groups == 1 || thread < first_group() ? 0 : 1; }
-  int index_in_group(int thread) const { return group_of(thread) == 0 ? thread : thread - first_group(); }
-  int group_size(int group) const { return groups == 1 ? threads : (group == 0 ? first_group() : threads - first_group()); }
+  int index_in_group(int thread) const {
+    return group_of(thread) == 0 ? thread : thread - first_group();
+  }
+  int group_size(int group) const {
+    return groups == 1 ? threads : (group == 0 ? first_group() : threads - first_group());
+  }
 
  private:
   int first_group() const { return (threads + 1) / 2; }
 };
 
 // The best use of at most `threads` threads.
-Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index element_size, int threads);
+Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index element_size,
+               int threads);
 
 }  // namespace tidegate
 

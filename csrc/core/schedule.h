@@ -1,4 +1,5 @@
-// Who is alive when: rows sorted by length, time order of a direction, and where states begin, end and are zeroed.
+// Who is alive when: rows sorted by length, time order of a direction, and where states begin, end
+// and are zeroed.
 #ifndef TIDEGATE_CORE_SCHEDULE_H_
 #define TIDEGATE_CORE_SCHEDULE_H_
 
@@ -12,8 +13,9 @@
 
 namespace tidegate {
 
-// The rows of a batch, longest first, so that those alive at any time are the first ones: dead rows are skipped, never
-// multiplied by zero. Without lengths the order is the caller's, and nothing is allocated.
+// The rows of a batch, longest first, so that those alive at any time are the first ones: dead rows
+// are skipped, never multiplied by zero. Without lengths the order is the caller's, and nothing is
+// allocated.
 class Schedule {
  public:
   Schedule() = default;
@@ -22,7 +24,8 @@ class Schedule {
     if (!lengths) return;
     order_.resize(static_cast<std::size_t>(batch));
     std::iota(order_.begin(), order_.end(), Index{0});
-    std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) { return lengths[a] > lengths[b]; });
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](Index a, Index b) { return lengths[a] > lengths[b]; });
     for (const Index row : order_) lengths_.push_back(lengths[row]);
     live_.resize(static_cast<std::size_t>(steps));
     for (const Index length : lengths_) {
@@ -48,7 +51,9 @@ class Schedule {
   Index batch() const { return batch_; }
   bool ragged() const { return !lengths_.empty(); }
   // The caller's number of sorted row n.
-  Index caller_row(Index n) const { return order_.empty() ? n : order_[static_cast<std::size_t>(n)]; }
+  Index caller_row(Index n) const {
+    return order_.empty() ? n : order_[static_cast<std::size_t>(n)];
+  }
   Index length(Index n) const { return ragged() ? lengths_[static_cast<std::size_t>(n)] : steps_; }
   // How many rows are longer than t.
   Index live(Index t) const {
@@ -59,7 +64,8 @@ class Schedule {
   // A boundary between t-1 and t in sorted row n.
   bool reset(Index t, Index n) const {
     const Index row = caller_row(n);
-    return reset_copy_.empty() ? reset_.at(t, row) : reset_copy_[static_cast<std::size_t>(t * batch_ + row)] != 0;
+    return reset_copy_.empty() ? reset_.at(t, row)
+                               : reset_copy_[static_cast<std::size_t>(t * batch_ + row)] != 0;
   }
 
  private:
@@ -83,8 +89,12 @@ class Timeline {
   Index live(Index s) const { return schedule_.live(time(s)); }
 
   // Sorted rows [first, second) begin at, or end with, step s.
-  std::pair<Index, Index> starting(Index s) const { return {std::min(live(s - 1), live(s)), live(s)}; }
-  std::pair<Index, Index> ending(Index s) const { return {std::min(live(s + 1), live(s)), live(s)}; }
+  std::pair<Index, Index> starting(Index s) const {
+    return {std::min(live(s - 1), live(s)), live(s)};
+  }
+  std::pair<Index, Index> ending(Index s) const {
+    return {std::min(live(s + 1), live(s)), live(s)};
+  }
 
   // Whether row n's state is zeroed before step s.
   bool zeroed(Index s, Index n) const {

@@ -15,13 +15,17 @@ struct Range {
 };
 
 // Part `i` of `count` nearly equal parts of [0, size).
-inline Range part_of(Index size, Index i, Index count) { return {size * i / count, size * (i + 1) / count}; }
+inline Range part_of(Index size, Index i, Index count) {
+  return {size * i / count, size * (i + 1) / count};
+}
 
-// The threads of one direction divide either the rows of the batch, and need not wait for each other within the time
-// loop, or the units of every step, and meet after each phase. Outputs are divided, never sums: the bits do not change.
+// The threads of one direction divide either the rows of the batch, and need not wait for each
+// other within the time loop, or the units of every step, and meet after each phase. Outputs are
+// divided, never sums: the bits do not change.
 class Share {
  public:
-  // Thread `index` of `count`, working on sorted rows `rows`; by_units: on all of them, but on its part of the units.
+  // Thread `index` of `count`, working on sorted rows `rows`; by_units: on all of them, but on its
+  // part of the units.
   Share(int index, int count, bool by_units, Range rows, Barrier& barrier)
       : index_(index), count_(count), by_units_(by_units), rows_(rows), barrier_(barrier) {}
 

@@ -10,16 +10,17 @@
 
 namespace tidegate {
 
-// Elements between padded rows of `units`. Rows must not all fall on the same few sets of the L1 cache, as they would a
-// multiple of a large power of two apart.
+// Elements between padded rows of `units`. Rows must not all fall on the same few sets of the L1
+// cache, as they would a multiple of a large power of two apart.
 template <class T>
 Index padded_row(Index units, Index width) {
   const Index row = slice_count(units, width) * width;
-  return row * static_cast<Index>(sizeof(T)) % 1024 == 0 ? row + 64 / static_cast<Index>(sizeof(T)) : row;
+  return row * static_cast<Index>(sizeof(T)) % 1024 == 0 ? row + 64 / static_cast<Index>(sizeof(T))
+                                                         : row;
 }
 
-// One state (h or c) of sorted rows: step s reads slot s, or zero at a boundary, and writes slot s + 1. Inference keeps
-// two slots in turn, training all of them.
+// One state (h or c) of sorted rows: step s reads slot s, or zero at a boundary, and writes slot s
+// + 1. Inference keeps two slots in turn, training all of them.
 template <class T>
 struct States {
   T* data = nullptr;
@@ -28,7 +29,9 @@ struct States {
   Index units = 0;
   Index row_stride = 0;
 
-  Rows<T> slot(Index s) const { return {data + s % slots * batch * row_stride, row_stride, nullptr}; }
+  Rows<T> slot(Index s) const {
+    return {data + s % slots * batch * row_stride, row_stride, nullptr};
+  }
 
   static States take(Arena& arena, Index slots, Index batch, Index units, Index width) {
     const Index row_stride = padded_row<T>(units, width);
@@ -36,14 +39,16 @@ struct States {
   }
 };
 
-// What step s reads of rows `rows`: a select, so that a zeroed row takes nothing of the state before it. `table` and
-// `zero`, a padded row of zeros, are needed if the schedule has resets.
+// What step s reads of rows `rows`: a select, so that a zeroed row takes nothing of the state
+// before it. `table` and `zero`, a padded row of zeros, are needed if the schedule has resets.
 template <class T>
-Rows<const T> previous(const States<T>& states, const Timeline& timeline, Index s, Range rows, const T* zero,
-                       const T** table) {
+Rows<const T> previous(const States<T>& states, const Timeline& timeline, Index s, Range rows,
+                       const T* zero, const T** table) {
   const Rows<T> slot = states.slot(s);
-  if (!timeline.schedule().has_reset()) return {slot.base + rows.begin * slot.stride, slot.stride, nullptr};
-  for (Index n = rows.begin; n < rows.end; ++n) table[n - rows.begin] = timeline.zeroed(s, n) ? zero : slot[n];
+  if (!timeline.schedule().has_reset())
+    return {slot.base + rows.begin * slot.stride, slot.stride, nullptr};
+  for (Index n = rows.begin; n < rows.end; ++n)
+    table[n - rows.begin] = timeline.zeroed(s, n) ? zero : slot[n];
   return {nullptr, 0, table};
 }
 

@@ -12,16 +12,22 @@ namespace tidegate {
 template <class T>
 struct Stream<T>::Impl {
   Impl(std::shared_ptr<const Model<T>> of, Index rows)
-      : model(std::move(of)), config(model->config()), batch(rows), schedule(1, rows, nullptr, MaskView{}) {
+      : model(std::move(of)),
+        config(model->config()),
+        batch(rows),
+        schedule(1, rows, nullptr, MaskView{}) {
     if (config.bidirectional || config.reverse) {
       throw std::invalid_argument(std::string(config.bidirectional ? "bidirectional" : "reverse") +
                                   ": a stream has no end to run back from; wanted False");
     }
-    if (batch < 0) throw std::invalid_argument("batch: got " + std::to_string(batch) + ", wanted an integer >= 0");
+    if (batch < 0)
+      throw std::invalid_argument("batch: got " + std::to_string(batch) +
+                                  ", wanted an integer >= 0");
     const Index layers = config.num_layers;
     states = Buffer([&](Arena& arena) {
       h = take_zeros<T>(arena, checked_size(layers, batch, config.state_size()));
-      if (config.has_cell_state()) c = take_zeros<T>(arena, checked_size(layers, batch, config.hidden_size));
+      if (config.has_cell_state())
+        c = take_zeros<T>(arena, checked_size(layers, batch, config.hidden_size));
     });
     most_threads = std::min(num_threads(), kMaxThreads);
   }
@@ -37,7 +43,8 @@ struct Stream<T>::Impl {
 
   View<T> h_view() const { return view(h, config.num_layers, batch, config.state_size()); }
   View<T> c_view() const {
-    return config.has_cell_state() ? view(c, config.num_layers, batch, config.hidden_size) : View<T>{};
+    return config.has_cell_state() ? view(c, config.num_layers, batch, config.hidden_size)
+                                   : View<T>{};
   }
 
   const std::shared_ptr<const Model<T>> model;
@@ -86,9 +93,10 @@ void Stream<T>::step(const T* x, Index x_stride, T* y, Index y_stride, int num_t
   outputs.y.stride[1] = y_stride;
   outputs.h_n = stream.h_view();
   outputs.c_n = stream.c_view();
-  const int threads = std::min(num_threads > 0 ? num_threads : tidegate::num_threads(), stream.most_threads);
+  const int threads = std::min(allowed_threads(num_threads), stream.most_threads);
   const Plan plan = make_plan(config, Work::forward, 1, stream.batch, sizeof(T), threads);
-  run_forward<T>(config, *stream.weights, stream.schedule, inputs, outputs, stream.workspace, nullptr, plan);
+  run_forward<T>(config, *stream.weights, stream.schedule, inputs, outputs, stream.workspace,
+                 nullptr, plan);
 }
 
 template <class T>

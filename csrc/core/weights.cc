@@ -54,7 +54,8 @@ T* pack_panel(Arena& arena, Index width, Index units, Index depth, Index gates, 
       for (Index gate = 0; gate < gates; ++gate) {
         const Column<T> from = column(k, gate);
         const T* element = from.base + first * from.stride;
-        for (Index lane = 0; lane < lanes; ++lane) to[lane] = from.sign * element[lane * from.stride];
+        for (Index lane = 0; lane < lanes; ++lane)
+          to[lane] = from.sign * element[lane * from.stride];
         for (Index lane = lanes; lane < width; ++lane) to[lane] = 0;
         to += width;
       }
@@ -65,7 +66,8 @@ T* pack_panel(Arena& arena, Index width, Index units, Index depth, Index gates, 
 
 // The column over k of a packed panel: what it holds for one gate of one unit.
 template <class T>
-Column<T> panel_column(const T* panel, Index width, Index depth, Index gates, Index gate, Index unit) {
+Column<T> panel_column(const T* panel, Index width, Index depth, Index gates, Index gate,
+                       Index unit) {
   return {panel + (unit / width * depth * gates + gate) * width + unit % width, gates * width};
 }
 
@@ -96,26 +98,32 @@ void Weights<T>::pack(Arena& arena, const T* parameters) {
     for (int p = 0; p < cell_.phase_count; ++p) {
       const PhaseSpec& phase = cell_.phases[p];
       const GateSpec* gates = cell_.gates + phase.gates.first;
-      packed.phases[p].x = pack_panel<T>(arena, width, hidden, inputs, phase.x.count, [&](Index k, Index g) {
-        const GateSpec& gate = gates[phase.x.first + g];
-        return Column<T>{parameters + at.weight_ih + gate.x_block * hidden * inputs + k, inputs, sign(gate)};
-      });
-      packed.phases[p].h = pack_panel<T>(arena, width, hidden, state, phase.h.count, [&](Index k, Index g) {
-        const GateSpec& gate = gates[phase.h.first + g];
-        return Column<T>{parameters + at.weight_hh + gate.h_block * hidden * state + k, state, sign(gate)};
-      });
+      packed.phases[p].x =
+          pack_panel<T>(arena, width, hidden, inputs, phase.x.count, [&](Index k, Index g) {
+            const GateSpec& gate = gates[phase.x.first + g];
+            return Column<T>{parameters + at.weight_ih + gate.x_block * hidden * inputs + k, inputs,
+                             sign(gate)};
+          });
+      packed.phases[p].h =
+          pack_panel<T>(arena, width, hidden, state, phase.h.count, [&](Index k, Index g) {
+            const GateSpec& gate = gates[phase.h.first + g];
+            return Column<T>{parameters + at.weight_hh + gate.h_block * hidden * state + k, state,
+                             sign(gate)};
+          });
       if (!config_.bias) continue;
       bias.assign(static_cast<std::size_t>(phase.gates.count * hidden), T(0));
       for (Index g = 0; g < phase.gates.count; ++g) {
         for (Index unit = 0; unit < hidden; ++unit) {
           T& sum = bias[static_cast<std::size_t>(g * hidden + unit)];
-          if (gates[g].x_block >= 0) sum += parameters[at.bias_ih + gates[g].x_block * hidden + unit];
-          if (gates[g].h_block >= 0) sum += parameters[at.bias_hh + gates[g].h_block * hidden + unit];
+          if (gates[g].x_block >= 0)
+            sum += parameters[at.bias_ih + gates[g].x_block * hidden + unit];
+          if (gates[g].h_block >= 0)
+            sum += parameters[at.bias_hh + gates[g].h_block * hidden + unit];
         }
       }
-      packed.phases[p].bias = pack_panel<T>(arena, width, hidden, 1, phase.gates.count, [&](Index, Index g) {
-        return Column<T>{bias.data() + g * hidden, 1, sign(gates[g])};
-      });
+      packed.phases[p].bias = pack_panel<T>(
+          arena, width, hidden, 1, phase.gates.count,
+          [&](Index, Index g) { return Column<T>{bias.data() + g * hidden, 1, sign(gates[g])}; });
     }
     if (config_.peephole) {
       packed.peephole = pack_panel<T>(arena, width, hidden, 1, 3, [&](Index, Index g) {
@@ -149,19 +157,22 @@ void Weights<T>::pack_backward(Arena& arena) const {
     const DirectionWeights<T>& from = forward_[i];
     BackwardWeights<T>& packed = backward_[i];
     // Depth k counts the cell's gates that see x, gate by gate.
-    packed.x = pack_panel<T>(arena, width, inputs, checked_size(cell_.x.count, hidden), 1, [&](Index k, Index) {
-      const int gate = cell_.x.first + static_cast<int>(k / hidden);
-      int p = 0;
-      while (gate < cell_.phases[p].gates.first || gate >= cell_.phases[p].gates.end()) ++p;
-      const PhaseSpec& phase = cell_.phases[p];
-      return panel_column(from.phases[p].x, width, inputs, phase.x.count, gate - phase.gates.first - phase.x.first,
-                          k % hidden);
-    });
+    packed.x = pack_panel<T>(
+        arena, width, inputs, checked_size(cell_.x.count, hidden), 1, [&](Index k, Index) {
+          const int gate = cell_.x.first + static_cast<int>(k / hidden);
+          int p = 0;
+          while (gate < cell_.phases[p].gates.first || gate >= cell_.phases[p].gates.end()) ++p;
+          const PhaseSpec& phase = cell_.phases[p];
+          return panel_column(from.phases[p].x, width, inputs, phase.x.count,
+                              gate - phase.gates.first - phase.x.first, k % hidden);
+        });
     for (int p = 0; p < cell_.phase_count; ++p) {
       const PhaseSpec& phase = cell_.phases[p];
-      packed.h[p] = pack_panel<T>(arena, width, state, checked_size(phase.h.count, hidden), 1, [&](Index k, Index) {
-        return panel_column(from.phases[p].h, width, state, phase.h.count, k / hidden, k % hidden);
-      });
+      packed.h[p] = pack_panel<T>(arena, width, state, checked_size(phase.h.count, hidden), 1,
+                                  [&](Index k, Index) {
+                                    return panel_column(from.phases[p].h, width, state,
+                                                        phase.h.count, k / hidden, k % hidden);
+                                  });
     }
     if (config_.proj_size > 0) {
       packed.projection = pack_panel<T>(arena, width, hidden, state, 1, [&](Index k, Index) {

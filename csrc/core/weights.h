@@ -24,7 +24,8 @@ struct ParameterOffsets {
   Index weight_hr = -1;
   Index weight_peephole = -1;
 };
-std::vector<ParameterOffsets> parameter_offsets(const Config& config);  // layer-major, then direction
+std::vector<ParameterOffsets> parameter_offsets(
+    const Config& config);  // layer-major, then direction
 
 template <class T>
 struct PhaseWeights {
@@ -41,12 +42,13 @@ struct DirectionWeights {
   const T* projection = nullptr;  // panel of weight_hr
 };
 
-// A layer's direction, backward: panels of the transposed weights, depth first over gates, then units.
+// A layer's direction, backward: panels of the transposed weights, depth first over gates, then
+// units.
 template <class T>
 struct BackwardWeights {
-  const T* x = nullptr;              // [gates that see x] -> layer input
-  const T* h[kMaxPhases] = {};       // [gates of the phase that see its operand] -> operand
-  const T* projection = nullptr;     // [proj_size] -> hidden units
+  const T* x = nullptr;           // [gates that see x] -> layer input
+  const T* h[kMaxPhases] = {};    // [gates of the phase that see its operand] -> operand
+  const T* projection = nullptr;  // [proj_size] -> hidden units
 };
 
 template <class T>

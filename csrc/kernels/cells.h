@@ -1,5 +1,6 @@
-// The cells: the formulas of each phase of a step, the derivative directly below the formula it belongs to. Which gates
-// there are and what they see is in spec.h; how the pre-activations come about is in tile.h.
+// The cells: the formulas of each phase of a step, the derivative directly below the formula it
+// belongs to. Which gates there are and what they see is in spec.h; how the pre-activations come
+// about is in tile.h.
 #ifndef TIDEGATE_KERNELS_CELLS_H_
 #define TIDEGATE_KERNELS_CELLS_H_
 
@@ -50,7 +51,8 @@ inline void store_h(const PhaseCall<T>& call, Place<T> at, Vec<T> h) {
   if (call.y) store_partial<T>(call.y[at.row] + at.unit, h, at.lanes);
 }
 
-// LSTM (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000; peepholes of Gers and Schmidhuber 2000):
+// LSTM (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000; peepholes of Gers and
+// Schmidhuber 2000):
 //   i = sigmoid(a_i + w_i*c)   f = sigmoid(a_f + w_f*c)   g = tanh(a_g)
 //   c' = f*c + i*g             o = sigmoid(a_o + w_o*c')  h' = o*tanh(c')
 // with w = 0 where there are no peepholes.
@@ -129,8 +131,8 @@ struct Lstm {
 
 // The GRU's state (Cho et al. 2014), with update_gate="carry":
 //   h' = z*h + (1-z)*n
-// "write", h' = (1-z)*h + z*n, is the same with the sign of a_z turned, since 1 - sigmoid(a) = sigmoid(-a): its weights
-// are negated when they are packed.
+// "write", h' = (1-z)*h + z*n, is the same with the sign of a_z turned, since 1 - sigmoid(a) =
+// sigmoid(-a): its weights are negated when they are packed.
 template <class T>
 inline Vec<T> gru_state(Vec<T> z, Vec<T> n, Vec<T> h_prev) {
   return fma(z, h_prev, (broadcast<T>(1) - z) * n);
@@ -146,7 +148,8 @@ inline GruStateGradient<T> gru_state_backward(Vec<T> dh, Vec<T> z, Vec<T> n, Vec
 }
 
 // GRU, reset gate after the product:
-//   r = sigmoid(a_r)   z = sigmoid(a_z)   q = U_n h + b_hn   n = tanh(a_n + r*q), a_n = W_n x + b_in
+//   r = sigmoid(a_r)   z = sigmoid(a_z)   q = U_n h + b_hn   n = tanh(a_n + r*q), a_n = W_n x +
+//   b_in
 struct GruAfter {
   static constexpr PhaseSpec spec = phase_spec(kGruAfter);
   enum Gate { kN, kR, kZ, kQ };

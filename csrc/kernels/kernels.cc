@@ -1,5 +1,6 @@
-// The kernels, compiled once for each ISA. Everything in this folder has internal linkage but the one table below, so
-// that the linker cannot pick one ISA's copy of a function for another's machine.
+// The kernels, compiled once for each ISA. Everything in this folder has internal linkage but the
+// one table below, so that the linker cannot pick one ISA's copy of a function for another's
+// machine.
 #include "kernels/cells.h"
 #include "kernels/limits.h"
 #include "kernels/math.h"
@@ -26,7 +27,8 @@ void backward(const BackwardCall<T>& call) {
   for (Index row = 0; row < call.rows; ++row) {
     for (Index slice = call.slice_begin; slice < call.slice_end; ++slice) {
       const Index unit = slice * kWidth;
-      Phase::template backward<T>(call, {row, unit, static_cast<int>(min_of(call.units - unit, kWidth))});
+      Phase::template backward<T>(call,
+                                  {row, unit, static_cast<int>(min_of(call.units - unit, kWidth))});
     }
   }
 }
@@ -38,8 +40,8 @@ constexpr Kernels<T> kernels() {
       .outer_scratch = OuterShape<T>::kScratch,
       .phase = {phase<Lstm<false>, T>, phase<Lstm<true>, T>, phase<GruAfter, T>, phase<GruGates, T>,
                 phase<GruCandidate, T>, phase<Linear, T>},
-      .backward = {backward<Lstm<false>, T>, backward<Lstm<true>, T>, backward<GruAfter, T>, backward<GruGates, T>,
-                   backward<GruCandidate, T>, nullptr},
+      .backward = {backward<Lstm<false>, T>, backward<Lstm<true>, T>, backward<GruAfter, T>,
+                   backward<GruGates, T>, backward<GruCandidate, T>, nullptr},
       .outer = outer<T>,
       .sum_rows = sum_rows<T>,
       .add_rows = add_rows<T>,

@@ -1,5 +1,5 @@
-// What the machine can do at best: fused multiply-adds without memory, and reading memory without arithmetic. Figures of
-// speed are held against these.
+// What the machine can do at best: fused multiply-adds without memory, and reading memory without
+// arithmetic. Figures of speed are held against these.
 #ifndef TIDEGATE_KERNELS_LIMITS_H_
 #define TIDEGATE_KERNELS_LIMITS_H_
 
@@ -50,7 +50,8 @@ T read_all(const T* data, Index count) {
   for (int i = 0; i < kReadChains; ++i) chains[i] = zero<T>();
   for (Index j = 0; j + kStep <= count; j += kStep) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kReadChains; ++i) chains[i] = chains[i] + load<T>(data + j + i * Vec<T>::width);
+    for (int i = 0; i < kReadChains; ++i)
+      chains[i] = chains[i] + load<T>(data + j + i * Vec<T>::width);
   }
   return sum_of(chains);
 }

@@ -1,5 +1,6 @@
-// What differs between cells, as data: gates, which of them see x or h, and the phases of a step. Plain types: no
-// formulas (cells.h), no SIMD. The gate order in memory is written here and nowhere else.
+// What differs between cells, as data: gates, which of them see x or h, and the phases of a step.
+// Plain types: no formulas (cells.h), no SIMD. The gate order in memory is written here and nowhere
+// else.
 #ifndef TIDEGATE_KERNELS_SPEC_H_
 #define TIDEGATE_KERNELS_SPEC_H_
 
@@ -13,7 +14,8 @@ struct Window {
   constexpr int end() const { return first + count; }
 };
 
-// One gate: its name, and its block of rows in weight_ih and weight_hh (-1: it does not see that operand).
+// One gate: its name, and its block of rows in weight_ih and weight_hh (-1: it does not see that
+// operand).
 struct GateSpec {
   char name;
   int x_block;
@@ -29,8 +31,9 @@ enum class Operand {
 // The kernels of a step. `linear` is a plain product: projections, and gradients by an operand.
 enum PhaseKind { kLstm, kLstmPeephole, kGruAfter, kGruGates, kGruCandidate, kLinear, kPhaseKinds };
 
-// A phase is what can be computed without another thread's results. It has an accumulator for each of its gates; x and
-// h are the windows, within it, of those that see x and those that see the operand.
+// A phase is what can be computed without another thread's results. It has an accumulator for each
+// of its gates; x and h are the windows, within it, of those that see x and those that see the
+// operand.
 struct PhaseSpec {
   PhaseKind kind;
   Window gates;  // of the cell
@@ -69,16 +72,13 @@ constexpr PhaseSpec phase_spec(PhaseKind kind) {
 }
 
 constexpr CellSpec lstm_spec(bool peephole) {
-  return {4,
-          {{'i', 0, 0}, {'f', 1, 1}, {'g', 2, 2}, {'o', 3, 3}},
-          {0, 4},
-          1,
-          {phase_spec(peephole ? kLstmPeephole : kLstm)},
-          true,
+  return {4,    {{'i', 0, 0}, {'f', 1, 1}, {'g', 2, 2}, {'o', 3, 3}}, {0, 4},
+          1,    {phase_spec(peephole ? kLstmPeephole : kLstm)},       true,
           false};
 }
 
-// n and q = U_n h + b_hn stand at the ends, so that the gates that see x and those that see h are windows.
+// n and q = U_n h + b_hn stand at the ends, so that the gates that see x and those that see h are
+// windows.
 constexpr CellSpec gru_after_spec() {
   return {4,
           {{'n', 2, -1}, {'r', 0, 0}, {'z', 1, 1}, {'q', -1, 2}},

@@ -1,9 +1,10 @@
-// The border between the core and the kernels: a table of function pointers on plain types, one for each ISA. No SIMD
-// type crosses it.
+// The border between the core and the kernels: a table of function pointers on plain types, one for
+// each ISA. No SIMD type crosses it.
 //
-// Units (hidden units, or outputs of a product) are cut into slices of `width`, one vector each, and padded with zeros
-// to whole slices. A panel holds weights as [slice][k][gate][width]: all gates of a slice's units side by side, so that
-// a tile's accumulators are complete when its k loop ends and the cell runs on registers.
+// Units (hidden units, or outputs of a product) are cut into slices of `width`, one vector each,
+// and padded with zeros to whole slices. A panel holds weights as [slice][k][gate][width]: all
+// gates of a slice's units side by side, so that a tile's accumulators are complete when its k loop
+// ends and the cell runs on registers.
 #ifndef TIDEGATE_KERNELS_TABLE_H_
 #define TIDEGATE_KERNELS_TABLE_H_
 
@@ -35,9 +36,10 @@ struct Product {
   const T* panel = nullptr;
 };
 
-// One phase of a step, for some rows and slices. Accumulators begin at the bias, or where an earlier call left them
-// (resume); then x by ascending k, then h by ascending k, each one fused multiply-add; then the cell (finish), or they
-// are left in `accumulators`. Rows of buffers marked * are padded to whole slices.
+// One phase of a step, for some rows and slices. Accumulators begin at the bias, or where an
+// earlier call left them (resume); then x by ascending k, then h by ascending k, each one fused
+// multiply-add; then the cell (finish), or they are left in `accumulators`. Rows of buffers marked
+// * are padded to whole slices.
 template <class T>
 struct PhaseCall {
   Index rows = 0;
@@ -56,16 +58,16 @@ struct PhaseCall {
   bool finish = true;
 
   // The cell's, read or written by `finish` alone.
-  Rows<const T> h_prev;          // *
-  Rows<const T> c_prev;          // *
-  Rows<T> h_next;                // * h, or before a projection o * tanh(c); for kLinear may be absent
-  Rows<T> c_next;                // *
-  Rows<T> y;                     // h once more, without padding; may be absent
-  Rows<T> saved;                 // * [gate of the cell][unit]: activated gates for backward; may be absent
-  Index saved_gate_stride = 0;   //
-  const T* peephole = nullptr;   // [slice][i f o][width]
-  Rows<T> reset_h;               // * r * h_prev: written by kGruGates, the operand of kGruCandidate
-  Rows<T> z;                     // * from kGruGates to kGruCandidate
+  Rows<const T> h_prev;  // *
+  Rows<const T> c_prev;  // *
+  Rows<T> h_next;        // * h, or before a projection o * tanh(c); for kLinear may be absent
+  Rows<T> c_next;        // *
+  Rows<T> y;             // h once more, without padding; may be absent
+  Rows<T> saved;         // * [gate of the cell][unit]: activated gates for backward; may be absent
+  Index saved_gate_stride = 0;  //
+  const T* peephole = nullptr;  // [slice][i f o][width]
+  Rows<T> reset_h;              // * r * h_prev: written by kGruGates, the operand of kGruCandidate
+  Rows<T> z;                    // * from kGruGates to kGruCandidate
 };
 
 // The derivative of a phase's `finish`, for some rows and slices.
@@ -85,7 +87,8 @@ struct BackwardCall {
 
   Rows<T> dh;  // * in: by h. Out, where the cell has a direct path: by h_prev along it
   Rows<T> dc;  // * in: by c. Out: by c_prev
-  Rows<T> dgates;  // [gate of the cell][unit] by the pre-activations, dense: no padding between gates
+  Rows<T>
+      dgates;  // [gate of the cell][unit] by the pre-activations, dense: no padding between gates
 
   Rows<T> cell_output;     // * o * tanh(c), for the projection's gradient; may be absent
   Rows<T> dpeephole;       // [i f o][unit] dense: this row's part of the peephole gradient
@@ -102,7 +105,7 @@ struct OuterCall {
   Rows<const T> right;
   Index right_columns = 0;  // n
   Rows<T> result;
-  bool resume = false;  // add to what is there
+  bool resume = false;   // add to what is there
   T* scratch = nullptr;  // Kernels::outer_scratch elements
 };
 
@@ -119,8 +122,9 @@ struct Kernels {
   // to[r][j] += from[r][j] for j < columns.
   void (*add_rows)(Rows<const T> from, Rows<T> to, Index count, Index columns);
 
-  // The machine's limits: `rounds` of independent fused multiply-adds, of so many flops each, and a read of `count`
-  // elements (but a last part of a few vectors). What they return only keeps them from being optimised away.
+  // The machine's limits: `rounds` of independent fused multiply-adds, of so many flops each, and a
+  // read of `count` elements (but a last part of a few vectors). What they return only keeps them
+  // from being optimised away.
   Index fma_round_flops;
   T (*fma_rounds)(Index rounds);
   T (*read_all)(const T* data, Index count);

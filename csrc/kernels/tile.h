@@ -1,8 +1,10 @@
-// The tile: products of a few rows with a few slices of panels, with a phase's cell as its epilogue, and the loops that
-// cut a PhaseCall or an OuterCall into tiles. No formula of a cell is in here.
+// The tile: products of a few rows with a few slices of panels, with a phase's cell as its
+// epilogue, and the loops that cut a PhaseCall or an OuterCall into tiles. No formula of a cell is
+// in here.
 //
-// One rule keeps the bits the same however the work is cut: an output element is one accumulator, and receives its
-// products one by one, k ascending. Cutting k spills that accumulator and loads it again; it never adds partial sums.
+// One rule keeps the bits the same however the work is cut: an output element is one accumulator,
+// and receives its products one by one, k ascending. Cutting k spills that accumulator and loads it
+// again; it never adds partial sums.
 #ifndef TIDEGATE_KERNELS_TILE_H_
 #define TIDEGATE_KERNELS_TILE_H_
 
@@ -12,8 +14,9 @@
 namespace tidegate {
 namespace {
 
-// Accumulators held in registers. With R rows and C vectors of a panel, a k step needs R + 1 registers more, and its
-// R * C fused multiply-adds need at least 8 independent chains (latency 4, two a cycle).
+// Accumulators held in registers. With R rows and C vectors of a panel, a k step needs R + 1
+// registers more, and its R * C fused multiply-adds need at least 8 independent chains (latency 4,
+// two a cycle).
 #if defined(TIDEGATE_ISA_AVX512) || defined(TIDEGATE_ISA_NEON)
 constexpr int kAccumulators = 24;  // of 32
 #else
@@ -25,7 +28,8 @@ constexpr Index kPanelBlockBytes = 16 * 1024;
 
 constexpr Index min_of(Index a, Index b) { return a < b ? a : b; }
 
-// How a tile of `Gates` accumulators a unit is shaped: many rows and few slices, or one row and many slices.
+// How a tile of `Gates` accumulators a unit is shaped: many rows and few slices, or one row and
+// many slices.
 template <int Gates>
 struct TileShape {
   static constexpr int kSlices = Gates >= 4 ? 1 : 4 / Gates;
@@ -42,7 +46,8 @@ inline __attribute__((always_inline)) void with_constant(int n, F&& f) {
   f.template operator()<Max>();
 }
 
-// The same for the largest of Max, its half (rounded up), and so on to 1, that is not above n: fewer shapes to compile.
+// The same for the largest of Max, its half (rounded up), and so on to 1, that is not above n:
+// fewer shapes to compile.
 template <int Max, class F>
 inline __attribute__((always_inline)) int with_halved_constant(Index n, F&& f) {
   if constexpr (Max > 1) {
@@ -52,8 +57,8 @@ inline __attribute__((always_inline)) int with_halved_constant(Index n, F&& f) {
   return Max;
 }
 
-// Rows of the next tile: full tiles, but never a last one of a single row beside others, whose few chains would wait
-// for each other.
+// Rows of the next tile: full tiles, but never a last one of a single row beside others, whose few
+// chains would wait for each other.
 template <int Max>
 inline int tile_rows(Index left) {
   if (left == Max + 1 && Max > 1) return (Max + 1) / 2;
@@ -62,8 +67,10 @@ inline int tile_rows(Index left) {
 
 // accumulators[r][s][First + g] += a[r][k] * panel[s][k][g], k ascending.
 template <int First, int Count, class T, int R, int S, int A>
-inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S][A], const T* const (&a)[R],
-                                                    Index k_stride, const T* panel, Index slice_stride, Index depth) {
+inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S][A],
+                                                    const T* const (&a)[R], Index k_stride,
+                                                    const T* panel, Index slice_stride,
+                                                    Index depth) {
   constexpr int kWidth = Vec<T>::width;
   const T* row[R];
 #pragma GCC unroll 8
@@ -97,25 +104,27 @@ struct DepthBlock {
   bool first, last;
 };
 
-// The epilogue of a tile: the cell, for each of its rows and slices. Not inlined, so that a cell is compiled once and not
-// for each shape of tile.
+// The epilogue of a tile: the cell, for each of its rows and slices. Not inlined, so that a cell is
+// compiled once and not for each shape of tile.
 template <class Phase, class T>
-__attribute__((noinline)) void finish_tile(const PhaseCall<T>& call, const Vec<T> (*accumulators)[Phase::spec.gates.count],
+__attribute__((noinline)) void finish_tile(const PhaseCall<T>& call,
+                                           const Vec<T> (*accumulators)[Phase::spec.gates.count],
                                            int rows, int slices, Index row, Index slice) {
   constexpr int kWidth = Vec<T>::width;
   for (int r = 0; r < rows; ++r) {
     for (int s = 0; s < slices; ++s) {
       const Index unit = (slice + s) * kWidth;
-      Phase::template finish<T>(call, *accumulators++,
-                                {row + r, unit, static_cast<int>(min_of(call.units - unit, kWidth))});
+      Phase::template finish<T>(
+          call, *accumulators++,
+          {row + r, unit, static_cast<int>(min_of(call.units - unit, kWidth))});
     }
   }
 }
 
 // One tile of a phase: R rows from `row` on, S slices from `slice` on.
 template <class Phase, class T, int R, int S>
-inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row, Index slice,
-                                                      const DepthBlock& block) {
+inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row,
+                                                      Index slice, const DepthBlock& block) {
   constexpr int kWidth = Vec<T>::width;
   constexpr PhaseSpec kSpec = Phase::spec;
   constexpr int kGates = kSpec.gates.count;
@@ -126,7 +135,8 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
     for (int s = 0; s < S; ++s) {
 #pragma GCC unroll 4
       for (int g = 0; g < kGates; ++g) {
-        const Vec<T> start = call.bias ? load<T>(call.bias + ((slice + s) * kGates + g) * kWidth) : zero<T>();
+        const Vec<T> start =
+            call.bias ? load<T>(call.bias + ((slice + s) * kGates + g) * kWidth) : zero<T>();
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) accumulators[r][s][g] = start;
       }
@@ -150,7 +160,8 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) a[r] = call.x.rows[row + r] + block.x_begin;
     multiply<kSpec.x.first, kSpec.x.count>(
-        accumulators, a, 1, call.x.panel + slice * slice_stride + block.x_begin * kSpec.x.count * kWidth, slice_stride,
+        accumulators, a, 1,
+        call.x.panel + slice * slice_stride + block.x_begin * kSpec.x.count * kWidth, slice_stride,
         block.x_end - block.x_begin);
   }
   if constexpr (kSpec.h.count > 0) {
@@ -159,7 +170,8 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) a[r] = call.h.rows[row + r] + block.h_begin;
       multiply<kSpec.h.first, kSpec.h.count>(
-          accumulators, a, 1, call.h.panel + slice * slice_stride + block.h_begin * kSpec.h.count * kWidth,
+          accumulators, a, 1,
+          call.h.panel + slice * slice_stride + block.h_begin * kSpec.h.count * kWidth,
           slice_stride, block.h_end - block.h_begin);
     }
   }
@@ -192,17 +204,19 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
 
 // Tiles over slices [begin, end) with S at a time, for `Rows` rows at a time.
 template <class Phase, class T, int Rows, int Slices>
-__attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice, Index slice_end, const DepthBlock& block) {
+__attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice, Index slice_end,
+                                           const DepthBlock& block) {
   while (slice < slice_end) {
-    slice += with_halved_constant<Slices>(slice_end - slice, [&]<int S>() __attribute__((always_inline)) {
-      for (Index row = 0; row < call.rows;) {
-        const int rows = tile_rows<Rows>(call.rows - row);
-        with_constant<Rows>(rows, [&]<int R>() __attribute__((always_inline)) {
-          phase_tile<Phase, T, R, S>(call, row, slice, block);
+    slice += with_halved_constant<Slices>(
+        slice_end - slice, [&]<int S>() __attribute__((always_inline)) {
+          for (Index row = 0; row < call.rows;) {
+            const int rows = tile_rows<Rows>(call.rows - row);
+            with_constant<Rows>(rows, [&]<int R>() __attribute__((always_inline)) {
+              phase_tile<Phase, T, R, S>(call, row, slice, block);
+            });
+            row += rows;
+          }
         });
-        row += rows;
-      }
-    });
   }
 }
 
@@ -216,13 +230,13 @@ void phase(const PhaseCall<T>& call) {
     return;
   }
   if (call.rows <= Shape::kRows) {
-    phase_sweep<Phase, T, Shape::kRows, Shape::kSlices>(call, call.slice_begin, call.slice_end,
-                                                        {0, call.x.depth, 0, call.h.depth, true, true});
+    phase_sweep<Phase, T, Shape::kRows, Shape::kSlices>(
+        call, call.slice_begin, call.slice_end, {0, call.x.depth, 0, call.h.depth, true, true});
     return;
   }
   // All rows pass over one block of a panel before the next is touched.
-  constexpr Index kBlock =
-      kPanelBlockBytes / (Shape::kSlices * kSpec.gates.count * Vec<T>::width * static_cast<Index>(sizeof(T)));
+  constexpr Index kBlock = kPanelBlockBytes / (Shape::kSlices * kSpec.gates.count * Vec<T>::width *
+                                               static_cast<Index>(sizeof(T)));
   const Index depth = call.x.depth + call.h.depth;
   const Index blocks = depth > kBlock ? (depth + kBlock - 1) / kBlock : 1;
   for (Index slice = call.slice_begin; slice < call.slice_end; slice += Shape::kSlices) {
@@ -241,21 +255,22 @@ void phase(const PhaseCall<T>& call) {
 
 // ---- Weight gradients: the depth is the rows of all steps, both operands are packed on the fly.
 
-constexpr Index kOuterDepth = 128;  // rows packed at once: a block of `right`'s panel is kPanelBlockBytes
-constexpr Index kOuterLeft = 384;   // columns of `left` packed at once: 192 KiB of float, in L2
+constexpr Index kOuterDepth =
+    128;  // rows packed at once: a block of `right`'s panel is kPanelBlockBytes
+constexpr Index kOuterLeft = 384;  // columns of `left` packed at once: 192 KiB of float, in L2
 
 template <class T>
 struct OuterShape {
   static constexpr int kColumns = TileShape<1>::kSlices;  // vectors of `right`
   static constexpr int kRows = TileShape<1>::kRows;
-  static constexpr Index kScratch =
-      kOuterDepth * (kOuterLeft + kRows + kColumns * Vec<T>::width);
+  static constexpr Index kScratch = kOuterDepth * (kOuterLeft + kRows + kColumns * Vec<T>::width);
 };
 
 // R columns of `left` by S vectors of `right`; the last vector has `lanes` columns.
 template <class T, int R, int S>
-inline __attribute__((always_inline)) void outer_tile(const T* left, const T* right, Index depth, Rows<T> result,
-                                                      Index row, Index column, Index columns, bool resume) {
+inline __attribute__((always_inline)) void outer_tile(const T* left, const T* right, Index depth,
+                                                      Rows<T> result, Index row, Index column,
+                                                      Index columns, bool resume) {
   constexpr int kWidth = Vec<T>::width;
   Vec<T> accumulators[R][S][1];
   const T* a[R];
@@ -285,7 +300,7 @@ void outer(const OuterCall<T>& call) {
   constexpr int kWidth = Vec<T>::width;
   constexpr int kRows = OuterShape<T>::kRows;
   constexpr int kColumns = OuterShape<T>::kColumns;
-  T* const packed_left = call.scratch;                                       // [tile][k][row of the tile]
+  T* const packed_left = call.scratch;  // [tile][k][row of the tile]
   T* const packed_right = packed_left + kOuterDepth * (kOuterLeft + kRows);  // [slice][k][width]
 
   for (Index k0 = 0; k0 < call.depth || k0 == 0; k0 += kOuterDepth) {
@@ -297,7 +312,8 @@ void outer(const OuterCall<T>& call) {
       for (Index m = m0; m < m1;) {
         const int rows = tile_rows<kRows>(m1 - m);
         with_constant<kRows>(rows, [&]<int R>() __attribute__((always_inline)) {
-          for (Index k = 0; k < depth; ++k) __builtin_memcpy(to + k * R, call.left[k0 + k] + m, R * sizeof(T));
+          for (Index k = 0; k < depth; ++k)
+            __builtin_memcpy(to + k * R, call.left[k0 + k] + m, R * sizeof(T));
         });
         to += depth * rows;
         m += rows;
@@ -305,24 +321,29 @@ void outer(const OuterCall<T>& call) {
       for (Index column = 0; column < call.right_columns;) {
         const Index left_over = call.right_columns - column;
         const Index slices = (left_over + kWidth - 1) / kWidth;
-        column += kWidth * with_halved_constant<kColumns>(slices, [&]<int S>() __attribute__((always_inline)) {
-          const int last_lanes = static_cast<int>(min_of(left_over - (S - 1) * kWidth, kWidth));
-          for (Index k = 0; k < depth; ++k) {
-            const T* from = call.right[k0 + k] + column;
+        column +=
+            kWidth *
+            with_halved_constant<kColumns>(slices, [&]<int S>() __attribute__((always_inline)) {
+              const int last_lanes = static_cast<int>(min_of(left_over - (S - 1) * kWidth, kWidth));
+              for (Index k = 0; k < depth; ++k) {
+                const T* from = call.right[k0 + k] + column;
 #pragma GCC unroll 4
-            for (int s = 0; s + 1 < S; ++s) store(packed_right + (s * depth + k) * kWidth, load<T>(from + s * kWidth));
-            store(packed_right + ((S - 1) * depth + k) * kWidth, load_partial<T>(from + (S - 1) * kWidth, last_lanes));
-          }
-          const T* left = packed_left;
-          for (Index m = m0; m < m1;) {
-            const int rows = tile_rows<kRows>(m1 - m);
-            with_constant<kRows>(rows, [&]<int R>() __attribute__((always_inline)) {
-              outer_tile<T, R, S>(left, packed_right, depth, call.result, m, column, call.right_columns, resume);
+                for (int s = 0; s + 1 < S; ++s)
+                  store(packed_right + (s * depth + k) * kWidth, load<T>(from + s * kWidth));
+                store(packed_right + ((S - 1) * depth + k) * kWidth,
+                      load_partial<T>(from + (S - 1) * kWidth, last_lanes));
+              }
+              const T* left = packed_left;
+              for (Index m = m0; m < m1;) {
+                const int rows = tile_rows<kRows>(m1 - m);
+                with_constant<kRows>(rows, [&]<int R>() __attribute__((always_inline)) {
+                  outer_tile<T, R, S>(left, packed_right, depth, call.result, m, column,
+                                      call.right_columns, resume);
+                });
+                left += depth * rows;
+                m += rows;
+              }
             });
-            left += depth * rows;
-            m += rows;
-          }
-        });
       }
     }
   }

@@ -19,7 +19,8 @@ enum class UpdateGate {
   write,  // h' = (1-z)*h + z*n  (Chung et al. 2014)
 };
 
-// A stack of recurrent layers. Names, shapes and defaults are those of torch.nn.LSTM and torch.nn.GRU.
+// A stack of recurrent layers. Names, shapes and defaults are those of torch.nn.LSTM and
+// torch.nn.GRU.
 struct Config {
   CellKind cell = CellKind::lstm;
   Index input_size = 0;
@@ -32,7 +33,8 @@ struct Config {
   Index proj_size = 0;    // LSTM: h = weight_hr * (o * tanh(c)), of this size; 0 is none
   bool peephole = false;  // LSTM: i and f see c, o sees c'
 
-  bool reset_after = true;  // GRU: r multiplies U_n h + b_hn (true), or h before the product (false)
+  bool reset_after =
+      true;  // GRU: r multiplies U_n h + b_hn (true), or h before the product (false)
   UpdateGate update_gate = UpdateGate::carry;  // GRU
 
   Index num_directions() const { return bidirectional ? 2 : 1; }
@@ -57,8 +59,8 @@ struct Parameter {
   Index size() const { return rows * (columns > 0 ? columns : 1); }
 };
 
-// All parameters in the order of the flat vector: by layer, then direction, then weight_ih, weight_hh,
-// bias_ih, bias_hh, weight_hr, weight_peephole.
+// All parameters in the order of the flat vector: by layer, then direction, then weight_ih,
+// weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole.
 std::vector<Parameter> parameters(const Config& config);
 
 }  // namespace tidegate

@@ -1,6 +1,7 @@
-// Running and training a network: Model (parameters), Tape (what backward needs), Stream (live input).
-// float and double are instantiated in the library. Every function throws std::invalid_argument, naming
-// the argument, before anything is written; std::length_error or std::bad_alloc when memory cannot hold it.
+// Running and training a network: Model (parameters), Tape (what backward needs), Stream (live
+// input). float and double are instantiated in the library. Every function throws
+// std::invalid_argument, naming the argument, before anything is written; std::length_error or
+// std::bad_alloc when memory cannot hold it.
 #ifndef TIDEGATE_MODEL_H_
 #define TIDEGATE_MODEL_H_
 
@@ -12,15 +13,16 @@
 
 namespace tidegate {
 
-// What a call reads. S is the size of h (hidden_size, or proj_size), H hidden_size, L*D layers times
-// directions, layer-major. Sequences are time-major whatever the caller's layout: strides express it.
+// What a call reads. S is the size of h (hidden_size, or proj_size), H hidden_size, L*D layers
+// times directions, layer-major. Sequences are time-major whatever the caller's layout: strides
+// express it.
 template <class T>
 struct Inputs {
   View<const T> x;                 // (T, N, I)
   View<const T> h_0;               // (L*D, N, S); not given: zeros
   View<const T> c_0;               // (L*D, N, H), LSTM; not given: zeros
   const Index* lengths = nullptr;  // N valid lengths in 0..T; null: all T. Padding is never read.
-  MaskView reset;                  // (T, N): a boundary between t-1 and t; no state or gradient crosses it
+  MaskView reset;  // (T, N): a boundary between t-1 and t; no state or gradient crosses it
   // Training with dropout: what each layer's output but the last's is multiplied by, dense
   // (L-1, T, N, D*S). Null: none.
   const T* dropout_scale = nullptr;
@@ -39,7 +41,8 @@ class Model;
 template <class T>
 class Tape;
 
-// Gradients of a scalar by what the call returned; absent ones are zero. Padded steps of y are not read.
+// Gradients of a scalar by what the call returned; absent ones are zero. Padded steps of y are not
+// read.
 template <class T>
 struct OutputGradients {
   View<const T> y;    // (T, N, D*S)
@@ -56,8 +59,9 @@ struct InputGradients {
   T* parameters = nullptr;  // as Model::parameters()
 };
 
-// What a training call kept: activated gates, states, its inputs (copied), and the weights' snapshot. It outlives
-// changes of the parameters and of every array that the caller passed, and may be used any number of times, from any thread.
+// What a training call kept: activated gates, states, its inputs (copied), and the weights'
+// snapshot. It outlives changes of the parameters and of every array that the caller passed, and
+// may be used any number of times, from any thread.
 template <class T>
 class Tape {
  public:
@@ -69,9 +73,10 @@ class Tape {
   Index steps() const;  // T
   Index batch() const;  // N
   // Gradients have the same bits whatever num_threads (0: the setting in force).
-  void backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs, int num_threads = 0) const;
-  // Copies one saved quantity of a layer's direction to (T, N, H), zero at padded steps: "i" "f" "g" "o" "c" (LSTM),
-  // "r" "z" "n" (GRU), or "h" ((T, N, S)).
+  void backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
+                int num_threads = 0) const;
+  // Copies one saved quantity of a layer's direction to (T, N, H), zero at padded steps: "i" "f"
+  // "g" "o" "c" (LSTM), "r" "z" "n" (GRU), or "h" ((T, N, S)).
   void saved(Index layer, bool reverse, const std::string& name, const View<T>& destination) const;
 
   struct Impl;
@@ -82,8 +87,8 @@ class Tape {
   std::unique_ptr<Impl> impl_;
 };
 
-// The parameters of a network. Immutable while running: any number of threads may call one model at once, and a
-// write takes effect for the calls that begin after it.
+// The parameters of a network. Immutable while running: any number of threads may call one model at
+// once, and a write takes effect for the calls that begin after it.
 template <class T>
 class Model {
  public:
@@ -100,7 +105,8 @@ class Model {
   // Inference: keeps nothing. num_threads 0: the setting in force.
   void run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0) const;
   // Training: the same results, and the tape that backward needs.
-  std::unique_ptr<Tape<T>> record(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0) const;
+  std::unique_ptr<Tape<T>> record(const Inputs<T>& inputs, const Outputs<T>& outputs,
+                                  int num_threads = 0) const;
 
   struct Impl;
 
@@ -110,25 +116,27 @@ class Model {
   std::unique_ptr<Impl> impl_;
 };
 
-// A batch of live sequences whose states stay inside. One thread at a time; streams of one model are independent.
-// Steps equal a whole call bit for bit. New parameters are taken at the next step.
+// A batch of live sequences whose states stay inside. One thread at a time; streams of one model
+// are independent. Steps equal a whole call bit for bit. New parameters are taken at the next step.
 template <class T>
 class Stream {
  public:
-  Stream(std::shared_ptr<const Model<T>> model, Index batch);  // refuses two-directional and reverse models
+  Stream(std::shared_ptr<const Model<T>> model,
+         Index batch);  // refuses two-directional and reverse models
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   const Config& config() const;
   Index batch() const;
-  // x (batch, I) -> y (batch, S), row strides in elements. Allocates nothing unless the parameters changed.
+  // x (batch, I) -> y (batch, S), row strides in elements. Allocates nothing unless the parameters
+  // changed.
   void step(const T* x, Index x_stride, T* y, Index y_stride, int num_threads = 0);
   // x (T, batch, I) -> y (T, batch, S).
   void run(const View<const T>& x, const View<T>& y, int num_threads = 0);
-  void reset();  // the state becomes zero
-  T* h();        // (L, batch, S) contiguous, live
-  T* c();        // (L, batch, H) contiguous, live; null for GRU
+  void reset();              // the state becomes zero
+  T* h();                    // (L, batch, S) contiguous, live
+  T* c();                    // (L, batch, H) contiguous, live; null for GRU
   double step_cost() const;  // estimated nanoseconds of one step on one thread
 
   struct Impl;

@@ -37,7 +37,8 @@ template <class T>
 View<const T> constant(const View<T>& v) {
   View<const T> c;
   c.data = v.data;
-  for (int axis = 0; axis < 3; ++axis) c.shape[axis] = v.shape[axis], c.stride[axis] = v.stride[axis];
+  for (int axis = 0; axis < 3; ++axis)
+    c.shape[axis] = v.shape[axis], c.stride[axis] = v.stride[axis];
   c.given = v.given;
   return c;
 }
