@@ -16,8 +16,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+
 import tidegate as tg
 from tidegate import _core
 
@@ -42,10 +44,9 @@ STEPS_A_ROUND = 200
 
 def cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
     except OSError:
         pass
     return platform.processor() or platform.machine()
@@ -120,9 +121,8 @@ def main() -> None:
     print(f"{'':>6}{'I':>5}{'H':>5}{'N':>4}{'T':>5}{'forward':>11}{'GFLOP/s':>9}{'peak':>6}"
           f"{'fwd+bwd':>12}{'GFLOP/s':>9}{'peak':>6}")  # fmt: skip
     for shape, flops, *_ in sequences:
-        row = f"{shape[0]:>6}" + "".join(
-            f"{n:>{w}}" for n, w in zip(shape[1:], (5, 5, 4, 5), strict=True)
-        )
+        sizes = zip(shape[1:], (5, 5, 4, 5), strict=True)
+        row = f"{shape[0]:>6}" + "".join(f"{size:>{width}}" for size, width in sizes)
         # Backward has two products (by the input and by the weight) for each one of forward.
         for what, work in (("forward", flops), ("train", 3 * flops)):
             took = statistics.median(times[shape, what])

@@ -64,7 +64,7 @@ struct PhaseCall {
   Rows<T> c_next;        // *
   Rows<T> y;             // h once more, without padding; may be absent
   Rows<T> saved;         // * [gate of the cell][unit]: activated gates for backward; may be absent
-  Index saved_gate_stride = 0;  //
+  Index saved_gate_stride = 0;
   const T* peephole = nullptr;  // [slice][i f o][width]
   Rows<T> reset_h;              // * r * h_prev: written by kGruGates, the operand of kGruCandidate
   Rows<T> z;                    // * from kGruGates to kGruCandidate
@@ -85,10 +85,9 @@ struct BackwardCall {
   Rows<const T> c_next;  // *
   const T* peephole = nullptr;
 
-  Rows<T> dh;  // * in: by h. Out, where the cell has a direct path: by h_prev along it
-  Rows<T> dc;  // * in: by c. Out: by c_prev
-  Rows<T>
-      dgates;  // [gate of the cell][unit] by the pre-activations, dense: no padding between gates
+  Rows<T> dh;      // * in: by h. Out, where the cell has a direct path: by h_prev along it
+  Rows<T> dc;      // * in: by c. Out: by c_prev
+  Rows<T> dgates;  // [gate of the cell][unit], without padding: by the pre-activations
 
   Rows<T> cell_output;     // * o * tanh(c), for the projection's gradient; may be absent
   Rows<T> dpeephole;       // [i f o][unit] dense: this row's part of the peephole gradient
