@@ -2,11 +2,11 @@
 
     python bench/speed.py [--threads N] [--rounds N]
 
-For each shape: the time of an inference call and of forward + backward (all gradients), GFLOP/s, and
-per cent of the FMA peak of as many cores, measured in the same run by a loop of fused multiply-adds on
-registers. Then the time of `stream.step(x, out=y)` at batch 1 from Python. Times are medians over
-rounds; the shapes take turns, so that a machine that changes speed does so for all. Parameters stay as
-they are, so packing them is not in the times.
+For each shape: the time of an inference call and of forward + backward (all gradients), GFLOP/s,
+and per cent of the FMA peak of as many cores, measured in the same run by a loop of fused
+multiply-adds on registers. Then the time of `stream.step(x, out=y)` at batch 1 from Python. Times
+are medians over rounds; the shapes take turns, so that a machine that changes speed does so for
+all. Parameters stay as they are, so packing them is not in the times.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def main() -> None:
         for what, work in (("forward", flops), ("train", 3 * flops)):
             took = statistics.median(times[shape, what])
             rate = work / took / 1e9
-            row += f"{took * 1e3:>{9 if what == 'forward' else 10}.3f}ms{rate:>8.1f} {rate / peak:>5.0%}"
+            width = 9 if what == "forward" else 10
+            row += f"{took * 1e3:>{width}.3f}ms{rate:>8.1f} {rate / peak:>5.0%}"
         print(row)
     print("\nstream.step(x, out=y), batch 1, I = H")
     for cell in ("LSTM", "GRU"):
