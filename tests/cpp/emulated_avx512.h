@@ -1,9 +1,9 @@
 // AVX-512 for machines that lack it: what kernels/vec_avx512.h uses, emulated on AVX2 with FMA.
 // Included ahead of a kernel test (-include); no test of its own.
 //
-// SIMDe puts functions of its own in the place of intrinsics. The masked accesses, which its
-// release 0.7.4 lacks, are written out here. An intrinsic that nobody emulates does not compile:
-// the compiler refuses to inline its own without -mavx512f.
+// SIMDe puts functions of its own in the place of intrinsics. Masked accesses are written out
+// here: its release 0.7.4 lacks them. An intrinsic that nobody emulates does not compile: the
+// compiler refuses to inline its own without -mavx512f.
 #ifndef TIDEGATE_TESTS_EMULATED_AVX512_H_
 #define TIDEGATE_TESTS_EMULATED_AVX512_H_
 
@@ -37,12 +37,16 @@ inline void store_lanes(T* to, unsigned mask, Register x) {
 
 }  // namespace tidegate::emulated
 
+#undef _mm512_maskz_loadu_ps
 #define _mm512_maskz_loadu_ps(mask, from) \
   ::tidegate::emulated::load_lanes<__m512, float>(mask, from)
+#undef _mm512_maskz_loadu_pd
 #define _mm512_maskz_loadu_pd(mask, from) \
   ::tidegate::emulated::load_lanes<__m512d, double>(mask, from)
+#undef _mm512_mask_storeu_ps
 #define _mm512_mask_storeu_ps(to, mask, x) \
   ::tidegate::emulated::store_lanes<__m512, float>(to, mask, x)
+#undef _mm512_mask_storeu_pd
 #define _mm512_mask_storeu_pd(to, mask, x) \
   ::tidegate::emulated::store_lanes<__m512d, double>(to, mask, x)
 

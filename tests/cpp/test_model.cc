@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -15,6 +16,12 @@
 #include "check.h"
 #include "tidegate/tidegate.h"
 #include "variants.h"
+
+#if defined(__has_feature)
+#define TIDEGATE_TEST_HAS_FEATURE(name) __has_feature(name)
+#else
+#define TIDEGATE_TEST_HAS_FEATURE(name) 0
+#endif
 
 namespace {
 
@@ -303,8 +310,9 @@ Index parameter_count(const Config& config) {
   return last.offset + last.size();
 }
 
+// Small enough for errors not to grow from step to step.
 std::vector<double> random_parameters(Random& random, const Config& config) {
-  return random.numbers<double>(parameter_count(config), 0.5);
+  return random.numbers<double>(parameter_count(config), config.hidden_size < 8 ? 0.5 : 0.125);
 }
 
 // With ragged lengths, one of them zero; NaN stands where nobody may read.
@@ -750,4 +758,596 @@ TEST(gradients_have_the_same_bits_however_divided) {
       });
     }
   });
+}
+
+TEST(what_a_tape_saved) {
+  for_each_isa([] {
+    for (const Config& config : networks(9)) {
+      check_saved<float>(config);
+      check_saved<double>(config);
+    }
+  });
+}
+
+TEST(saved_refuses_by_name) {
+  Random random(6);
+  Config config = networks(5)[1];  // a plain GRU
+  const auto model = make_model<float>(config, random_parameters(random, config));
+  Call<float> call(config, random_sequence(random, config, 4, 3, false, false));
+  const auto tape = model->record(call.inputs(), call.outputs(), 1);
+  std::vector<float> got(size_of(4 * 3 * 5), Call<float>::canary);
+  const View<float> destination = view(got.data(), 4, 3, 5);
+  const auto refuses = [&](const char* argument, const auto& f) {
+    CHECK(begins_with(invalid_argument_of(f), argument));
+    CHECK(std::all_of(got.begin(), got.end(), [](float v) { return v == Call<float>::canary; }));
+  };
+  refuses("layer", [&] { tape->saved(1, false, "h", destination); });
+  refuses("layer", [&] { tape->saved(-1, false, "h", destination); });
+  refuses("reverse", [&] { tape->saved(0, true, "h", destination); });
+  for (const char* name : {"", "i", "c", "hh", "x"}) {
+    refuses("name", [&] { tape->saved(0, false, name, destination); });
+  }
+  refuses("destination", [&] { tape->saved(0, false, "h", view(got.data(), 3, 4, 5)); });
+  refuses("destination", [&] { tape->saved(0, false, "h", View<float>{}); });
+}
+
+// ---- A row's bits depend on the row alone
+
+TEST(a_row_has_the_same_bits_in_any_batch) {
+  for_each_isa([] {
+    for (const Config& config : networks(19)) {
+      Random random(7);
+      const auto model = make_model<float>(config, random_parameters(random, config));
+      const Sequence together = random_sequence(random, config, 6, 9, true, true);
+      const Call<float> wanted = run(*model, together);
+      for (Index n = 0; n < together.batch; ++n) {
+        // Alone, and padded to its own length only.
+        Sequence alone;
+        alone.steps = together.length(n);
+        alone.batch = 1;
+        alone.states = true;
+        const auto take = [&](const std::vector<double>& from, Index blocks, Index size) {
+          std::vector<double> part;
+          for (Index b = 0; b < blocks; ++b) {
+            const auto row = from.begin() + (b * together.batch + n) * size;
+            part.insert(part.end(), row, row + size);
+          }
+          return part;
+        };
+        const Index layers = config.num_layers * config.num_directions();
+        alone.x = take(together.x, alone.steps, config.input_size);
+        alone.h_0 = take(together.h_0, layers, config.state_size());
+        if (config.has_cell_state()) alone.c_0 = take(together.c_0, layers, config.hidden_size);
+        for (Index t = 0; t < alone.steps; ++t) alone.reset.push_back(together.is_reset(t, n));
+        const Call<float> got = run(*model, alone);
+        const Index width = config.output_size(), state = config.state_size();
+        for (Index t = 0; t < together.steps; ++t) {
+          for (Index j = 0; j < width; ++j) {
+            const float y = wanted.y[size_of((t * together.batch + n) * width + j)];
+            CHECK(same(y, t < alone.steps ? got.y[size_of(t * width + j)] : 0.0f));
+          }
+        }
+        for (Index layer = 0; layer < layers; ++layer) {
+          for (Index j = 0; j < state; ++j) {
+            CHECK(same(wanted.h_n[size_of((layer * together.batch + n) * state + j)],
+                       got.h_n[size_of(layer * state + j)]));
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(a_sequence_has_the_same_bits_in_chunks) {
+  for_each_isa([] {
+    for (const Config& config : networks(19)) {
+      if (config.bidirectional || config.reverse) continue;
+      Random random(8);
+      const auto model = make_model<float>(config, random_parameters(random, config));
+      const Sequence sequence = random_sequence(random, config, 13, 4, false, true);
+      const Call<float> whole = run(*model, sequence);
+      Call<float> chunked(config, sequence);
+      chunked.h_n = chunked.h_0;
+      chunked.c_n = chunked.c_0;
+      Index begin = 0;
+      for (const Index end : {1, 2, 5, 5, 13}) {
+        Inputs<float> in = chunked.inputs();
+        Outputs<float> out = chunked.outputs();
+        in.x.data += begin * in.x.stride[0];
+        out.y.data += begin * out.y.stride[0];
+        in.reset.data += begin * in.reset.stride[0];
+        in.x.shape[0] = out.y.shape[0] = in.reset.shape[0] = end - begin;
+        // The states may stay where they are.
+        in.h_0 = constant(out.h_n);
+        in.c_0 = constant(out.c_n);
+        model->run(in, out, 1);
+        begin = end;
+      }
+      CHECK(chunked.same_results(whole));
+    }
+  });
+}
+
+TEST(nan_and_infinity_stay_in_their_row) {
+  for_each_isa([] {
+    for (const Config& config : networks(19)) {
+      Random random(9);
+      const auto model = make_model<float>(config, random_parameters(random, config));
+      Sequence sequence = random_sequence(random, config, 4, 7, false, false);
+      const Call<float> clean = run(*model, sequence);
+      const auto x_at = [&](Index t, Index n) -> double& {
+        return sequence.x[size_of((t * sequence.batch + n) * config.input_size)];
+      };
+      x_at(1, 2) = std::numeric_limits<double>::quiet_NaN();
+      x_at(2, 4) = std::numeric_limits<double>::infinity();
+      const Call<float> got = run(*model, sequence);
+      const Index width = config.output_size();
+      for (Index t = 0; t < sequence.steps; ++t) {
+        for (Index n = 0; n < sequence.batch; ++n) {
+          for (Index j = 0; j < width; ++j) {
+            const std::size_t at = size_of((t * sequence.batch + n) * width + j);
+            if (n != 2 && n != 4) CHECK(same(got.y[at], clean.y[at]));
+            if (n == 2 && t == 1) CHECK(std::isnan(got.y[at]));
+          }
+        }
+      }
+    }
+  });
+}
+
+// A select, never a multiplication by zero.
+TEST(what_was_nan_before_a_reset_leaves_no_trace) {
+  Random random(10);
+  for (const Config& config : networks(9)) {
+    if (config.num_layers > 1 || config.bidirectional || config.reverse) continue;
+    const auto model = make_model<double>(config, random_parameters(random, config));
+    Sequence sequence = random_sequence(random, config, 3, 2, false, false);
+    sequence.reset = {1, 0, 0, 0, 0, 1};
+    const Call<double> clean = run(*model, sequence);
+    sequence.h_0[0] = std::numeric_limits<double>::quiet_NaN();  // of row 0, reset at once
+    if (config.has_cell_state()) sequence.c_0[0] = std::numeric_limits<double>::infinity();
+    CHECK(run(*model, sequence).same_results(clean));
+  }
+}
+
+// ---- Memory of the caller's
+
+TEST(any_strides) {
+  Random random(11);
+  for (const Config& config : networks(9)) {
+    const auto model = make_model<float>(config, random_parameters(random, config));
+    const Sequence sequence = random_sequence(random, config, 5, 4, true, true);
+    const Call<float> dense = run(*model, sequence);
+
+    // x (N, T, gap) from the last row to the first; y (N, T, gap); states with gaps.
+    Call<float> strided(config, sequence);
+    const Index features = config.input_size, width = config.output_size(), gap = 2;
+    const Index wide = features + gap, y_wide = width + gap;
+    std::vector<float> x(size_of(4 * 5 * wide), std::numeric_limits<float>::quiet_NaN());
+    for (Index t = 0; t < 5; ++t) {
+      for (Index n = 0; n < 4; ++n) {
+        const auto row = strided.x.begin() + (t * 4 + n) * features;
+        std::copy(row, row + features, x.begin() + ((3 - n) * 5 + t) * wide);
+      }
+    }
+    std::vector<float> y(size_of(4 * 5 * y_wide), Call<float>::canary);
+    Inputs<float> in = strided.inputs();
+    in.x.data = x.data() + 3 * 5 * wide;
+    in.x.stride[0] = wide, in.x.stride[1] = -5 * wide;
+    Outputs<float> out = strided.outputs();
+    out.y.data = y.data();
+    out.y.stride[0] = y_wide, out.y.stride[1] = 5 * y_wide;
+    model->run(in, out, 1);
+    for (Index t = 0; t < 5; ++t) {
+      for (Index n = 0; n < 4; ++n) {
+        for (Index j = 0; j < y_wide; ++j) {
+          const float got = y[size_of((n * 5 + t) * y_wide + j)];
+          CHECK(same(got,
+                     j < width ? dense.y[size_of((t * 4 + n) * width + j)] : Call<float>::canary));
+        }
+      }
+    }
+    CHECK(same(strided.h_n, dense.h_n));
+    CHECK(same(strided.c_n, dense.c_n));
+  }
+}
+
+TEST(what_is_absent_is_zero_or_not_computed) {
+  Random random(12);
+  for (const Config& config : networks(9)) {
+    const auto model = make_model<double>(config, random_parameters(random, config));
+    Sequence sequence = random_sequence(random, config, 3, 4, true, false);
+    std::fill(sequence.h_0.begin(), sequence.h_0.end(), 0.0);
+    std::fill(sequence.c_0.begin(), sequence.c_0.end(), 0.0);
+    const Call<double> zeros = run(*model, sequence);
+    sequence.states = false;
+    Call<double> absent(config, sequence);
+    Outputs<double> out = absent.outputs();
+    out.h_n = out.c_n = View<double>{};
+    model->run(absent.inputs(), out, 1);
+    CHECK(same(absent.y, zeros.y));
+
+    // Backward: no gradient is a gradient of zeros, and what is not asked for changes nothing else.
+    const auto tape = model->record(absent.inputs(), absent.outputs(), 1);
+    Objective objective(random, config, sequence);
+    std::fill(objective.h_n.begin(), objective.h_n.end(), 0.0);
+    std::fill(objective.c_n.begin(), objective.c_n.end(), 0.0);
+    const Gradients<double> all = run_backward(*tape, objective);
+    OutputGradients<double> outputs;
+    outputs.y = view(static_cast<const double*>(objective.y.data()), 3, 4, config.output_size());
+    InputGradients<double> parameters_alone;
+    std::vector<double> got(all.parameters.size(), 1);
+    parameters_alone.parameters = got.data();
+    tape->backward(outputs, parameters_alone, 1);
+    CHECK(same(got, all.parameters));
+    InputGradients<double> x_alone;
+    got.assign(all.x.size(), 1);
+    x_alone.x = view(got.data(), 3, 4, config.input_size);
+    tape->backward(outputs, x_alone, 1);
+    CHECK(same(got, all.x));
+    tape->backward({}, x_alone, 1);
+    CHECK(std::all_of(got.begin(), got.end(), [](double v) { return v == 0; }));
+    tape->backward(outputs, {}, 1);
+  }
+}
+
+TEST(a_tape_keeps_all_that_it_needs) {
+  Random random(13);
+  for (const Config& config : networks(9)) {
+    const auto model = make_model<double>(config, random_parameters(random, config));
+    const Sequence sequence =
+        with_dropout(random, config, random_sequence(random, config, 4, 3, true, true));
+    const Objective objective(random, config, sequence);
+    auto call = std::make_unique<Call<double>>(config, sequence);
+    const auto tape = model->record(call->inputs(), call->outputs(), 1);
+    const Gradients<double> first = run_backward(*tape, objective);
+    CHECK(run_backward(*tape, objective).same_as(first));
+
+    // New parameters, another ISA, and every array overwritten and freed.
+    const std::vector<double> other = random_parameters(random, config);
+    model->write_parameters(0, other.data(), static_cast<Index>(other.size()));
+    Sequence plain = sequence;
+    plain.dropout_scale.clear();
+    run(*model, plain);  // packs them
+    for (std::vector<double>* values : {&call->x, &call->h_0, &call->c_0, &call->dropout_scale,
+                                        &call->y, &call->h_n, &call->c_n}) {
+      std::fill(values->begin(), values->end(), 1e300);
+    }
+    std::fill(call->sequence.lengths.begin(), call->sequence.lengths.end(), 0);
+    std::fill(call->sequence.reset.begin(), call->sequence.reset.end(), 1);
+    call.reset();
+    CHECK(run_backward(*tape, objective).same_as(first));
+    const std::string chosen = isa();
+    for (const std::string& name : available_isas()) {
+      select_isa(name);
+      CHECK(run_backward(*tape, objective).same_as(first));
+    }
+    select_isa(chosen);
+  }
+}
+
+TEST(nothing_to_do) {
+  Random random(14);
+  for (const Config& config : networks(5)) {
+    const auto model = make_model<float>(config, random_parameters(random, config));
+    const struct {
+      Index steps, batch;
+    } sizes[] = {{0, 3}, {4, 0}, {0, 0}};
+    for (const auto& size : sizes) {
+      Sequence sequence = random_sequence(random, config, size.steps, size.batch, false, false);
+      for_each_division([&](int threads) {
+        Call<float> call(config, sequence);
+        const auto tape = model->record(call.inputs(), call.outputs(), threads);
+        CHECK(same(call.h_n, call.h_0));
+        CHECK(same(call.c_n, call.c_0));
+        const Objective objective(random, config, sequence);
+        const Gradients<float> gradients = run_backward(*tape, objective, threads);
+        CHECK(same(gradients.h_0, converted<float>(objective.h_n)));
+        CHECK(same(gradients.c_0, converted<float>(objective.c_n)));
+        CHECK(std::all_of(gradients.parameters.begin(), gradients.parameters.end(),
+                          [](float v) { return v == 0; }));
+        CHECK(run(*model, sequence, threads).same_results(call));
+      });
+    }
+  }
+}
+
+// ---- Parameters
+
+TEST(parameters_are_zero_at_first_and_live) {
+  const Config config = networks(5)[0];
+  Model<double> model(config);
+  CHECK(model.parameter_count() == parameter_count(config));
+  const double* const live = model.parameters();
+  CHECK(std::all_of(live, live + model.parameter_count(), [](double v) { return v == 0; }));
+  const double some[] = {1, 2, 3};
+  model.write_parameters(4, some, 3);
+  CHECK(model.parameters() == live);
+  CHECK(live[3] == 0);
+  CHECK(live[4] == 1);
+  CHECK(live[6] == 3);
+  CHECK(live[7] == 0);
+  model.write_parameters(model.parameter_count(), some, 0);
+  const std::vector<double> before(live, live + model.parameter_count());
+  const Index most = std::numeric_limits<Index>::max();
+  const struct {
+    Index offset, count;
+  } wrong[] = {
+      {-1, 1},   {0, -1},   {model.parameter_count(), 1},    {model.parameter_count() - 2, 3},
+      {most, 2}, {2, most}, {model.parameter_count() + 1, 0}};
+  for (const auto& part : wrong) {
+    CHECK(begins_with(
+        invalid_argument_of([&] { model.write_parameters(part.offset, some, part.count); }),
+        "offset"));
+  }
+  CHECK(same(before, std::vector<double>(live, live + model.parameter_count())));
+}
+
+TEST(new_parameters_count_from_the_next_call) {
+  Random random(15);
+  for (const Config& config : networks(9)) {
+    const std::vector<double> first = random_parameters(random, config);
+    const std::vector<double> second = random_parameters(random, config);
+    const Sequence sequence = random_sequence(random, config, 3, 2, false, false);
+    const Call<double> wanted_first = run(*make_model<double>(config, first), sequence);
+    const Call<double> wanted_second = run(*make_model<double>(config, second), sequence);
+    const auto model = make_model<double>(config, first);
+    CHECK(run(*model, sequence).same_results(wanted_first));
+    model->write_parameters(0, second.data(), static_cast<Index>(second.size()));
+    CHECK(run(*model, sequence).same_results(wanted_second));
+    // Part by part, the last one in the middle.
+    const Index half = model->parameter_count() / 2;
+    model->write_parameters(0, first.data(), half);
+    model->write_parameters(half + 1, first.data() + half + 1, model->parameter_count() - half - 1);
+    model->write_parameters(half, first.data() + half, 1);
+    CHECK(run(*model, sequence).same_results(wanted_first));
+  }
+}
+
+TEST(parameters_may_be_written_while_others_run) {
+  Random random(16);
+  const Config config = networks(19)[1];
+  const std::vector<float> one = converted<float>(random_parameters(random, config));
+  const std::vector<float> two = converted<float>(random_parameters(random, config));
+  Model<float> model(config);
+  const auto write = [&](const std::vector<float>& values) {
+    model.write_parameters(0, values.data(), static_cast<Index>(values.size()));
+  };
+  const Sequence sequence = random_sequence(random, config, 5, 3, false, false);
+  write(two);
+  const Call<float> by_two = run(model, sequence);
+  write(one);
+  const Call<float> by_one = run(model, sequence);
+
+  std::atomic<int> mixed{0};
+  std::atomic<bool> done{false};
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 3; ++i) {
+    callers.emplace_back([&, i] {
+      while (!done) {
+        const Call<float> got = run(model, sequence, 1 + i % 2);
+        if (!got.same_results(by_one) && !got.same_results(by_two)) ++mixed;
+      }
+    });
+  }
+  for (int i = 0; i < 300; ++i) write(i % 2 == 0 ? two : one);
+  done = true;
+  for (std::thread& caller : callers) caller.join();
+  CHECK(mixed == 0);
+  CHECK(run(model, sequence).same_results(by_one));
+}
+
+// ---- What is refused
+
+TEST(configurations_that_make_no_sense) {
+  Config base;
+  base.input_size = 3;
+  base.hidden_size = 4;
+  const auto refuses = [&](const char* member, auto change) {
+    Config config = base;
+    change(config);
+    CHECK(begins_with(invalid_argument_of([&] { Model<float>{config}; }), member));
+    CHECK(begins_with(invalid_argument_of([&] { config.validate(); }), member));
+  };
+  base.validate();
+  refuses("input_size", [](Config& c) { c.input_size = 0; });
+  refuses("input_size", [](Config& c) { c.input_size = -1; });
+  refuses("hidden_size", [](Config& c) { c.hidden_size = 0; });
+  refuses("num_layers", [](Config& c) { c.num_layers = 0; });
+  refuses("proj_size", [](Config& c) { c.proj_size = -1; });
+  refuses("proj_size", [](Config& c) { c.proj_size = 4; });
+  refuses("reverse", [](Config& c) { c.reverse = c.bidirectional = true; });
+  refuses("reset_after", [](Config& c) { c.reset_after = false; });
+  refuses("update_gate", [](Config& c) { c.update_gate = UpdateGate::write; });
+  base.cell = CellKind::gru;
+  base.validate();
+  refuses("proj_size", [](Config& c) { c.proj_size = 2; });
+  refuses("peephole", [](Config& c) { c.peephole = true; });
+}
+
+TEST(calls_are_refused_before_anything_is_written) {
+  Random random(17);
+  const Config config = networks(5)[0];
+  const auto model = make_model<float>(config, random_parameters(random, config));
+  const Sequence sequence = random_sequence(random, config, 4, 3, true, true);
+  Call<float> call(config, sequence);
+  const auto refuses = [&](const char* argument, auto change) {
+    Inputs<float> in = call.inputs();
+    Outputs<float> out = call.outputs();
+    int threads = 1;
+    change(in, out, threads);
+    CHECK(begins_with(invalid_argument_of([&] { model->run(in, out, threads); }), argument));
+    CHECK(begins_with(invalid_argument_of([&] { model->record(in, out, threads); }), argument));
+    CHECK(call.untouched());
+  };
+  using In = Inputs<float>;
+  using Out = Outputs<float>;
+  refuses("x", [](In& in, Out&, int&) { in.x.given = false; });
+  refuses("x", [](In& in, Out&, int&) { in.x.shape[2] = 4; });
+  refuses("x", [](In& in, Out&, int&) { in.x.shape[0] = -1; });
+  refuses("x", [](In& in, Out&, int&) { in.x.stride[2] = 2; });
+  refuses("h_0", [](In& in, Out&, int&) { in.h_0.shape[0] = 2; });
+  refuses("h_0", [](In& in, Out&, int&) { in.h_0.shape[1] = 4; });
+  refuses("h_0", [](In& in, Out&, int&) { in.h_0.stride[2] = -1; });
+  refuses("c_0", [](In& in, Out&, int&) { in.c_0.shape[2] = 4; });
+  refuses("y", [](In&, Out& out, int&) { out.y.given = false; });
+  refuses("y", [](In&, Out& out, int&) { out.y.shape[0] = 5; });
+  refuses("y", [](In&, Out& out, int&) { out.y.stride[2] = 0; });
+  refuses("h_n", [](In&, Out& out, int&) { out.h_n.shape[1] = 2; });
+  refuses("c_n", [](In&, Out& out, int&) { out.c_n.shape[0] = 3; });
+  refuses("reset", [](In& in, Out&, int&) { in.reset.shape[0] = 3; });
+  refuses("reset", [](In& in, Out&, int&) { in.reset.shape[1] = 4; });
+  refuses("num_threads", [](In&, Out&, int& threads) { threads = -1; });
+  const Index too_long[] = {4, 5, 4}, negative[] = {4, -1, 4};
+  refuses("lengths", [&](In& in, Out&, int&) { in.lengths = too_long; });
+  refuses("lengths", [&](In& in, Out&, int&) { in.lengths = negative; });
+
+  Inputs<float> with_dropout_scale = call.inputs();
+  with_dropout_scale.dropout_scale = call.x.data();
+  CHECK(begins_with(invalid_argument_of([&] { model->run(with_dropout_scale, call.outputs(), 1); }),
+                    "dropout_scale"));
+  CHECK(call.untouched());
+
+  Config gru = config;
+  gru.cell = CellKind::gru;
+  const Model<float> no_cell_state(gru);
+  Outputs<float> without_c_n = call.outputs();
+  without_c_n.c_n = View<float>{};
+  CHECK(begins_with(invalid_argument_of([&] { no_cell_state.run(call.inputs(), without_c_n, 1); }),
+                    "c_0"));
+  Inputs<float> without_c_0 = call.inputs();
+  without_c_0.c_0 = View<const float>{};
+  CHECK(begins_with(invalid_argument_of([&] { no_cell_state.run(without_c_0, call.outputs(), 1); }),
+                    "c_n"));
+  CHECK(call.untouched());
+}
+
+TEST(gradients_are_refused_before_anything_is_written) {
+  Random random(18);
+  const Config config = networks(5)[0];
+  const auto model = make_model<float>(config, random_parameters(random, config));
+  Call<float> call(config, random_sequence(random, config, 4, 3, false, false));
+  const auto tape = model->record(call.inputs(), call.outputs(), 1);
+  Call<float> gradients(config, call.sequence);  // of the same shapes
+  std::fill(gradients.x.begin(), gradients.x.end(), Call<float>::canary);
+  const auto refuses = [&](const char* argument, auto change) {
+    OutputGradients<float> outputs;
+    outputs.y = constant(call.outputs().y);
+    outputs.h_n = constant(call.outputs().h_n);
+    outputs.c_n = constant(call.outputs().c_n);
+    InputGradients<float> inputs;
+    inputs.x = view(gradients.x.data(), 4, 3, config.input_size);
+    inputs.h_0 = gradients.outputs().h_n;
+    inputs.c_0 = gradients.outputs().c_n;
+    int threads = 1;
+    change(outputs, inputs, threads);
+    CHECK(begins_with(invalid_argument_of([&] { tape->backward(outputs, inputs, threads); }),
+                      argument));
+    CHECK(gradients.untouched());
+    CHECK(std::all_of(gradients.x.begin(), gradients.x.end(),
+                      [](float v) { return v == Call<float>::canary; }));
+  };
+  using Out = OutputGradients<float>;
+  using In = InputGradients<float>;
+  refuses("dy", [](Out& out, In&, int&) { out.y.shape[0] = 3; });
+  refuses("dy", [](Out& out, In&, int&) { out.y.stride[2] = 2; });
+  refuses("dh_n", [](Out& out, In&, int&) { out.h_n.shape[1] = 4; });
+  refuses("dc_n", [](Out& out, In&, int&) { out.c_n.shape[2] = 4; });
+  refuses("dx", [](Out&, In& in, int&) { in.x.shape[2] = 4; });
+  refuses("dh_0", [](Out&, In& in, int&) { in.h_0.shape[0] = 2; });
+  refuses("dc_0", [](Out&, In& in, int&) { in.c_0.shape[1] = 2; });
+  refuses("num_threads", [](Out&, In&, int& threads) { threads = -2; });
+}
+
+TEST(sizes_that_no_memory_holds) {
+  const auto too_large = [](auto change) {
+    Config config;
+    config.input_size = config.hidden_size = 1;
+    change(config);
+    return throws_length_error([&] { Model<float>{config}; });
+  };
+  constexpr Index most = std::numeric_limits<Index>::max();
+  CHECK(too_large([&](Config& c) { c.hidden_size = most; }));
+  CHECK(too_large([&](Config& c) { c.hidden_size = most / 4; }));
+  CHECK(too_large([&](Config& c) { c.hidden_size = Index{1} << 31; }));
+  CHECK(too_large([&](Config& c) { c.input_size = most; }));
+  CHECK(too_large([&](Config& c) { c.input_size = most / 4, c.num_layers = 2; }));
+  CHECK(too_large([&](Config& c) { c.num_layers = most; }));
+  CHECK(too_large([&](Config& c) { c.num_layers = Index{1} << 53; }));
+
+  // One element, spread over enormous shapes.
+  Config config;
+  config.input_size = config.hidden_size = 1;
+  config.num_layers = 4;
+  const Model<float> model(config);
+  float element = Call<float>::canary;
+  const std::uint8_t no_reset = 0;
+  constexpr Index large = Index{1} << 33;
+  const struct {
+    Index steps, batch;
+  } sizes[] = {{most, most}, {most, 1}, {1, most}, {most / 2, large}, {large, large}};
+  for (const auto& [steps, batch] : sizes) {
+    Inputs<float> in;
+    in.x = view(static_cast<const float*>(&element), steps, batch, 1);
+    in.x.stride[0] = in.x.stride[1] = 0;
+    in.reset.data = &no_reset;
+    in.reset.shape[0] = steps, in.reset.shape[1] = batch;
+    Outputs<float> out;
+    out.y = view(&element, steps, batch, 1);
+    out.y.stride[0] = out.y.stride[1] = 0;
+    for (const bool reset : {false, true}) {
+      if (reset && (steps == 1 || batch == 1)) continue;  // that many bytes can be counted
+      in.reset.given = reset;
+      CHECK(throws_length_error([&] { model.run(in, out, 1); }));
+      CHECK(throws_length_error([&] { model.run(in, out, 2); }));
+      CHECK(throws_length_error([&] { model.record(in, out, 1); }));
+    }
+  }
+  CHECK(element == Call<float>::canary);
+}
+
+// AddressSanitizer ends the program instead of throwing std::bad_alloc.
+#if !defined(__SANITIZE_ADDRESS__) && !TIDEGATE_TEST_HAS_FEATURE(address_sanitizer)
+TEST(sizes_that_this_memory_does_not_hold) {
+  const auto throws_bad_alloc = [](const auto& f) {
+    try {
+      f();
+    } catch (const std::bad_alloc&) {
+      return true;
+    }
+    return false;
+  };
+  Config config;
+  config.input_size = config.hidden_size = 1;
+  config.num_layers = Index{1} << 45;
+  CHECK(throws_bad_alloc([&] { Model<float>{config}; }));
+  config.num_layers = 1;
+  config.hidden_size = Index{1} << 25;
+  CHECK(throws_bad_alloc([&] { Model<float>{config}; }));
+
+  config.hidden_size = 1;
+  const Model<float> model(config);
+  float element = Call<float>::canary;
+  Inputs<float> in;
+  in.x = view(static_cast<const float*>(&element), Index{1} << 22, Index{1} << 23, 1);
+  in.x.stride[0] = in.x.stride[1] = 0;
+  Outputs<float> out;
+  out.y = view(&element, Index{1} << 22, Index{1} << 23, 1);
+  out.y.stride[0] = out.y.stride[1] = 0;
+  CHECK(throws_bad_alloc([&] { model.record(in, out, 1); }));
+  CHECK(element == Call<float>::canary);
+}
+#endif
+
+TEST(settings_refuse_by_name) {
+  const std::string chosen = isa();
+  const std::vector<std::string> available = available_isas();
+  CHECK(std::find(available.begin(), available.end(), chosen) != available.end());
+  for (const char* name : {"", "sse", "AVX2"}) {
+    CHECK(begins_with(invalid_argument_of([&] { select_isa(name); }), "isa"));
+    CHECK(begins_with(invalid_argument_of([&] { select_division(name); }), "division"));
+  }
+  CHECK(isa() == chosen);
+  CHECK(version() == TIDEGATE_VERSION);
+  CHECK(!compiler().empty());
 }

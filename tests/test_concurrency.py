@@ -1,0 +1,291 @@
+"""Many Python threads at once: on one model, within one budget of threads, while weights change."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import tidegate as tg
+from layer_cases import assert_same_bits, make, parts
+from tidegate import selftest
+
+CASES = ["lstm-everything", "gru-stacked-bidirectional", "gru-reset-before"]
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(autouse=True)
+def _threads_to_divide_among():
+    before = tg.get_num_threads()
+    tg.set_num_threads(max(before, 4))
+    yield
+    tg.set_num_threads(before)
+
+
+def on_threads(*functions):
+    """Runs each function on a thread of its own, all begun together; raises what any raises."""
+    barrier = threading.Barrier(len(functions))
+    errors = []
+
+    def body(function):
+        try:
+            barrier.wait(30)
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=body, args=(f,), daemon=True) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a call hangs"
+    if errors:
+        raise errors[0]
+
+
+def flatten(results):
+    return {name: values for way in results for name, values in way.items()}
+
+
+@every_case
+@pytest.mark.parametrize("division", ["auto", "rows", "units"])
+def test_one_model_many_threads(case, division, isa, rng):
+    layer = make(case)
+    cases = [selftest.draw_case(layer, 40, 6, k % 2 == 0, rng) for k in range(8)]
+    expected = [flatten(selftest.results(c, 1)) for c in cases]
+
+    def work(k):
+        for turn in range(12):
+            drawn, wanted = cases[(k + turn) % 8], expected[(k + turn) % 8]
+            got = flatten(selftest.results(drawn, 1 + (k + turn) % 3))
+            for name, values in got.items():
+                assert_same_bits(values, wanted[name])
+
+    with selftest.dividing(division):
+        on_threads(*(lambda k=k: work(k) for k in range(8)))
+
+
+@every_case
+def test_one_tape_many_threads(case, isa, rng):
+    layer = make(case)
+    drawn = selftest.draw_case(layer, 20, 4, True, rng)
+    _, _, tape = layer.forward(drawn.x, drawn.state, drawn.lengths, drawn.reset)
+    expected = make(case).backward(tape, drawn.dy, drawn.dstate)
+    # A tape whose transposed weights nobody has packed yet.
+    _, _, fresh = make(case).forward(drawn.x, drawn.state, drawn.lengths, drawn.reset)
+
+    def work(num_threads):
+        for _ in range(10):
+            grads = layer.backward(fresh, drawn.dy, drawn.dstate, num_threads=num_threads)
+            assert_same_bits(grads.params.flat, expected.params.flat)
+            assert_same_bits(grads.x, expected.x)
+
+    with selftest.dividing("units"):
+        on_threads(*(lambda k=k: work(1 + k % 3) for k in range(6)))
+
+
+@every_case
+def test_weights_written_meanwhile_are_one_snapshot(case, isa, rng):
+    layer = make(case)
+    drawn = selftest.draw_case(layer, 10, 3, True, rng)
+    snapshots = [make(case, seed=seed).params.flat.copy() for seed in range(3)]
+    expected = []
+    for flat in snapshots:
+        layer.params.flat = flat
+        # y of a call may be of another snapshot than y of forward, whose tape backward uses.
+        results = flatten(selftest.results(drawn, 1))
+        call = results.pop("y of a call").tobytes()
+        expected.append((call, {name: values.tobytes() for name, values in results.items()}))
+    calls = {call for call, _ in expected}
+    reading = threading.Semaphore(0)
+    seen = set()
+
+    def read(num_threads):
+        try:
+            for _ in range(60):
+                results = flatten(selftest.results(drawn, num_threads))
+                assert results.pop("y of a call").tobytes() in calls
+                got = {name: values.tobytes() for name, values in results.items()}
+                matches = [k for k, (_, wanted) in enumerate(expected) if got == wanted]
+                assert len(matches) == 1
+                seen.update(matches)
+        finally:
+            reading.release()
+
+    def write():
+        turn = 0
+        finished = 0
+        while finished < 3:
+            flat = snapshots[turn % 3]
+            ways = turn // 3 % 3
+            if ways == 0:
+                layer.params.flat = flat
+            elif ways == 1:
+                with layer.params.update() as vector:
+                    vector[...] = flat
+            else:
+                named = make(case)
+                named.params.flat = flat
+                layer.load_state_dict(named.state_dict())
+            turn += 1
+            finished += reading.acquire(timeout=0.0002)
+
+    with selftest.dividing("units"):
+        on_threads(write, *(lambda k=k: read(k) for k in (1, 2, 2)))
+    assert len(seen) > 1
+
+
+def test_many_streams_many_threads(isa, rng):
+    layer = make("lstm-projected-no-bias")
+    x = rng.standard_normal((6, 200, 2, layer.input_size)).astype(np.float32)
+    expected = [layer(part)[0] for part in x]
+
+    def work(k):
+        stream = layer.stream(2)
+        out = np.empty((2, expected[k].shape[2]), np.float32)
+        for _ in range(3):
+            stream.reset()
+            for t in range(100):
+                assert_same_bits(stream.step(x[k, t], out=out), expected[k][t])
+            assert_same_bits(stream.run(x[k, 100:]), expected[k][100:])
+
+    on_threads(*(lambda k=k: work(k) for k in range(6)))
+
+
+def test_streams_take_new_weights_at_a_step_whole(isa, rng):
+    layer = make("gru-reset-before")
+    x = rng.standard_normal((2, layer.input_size)).astype(np.float32)
+    snapshots = [make("gru-reset-before", seed=seed) for seed in (1, 2)]
+    stop = threading.Event()
+
+    def write():
+        turn = 0
+        while not stop.is_set():
+            layer.params.flat = snapshots[turn % 2].params.flat
+            turn += 1
+            time.sleep(0.0001)
+
+    def step():
+        try:
+            stream = layer.stream(2)
+            for _ in range(400):
+                before = stream.state
+                y = stream.step(x)
+                candidates = [twin(x[None], before)[0][0].tobytes() for twin in snapshots]
+                assert y.tobytes() in candidates
+        finally:
+            stop.set()
+
+    on_threads(write, step)
+
+
+def test_a_long_call_lets_other_python_threads_run(rng):
+    layer = tg.GRU(64, 256, seed=0)
+    x = rng.standard_normal((400, 32, 64)).astype(np.float32)
+    layer(x[:2])
+    over = threading.Event()
+    ticks = []
+
+    def call():
+        try:
+            for run in (layer, layer.forward):
+                run(x, num_threads=1)
+        finally:
+            over.set()
+
+    def tick():
+        while not over.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    on_threads(call, tick)
+    assert len(ticks) >= 10
+
+
+def test_each_python_thread_has_its_own_setting():
+    seen = {}
+
+    def work(count):
+        with tg.num_threads(count):
+            time.sleep(0.01)
+            seen[count] = tg.get_num_threads()
+
+    outside = tg.get_num_threads()
+    on_threads(*(lambda k=k: work(k) for k in range(1, 9)))
+    assert seen == {k: k for k in range(1, 9)}
+    assert tg.get_num_threads() == outside
+
+
+BUDGET = """
+import os, threading, time
+import numpy as np
+import tidegate as tg
+from tidegate import _core
+
+tg.set_num_threads(3)
+_core.select_division("units")
+layer = tg.GRU(16, 128, seed=0)
+x = np.random.default_rng(0).standard_normal((200, 8, 16)).astype(np.float32)
+expected = layer(x, num_threads=1)[0].tobytes()
+tasks = lambda: len(os.listdir("/proc/self/task"))
+before = tasks()
+wrong = []
+def work():
+    for _ in range(20):
+        if layer(x, num_threads=3)[0].tobytes() != expected:
+            wrong.append(1)
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not wrong
+# Two workers beside a caller, and one thread that opened their region. Python's own threads may
+# take a moment to vanish after they were joined.
+deadline = time.monotonic() + 10
+while tasks() - before > 3 and time.monotonic() < deadline:
+    time.sleep(0.01)
+assert tasks() - before <= 3, tasks() - before
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tasks are counted in /proc")
+def test_many_callers_share_one_budget():
+    subprocess.run([sys.executable, "-c", BUDGET], check=True, timeout=120)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="takes two CPUs")
+def test_more_threads_than_cpus_still_end(rng):
+    layer = tg.LSTM(16, 64, seed=0)
+    x = rng.standard_normal((100, 4, 16)).astype(np.float32)
+    expected = layer(x, num_threads=1)[0]
+    before = tg.get_num_threads()
+    tg.set_num_threads(16)
+    try:
+        with selftest.dividing("units"):
+            for _ in range(5):
+                assert_same_bits(layer(x, num_threads=16)[0], expected)
+    finally:
+        tg.set_num_threads(before)
+
+
+def test_one_threads_errors_are_its_own(rng):
+    layer = make("gru")
+    x = rng.standard_normal((30, 4, layer.input_size)).astype(np.float32)
+    expected = layer(x)
+
+    def right():
+        for _ in range(100):
+            for a, b in zip(parts(layer(x)), parts(expected)):
+                assert_same_bits(a, b)
+
+    def wrong():
+        for _ in range(100):
+            with pytest.raises(ValueError, match=r"^x: "):
+                layer(x[..., 1:])
+
+    on_threads(right, wrong, right, wrong)
