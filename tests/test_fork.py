@@ -133,6 +133,26 @@ def test_a_child_that_uses_no_threads_may_fork_on():
     run("works()\nin_child(lambda: in_child(lambda: in_child(works)))\nworks()")
 
 
+def test_a_child_may_end_as_programs_do():
+    # With its exit handlers and its static objects' ends, its threads still waiting for work.
+    run(
+        """
+works()
+for _ in range(5):
+    pid = os.fork()
+    if pid == 0:
+        works()
+        sys.exit(0)
+    deadline = time.monotonic() + CHILD_SECONDS
+    while not (done := os.waitpid(pid, os.WNOHANG))[0]:
+        assert time.monotonic() < deadline, "the child hangs"
+        time.sleep(0.001)
+    assert done[1] == 0
+works()
+"""
+    )
+
+
 def test_children_side_by_side():
     run(
         """

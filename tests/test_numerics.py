@@ -91,7 +91,8 @@ def _threads_to_divide_among():
 @pytest.mark.parametrize("shape", list(sweep()), ids=lambda s: "-".join(map(str, s)))
 @every_dtype
 def test_every_network_and_size(shape, dtype, isa):
-    ragged = shape[3] + shape[2] % 2 != 1  # one row of odd H comes whole, without a state
+    _, _, hidden, batch, _ = shape
+    ragged = (hidden + batch) % 3 > 0  # the others come whole, and without a state
     assert_correct(*expected_case(*shape, dtype, ragged))
 
 

@@ -1306,8 +1306,9 @@ TEST(sizes_that_no_memory_holds) {
   CHECK(element == Call<float>::canary);
 }
 
-// AddressSanitizer ends the program instead of throwing std::bad_alloc.
-#if !defined(__SANITIZE_ADDRESS__) && !TIDEGATE_TEST_HAS_FEATURE(address_sanitizer)
+// Sanitizers end the program instead of throwing std::bad_alloc.
+#if !defined(__SANITIZE_ADDRESS__) && !TIDEGATE_TEST_HAS_FEATURE(address_sanitizer) && \
+    !defined(__SANITIZE_THREAD__) && !TIDEGATE_TEST_HAS_FEATURE(thread_sanitizer)
 TEST(sizes_that_this_memory_does_not_hold) {
   const auto throws_bad_alloc = [](const auto& f) {
     try {
