@@ -28,6 +28,14 @@ constexpr Index kPanelBlockBytes = 16 * 1024;
 
 constexpr Index min_of(Index a, Index b) { return a < b ? a : b; }
 
+// Where a vector of units begins in the rows of a call.
+template <class T>
+struct Place {
+  Index row;
+  Index unit;
+  int lanes;  // real units of the vector
+};
+
 // How a tile of `Gates` accumulators a unit is shaped: many rows and few slices, or one row and
 // many slices.
 template <int Gates>
@@ -104,21 +112,20 @@ struct DepthBlock {
   bool first, last;
 };
 
-// The epilogue of a tile: the cell, for each of its rows and slices. Not inlined, so that a cell is
-// compiled once and not for each shape of tile.
+// The epilogue of a tile: the cell, for each of its rows and slices. Two loops, as one would be a
+// long chain of activations whose latency the processor cannot fill with the next vector's. Not
+// inlined, so that a cell is compiled once and not for each shape of tile.
 template <class Phase, class T>
 __attribute__((noinline)) void finish_tile(const PhaseCall<T>& call,
-                                           const Vec<T> (*accumulators)[Phase::spec.gates.count],
+                                           Vec<T> (*accumulators)[Phase::spec.gates.count],
                                            int rows, int slices, Index row, Index slice) {
   constexpr int kWidth = Vec<T>::width;
-  for (int r = 0; r < rows; ++r) {
-    for (int s = 0; s < slices; ++s) {
-      const Index unit = (slice + s) * kWidth;
-      Phase::template finish<T>(
-          call, *accumulators++,
-          {row + r, unit, static_cast<int>(min_of(call.units - unit, kWidth))});
-    }
-  }
+  const auto place = [&](int i) {
+    const Index unit = (slice + i % slices) * kWidth;
+    return Place<T>{row + i / slices, unit, static_cast<int>(min_of(call.units - unit, kWidth))};
+  };
+  for (int i = 0; i < rows * slices; ++i) Phase::template gates<T>(call, accumulators[i], place(i));
+  for (int i = 0; i < rows * slices; ++i) Phase::template state<T>(call, accumulators[i], place(i));
 }
 
 // One tile of a phase: R rows from `row` on, S slices from `slice` on.

@@ -78,7 +78,9 @@ struct Probe {
   static constexpr PhaseSpec spec = phase_spec(Kind);
 
   template <class T>
-  static void finish(const PhaseCall<T>& call, const Vec<T> (&a)[spec.gates.count], Place<T> at) {
+  static void gates(const PhaseCall<T>&, const Vec<T> (&)[spec.gates.count], Place<T>) {}
+  template <class T>
+  static void state(const PhaseCall<T>& call, const Vec<T> (&a)[spec.gates.count], Place<T> at) {
     for (int gate = 0; gate < spec.gates.count; ++gate) save_gate(call, at, gate, a[gate]);
     store_h(call, at, a[0]);
   }
@@ -582,7 +584,8 @@ struct CellCall {
     constexpr int gates = Cell::spec.gates.count;
     Vec<T> accumulators[gates];
     for (int gate = 0; gate < gates; ++gate) accumulators[gate] = load<T>(a[first_gate + gate]);
-    Cell::template finish<T>(forward, accumulators, place());
+    Cell::template gates<T>(forward, accumulators, place());
+    Cell::template state<T>(forward, accumulators, place());
   }
   template <class Cell>
   void run_backward() {
