@@ -267,7 +267,7 @@ def test_unbatched_length(length, rng):
 
 @every_case
 @every_dtype
-@pytest.mark.parametrize("shape", [(0, N), (T, 0), (0, 0)])
+@pytest.mark.parametrize("shape", [(0, N), (T, 0), (10**12, 0), (0, 0)])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_no_steps_or_no_rows(case, dtype, shape, batch_first, rng):
     steps, batch = shape

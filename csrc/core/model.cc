@@ -152,7 +152,7 @@ void Tape<T>::saved(Index layer, bool reverse, const std::string& name,
 
   const Index units = is_h ? config.state_size() : config.hidden_size;
   check_shape("destination", destination.shape, destination.stride, steps(), batch(), units);
-  for (Index s = 0; s < steps(); ++s) {
+  for (Index s = 0; s < timeline.steps(); ++s) {
     const Index t = timeline.time(s);
     for (Index n = 0; n < batch(); ++n) {
       T* to = destination.row(t, impl_->schedule.caller_row(n));

@@ -118,7 +118,7 @@ View<T> direction_of(View<T> sequence, Index direction, Index state) {
 // Calls f(t, row) for this share of the live steps of all rows.
 template <class F>
 void for_live_rows(const Schedule& schedule, const Share& share, const F& f) {
-  const Range steps = share.part(schedule.steps());
+  const Range steps = share.part(Timeline(schedule, false).steps());
   for (Index t = steps.begin; t < steps.end; ++t) {
     for (Index n = 0; n < schedule.live(t); ++n) f(t, schedule.caller_row(n));
   }

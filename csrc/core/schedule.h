@@ -21,7 +21,7 @@ class Schedule {
   Schedule() = default;
   Schedule(Index steps, Index batch, const Index* lengths, const MaskView& reset)
       : steps_(steps), batch_(batch), reset_(reset) {
-    if (!lengths) return;
+    if (!lengths || batch == 0) return;
     order_.resize(static_cast<std::size_t>(batch));
     std::iota(order_.begin(), order_.end(), Index{0});
     std::stable_sort(order_.begin(), order_.end(),
@@ -36,7 +36,7 @@ class Schedule {
   // A copy that keeps nothing of the caller's.
   Schedule owned() const {
     Schedule copy = *this;
-    if (reset_.given) {
+    if (reset_.given && batch_ > 0) {
       copy.reset_copy_.resize(static_cast<std::size_t>(checked_size(steps_, batch_)));
       for (Index t = 0; t < steps_; ++t) {
         for (Index n = 0; n < batch_; ++n) {
@@ -84,7 +84,8 @@ class Timeline {
   Timeline(const Schedule& schedule, bool reversed) : schedule_(schedule), reversed_(reversed) {}
 
   const Schedule& schedule() const { return schedule_; }
-  Index steps() const { return schedule_.steps(); }
+  // None for an empty batch, whatever T is.
+  Index steps() const { return schedule_.batch() > 0 ? schedule_.steps() : 0; }
   Index time(Index s) const { return reversed_ ? schedule_.steps() - 1 - s : s; }
   Index live(Index s) const { return schedule_.live(time(s)); }
 
