@@ -73,35 +73,56 @@ inline int tile_rows(Index left) {
   return static_cast<int>(min_of(left, Max));
 }
 
-// accumulators[r][s][First + g] += a[r][k] * panel[s][k][g], k ascending.
+// accumulators[r][s][First + g] += a[r] * panel[s][g], for one k.
+template <int First, int Count, class T, int R, int S, int A>
+inline __attribute__((always_inline)) void multiply_step(Vec<T> (&accumulators)[R][S][A],
+                                                         const T* const (&a)[R], Index a_offset,
+                                                         const T* panel, Index slice_stride) {
+  Vec<T> x[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) x[r] = broadcast<T>(a[r][a_offset]);
+#pragma GCC unroll 12
+  for (int s = 0; s < S; ++s) {
+#pragma GCC unroll 4
+    for (int g = 0; g < Count; ++g) {
+      const Vec<T> w = load<T>(panel + s * slice_stride + g * Vec<T>::width);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        accumulators[r][s][First + g] = fma(x[r], w, accumulators[r][s][First + g]);
+      }
+    }
+  }
+}
+
+// The same for all k, ascending. Large tiles take four at a time, so that the loop's own
+// instructions do not take the fused multiply-adds' places where another hardware thread shares the
+// core's front end; small ones wait for memory or for their own chains.
 template <int First, int Count, class T, int R, int S, int A>
 inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S][A],
                                                     const T* const (&a)[R], Index k_stride,
                                                     const T* panel, Index slice_stride,
                                                     Index depth) {
-  constexpr int kWidth = Vec<T>::width;
+  constexpr int kUnroll = R > 1 && R * S * Count >= 8 ? 4 : 1;
+  constexpr int kStep = Count * Vec<T>::width;
   const T* row[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) row[r] = a[r];
-  for (Index k = 0; k < depth; ++k) {
-    Vec<T> x[R];
+  const auto advance = [&](Index steps) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      x[r] = broadcast<T>(*row[r]);
-      row[r] += k_stride;
-    }
-#pragma GCC unroll 12
-    for (int s = 0; s < S; ++s) {
+    for (int r = 0; r < R; ++r) row[r] += steps * k_stride;
+    panel += steps * kStep;
+  };
+  Index k = 0;
+  for (; k + kUnroll <= depth; k += kUnroll) {
 #pragma GCC unroll 4
-      for (int g = 0; g < Count; ++g) {
-        const Vec<T> w = load<T>(panel + s * slice_stride + g * kWidth);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          accumulators[r][s][First + g] = fma(x[r], w, accumulators[r][s][First + g]);
-        }
-      }
+    for (int u = 0; u < kUnroll; ++u) {
+      multiply_step<First, Count>(accumulators, row, u * k_stride, panel + u * kStep, slice_stride);
     }
-    panel += Count * kWidth;
+    advance(kUnroll);
+  }
+  for (; k < depth; ++k) {
+    multiply_step<First, Count>(accumulators, row, 0, panel, slice_stride);
+    advance(1);
   }
 }
 
