@@ -17,11 +17,7 @@ namespace {
 // Accumulators held in registers. With R rows and C vectors of a panel, a k step needs R + 1
 // registers more, and its R * C fused multiply-adds need at least 8 independent chains (latency 4,
 // two a cycle).
-#if defined(TIDEGATE_ISA_AVX512) || defined(TIDEGATE_ISA_NEON)
-constexpr int kAccumulators = 24;  // of 32
-#else
-constexpr int kAccumulators = 12;  // of 16
-#endif
+constexpr int kAccumulators = vector_registers * 3 / 4;
 
 // A block of a panel that stays in L1 (half of 32 KiB) while all rows pass over it.
 constexpr Index kPanelBlockBytes = 16 * 1024;
@@ -283,9 +279,10 @@ void phase(const PhaseCall<T>& call) {
 
 // ---- Weight gradients: the depth is the rows of all steps, both operands are packed on the fly.
 
-constexpr Index kOuterDepth =
-    128;  // rows packed at once: a block of `right`'s panel is kPanelBlockBytes
-constexpr Index kOuterLeft = 384;  // columns of `left` packed at once: 192 KiB of float, in L2
+// Rows packed at once: a block of `right`'s panel is kPanelBlockBytes. Columns of `left` packed at
+// once: 192 KiB of float, in L2.
+constexpr Index kOuterDepth = 128;
+constexpr Index kOuterLeft = 384;
 
 template <class T>
 struct OuterShape {

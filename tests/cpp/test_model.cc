@@ -14,6 +14,7 @@
 
 #include "arrays.h"
 #include "check.h"
+#include "errors.h"
 #include "tidegate/tidegate.h"
 #include "variants.h"
 
@@ -675,19 +676,6 @@ void check_saved(const Config& config) {
     for (const auto& quantity : gru) check(quantity.name, quantity.values);
   }
 }
-
-// What `f` throws, or "".
-template <class F>
-std::string invalid_argument_of(const F& f) {
-  try {
-    f();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool begins_with(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
 
 template <class F>
 bool throws_length_error(const F& f) {

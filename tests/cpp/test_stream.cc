@@ -10,6 +10,7 @@
 
 #include "arrays.h"
 #include "check.h"
+#include "errors.h"
 #include "tidegate/tidegate.h"
 #include "variants.h"
 
@@ -222,18 +223,6 @@ void check_steps(const Config& config, Index batch) {
     CHECK(stands_at_the_end_of(stream, whole));
   });
 }
-
-template <class F>
-std::string invalid_argument_of(const F& f) {
-  try {
-    f();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool begins_with(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
 
 }  // namespace
 
