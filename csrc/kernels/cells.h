@@ -62,27 +62,31 @@ struct Lstm {
   }
 
   template <class T>
-  static void gates(const PhaseCall<T>& call, Vec<T> (&a)[4], Place<T> at) {
+  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Vec<T> c_prev = load<T>(call.c_prev[at.row] + at.unit);
+    Vec<T> a_i = a[kI];
+    Vec<T> a_f = a[kF];
+    Vec<T> a_o = a[kO];
     if constexpr (Peephole) {
-      a[kI] = fma(peephole<T>(call.peephole, at.unit, kWi), c_prev, a[kI]);
-      a[kF] = fma(peephole<T>(call.peephole, at.unit, kWf), c_prev, a[kF]);
+      a_i = fma(peephole<T>(call.peephole, at.unit, kWi), c_prev, a_i);
+      a_f = fma(peephole<T>(call.peephole, at.unit, kWf), c_prev, a_f);
     }
-    const Vec<T> i = sigmoid(a[kI]);
-    const Vec<T> f = sigmoid(a[kF]);
+    const Vec<T> i = sigmoid(a_i);
+    const Vec<T> f = sigmoid(a_f);
     const Vec<T> g = tanh(a[kG]);
     const Vec<T> c = fma(f, c_prev, i * g);
-    if constexpr (Peephole) a[kO] = fma(peephole<T>(call.peephole, at.unit, kWo), c, a[kO]);
-    a[kO] = sigmoid(a[kO]);
+    if constexpr (Peephole) a_o = fma(peephole<T>(call.peephole, at.unit, kWo), c, a_o);
+    const Vec<T> o = sigmoid(a_o);
 
+    a.set(kO, o);
     save_gate(call, at, kI, i);
     save_gate(call, at, kF, f);
     save_gate(call, at, kG, g);
-    save_gate(call, at, kO, a[kO]);
+    save_gate(call, at, kO, o);
     store(call.c_next[at.row] + at.unit, c);
   }
   template <class T>
-  static void state(const PhaseCall<T>& call, const Vec<T> (&a)[4], Place<T> at) {
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Vec<T> c = load<T>(call.c_next[at.row] + at.unit);
     store_h(call, at, a[kO] * tanh(c));
   }
@@ -150,18 +154,19 @@ struct GruAfter {
   enum Gate { kN, kR, kZ, kQ };
 
   template <class T>
-  static void gates(const PhaseCall<T>& call, Vec<T> (&a)[4], Place<T> at) {
+  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Vec<T> r = sigmoid(a[kR]);
+    const Vec<T> z = sigmoid(a[kZ]);
     const Vec<T> q = a[kQ];
-    a[kZ] = sigmoid(a[kZ]);
-    a[kN] = fma(r, q, a[kN]);
 
+    a.set(kN, fma(r, q, a[kN]));
+    a.set(kZ, z);
     save_gate(call, at, kR, r);
-    save_gate(call, at, kZ, a[kZ]);
+    save_gate(call, at, kZ, z);
     save_gate(call, at, kQ, q);
   }
   template <class T>
-  static void state(const PhaseCall<T>& call, const Vec<T> (&a)[4], Place<T> at) {
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
     const Vec<T> n = tanh(a[kN]);
 
@@ -194,9 +199,9 @@ struct GruGates {
   enum Gate { kN, kR, kZ };  // of the cell; the phase computes r and z
 
   template <class T>
-  static void state(const PhaseCall<T>&, const Vec<T> (&)[2], Place<T>) {}
+  static void state(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
   template <class T>
-  static void gates(const PhaseCall<T>& call, const Vec<T> (&a)[2], Place<T> at) {
+  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Vec<T> r = sigmoid(a[kR - 1]);
     const Vec<T> z = sigmoid(a[kZ - 1]);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
@@ -225,9 +230,9 @@ struct GruCandidate {
   enum Gate { kN, kR, kZ };
 
   template <class T>
-  static void gates(const PhaseCall<T>&, const Vec<T> (&)[1], Place<T>) {}
+  static void gates(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
   template <class T>
-  static void state(const PhaseCall<T>& call, const Vec<T> (&a)[1], Place<T> at) {
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Vec<T> n = tanh(a[kN]);
     const Vec<T> z = load<T>(call.z[at.row] + at.unit);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
@@ -257,9 +262,9 @@ struct Linear {
   static constexpr PhaseSpec spec = phase_spec(kLinear);
 
   template <class T>
-  static void gates(const PhaseCall<T>&, const Vec<T> (&)[1], Place<T>) {}
+  static void gates(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
   template <class T>
-  static void state(const PhaseCall<T>& call, const Vec<T> (&a)[1], Place<T> at) {
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     store_h(call, at, a[0]);
   }
 };

@@ -38,7 +38,7 @@ struct Product {
 
 // One phase of a step, for some rows and slices. Accumulators begin at the bias, or where an
 // earlier call left them (resume); then x by ascending k, then h by ascending k, each one fused
-// multiply-add; then the cell (finish), or they are left in `accumulators`. Rows of buffers marked
+// multiply-add, and are left in `accumulators`; then the cell (finish). Rows of buffers marked
 // * are padded to whole slices.
 template <class T>
 struct PhaseCall {

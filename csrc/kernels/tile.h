@@ -1,6 +1,5 @@
-// The tile: products of a few rows with a few slices of panels, with a phase's cell as its
-// epilogue, and the loops that cut a PhaseCall or an OuterCall into tiles. No formula of a cell is
-// in here.
+// The tile: products of a few rows with a few slices of panels, and the loops that cut a PhaseCall
+// or an OuterCall into tiles and run the cell on what is complete. No formula of a cell is in here.
 //
 // One rule keeps the bits the same however the work is cut: an output element is one accumulator,
 // and receives its products one by one, k ascending. Cutting k spills that accumulator and loads it
@@ -21,6 +20,10 @@ constexpr int kAccumulators = vector_registers * 3 / 4;
 
 // A block of a panel that stays in L1 (half of 32 KiB) while all rows pass over it.
 constexpr Index kPanelBlockBytes = 16 * 1024;
+
+// With few rows, so many vectors of units are finished at once: enough to fill the latency of their
+// activations, few enough for their accumulators to stay in L1.
+constexpr Index kFinishedVectors = 48;
 
 constexpr Index min_of(Index a, Index b) { return a < b ? a : b; }
 
@@ -126,23 +129,42 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S]
 struct DepthBlock {
   Index x_begin, x_end;
   Index h_begin, h_end;
-  bool first, last;
+  bool first;
 };
 
-// The epilogue of a tile: the cell, for each of its rows and slices. Two loops, as one would be a
-// long chain of activations whose latency the processor cannot fill with the next vector's. Not
-// inlined, so that a cell is compiled once and not for each shape of tile.
+// The accumulators of one row and slice, in memory: `[gate][width]`.
+template <class T>
+class Accumulators {
+ public:
+  explicit Accumulators(T* gates) : gates_(gates) {}
+
+  Vec<T> operator[](int gate) const { return load<T>(gates_ + gate * Vec<T>::width); }
+  void set(int gate, Vec<T> value) const { store(gates_ + gate * Vec<T>::width, value); }
+
+ private:
+  T* gates_;
+};
+
+// The cell, for all rows and slices [slice, slice_end), once their accumulators are complete. Two
+// loops, as one would be a long chain of activations whose latency the processor cannot fill with
+// the next vector's; and over many rows at once, not tile by tile, for the same reason.
 template <class Phase, class T>
-__attribute__((noinline)) void finish_tile(const PhaseCall<T>& call,
-                                           Vec<T> (*accumulators)[Phase::spec.gates.count],
-                                           int rows, int slices, Index row, Index slice) {
-  constexpr int kWidth = Vec<T>::width;
-  const auto place = [&](int i) {
-    const Index unit = (slice + i % slices) * kWidth;
-    return Place<T>{row + i / slices, unit, static_cast<int>(min_of(call.units - unit, kWidth))};
+__attribute__((noinline)) void finish(const PhaseCall<T>& call, Index slice, Index slice_end) {
+  const auto each = [&](auto&& cell) __attribute__((always_inline)) {
+    for (Index s = slice; s < slice_end; ++s) {
+      const Index unit = s * Vec<T>::width;
+      const int lanes = static_cast<int>(min_of(call.units - unit, Vec<T>::width));
+      T* accumulators = call.accumulators + s * call.accumulators_slice_stride;
+      for (Index row = 0; row < call.rows; ++row) {
+        cell(Accumulators<T>(accumulators), Place<T>{row, unit, lanes});
+        accumulators += call.accumulators_row_stride;
+      }
+    }
   };
-  for (int i = 0; i < rows * slices; ++i) Phase::template gates<T>(call, accumulators[i], place(i));
-  for (int i = 0; i < rows * slices; ++i) Phase::template state<T>(call, accumulators[i], place(i));
+  each([&](Accumulators<T> a, Place<T> at)
+           __attribute__((always_inline)) { Phase::template gates<T>(call, a, at); });
+  each([&](Accumulators<T> a, Place<T> at)
+           __attribute__((always_inline)) { Phase::template state<T>(call, a, at); });
 }
 
 // One tile of a phase: R rows from `row` on, S slices from `slice` on.
@@ -200,28 +222,14 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
     }
   }
 
-  if (block.last && call.finish) {
-    // Copied out, so that the accumulators of the loop above need never have an address.
-    Vec<T> done[R * S][kGates];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 12
-      for (int s = 0; s < S; ++s) {
+    for (int s = 0; s < S; ++s) {
+      T* end = call.accumulators + (row + r) * call.accumulators_row_stride +
+               (slice + s) * call.accumulators_slice_stride;
 #pragma GCC unroll 4
-        for (int g = 0; g < kGates; ++g) done[r * S + s][g] = accumulators[r][s][g];
-      }
-    }
-    finish_tile<Phase>(call, done, R, S, row, slice);
-  } else {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 12
-      for (int s = 0; s < S; ++s) {
-        T* end = call.accumulators + (row + r) * call.accumulators_row_stride +
-                 (slice + s) * call.accumulators_slice_stride;
-#pragma GCC unroll 4
-        for (int g = 0; g < kGates; ++g) store(end + g * kWidth, accumulators[r][s][g]);
-      }
+      for (int g = 0; g < kGates; ++g) store(end + g * kWidth, accumulators[r][s][g]);
     }
   }
 }
@@ -248,32 +256,30 @@ template <class Phase, class T>
 void phase(const PhaseCall<T>& call) {
   constexpr PhaseSpec kSpec = Phase::spec;
   using Shape = TileShape<kSpec.gates.count>;
-  if (call.rows == 1) {
-    phase_sweep<Phase, T, 1, Shape::kSlicesOneRow>(call, call.slice_begin, call.slice_end,
-                                                   {0, call.x.depth, 0, call.h.depth, true, true});
-    return;
-  }
-  if (call.rows <= Shape::kRows) {
-    phase_sweep<Phase, T, Shape::kRows, Shape::kSlices>(
-        call, call.slice_begin, call.slice_end, {0, call.x.depth, 0, call.h.depth, true, true});
-    return;
-  }
+  if (call.rows == 0) return;
   // All rows pass over one block of a panel before the next is touched.
   constexpr Index kBlock = kPanelBlockBytes / (Shape::kSlices * kSpec.gates.count * Vec<T>::width *
                                                static_cast<Index>(sizeof(T)));
+  const bool few_rows = call.rows <= Shape::kRows;
   const Index depth = call.x.depth + call.h.depth;
-  const Index blocks = depth > kBlock ? (depth + kBlock - 1) / kBlock : 1;
-  for (Index slice = call.slice_begin; slice < call.slice_end; slice += Shape::kSlices) {
-    const Index slice_end = min_of(slice + Shape::kSlices, call.slice_end);
+  const Index blocks = few_rows || depth <= kBlock ? 1 : (depth + kBlock - 1) / kBlock;
+  const Index slices = few_rows ? kFinishedVectors / call.rows : Shape::kSlices;
+  for (Index slice = call.slice_begin; slice < call.slice_end; slice += slices) {
+    const Index slice_end = min_of(slice + slices, call.slice_end);
     for (Index b = 0; b < blocks; ++b) {
       const Index begin = depth * b / blocks;
       const Index end = depth * (b + 1) / blocks;
       const Index x_depth = call.x.depth;
-      phase_sweep<Phase, T, Shape::kRows, Shape::kSlices>(
-          call, slice, slice_end,
-          {min_of(begin, x_depth), min_of(end, x_depth), (begin > x_depth ? begin - x_depth : 0),
-           (end > x_depth ? end - x_depth : 0), b == 0, b == blocks - 1});
+      const DepthBlock block = {min_of(begin, x_depth), min_of(end, x_depth),
+                                (begin > x_depth ? begin - x_depth : 0),
+                                (end > x_depth ? end - x_depth : 0), b == 0};
+      if (call.rows == 1) {
+        phase_sweep<Phase, T, 1, Shape::kSlicesOneRow>(call, slice, slice_end, block);
+      } else {
+        phase_sweep<Phase, T, Shape::kRows, Shape::kSlices>(call, slice, slice_end, block);
+      }
     }
+    if (call.finish) finish<Phase>(call, slice, slice_end);
   }
 }
 
@@ -291,32 +297,50 @@ struct OuterShape {
   static constexpr Index kScratch = kOuterDepth * (kOuterLeft + kRows + kColumns * Vec<T>::width);
 };
 
-// R columns of `left` by S vectors of `right`; the last vector has `lanes` columns.
+// Packs rows of `left` for `Tiles` tiles of R columns each: [tile][k][row of the tile].
+template <int R, int Tiles, class T>
+inline __attribute__((always_inline)) void pack_left(Rows<const T> left, Index k0, Index depth,
+                                                     Index column, T* to) {
+  for (Index k = 0; k < depth; ++k) {
+    const T* from = left[k0 + k] + column;
+#pragma GCC unroll 8
+    for (int t = 0; t < Tiles; ++t) {
+      __builtin_memcpy(to + (t * depth + k) * R, from + t * R, R * sizeof(T));
+    }
+  }
+}
+
+// R columns of `left` by S vectors of `right`, both packed; the last vector has `last_lanes`
+// columns of `result`. The next tile's part of it, up to row `rows_end`, is brought near meanwhile.
 template <class T, int R, int S>
 inline __attribute__((always_inline)) void outer_tile(const T* left, const T* right, Index depth,
                                                       Rows<T> result, Index row, Index column,
-                                                      Index columns, bool resume) {
+                                                      int last_lanes, bool resume, Index rows_end) {
   constexpr int kWidth = Vec<T>::width;
+  constexpr int kLine = 64 / static_cast<int>(sizeof(T));
+  for (Index next = row + R; next < min_of(row + R + OuterShape<T>::kRows, rows_end); ++next) {
+    for (int i = 0; i < S * kWidth; i += kLine) __builtin_prefetch(result[next] + column + i, 1);
+  }
   Vec<T> accumulators[R][S][1];
   const T* a[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     a[r] = left + r;
+    const T* start = result[row + r] + column;
 #pragma GCC unroll 12
     for (int s = 0; s < S; ++s) {
-      const int lanes = static_cast<int>(min_of(columns - column - s * kWidth, kWidth));
-      accumulators[r][s][0] =
-          resume ? load_partial<T>(result[row + r] + column + s * kWidth, lanes) : zero<T>();
+      accumulators[r][s][0] = !resume     ? zero<T>()
+                              : s + 1 < S ? load<T>(start + s * kWidth)
+                                          : load_partial<T>(start + s * kWidth, last_lanes);
     }
   }
   multiply<0, 1>(accumulators, a, R, right, depth * kWidth, depth);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+    T* end = result[row + r] + column;
 #pragma GCC unroll 12
-    for (int s = 0; s < S; ++s) {
-      const int lanes = static_cast<int>(min_of(columns - column - s * kWidth, kWidth));
-      store_partial<T>(result[row + r] + column + s * kWidth, accumulators[r][s][0], lanes);
-    }
+    for (int s = 0; s + 1 < S; ++s) store(end + s * kWidth, accumulators[r][s][0]);
+    store_partial<T>(end + (S - 1) * kWidth, accumulators[r][S - 1][0], last_lanes);
   }
 }
 
@@ -325,6 +349,7 @@ void outer(const OuterCall<T>& call) {
   constexpr int kWidth = Vec<T>::width;
   constexpr int kRows = OuterShape<T>::kRows;
   constexpr int kColumns = OuterShape<T>::kColumns;
+  constexpr int kTilesPacked = 4;
   T* const packed_left = call.scratch;  // [tile][k][row of the tile]
   T* const packed_right = packed_left + kOuterDepth * (kOuterLeft + kRows);  // [slice][k][width]
 
@@ -335,13 +360,18 @@ void outer(const OuterCall<T>& call) {
       const Index m1 = min_of(m0 + kOuterLeft, call.left_columns);
       T* to = packed_left;
       for (Index m = m0; m < m1;) {
-        const int rows = tile_rows<kRows>(m1 - m);
-        with_constant<kRows>(rows, [&]<int R>() __attribute__((always_inline)) {
-          for (Index k = 0; k < depth; ++k)
-            __builtin_memcpy(to + k * R, call.left[k0 + k] + m, R * sizeof(T));
-        });
-        to += depth * rows;
-        m += rows;
+        Index columns = kTilesPacked * kRows;
+        if (m1 - m >= columns + kRows) {
+          pack_left<kRows, kTilesPacked>(call.left, k0, depth, m, to);
+        } else {
+          columns = tile_rows<kRows>(m1 - m);
+          with_constant<kRows>(static_cast<int>(columns),
+                               [&]<int R>() __attribute__((always_inline)) {
+                                 pack_left<R, 1>(call.left, k0, depth, m, to);
+                               });
+        }
+        to += depth * columns;
+        m += columns;
       }
       for (Index column = 0; column < call.right_columns;) {
         const Index left_over = call.right_columns - column;
@@ -362,8 +392,8 @@ void outer(const OuterCall<T>& call) {
               for (Index m = m0; m < m1;) {
                 const int rows = tile_rows<kRows>(m1 - m);
                 with_constant<kRows>(rows, [&]<int R>() __attribute__((always_inline)) {
-                  outer_tile<T, R, S>(left, packed_right, depth, call.result, m, column,
-                                      call.right_columns, resume);
+                  outer_tile<T, R, S>(left, packed_right, depth, call.result, m, column, last_lanes,
+                                      resume, m1);
                 });
                 left += depth * rows;
                 m += rows;

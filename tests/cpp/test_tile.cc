@@ -78,9 +78,9 @@ struct Probe {
   static constexpr PhaseSpec spec = phase_spec(Kind);
 
   template <class T>
-  static void gates(const PhaseCall<T>&, const Vec<T> (&)[spec.gates.count], Place<T>) {}
+  static void gates(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
   template <class T>
-  static void state(const PhaseCall<T>& call, const Vec<T> (&a)[spec.gates.count], Place<T> at) {
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     for (int gate = 0; gate < spec.gates.count; ++gate) save_gate(call, at, gate, a[gate]);
     store_h(call, at, a[0]);
   }
@@ -582,8 +582,9 @@ struct CellCall {
   template <class Cell>
   void run_finish(int first_gate) {
     constexpr int gates = Cell::spec.gates.count;
-    Vec<T> accumulators[gates];
-    for (int gate = 0; gate < gates; ++gate) accumulators[gate] = load<T>(a[first_gate + gate]);
+    T memory[gates * width];
+    const Accumulators<T> accumulators(memory);
+    for (int gate = 0; gate < gates; ++gate) accumulators.set(gate, load<T>(a[first_gate + gate]));
     Cell::template gates<T>(forward, accumulators, place());
     Cell::template state<T>(forward, accumulators, place());
   }
