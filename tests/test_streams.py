@@ -203,6 +203,70 @@ def test_streams_of_one_layer_are_independent_and_outlive_it(rng):
     assert y.shape[0] == T
 
 
+@every_case
+@every_dtype
+def test_picked_rows_step_as_they_would_among_all(isa, case, dtype, rng):
+    layer = make(case, dtype=dtype)
+    x = random_x(layer, rng, 5)
+    y, state_n = layer(x)
+    stream = layer.stream(5)
+    taken = np.zeros(5, int)
+    turns = [[3], np.arange(5), (4, 0), np.array([2, 1, 3], np.uint8), []]
+    turn = 0
+    while taken.min() < T:
+        rows = np.array([row for row in turns[turn % len(turns)] if taken[row] < T], int)
+        out = np.empty((len(rows), output_size(layer)), dtype) if turn % 2 else None
+        given = rows if turn % 3 else rows.tolist()
+        got = stream.step(x[taken[rows], rows], rows=given, out=out)
+        assert out is None or got is out
+        assert_same_bits(got, y[taken[rows], rows])
+        taken[rows] += 1
+        turn += 1
+    assert_same_bits(stream.state, state_n)
+
+
+@every_case
+def test_states_of_picked_rows(case, rng):
+    layer = make(case)
+    stream, state = layer.stream(4), random_state(layer, 4, rng)
+    stream.state = state
+    picked = [3, 1]
+    assert_same_bits(
+        map_state(np.ascontiguousarray, stream.get_state(picked)),
+        map_state(lambda part: np.ascontiguousarray(part[:, picked]), state),
+    )
+    stream.reset(rows=[2])
+    stream.set_state(map_state(lambda part: part[:, [0, 2]], state), rows=[1, 0])
+    expected = map_state(lambda part: part[:, [2, 0, 0, 3]], state)
+    for part in parts(expected):
+        part[:, 2] = 0
+    assert_same_bits(stream.state, map_state(np.ascontiguousarray, expected))
+    stream.set_state(None, rows=[3])
+    assert not any(part[:, 2:].any() for part in parts(stream.state))
+
+
+@every_case
+def test_rows_come_and_go(case, rng):
+    layer = make(case)
+    stream, state = layer.stream(2), random_state(layer, 2, rng)
+    stream.state = state
+    stream.grow(3)
+    assert stream.batch == 5
+    assert_same_bits(stream.get_state([0, 1]), state)
+    assert not any(part.any() for part in parts(stream.get_state([2, 3, 4])))
+    x = random_x(layer, rng, 5, 1)[0]
+    y = layer(x[None], stream.state)[0][0]
+    assert_same_bits(stream.step(x), y)
+    kept = stream.get_state([0])
+    stream.shrink(4)
+    assert stream.batch == 1
+    assert_same_bits(stream.state, kept)
+    stream.shrink()
+    assert stream.step(x[:0]).shape == (0, output_size(layer))
+    stream.grow()
+    assert not any(part.any() for part in parts(stream.state))
+
+
 def test_what_a_stream_is():
     layer = make("lstm-projected-no-bias", dtype=np.float64)
     stream = layer.stream(4)
@@ -211,7 +275,7 @@ def test_what_a_stream_is():
     assert stream.batch == 4
     assert stream.dtype == np.float64
     assert repr(stream) == f"Stream({layer!r}, batch=4)"
-    assert str(inspect.signature(stream.step)) == "(x, out=None)"
+    assert str(inspect.signature(stream.step)) == "(x, out=None, rows=None)"
     assert tg.Stream.step.__doc__.startswith("Takes one step.")
 
 
@@ -244,7 +308,8 @@ def test_wrong_calls_of_step():
     x, y = np.zeros((1, INPUT_SIZE), np.float32), np.zeros((1, 7), np.float32)
     for args, kwargs in [
         ((), {}),
-        ((x, y, y), {}),
+        ((x, y, None, y), {}),
+        ((x, y, None), {"rows": None}),
         ((x,), {"x": x}),
         ((x, y), {"out": y}),
         ((), {"out": y}),
@@ -346,3 +411,48 @@ def test_step_allocates_no_python_memory(rng):
     finally:
         tracemalloc.stop()
     assert peak - before < 500  # the loop itself: an array of NumPy would be 112 bytes a step
+
+
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [
+        ([4], ValueError),
+        ([-1], ValueError),
+        ([1, 1], ValueError),
+        ([0.0, 1.0], TypeError),
+        (np.array([0.5]), TypeError),
+        (np.array([[0, 1]]), ValueError),
+        (np.array([True, False]), TypeError),
+        (3, TypeError),
+        ("01", TypeError),
+        ([2**70], (ValueError, OverflowError)),
+    ],
+)
+def test_wrong_rows(rows, error, rng):
+    layer = make("gru")
+    stream = layer.stream(4)
+    stream.state = random_state(layer, 4, rng)
+    kept = stream.state
+    x, out = random_x(layer, rng, 2)[0], np.full((2, 7), 7, np.float32)
+    for call in [
+        lambda: stream.step(x, out, rows),
+        lambda: stream.reset(rows),
+        lambda: stream.get_state(rows),
+        lambda: stream.set_state(None, rows),
+    ]:
+        with pytest.raises(error, match=r"^rows: "):
+            call()
+    with pytest.raises(ValueError, match=r"^x: "):
+        stream.step(x, out, [0])
+    assert_same_bits(stream.state, kept)
+    assert (out == 7).all()
+
+
+def test_wrong_counts_of_rows():
+    stream = make("gru").stream(2)
+    for call, count in [(stream.grow, -1), (stream.shrink, -1), (stream.shrink, 3)]:
+        with pytest.raises(ValueError, match=r"^count: "):
+            call(count)
+    with pytest.raises((MemoryError, ValueError)):
+        stream.grow(2**60)
+    assert stream.batch == 2

@@ -2,6 +2,7 @@
 #include "arguments.h"
 
 #include <limits>
+#include <numeric>
 #include <string>
 
 namespace tidegate::bindings {
@@ -114,6 +115,42 @@ std::vector<Index> read_lengths(py::handle object, Layout layout, Index steps, I
     fail_length(text(item), layout.batched ? " at row " + std::to_string(n) : "", steps);
   }
   return lengths;
+}
+
+std::vector<Index> read_rows(py::handle object, Index batch) {
+  std::vector<Index> rows;
+  if (object.is_none()) {
+    rows.resize(static_cast<std::size_t>(batch));
+    std::iota(rows.begin(), rows.end(), Index{0});
+    return rows;
+  }
+  const char* const wanted = "a list or an array (n,) of integers";
+  if (py::isinstance<py::array>(object)) {
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    const char kind = array.dtype().kind();
+    if (kind != 'i' && kind != 'u') {
+      throw py::type_error("rows: got dtype " + std::string(py::str(array.dtype())) +
+                           ", wanted integers");
+    }
+    if (array.ndim() != 1) fail_shape("rows", array, "(n,)");
+    const py::object list = array.attr("tolist")();
+    return read_rows(list, batch);
+  }
+  if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object))
+    throw py::type_error("rows: got " + type_name(object) + ", wanted " + wanted);
+  std::vector<bool> named(static_cast<std::size_t>(batch));
+  for (const py::handle item : object) {
+    const Py_ssize_t row = read_integer("rows", item, wanted);
+    if (row < 0 || row >= batch) {
+      throw py::value_error("rows: got " + text(item) + ", wanted 0.." + std::to_string(batch - 1) +
+                            " (the stream has " + std::to_string(batch) + " rows)");
+    }
+    if (named[static_cast<std::size_t>(row)])
+      throw py::value_error("rows: got " + text(item) + " twice, wanted different rows");
+    named[static_cast<std::size_t>(row)] = true;
+    rows.push_back(row);
+  }
+  return rows;
 }
 
 MaskView read_reset(py::handle object, Layout layout, Index steps, Index batch) {

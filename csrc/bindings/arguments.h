@@ -51,6 +51,10 @@ Input<T> read_sequence(const char* argument, py::handle object, Layout layout, I
 // an integer.
 std::vector<Index> read_lengths(py::handle object, Layout layout, Index steps, Index batch);
 
+// None: all of them, 0, 1, ... Else different integers in 0..batch-1, from an array of integers of
+// shape (n,), or a list or tuple of them.
+std::vector<Index> read_rows(py::handle object, Index batch);
+
 // None: not given. Else an array of bool in x's layout without features.
 MaskView read_reset(py::handle object, Layout layout, Index steps, Index batch);
 

@@ -1,6 +1,9 @@
 // Config for Python: keyword arguments in, read-only attributes out, compared by value.
 #include "tidegate/config.h"
 
+#include <pybind11/stl.h>
+
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -32,14 +35,55 @@ std::string update_gate_name(const Config& config) {
   return config.update_gate == UpdateGate::carry ? "carry" : "write";
 }
 
+// An activation in Python: its name, or (name, alpha) or (name, alpha, beta).
+Activation read_activation(const char* argument, const py::object& given) {
+  const auto wanted = [&](const std::string& what) {
+    return std::string(argument) + ": got " + py::repr(given).cast<std::string>() + ", wanted " +
+           what;
+  };
+  const bool tuple = py::isinstance<py::tuple>(given);
+  const py::tuple parts = tuple ? py::tuple(given) : py::make_tuple(given);
+  if (parts.empty() || !py::isinstance<py::str>(parts[0]))
+    throw py::type_error(wanted("a name, (name, alpha) or (name, alpha, beta)"));
+  const std::string name = parts[0].cast<std::string>();
+  std::string names;
+  for (const ActivationInfo& info : kActivations) {
+    names += std::string(names.empty() ? "" : ", ") + info.name;
+    if (name != info.name) continue;
+    if (static_cast<int>(parts.size()) > 1 + info.parameters)
+      throw std::invalid_argument(
+          wanted("at most " + std::to_string(info.parameters) + " parameters"));
+    Activation activation = info.kind;
+    double* const parameters[] = {&activation.alpha, &activation.beta};
+    for (std::size_t i = 1; i < parts.size(); ++i) {
+      const py::object number = parts[i];
+      if (!PyNumber_Check(number.ptr()) || py::isinstance<py::bool_>(number))
+        throw py::type_error(wanted("numbers as parameters"));
+      *parameters[i - 1] = number.cast<double>();
+    }
+    return activation;
+  }
+  throw std::invalid_argument(wanted("one of " + names));
+}
+
+py::object show_activation(const Activation& activation) {
+  const ActivationInfo& info = activation_info(activation.kind);
+  if (activation == Activation(activation.kind)) return py::str(info.name);
+  if (info.parameters == 1) return py::make_tuple(info.name, activation.alpha);
+  return py::make_tuple(info.name, activation.alpha, activation.beta);
+}
+
 auto members(const Config& c) {
   return std::tie(c.cell, c.input_size, c.hidden_size, c.num_layers, c.bias, c.bidirectional,
-                  c.reverse, c.proj_size, c.peephole, c.reset_after, c.update_gate);
+                  c.reverse, c.proj_size, c.peephole, c.reset_after, c.update_gate, c.activations);
 }
 
 Config make_config(const std::string& cell, Index input_size, Index hidden_size, Index num_layers,
                    bool bias, bool bidirectional, bool reverse, Index proj_size, bool peephole,
-                   bool reset_after, const std::string& update_gate) {
+                   bool reset_after, const std::string& update_gate,
+                   const py::object& recurrent_activation, const py::object& activation,
+                   const py::object& output_activation, std::optional<double> clip,
+                   bool input_forget) {
   Config config;
   config.cell = read_cell(cell);
   config.input_size = input_size;
@@ -52,6 +96,20 @@ Config make_config(const std::string& cell, Index input_size, Index hidden_size,
   config.peephole = peephole;
   config.reset_after = reset_after;
   config.update_gate = read_update_gate(update_gate);
+  config.activations.gate = read_activation("recurrent_activation", recurrent_activation);
+  config.activations.candidate = read_activation("activation", activation);
+  config.activations.output = output_activation.is_none()
+                                  ? config.activations.candidate
+                                  : read_activation("output_activation", output_activation);
+  if (config.cell == CellKind::gru) {
+    if (!output_activation.is_none())
+      throw std::invalid_argument("output_activation: a GRU has none; wanted None");
+    config.activations.output = CellActivations{}.output;
+  }
+  if (clip && !(*clip > 0))
+    throw std::invalid_argument("clip: got " + std::to_string(*clip) + ", wanted a number > 0");
+  config.activations.clip = clip.value_or(0);
+  config.activations.input_forget = input_forget;
   config.validate();
   return config;
 }
@@ -66,7 +124,11 @@ void bind_config(py::module_& m) {
            py::arg("bias") = defaults.bias, py::arg("bidirectional") = defaults.bidirectional,
            py::arg("reverse") = defaults.reverse, py::arg("proj_size") = defaults.proj_size,
            py::arg("peephole") = defaults.peephole, py::arg("reset_after") = defaults.reset_after,
-           py::arg("update_gate") = update_gate_name(defaults))
+           py::arg("update_gate") = update_gate_name(defaults),
+           py::arg("recurrent_activation") = show_activation(defaults.activations.gate),
+           py::arg("activation") = show_activation(defaults.activations.candidate),
+           py::arg("output_activation") = py::none(), py::arg("clip") = py::none(),
+           py::arg("input_forget") = defaults.activations.input_forget)
       .def_property_readonly("cell", &cell_name)
       .def_readonly("input_size", &Config::input_size)
       .def_readonly("hidden_size", &Config::hidden_size)
@@ -78,6 +140,26 @@ void bind_config(py::module_& m) {
       .def_readonly("peephole", &Config::peephole)
       .def_readonly("reset_after", &Config::reset_after)
       .def_property_readonly("update_gate", &update_gate_name)
+      .def_property_readonly("recurrent_activation",
+                             [](const Config& c) { return show_activation(c.activations.gate); })
+      .def_property_readonly(
+          "activation", [](const Config& c) { return show_activation(c.activations.candidate); })
+      // None where it is as `activation`, which is all that a GRU knows.
+      .def_property_readonly("output_activation",
+                             [](const Config& c) -> py::object {
+                               const CellActivations& a = c.activations;
+                               if (c.cell == CellKind::gru || a.output == a.candidate)
+                                 return py::none();
+                               return show_activation(a.output);
+                             })
+      .def_property_readonly("clip",
+                             [](const Config& c) {
+                               return c.activations.clip > 0
+                                          ? std::optional<double>(c.activations.clip)
+                                          : std::nullopt;
+                             })
+      .def_property_readonly("input_forget",
+                             [](const Config& c) { return c.activations.input_forget; })
       .def(
           "__eq__", [](const Config& a, const Config& b) { return members(a) == members(b); },
           py::is_operator());

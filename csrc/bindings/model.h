@@ -25,11 +25,12 @@ class Stream {
  public:
   virtual ~Stream() = default;
   virtual Index batch() const = 0;
-  virtual py::object step(py::handle x, py::handle out) = 0;
+  virtual py::object step(py::handle x, py::handle out, py::handle rows) = 0;
   virtual py::object run(py::handle x, py::handle out, py::handle num_threads) = 0;
-  virtual void reset() = 0;
-  virtual py::object state() = 0;
-  virtual void set_state(py::handle state) = 0;
+  virtual void reset(py::handle rows) = 0;
+  virtual py::object get_state(py::handle rows) = 0;
+  virtual void set_state(py::handle state, py::handle rows) = 0;
+  virtual void resize(Index batch) = 0;
 };
 
 class Model {

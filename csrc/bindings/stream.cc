@@ -1,8 +1,10 @@
 // Live input: one step in as few operations as Python allows.
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "arguments.h"
 #include "gil.h"
@@ -36,26 +38,31 @@ class TypedStream final : public Stream {
       : stream_(std::move(model), batch),
         input_size_(stream_.config().input_size),
         output_size_(stream_.config().output_size()),
-        step_cost_(stream_.step_cost()) {}
+        step_cost_(stream_.step_cost(batch)) {}
 
   Index batch() const override { return stream_.batch(); }
 
-  py::object step(py::handle x, py::handle out) override {
+  py::object step(py::handle x, py::handle out, py::handle rows) override {
     const Use use(busy_);
-    const Index n = stream_.batch();
+    std::vector<Index> picked;
+    const bool all = rows.is_none();
+    if (!all) picked = read_rows(rows, stream_.batch());
+    const Steps steps = {all ? nullptr : picked.data(),
+                         all ? stream_.batch() : static_cast<Index>(picked.size())};
+    const Index n = steps.count;
     const T* const x_data = plain_matrix<T>(x, n, input_size_, false);
-    if (x_data == nullptr) return step_any(x, out);
+    if (x_data == nullptr) return step_any(x, out, steps);
     if (out.is_none()) {
       py::array y = new_array<T>("y", {n, output_size_});
-      advance(x_data, static_cast<T*>(y.mutable_data()));
+      advance(x_data, input_size_, static_cast<T*>(y.mutable_data()), output_size_, steps);
       return y;
     }
     T* const y_data = plain_matrix<T>(out, n, output_size_, true);
     if (y_data == nullptr ||
         !(y_data + n * output_size_ <= x_data || x_data + n * input_size_ <= y_data)) {
-      return step_any(x, out);
+      return step_any(x, out, steps);
     }
-    advance(x_data, y_data);
+    advance(x_data, input_size_, y_data, output_size_, steps);
     return py::reinterpret_borrow<py::object>(out);
   }
 
@@ -72,54 +79,87 @@ class TypedStream final : public Stream {
     const Index steps = array.shape(0);
     const py::array y = read_or_make_output(out, array, {steps, batch(), output_size_});
     const View<T> y_view = sequence_view<T>(y, time_major);
+    stream_.renew();
     without_gil(static_cast<double>(steps) * step_cost_,
                 [&] { stream_.run(input.view, y_view, threads); });
     return y;
   }
 
-  void reset() override {
+  void reset(py::handle rows) override {
     const Use use(busy_);
-    stream_.reset();
+    for (const Index row : read_rows(rows, batch())) stream_.reset(row);
   }
 
-  py::object state() override {
-    const Use use(busy_);
-    const py::array h = new_array<T>("state", state_shape(stream_.config().state_size()));
-    std::copy_n(stream_.h(), h.size(), static_cast<T*>(const_cast<void*>(h.data())));
-    if (!stream_.config().has_cell_state()) return h;
-    const py::array c = new_array<T>("state", state_shape(stream_.config().hidden_size));
-    std::copy_n(stream_.c(), c.size(), static_cast<T*>(const_cast<void*>(c.data())));
-    return py::make_tuple(h, c);
-  }
-
-  void set_state(py::handle state) override {
+  py::object get_state(py::handle rows) override {
     const Use use(busy_);
     const Config& config = stream_.config();
+    const std::vector<Index> picked = read_rows(rows, batch());
+    const auto collect = [&](Index features, T* (tidegate::Stream<T>::*state)(Index, Index)) {
+      py::array collected =
+          new_array<T>("state", {config.num_layers, static_cast<Index>(picked.size()), features});
+      T* to = static_cast<T*>(collected.mutable_data());
+      for (Index layer = 0; layer < config.num_layers; ++layer) {
+        for (const Index row : picked) to = std::copy_n((stream_.*state)(layer, row), features, to);
+      }
+      return collected;
+    };
+    const py::array h = collect(config.state_size(), &tidegate::Stream<T>::h);
+    if (!config.has_cell_state()) return h;
+    return py::make_tuple(h, collect(config.hidden_size, &tidegate::Stream<T>::c));
+  }
+
+  void set_state(py::handle state, py::handle rows) override {
+    const Use use(busy_);
+    const Config& config = stream_.config();
+    const std::vector<Index> picked = read_rows(rows, batch());
+    const auto count = static_cast<Index>(picked.size());
     const StateObjects given = read_state(config, "state", state);
-    const auto h = read_state_array<T>(given.h_name, given.h, {}, config.num_layers, batch(),
+    const auto h = read_state_array<T>(given.h_name, given.h, {}, config.num_layers, count,
                                        config.state_size());
-    const auto c = read_state_array<T>(given.c_name, given.c, {}, config.num_layers, batch(),
+    const auto c = read_state_array<T>(given.c_name, given.c, {}, config.num_layers, count,
                                        config.hidden_size);
-    assign(h.view, config.state_size(), stream_.h());
-    if (config.has_cell_state()) assign(c.view, config.hidden_size, stream_.c());
+    for (Index n = 0; n < count; ++n) {
+      const Index row = picked[static_cast<std::size_t>(n)];
+      stream_.reset(row);
+      for (Index layer = 0; layer < config.num_layers; ++layer) {
+        if (h.view.given)
+          std::copy_n(h.view.row(layer, n), config.state_size(), stream_.h(layer, row));
+        if (c.view.given)
+          std::copy_n(c.view.row(layer, n), config.hidden_size, stream_.c(layer, row));
+      }
+    }
+  }
+
+  void resize(Index batch) override {
+    const Use use(busy_);
+    stream_.resize(batch);
+    step_cost_ = stream_.step_cost(batch);
   }
 
  private:
-  void advance(const T* x, T* y) { advance(x, input_size_, y, output_size_); }
+  // What a step concerns: `count` rows, all of them if there is no list.
+  struct Steps {
+    const Index* rows;
+    Index count;
+  };
 
-  void advance(const T* x, Index x_stride, T* y, Index y_stride) {
-    without_gil(step_cost_, [&] { stream_.step(x, x_stride, y, y_stride); });
+  void advance(const T* x, Index x_stride, T* y, Index y_stride, Steps steps) {
+    stream_.renew();
+    const double cost = steps.rows ? stream_.step_cost(steps.count) : step_cost_;
+    without_gil(cost, [&] {
+      stream_.step(x, x_stride, y, y_stride, steps.rows, steps.count, kThreadsInForce);
+    });
   }
 
   // A step whose arguments are anything but plain: says what is wrong with them, or copes.
-  py::object step_any(py::handle x, py::handle out) {
+  py::object step_any(py::handle x, py::handle out, Steps steps) {
     const Layout rows{false, false};  // (batch, features): the batch is the only axis that counts
     const py::array array = read_array<T>("x", x);
-    check_shape("x", array, {batch(), input_size_});
+    check_shape("x", array, {steps.count, input_size_});
     const auto input = sequence_input<T>(array, rows);
-    const py::array y = read_or_make_output(out, array, {batch(), output_size_});
+    const py::array y = read_or_make_output(out, array, {steps.count, output_size_});
     const View<T> y_view = sequence_view<T>(y, rows);
-    advance(input.view.data, input.view.stride[0], y_view.data, y_view.stride[0]);
+    advance(input.view.data, input.view.stride[0], y_view.data, y_view.stride[0], steps);
     return y;
   }
 
@@ -130,35 +170,19 @@ class TypedStream final : public Stream {
     return y;
   }
 
-  Shape state_shape(Index features) const {
-    return {stream_.config().num_layers, batch(), features};
-  }
-
-  // Copies a state, or zeros where none is given.
-  void assign(const View<const T>& from, Index features, T* to) const {
-    const Index rows = stream_.config().num_layers;
-    for (Index row = 0; row < rows; ++row) {
-      for (Index n = 0; n < batch(); ++n, to += features) {
-        if (from.given) {
-          std::copy_n(from.row(row, n), features, to);
-        } else {
-          std::fill_n(to, features, T(0));
-        }
-      }
-    }
-  }
+  static constexpr int kThreadsInForce = 0;
 
   tidegate::Stream<T> stream_;
   const Index input_size_;
   const Index output_size_;
-  const double step_cost_;
+  double step_cost_;
   std::atomic<bool> busy_{false};
 };
 
 // ---- Stream.step for Python, without pybind11's dispatcher, whose handling of a keyword alone
 // takes as long as a small step (0.3 us): the arguments are taken apart here.
 
-constexpr const char* step_doc = R"(step($self, x, out=None)
+constexpr const char* step_doc = R"(step($self, x, out=None, rows=None)
 --
 
 Takes one step.
@@ -167,20 +191,27 @@ Args:
     x: (batch, I), of the layer's dtype, any strides.
     out: an array like the result to be written and returned: writable, its last axis contiguous,
         overlapping neither itself nor x. With it nothing is allocated.
+    rows: the sequences that take the step, different integers below batch, in any order; x and the
+        result then have len(rows) rows, in this order. None: all of them. The bits of a row do not
+        depend on which others step with it.
 
 Returns:
     (batch, S): h of the last layer after the step. S is hidden_size, or proj_size.
 
 Raises:
-    TypeError: x or out is no array, or of another dtype.
-    ValueError: a wrong shape, or an `out` that cannot be written to.
+    TypeError: x or out is no array, or of another dtype; rows are no integers.
+    ValueError: a wrong shape, or an `out` that cannot be written to; a row that is not there, or
+        twice.
     RuntimeError: another thread is using this stream.)";
 
-// The arguments x and out, whichever way they are given; false with a TypeError set.
+// The arguments x, out and rows, whichever way they are given; false with a TypeError set.
+constexpr int kStepArguments = 3;
+constexpr const char* kStepNames[kStepArguments] = {"x", "out", "rows"};
+
 bool parse_step(PyObject* const* args, Py_ssize_t positional, PyObject* keywords,
-                PyObject* (&values)[2]) {
-  if (positional > 2) {
-    PyErr_Format(PyExc_TypeError, "step() takes x and out, but %zd arguments were given",
+                PyObject* (&values)[kStepArguments]) {
+  if (positional > kStepArguments) {
+    PyErr_Format(PyExc_TypeError, "step() takes x, out and rows, but %zd arguments were given",
                  positional);
     return false;
   }
@@ -188,16 +219,17 @@ bool parse_step(PyObject* const* args, Py_ssize_t positional, PyObject* keywords
   const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
   for (Py_ssize_t k = 0; k < named; ++k) {
     PyObject* const name = PyTuple_GET_ITEM(keywords, k);
-    const bool is_out = PyUnicode_CompareWithASCIIString(name, "out") == 0;
-    if (!is_out && PyUnicode_CompareWithASCIIString(name, "x") != 0) {
+    int i = 0;
+    while (i < kStepArguments && PyUnicode_CompareWithASCIIString(name, kStepNames[i]) != 0) ++i;
+    if (i == kStepArguments) {
       PyErr_Format(PyExc_TypeError, "step() got an unexpected keyword argument '%U'", name);
       return false;
     }
-    if (is_out ? positional > 1 : positional > 0) {
+    if (i < positional) {
       PyErr_Format(PyExc_TypeError, "step() got multiple values for argument '%U'", name);
       return false;
     }
-    values[is_out ? 1 : 0] = args[positional + k];
+    values[i] = args[positional + k];
   }
   if (values[0] == nullptr) {
     PyErr_SetString(PyExc_TypeError, "step() missing the argument x");
@@ -207,7 +239,7 @@ bool parse_step(PyObject* const* args, Py_ssize_t positional, PyObject* keywords
 }
 
 PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
-  PyObject* values[2] = {nullptr, Py_None};
+  PyObject* values[kStepArguments] = {nullptr, Py_None, Py_None};
   if (!parse_step(args, positional, keywords, values)) return nullptr;
   try {
     auto* const instance = reinterpret_cast<py::detail::instance*>(self);
@@ -216,7 +248,7 @@ PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t positional, PyO
                                ? static_cast<Stream*>(instance->get_value_and_holder().value_ptr())
                                : py::handle(self).cast<Stream*>();
     if (stream == nullptr) throw py::type_error("step() of a stream that was never made");
-    return stream->step(values[0], values[1]).release().ptr();
+    return stream->step(values[0], values[1], values[2]).release().ptr();
   } catch (...) {
     py::detail::try_translate_exceptions();
     return nullptr;
@@ -239,8 +271,10 @@ void bind_stream(py::module_& m) {
   py::class_<Stream> stream(m, "Stream");
   stream.def(py::init([](const Model& model, Index batch) { return model.stream(batch); }))
       .def_property_readonly("batch", &Stream::batch, "How many sequences.")
-      .def_property("state", &Stream::state, &Stream::set_state,
-                    R"(h of a GRU, a pair (h, c) of an LSTM: h (L, batch, S), c (L, batch, H).
+      .def_property(
+          "state", [](Stream& self) { return self.get_state(py::none()); },
+          [](Stream& self, py::handle state) { self.set_state(state, py::none()); },
+          R"(h of a GRU, a pair (h, c) of an LSTM: h (L, batch, S), c (L, batch, H).
 
 Reading gives new arrays; assigning copies in. None, for either, is zeros.)")
       .def("run", &Stream::run, py::arg("x"), py::arg("out") = py::none(), py::kw_only(),
@@ -257,7 +291,32 @@ Returns:
 
 Raises:
     TypeError, ValueError, RuntimeError: as in `step`.)")
-      .def("reset", &Stream::reset, "Makes the state zero.");
+      .def("get_state", &Stream::get_state, py::arg("rows") = py::none(),
+           R"(The state of some rows, like `state`, with len(rows) for batch, in their order.)")
+      .def("set_state", &Stream::set_state, py::arg("state"), py::arg("rows") = py::none(),
+           R"(Copies in the state of some rows; what `get_state` returns, or None for zeros.)")
+      .def("reset", &Stream::reset, py::arg("rows") = py::none(),
+           "Makes the state of these rows zero, or of all.")
+      .def(
+          "grow",
+          [](Stream& self, Index count) {
+            const Index batch = self.batch();
+            if (count < 0 || count > std::numeric_limits<Index>::max() - batch)
+              throw py::value_error("count: got " + std::to_string(count) +
+                                    ", wanted an integer >= 0");
+            self.resize(batch + count);
+          },
+          py::arg("count") = 1,
+          "Adds rows at the end, whose state is zero. The others keep theirs. Allocates.")
+      .def(
+          "shrink",
+          [](Stream& self, Index count) {
+            if (count < 0 || count > self.batch())
+              throw py::value_error("count: got " + std::to_string(count) + ", wanted 0.." +
+                                    std::to_string(self.batch()));
+            self.resize(self.batch() - count);
+          },
+          py::arg("count") = 1, "Drops rows at the end. The others keep their state. Allocates.");
   static PyMethodDef step_method = {
       "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
       METH_FASTCALL | METH_KEYWORDS, step_doc};

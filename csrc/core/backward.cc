@@ -185,6 +185,7 @@ class WalkBack {
       call.dc = from(scratch_.dc);
     }
     call.peephole = forward_weights_.peephole;
+    call.activations = run_.config.chosen_activations();
     call.dh = dh;
     call.dgates = from(scratch_.dgates_chunk, first);
     call.cell_output = from(scratch_.cell_output_chunk, first);

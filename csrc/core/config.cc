@@ -1,6 +1,7 @@
 // What a network is: checks of its options, and the layout of its parameters.
 #include "tidegate/config.h"
 
+#include <cmath>
 #include <stdexcept>
 
 #include "core/memory.h"
@@ -18,6 +19,21 @@ void require_size(const char* name, Index value, Index least) {
                               ", wanted an integer >= " + std::to_string(least));
 }
 
+void require_activation(const char* name, const Activation& activation) {
+  require(std::isfinite(activation.alpha) && std::isfinite(activation.beta),
+          std::string(name) + ": got a parameter that is not finite");
+}
+
+// A negative alpha makes y the same on both sides of the kink.
+void require_slope(const char* name, const Activation& activation) {
+  const bool by_sign = activation.kind == ActivationKind::leaky_relu ||
+                       activation.kind == ActivationKind::elu ||
+                       activation.kind == ActivationKind::thresholded_relu;
+  require(!by_sign || activation.alpha >= 0,
+          std::string(name) + ": got " + activation_info(activation.kind).name +
+              " with a negative alpha, which cannot be trained; wanted alpha >= 0");
+}
+
 }  // namespace
 
 void Config::validate() const {
@@ -30,6 +46,15 @@ void Config::validate() const {
   if (cell == CellKind::gru) {
     require(proj_size == 0, "proj_size: a GRU has no projection; wanted 0");
     require(!peephole, "peephole: a GRU has no peepholes; wanted False");
+    require(!activations.input_forget, "input_forget: a GRU has no forget gate; wanted False");
+    // "write" is carried out as "carry" with the sign of z's argument turned.
+    const Activation& gate = activations.gate;
+    const bool symmetric = gate.kind == ActivationKind::sigmoid ||
+                           (gate.kind == ActivationKind::hard_sigmoid && gate.beta == 0.5);
+    require(update_gate == UpdateGate::carry || symmetric,
+            std::string("update_gate: got \"write\" with recurrent_activation ") +
+                activation_info(gate.kind).name +
+                "; wanted \"carry\", or one for which 1 - f(a) = f(-a)");
   } else {
     require(reset_after, "reset_after: an LSTM has no reset gate; wanted True");
     require(update_gate == UpdateGate::carry,
@@ -38,8 +63,20 @@ void Config::validate() const {
             "proj_size: got " + std::to_string(proj_size) + ", wanted less than hidden_size (" +
                 std::to_string(hidden_size) + ")");
   }
+  require_activation("recurrent_activation", activations.gate);
+  require_activation("activation", activations.candidate);
+  require_activation("output_activation", activations.output);
+  require(activations.clip >= 0 && std::isfinite(activations.clip),
+          "clip: got " + std::to_string(activations.clip) + ", wanted a finite number > 0");
   // Every size that the parameters need must fit.
   parameters(*this);
+}
+
+void Config::validate_training() const {
+  require(activations.clip == 0, "clip: a layer that clips cannot be trained; wanted none");
+  require_slope("recurrent_activation", activations.gate);
+  require_slope("activation", activations.candidate);
+  if (cell == CellKind::lstm) require_slope("output_activation", activations.output);
 }
 
 std::vector<Parameter> parameters(const Config& config) {

@@ -24,24 +24,12 @@ ForwardScratch<T> ForwardScratch<T>::take(Arena& arena, const Config& config, co
   ForwardScratch scratch;
   scratch.chunk = projected_steps<T>(config, steps, batch, width);
   const Index rows = checked_size(scratch.chunk, batch);
-  const Index hidden = config.hidden_size;
-  for (int p = 0; p < cell.phase_count; ++p) {
-    scratch.accumulators[p] =
-        arena.take<T>(slice_count(hidden, width), rows, cell.phases[p].gates.count, width);
-  }
+  scratch.step = StepScratch<T>::take(arena, config, cell, rows, batch, width);
   scratch.x_rows = arena.take<const T*>(threads, rows);
   scratch.y_rows = arena.take<T*>(threads, batch);
   scratch.h_rows = arena.take<const T*>(threads, batch);
   scratch.c_rows = arena.take<const T*>(threads, batch);
-  scratch.zero = take_zeros<T>(arena, padded_row<T>(hidden, width));
-  const auto take_rows = [&](bool needed) {
-    const Index stride = padded_row<T>(hidden, width);
-    return needed ? Rows<T>{arena.take<T>(batch, stride), stride, nullptr} : Rows<T>{};
-  };
-  const bool two_phases = cell.phase_count > 1;
-  scratch.reset_h = take_rows(two_phases);
-  scratch.z = take_rows(two_phases);
-  scratch.cell_output = take_rows(config.proj_size > 0);
+  scratch.zero = take_zeros<T>(arena, padded_row<T>(config.hidden_size, width));
   return scratch;
 }
 
@@ -56,7 +44,6 @@ class Walk {
         share_(share),
         kernels_(run.weights.kernels()),
         cell_(run.weights.cell()),
-        weights_(run.weights.direction(run.layer, run.direction)),
         timeline_(run.schedule, run.config.reverse || run.direction == 1),
         hidden_(run.config.hidden_size),
         state_(run.config.state_size()),
@@ -65,7 +52,10 @@ class Walk {
         x_rows_(run.scratch.x_rows + thread * run.scratch.chunk * run.schedule.batch()),
         y_rows_(run.scratch.y_rows + thread * run.schedule.batch()),
         h_rows_(run.scratch.h_rows + thread * run.schedule.batch()),
-        c_rows_(run.scratch.c_rows + thread * run.schedule.batch()) {}
+        c_rows_(run.scratch.c_rows + thread * run.schedule.batch()),
+        // Threads that divide rows have each their own part of the accumulators.
+        step_(run.config, run.weights, run.layer, run.direction, share, run.scratch.step,
+              first_row_, run.scratch.chunk * first_row_, run.saved.gate_stride) {}
 
   void run() {
     never_alive();
@@ -99,29 +89,6 @@ class Walk {
       *to++ = run_.x.row(t, run_.schedule.caller_row(n));
   }
 
-  // The call of phase p that concerns `rows` rows, from `first` on in the chunk's accumulators.
-  PhaseCall<T> phase_call(int p, Index rows, Index first) const {
-    const PhaseSpec& phase = cell_.phases[p];
-    const Range slices = share_.slices(hidden_, kernels_.width);
-    // Threads that divide rows have each their own part of the accumulators.
-    const Index chunk_rows = run_.scratch.chunk * run_.schedule.batch();
-    const Index own_first = run_.scratch.chunk * first_row_ + first;
-    PhaseCall<T> call;
-    call.rows = rows;
-    call.slice_begin = slices.begin;
-    call.slice_end = slices.end;
-    call.units = hidden_;
-    call.bias = weights_.phases[p].bias;
-    call.accumulators_row_stride = phase.gates.count * kernels_.width;
-    call.accumulators_slice_stride = chunk_rows * call.accumulators_row_stride;
-    call.accumulators = run_.scratch.accumulators[p] + own_first * call.accumulators_row_stride;
-    return call;
-  }
-
-  Product<T> x_product(int p, const T* const* rows) const {
-    return {{nullptr, 0, rows}, run_.config.layer_input_size(run_.layer), weights_.phases[p].x};
-  }
-
   // The input projections of steps [s0, s1), for this thread's rows and units alone.
   void project(Index s0, Index s1) {
     Index count = 0;
@@ -130,13 +97,7 @@ class Walk {
       collect_x_rows(s, rows, x_rows_ + count);
       count += rows.size();
     }
-    if (count == 0) return;
-    for (int p = 0; p < cell_.phase_count; ++p) {
-      PhaseCall<T> call = phase_call(p, count, 0);
-      call.x = x_product(p, x_rows_);
-      call.finish = false;
-      kernels_.phase[cell_.phases[p].kind](call);
-    }
+    if (count > 0) step_.project({nullptr, 0, x_rows_}, count);
   }
 
   void step(Index s, Range rows, Index first, bool projected) {
@@ -145,54 +106,23 @@ class Walk {
       y_rows_[n - rows.begin] = run_.y.row(t, run_.schedule.caller_row(n));
     }
     if (!projected) collect_x_rows(s, rows, x_rows_);
-    const bool projection = run_.config.proj_size > 0;
     const T* zero = run_.scratch.zero;
-    const Rows<const T> h_prev = previous(run_.h, timeline_, s, rows, zero, h_rows_);
-    const Rows<T> h_next = from(run_.h.slot(s + 1));
-    const Rows<T> y = {nullptr, 0, y_rows_};
-
-    for (int p = 0; p < cell_.phase_count; ++p) {
-      const PhaseSpec& phase = cell_.phases[p];
-      PhaseCall<T> call = phase_call(p, rows.size(), projected ? first : 0);
-      if (!projected) call.x = x_product(p, x_rows_);
-      call.resume = projected;
-      const bool by_h = phase.operand == Operand::h_prev;
-      call.h = {by_h ? h_prev : Rows<const T>(from(run_.scratch.reset_h)), state_,
-                weights_.phases[p].h};
-      call.h_prev = h_prev;
-      if (cell_.has_cell_state) {
-        call.c_prev = previous(run_.c, timeline_, s, rows, zero, c_rows_);
-        call.c_next = from(run_.c.slot(s + 1));
-      }
-      call.h_next = projection ? from(run_.scratch.cell_output) : h_next;
-      if (!projection) call.y = y;
-      call.saved = from(run_.saved.step(s));
-      call.saved_gate_stride = run_.saved.gate_stride;
-      call.peephole = weights_.peephole;
-      call.reset_h = from(run_.scratch.reset_h);
-      call.z = from(run_.scratch.z);
-      kernels_.phase[phase.kind](call);
-      if (projection || p + 1 < cell_.phase_count) share_.meet_if_by_units();
+    StepRows<T> step;
+    step.count = rows.size();
+    if (projected) {
+      step.first = first;
+    } else {
+      step.x = {nullptr, 0, x_rows_};
     }
-    if (projection) project_output(rows, h_next, y);
-  }
-
-  // h = weight_hr * (o * tanh(c)).
-  void project_output(Range rows, Rows<T> h_next, Rows<T> y) {
-    const Range slices = share_.slices(state_, kernels_.width);
-    PhaseCall<T> call;
-    call.rows = rows.size();
-    call.slice_begin = slices.begin;
-    call.slice_end = slices.end;
-    call.units = state_;
-    call.x = {from(run_.scratch.cell_output), hidden_, weights_.projection};
-    // A linear phase has one accumulator a unit: the state's own rows hold them.
-    call.accumulators = h_next.base;
-    call.accumulators_row_stride = h_next.stride;
-    call.accumulators_slice_stride = kernels_.width;
-    call.h_next = h_next;
-    call.y = y;
-    kernels_.phase[kLinear](call);
+    step.h_prev = previous(run_.h, timeline_, s, rows, zero, h_rows_);
+    step.h_next = from(run_.h.slot(s + 1));
+    if (cell_.has_cell_state) {
+      step.c_prev = previous(run_.c, timeline_, s, rows, zero, c_rows_);
+      step.c_next = from(run_.c.slot(s + 1));
+    }
+    step.y = {nullptr, 0, y_rows_};
+    step.saved = from(run_.saved.step(s));
+    step_.run(step, share_);
   }
 
   // This thread's rows of a buffer of all sorted rows.
@@ -250,7 +180,6 @@ class Walk {
   const Share& share_;
   const Kernels<T>& kernels_;
   const CellSpec& cell_;
-  const DirectionWeights<T>& weights_;
   const Timeline timeline_;
   const Index hidden_;
   const Index state_;
@@ -260,6 +189,7 @@ class Walk {
   T** const y_rows_;
   const T** const h_rows_;
   const T** const c_rows_;
+  const CellStep<T> step_;
 };
 
 }  // namespace

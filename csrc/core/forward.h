@@ -3,6 +3,7 @@
 #ifndef TIDEGATE_CORE_FORWARD_H_
 #define TIDEGATE_CORE_FORWARD_H_
 
+#include "core/cell_step.h"
 #include "core/schedule.h"
 #include "core/share.h"
 #include "core/states.h"
@@ -18,15 +19,13 @@ Index projected_steps(const Config& config, Index steps, Index batch, Index widt
 // Working memory of one direction, of any layer, shared by its threads.
 template <class T>
 struct ForwardScratch {
-  Index chunk = 1;                   // steps projected together
-  T* accumulators[kMaxPhases] = {};  // [slice][row of the chunk][gate][width]
-  const T** x_rows = nullptr;        // per thread: [chunk][batch]
-  T** y_rows = nullptr;              // per thread: [batch]
-  const T** h_rows = nullptr;        // per thread: [batch]
-  const T** c_rows = nullptr;        // per thread: [batch]
-  const T* zero = nullptr;           // a padded row of zeros
-  Rows<T> reset_h, z;                // GRU, reset before: [batch][hidden]
-  Rows<T> cell_output;               // projection: [batch][hidden]
+  Index chunk = 1;  // steps projected together
+  StepScratch<T> step;
+  const T** x_rows = nullptr;  // per thread: [chunk][batch]
+  T** y_rows = nullptr;        // per thread: [batch]
+  const T** h_rows = nullptr;  // per thread: [batch]
+  const T** c_rows = nullptr;  // per thread: [batch]
+  const T* zero = nullptr;     // a padded row of zeros
 
   static ForwardScratch take(Arena& arena, const Config& config, const CellSpec& cell, Index steps,
                              Index batch, int threads, Index width);

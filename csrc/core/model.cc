@@ -84,6 +84,7 @@ template <class T>
 std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs<T>& outputs,
                                           int num_threads) const {
   const Config& config = impl_->config;
+  config.validate_training();
   const CallSize size = check_inputs(config, inputs);
   check_outputs(config, size, outputs);
   const int threads = allowed_threads(num_threads);

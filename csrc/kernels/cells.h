@@ -1,26 +1,16 @@
 // The cells: the formulas of each phase of a step, the derivative directly below the formula it
-// belongs to. Which gates there are and what they see is in spec.h; how the pre-activations come
-// about is in tile.h.
+// belongs to. Which gates there are and what they see is in spec.h, what the activations are in
+// activations.h; how the pre-activations come about is in tile.h.
 #ifndef TIDEGATE_KERNELS_CELLS_H_
 #define TIDEGATE_KERNELS_CELLS_H_
 
-#include "kernels/math.h"
+#include "kernels/activations.h"
 #include "kernels/table.h"
 #include "kernels/tile.h"
 #include "kernels/vec.h"
 
 namespace tidegate {
 namespace {
-
-// d sigmoid(a) / da and d tanh(a) / da, by the activated value.
-template <class T>
-inline Vec<T> sigmoid_slope(Vec<T> s) {
-  return s * (broadcast<T>(1) - s);
-}
-template <class T>
-inline Vec<T> tanh_slope(Vec<T> t) {
-  return fma(-t, t, broadcast<T>(1));
-}
 
 // One row's activated gates: `[gate of the cell][unit]`, padded to whole slices.
 template <class T>
@@ -48,8 +38,9 @@ inline void store_h(const PhaseCall<T>& call, Place<T> at, Vec<T> h) {
 // Schmidhuber 2000):
 //   i = sigmoid(a_i + w_i*c)   f = sigmoid(a_f + w_f*c)   g = tanh(a_g)
 //   c' = f*c + i*g             o = sigmoid(a_o + w_o*c')  h' = o*tanh(c')
-// with w = 0 where there are no peepholes.
-template <bool Peephole>
+// with w = 0 where there are no peepholes, sigmoid and tanh standing for the cell's activations,
+// and f = 1 - i with input_forget.
+template <class Activations, bool Peephole>
 struct Lstm {
   static constexpr PhaseSpec spec = phase_spec(Peephole ? kLstmPeephole : kLstm);
   enum Gate { kI, kF, kG, kO };
@@ -63,6 +54,7 @@ struct Lstm {
 
   template <class T>
   static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+    const Activations act(call.activations);
     const Vec<T> c_prev = load<T>(call.c_prev[at.row] + at.unit);
     Vec<T> a_i = a[kI];
     Vec<T> a_f = a[kF];
@@ -71,12 +63,12 @@ struct Lstm {
       a_i = fma(peephole<T>(call.peephole, at.unit, kWi), c_prev, a_i);
       a_f = fma(peephole<T>(call.peephole, at.unit, kWf), c_prev, a_f);
     }
-    const Vec<T> i = sigmoid(a_i);
-    const Vec<T> f = sigmoid(a_f);
-    const Vec<T> g = tanh(a[kG]);
+    const Vec<T> i = act.gate(a_i);
+    const Vec<T> f = act.input_forget() ? broadcast<T>(1) - i : act.gate(a_f);
+    const Vec<T> g = act.candidate(a[kG]);
     const Vec<T> c = fma(f, c_prev, i * g);
     if constexpr (Peephole) a_o = fma(peephole<T>(call.peephole, at.unit, kWo), c, a_o);
-    const Vec<T> o = sigmoid(a_o);
+    const Vec<T> o = act.gate(a_o);
 
     a.set(kO, o);
     save_gate(call, at, kI, i);
@@ -88,11 +80,12 @@ struct Lstm {
   template <class T>
   static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Vec<T> c = load<T>(call.c_next[at.row] + at.unit);
-    store_h(call, at, a[kO] * tanh(c));
+    store_h(call, at, a[kO] * Activations(call.activations).output(c));
   }
 
   template <class T>
   static void backward(const BackwardCall<T>& call, Place<T> at) {
+    const Activations act(call.activations);
     const Vec<T> i = load_gate(call, at, kI);
     const Vec<T> f = load_gate(call, at, kF);
     const Vec<T> g = load_gate(call, at, kG);
@@ -101,14 +94,16 @@ struct Lstm {
     const Vec<T> c = load<T>(call.c_next[at.row] + at.unit);
     const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
     Vec<T> dc = load<T>(call.dc[at.row] + at.unit);
-    const Vec<T> tanh_c = tanh(c);
+    const Vec<T> out = act.output(c);
 
-    const Vec<T> da_o = dh * tanh_c * sigmoid_slope(o);
-    dc = fma(dh * o, tanh_slope(tanh_c), dc);
+    const Vec<T> da_o = dh * out * act.gate_slope(o);
+    dc = fma(dh * o, act.output_slope(out), dc);
     if constexpr (Peephole) dc = fma(da_o, peephole<T>(call.peephole, at.unit, kWo), dc);
-    const Vec<T> da_i = dc * g * sigmoid_slope(i);
-    const Vec<T> da_f = dc * c_prev * sigmoid_slope(f);
-    const Vec<T> da_g = dc * i * tanh_slope(g);
+    const bool forgets = !act.input_forget();
+    const Vec<T> di = forgets ? dc * g : dc * (g - c_prev);
+    const Vec<T> da_i = di * act.gate_slope(i);
+    const Vec<T> da_f = forgets ? dc * c_prev * act.gate_slope(f) : zero<T>();
+    const Vec<T> da_g = dc * i * act.candidate_slope(g);
     Vec<T> dc_prev = dc * f;
     if constexpr (Peephole) {
       dc_prev = fma(da_i, peephole<T>(call.peephole, at.unit, kWi), dc_prev);
@@ -124,7 +119,7 @@ struct Lstm {
     store_dgate(call, at, kG, da_g);
     store_dgate(call, at, kO, da_o);
     store(call.dc[at.row] + at.unit, dc_prev);
-    if (call.cell_output) store(call.cell_output[at.row] + at.unit, o * tanh_c);
+    if (call.cell_output) store(call.cell_output[at.row] + at.unit, o * out);
   }
 };
 
@@ -141,22 +136,26 @@ struct GruStateGradient {
   Vec<T> da_z, da_n;
   Vec<T> dh_prev;  // along z*h
 };
-template <class T>
-inline GruStateGradient<T> gru_state_backward(Vec<T> dh, Vec<T> z, Vec<T> n, Vec<T> h_prev) {
-  return {dh * (h_prev - n) * sigmoid_slope(z), dh * (broadcast<T>(1) - z) * tanh_slope(n), dh * z};
+template <class T, class Activations>
+inline GruStateGradient<T> gru_state_backward(const Activations& act, Vec<T> dh, Vec<T> z, Vec<T> n,
+                                              Vec<T> h_prev) {
+  return {dh * (h_prev - n) * act.gate_slope(z),
+          dh * (broadcast<T>(1) - z) * act.candidate_slope(n), dh * z};
 }
 
 // GRU, reset gate after the product:
 //   r = sigmoid(a_r)   z = sigmoid(a_z)   q = U_n h + b_hn   n = tanh(a_n + r*q), a_n = W_n x +
 //   b_in
+template <class Activations>
 struct GruAfter {
   static constexpr PhaseSpec spec = phase_spec(kGruAfter);
   enum Gate { kN, kR, kZ, kQ };
 
   template <class T>
   static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
-    const Vec<T> r = sigmoid(a[kR]);
-    const Vec<T> z = sigmoid(a[kZ]);
+    const Activations act(call.activations);
+    const Vec<T> r = act.gate(a[kR]);
+    const Vec<T> z = act.gate(a[kZ]);
     const Vec<T> q = a[kQ];
 
     a.set(kN, fma(r, q, a[kN]));
@@ -168,7 +167,7 @@ struct GruAfter {
   template <class T>
   static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
-    const Vec<T> n = tanh(a[kN]);
+    const Vec<T> n = Activations(call.activations).candidate(a[kN]);
 
     save_gate(call, at, kN, n);
     store_h(call, at, gru_state(a[kZ], n, h_prev));
@@ -176,16 +175,17 @@ struct GruAfter {
 
   template <class T>
   static void backward(const BackwardCall<T>& call, Place<T> at) {
+    const Activations act(call.activations);
     const Vec<T> n = load_gate(call, at, kN);
     const Vec<T> r = load_gate(call, at, kR);
     const Vec<T> z = load_gate(call, at, kZ);
     const Vec<T> q = load_gate(call, at, kQ);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
     const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
-    const GruStateGradient<T> d = gru_state_backward(dh, z, n, h_prev);
+    const GruStateGradient<T> d = gru_state_backward(act, dh, z, n, h_prev);
 
     store_dgate(call, at, kN, d.da_n);
-    store_dgate(call, at, kR, d.da_n * q * sigmoid_slope(r));
+    store_dgate(call, at, kR, d.da_n * q * act.gate_slope(r));
     store_dgate(call, at, kZ, d.da_z);
     store_dgate(call, at, kQ, d.da_n * r);
     store(call.dh[at.row] + at.unit, d.dh_prev);
@@ -194,6 +194,7 @@ struct GruAfter {
 
 // GRU, reset gate before the product, in two phases, as U_n multiplies all of r*h:
 //   r = sigmoid(a_r)   z = sigmoid(a_z)
+template <class Activations>
 struct GruGates {
   static constexpr PhaseSpec spec = phase_spec(kGruGates);
   enum Gate { kN, kR, kZ };  // of the cell; the phase computes r and z
@@ -202,8 +203,9 @@ struct GruGates {
   static void state(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
   template <class T>
   static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
-    const Vec<T> r = sigmoid(a[kR - 1]);
-    const Vec<T> z = sigmoid(a[kZ - 1]);
+    const Activations act(call.activations);
+    const Vec<T> r = act.gate(a[kR - 1]);
+    const Vec<T> z = act.gate(a[kZ - 1]);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
 
     save_gate(call, at, kR, r);
@@ -214,17 +216,19 @@ struct GruGates {
 
   template <class T>
   static void backward(const BackwardCall<T>& call, Place<T> at) {
+    const Activations act(call.activations);
     const Vec<T> r = load_gate(call, at, kR);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
     const Vec<T> dreset_h = load<T>(call.dreset_h[at.row] + at.unit);
     const Vec<T> dh_prev = load<T>(call.dh[at.row] + at.unit);
 
-    store_dgate(call, at, kR, dreset_h * h_prev * sigmoid_slope(r));
+    store_dgate(call, at, kR, dreset_h * h_prev * act.gate_slope(r));
     store(call.dh[at.row] + at.unit, fma(dreset_h, r, dh_prev));
   }
 };
 
 //   n = tanh(a_n), a_n = W_n x + b_in + U_n (r*h) + b_hn
+template <class Activations>
 struct GruCandidate {
   static constexpr PhaseSpec spec = phase_spec(kGruCandidate);
   enum Gate { kN, kR, kZ };
@@ -233,7 +237,7 @@ struct GruCandidate {
   static void gates(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
   template <class T>
   static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
-    const Vec<T> n = tanh(a[kN]);
+    const Vec<T> n = Activations(call.activations).candidate(a[kN]);
     const Vec<T> z = load<T>(call.z[at.row] + at.unit);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
 
@@ -243,12 +247,13 @@ struct GruCandidate {
 
   template <class T>
   static void backward(const BackwardCall<T>& call, Place<T> at) {
+    const Activations act(call.activations);
     const Vec<T> n = load_gate(call, at, kN);
     const Vec<T> r = load_gate(call, at, kR);
     const Vec<T> z = load_gate(call, at, kZ);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
     const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
-    const GruStateGradient<T> d = gru_state_backward(dh, z, n, h_prev);
+    const GruStateGradient<T> d = gru_state_backward(act, dh, z, n, h_prev);
 
     store_dgate(call, at, kN, d.da_n);
     store_dgate(call, at, kZ, d.da_z);
@@ -258,6 +263,7 @@ struct GruCandidate {
 };
 
 // A product alone: h' = W h (projections), dx = W^T da.
+template <class>
 struct Linear {
   static constexpr PhaseSpec spec = phase_spec(kLinear);
 

@@ -21,26 +21,40 @@
 namespace tidegate {
 namespace {
 
-template <class Phase, class T>
-void backward(const BackwardCall<T>& call) {
+template <class Cell, class T>
+void backward_cell(const BackwardCall<T>& call) {
   constexpr Index kWidth = Vec<T>::width;
   for (Index row = 0; row < call.rows; ++row) {
     for (Index slice = call.slice_begin; slice < call.slice_end; ++slice) {
       const Index unit = slice * kWidth;
-      Phase::template backward<T>(call,
-                                  {row, unit, static_cast<int>(min_of(call.units - unit, kWidth))});
+      Cell::template backward<T>(call,
+                                 {row, unit, static_cast<int>(min_of(call.units - unit, kWidth))});
     }
   }
 }
+
+template <template <class> class Cell, class T>
+void backward(const BackwardCall<T>& call) {
+  if (call.activations) {
+    backward_cell<Cell<ChosenActivations>>(call);
+  } else {
+    backward_cell<Cell<StandardActivations>>(call);
+  }
+}
+
+template <class Activations>
+using LstmPlain = Lstm<Activations, false>;
+template <class Activations>
+using LstmPeephole = Lstm<Activations, true>;
 
 template <class T>
 constexpr Kernels<T> kernels() {
   return {
       .width = Vec<T>::width,
       .outer_scratch = OuterShape<T>::kScratch,
-      .phase = {phase<Lstm<false>, T>, phase<Lstm<true>, T>, phase<GruAfter, T>, phase<GruGates, T>,
+      .phase = {phase<LstmPlain, T>, phase<LstmPeephole, T>, phase<GruAfter, T>, phase<GruGates, T>,
                 phase<GruCandidate, T>, phase<Linear, T>},
-      .backward = {backward<Lstm<false>, T>, backward<Lstm<true>, T>, backward<GruAfter, T>,
+      .backward = {backward<LstmPlain, T>, backward<LstmPeephole, T>, backward<GruAfter, T>,
                    backward<GruGates, T>, backward<GruCandidate, T>, nullptr},
       .outer = outer<T>,
       .sum_rows = sum_rows<T>,

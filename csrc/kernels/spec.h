@@ -42,6 +42,14 @@ struct PhaseSpec {
   Operand operand;
 };
 
+// What the products of a phase need to know of it: phases of one shape share their tiles.
+struct PhaseShape {
+  int gates;
+  Window x;
+  Window h;
+};
+constexpr PhaseShape shape_of(const PhaseSpec& spec) { return {spec.gates.count, spec.x, spec.h}; }
+
 constexpr int kMaxGates = 4;
 constexpr int kMaxPhases = 2;
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/spec.h"
+#include "tidegate/activation.h"
 
 namespace tidegate {
 
@@ -58,12 +59,13 @@ struct PhaseCall {
   bool finish = true;
 
   // The cell's, read or written by `finish` alone.
-  Rows<const T> h_prev;  // *
-  Rows<const T> c_prev;  // *
-  Rows<T> h_next;        // * h, or before a projection o * tanh(c); for kLinear may be absent
-  Rows<T> c_next;        // *
-  Rows<T> y;             // h once more, without padding; may be absent
-  Rows<T> saved;         // * [gate of the cell][unit]: activated gates for backward; may be absent
+  const CellActivations* activations = nullptr;  // null: the standard ones
+  Rows<const T> h_prev;                          // *
+  Rows<const T> c_prev;                          // *
+  Rows<T> h_next;  // * h, or before a projection o * tanh(c); for kLinear may be absent
+  Rows<T> c_next;  // *
+  Rows<T> y;       // h once more, without padding; may be absent
+  Rows<T> saved;   // * [gate of the cell][unit]: activated gates for backward; may be absent
   Index saved_gate_stride = 0;
   const T* peephole = nullptr;  // [slice][i f o][width]
   Rows<T> reset_h;              // * r * h_prev: written by kGruGates, the operand of kGruCandidate
@@ -78,7 +80,8 @@ struct BackwardCall {
   Index slice_end = 0;
   Index units = 0;
 
-  Rows<const T> saved;  // * as PhaseCall
+  const CellActivations* activations = nullptr;  // null: the standard ones
+  Rows<const T> saved;                           // * as PhaseCall
   Index saved_gate_stride = 0;
   Rows<const T> h_prev;  // *
   Rows<const T> c_prev;  // *

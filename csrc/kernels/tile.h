@@ -7,6 +7,7 @@
 #ifndef TIDEGATE_KERNELS_TILE_H_
 #define TIDEGATE_KERNELS_TILE_H_
 
+#include "kernels/activations.h"
 #include "kernels/table.h"
 #include "kernels/vec.h"
 
@@ -168,12 +169,11 @@ __attribute__((noinline)) void finish(const PhaseCall<T>& call, Index slice, Ind
 }
 
 // One tile of a phase: R rows from `row` on, S slices from `slice` on.
-template <class Phase, class T, int R, int S>
+template <PhaseShape Shape, class T, int R, int S>
 inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row,
                                                       Index slice, const DepthBlock& block) {
   constexpr int kWidth = Vec<T>::width;
-  constexpr PhaseSpec kSpec = Phase::spec;
-  constexpr int kGates = kSpec.gates.count;
+  constexpr int kGates = Shape.gates;
   Vec<T> accumulators[R][S][kGates];
 
   if (block.first && !call.resume) {
@@ -202,22 +202,22 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
 
   const T* a[R];
   if (block.x_begin < block.x_end) {
-    const Index slice_stride = call.x.depth * kSpec.x.count * kWidth;
+    const Index slice_stride = call.x.depth * Shape.x.count * kWidth;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) a[r] = call.x.rows[row + r] + block.x_begin;
-    multiply<kSpec.x.first, kSpec.x.count>(
+    multiply<Shape.x.first, Shape.x.count>(
         accumulators, a, 1,
-        call.x.panel + slice * slice_stride + block.x_begin * kSpec.x.count * kWidth, slice_stride,
+        call.x.panel + slice * slice_stride + block.x_begin * Shape.x.count * kWidth, slice_stride,
         block.x_end - block.x_begin);
   }
-  if constexpr (kSpec.h.count > 0) {
+  if constexpr (Shape.h.count > 0) {
     if (block.h_begin < block.h_end) {
-      const Index slice_stride = call.h.depth * kSpec.h.count * kWidth;
+      const Index slice_stride = call.h.depth * Shape.h.count * kWidth;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) a[r] = call.h.rows[row + r] + block.h_begin;
-      multiply<kSpec.h.first, kSpec.h.count>(
+      multiply<Shape.h.first, Shape.h.count>(
           accumulators, a, 1,
-          call.h.panel + slice * slice_stride + block.h_begin * kSpec.h.count * kWidth,
+          call.h.panel + slice * slice_stride + block.h_begin * Shape.h.count * kWidth,
           slice_stride, block.h_end - block.h_begin);
     }
   }
@@ -235,7 +235,7 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
 }
 
 // Tiles over slices [begin, end) with S at a time, for `Rows` rows at a time.
-template <class Phase, class T, int Rows, int Slices>
+template <PhaseShape Shape, class T, int Rows, int Slices>
 __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice, Index slice_end,
                                            const DepthBlock& block) {
   while (slice < slice_end) {
@@ -244,7 +244,7 @@ __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice
           for (Index row = 0; row < call.rows;) {
             const int rows = tile_rows<Rows>(call.rows - row);
             with_constant<Rows>(rows, [&]<int R>() __attribute__((always_inline)) {
-              phase_tile<Phase, T, R, S>(call, row, slice, block);
+              phase_tile<Shape, T, R, S>(call, row, slice, block);
             });
             row += rows;
           }
@@ -252,18 +252,18 @@ __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice
   }
 }
 
-template <class Phase, class T>
-void phase(const PhaseCall<T>& call) {
-  constexpr PhaseSpec kSpec = Phase::spec;
-  using Shape = TileShape<kSpec.gates.count>;
-  if (call.rows == 0) return;
-  // All rows pass over one block of a panel before the next is touched.
-  constexpr Index kBlock = kPanelBlockBytes / (Shape::kSlices * kSpec.gates.count * Vec<T>::width *
+// All rows pass over one block of a panel before the next is touched. `finish` may be null.
+template <PhaseShape Shape, class T>
+__attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
+                                              void (*finish)(const PhaseCall<T>&, Index, Index)) {
+  using Tile = TileShape<Shape.gates>;
+  constexpr Index kBlock = kPanelBlockBytes / (Tile::kSlices * Shape.gates * Vec<T>::width *
                                                static_cast<Index>(sizeof(T)));
-  const bool few_rows = call.rows <= Shape::kRows;
+  if (call.rows == 0) return;
+  const bool few_rows = call.rows <= Tile::kRows;
   const Index depth = call.x.depth + call.h.depth;
   const Index blocks = few_rows || depth <= kBlock ? 1 : (depth + kBlock - 1) / kBlock;
-  const Index slices = few_rows ? kFinishedVectors / call.rows : Shape::kSlices;
+  const Index slices = few_rows ? kFinishedVectors / call.rows : Tile::kSlices;
   for (Index slice = call.slice_begin; slice < call.slice_end; slice += slices) {
     const Index slice_end = min_of(slice + slices, call.slice_end);
     for (Index b = 0; b < blocks; ++b) {
@@ -274,13 +274,23 @@ void phase(const PhaseCall<T>& call) {
                                 (begin > x_depth ? begin - x_depth : 0),
                                 (end > x_depth ? end - x_depth : 0), b == 0};
       if (call.rows == 1) {
-        phase_sweep<Phase, T, 1, Shape::kSlicesOneRow>(call, slice, slice_end, block);
+        phase_sweep<Shape, T, 1, Tile::kSlicesOneRow>(call, slice, slice_end, block);
       } else {
-        phase_sweep<Phase, T, Shape::kRows, Shape::kSlices>(call, slice, slice_end, block);
+        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices>(call, slice, slice_end, block);
       }
     }
-    if (call.finish) finish<Phase>(call, slice, slice_end);
+    if (finish) finish(call, slice, slice_end);
   }
+}
+
+// A phase of `Cell`, which is a template over where its activations come from.
+template <template <class> class Cell, class T>
+void phase(const PhaseCall<T>& call) {
+  using Standard = Cell<StandardActivations>;
+  phase_products<shape_of(Standard::spec), T>(call, !call.finish ? nullptr
+                                                    : call.activations
+                                                        ? finish<Cell<ChosenActivations>, T>
+                                                        : finish<Standard, T>);
 }
 
 // ---- Weight gradients: the depth is the rows of all steps, both operands are packed on the fly.

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -23,6 +23,9 @@ from tidegate.streams import Stream
 State = TypeVar("State")
 GivenState = TypeVar("GivenState")
 Layer = TypeVar("Layer", bound="RecurrentLayer[Any, Any]")
+
+# An activation: its name, with its parameters where they are not the usual ones.
+Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,11 @@ class RecurrentLayer(Generic[State, GivenState]):
         "reset_after",
         "update_gate",
         "reverse",
+        "recurrent_activation",
+        "activation",
+        "output_activation",
+        "clip",
+        "input_forget",
     )
 
     def __init__(
@@ -134,6 +142,21 @@ class RecurrentLayer(Generic[State, GivenState]):
     def reverse(self) -> bool:
         """Whether the one direction runs from the last valid step to the first."""
         return self._config.reverse
+
+    @property
+    def recurrent_activation(self) -> Activation:
+        """That of the gates: its name, or a tuple if it has parameters that are not the usual."""
+        return self._config.recurrent_activation
+
+    @property
+    def activation(self) -> Activation:
+        """That of the candidate (g or n), likewise."""
+        return self._config.activation
+
+    @property
+    def clip(self) -> float | None:
+        """Where the arguments of gates and candidate are clamped; None: they are not."""
+        return self._config.clip
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -361,6 +384,10 @@ def _name(
     return f"{name or config.cell.upper()}({', '.join(shown)})"
 
 
+def _check_clip(clip: float | None) -> float | None:
+    return None if clip is None else check_number("clip", clip)
+
+
 class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]]):
     """Long short-term memory, as `torch.nn.LSTM`, and with peepholes.
 
@@ -400,6 +427,15 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
         proj_size: 0, or the size of h, less than hidden_size.
         peephole: whether the gates see the cell state.
         reverse: run from the last valid step to the first only. Excludes bidirectional.
+        recurrent_activation: of the gates: a name, or (name, alpha), or (name, alpha, beta). With
+            the usual parameters, by the formulas of the ONNX operators: "sigmoid", "tanh", "relu",
+            "hard_sigmoid" (0.2, 0.5), "affine" (1, 0), "leaky_relu" (0.01), "thresholded_relu" (1),
+            "scaled_tanh" (1, 1), "elu" (1), "softsign", "softplus".
+        activation: of the candidate (g), likewise.
+        output_activation: of c' on its way into h', likewise; None: as `activation`.
+        clip: clamps the arguments of gates and candidate to [-clip, clip] (ONNX); None: it does not.
+            Such a layer cannot be trained.
+        input_forget: f = 1 - i (ONNX); what belongs to f has no effect.
         dtype: float32 or float64, of the parameters and of whatever goes in and out.
         seed: what `numpy.random.default_rng` takes: None for another draw each time, an int, a
             Generator.
@@ -423,6 +459,11 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
         proj_size: int = 0,
         peephole: bool = False,
         reverse: bool = False,
+        recurrent_activation: Activation = "sigmoid",
+        activation: Activation = "tanh",
+        output_activation: Activation | None = None,
+        clip: float | None = None,
+        input_forget: bool = False,
         dtype: DTypeLike = np.float32,
         seed: int | np.random.Generator | None = None,
     ) -> None:
@@ -436,6 +477,11 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
             proj_size=check_integer("proj_size", proj_size),
             peephole=check_bool("peephole", peephole),
             reverse=check_bool("reverse", reverse),
+            recurrent_activation=recurrent_activation,
+            activation=activation,
+            output_activation=output_activation,
+            clip=_check_clip(clip),
+            input_forget=check_bool("input_forget", input_forget),
         )
         super().__init__(config, batch_first, dropout, dtype, seed)
 
@@ -448,6 +494,16 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
     def peephole(self) -> bool:
         """Whether the gates see the cell state."""
         return self._config.peephole
+
+    @property
+    def output_activation(self) -> Activation | None:
+        """That of c' on its way into h', likewise; None: as `activation`."""
+        return self._config.output_activation
+
+    @property
+    def input_forget(self) -> bool:
+        """Whether f = 1 - i."""
+        return self._config.input_forget
 
 
 class GRU(RecurrentLayer[Array, Array]):
@@ -486,6 +542,13 @@ class GRU(RecurrentLayer[Array, Array]):
         reset_after: whether r acts after the product with h (True) or before it.
         update_gate: "carry" if z keeps the old state, "write" if it lets the new one in.
         reverse: run from the last valid step to the first only. Excludes bidirectional.
+        recurrent_activation: of the gates: a name, or (name, alpha), or (name, alpha, beta). With
+            the usual parameters, by the formulas of the ONNX operators: "sigmoid", "tanh", "relu",
+            "hard_sigmoid" (0.2, 0.5), "affine" (1, 0), "leaky_relu" (0.01), "thresholded_relu" (1),
+            "scaled_tanh" (1, 1), "elu" (1), "softsign", "softplus".
+        activation: of the candidate (n), likewise.
+        clip: clamps the arguments of gates and candidate to [-clip, clip] (ONNX); None: it does not.
+            Such a layer cannot be trained.
         dtype: float32 or float64, of the parameters and of whatever goes in and out.
         seed: what `numpy.random.default_rng` takes: None for another draw each time, an int, a
             Generator.
@@ -509,6 +572,9 @@ class GRU(RecurrentLayer[Array, Array]):
         reset_after: bool = True,
         update_gate: Literal["carry", "write"] = "carry",
         reverse: bool = False,
+        recurrent_activation: Activation = "sigmoid",
+        activation: Activation = "tanh",
+        clip: float | None = None,
         dtype: DTypeLike = np.float32,
         seed: int | np.random.Generator | None = None,
     ) -> None:
@@ -524,6 +590,9 @@ class GRU(RecurrentLayer[Array, Array]):
             reset_after=check_bool("reset_after", reset_after),
             update_gate=update_gate,
             reverse=check_bool("reverse", reverse),
+            recurrent_activation=recurrent_activation,
+            activation=activation,
+            clip=_check_clip(clip),
         )
         super().__init__(config, batch_first, dropout, dtype, seed)
 

@@ -168,6 +168,7 @@ template <class T>
 std::vector<T> step(Stream<T>& stream, const T* x, int threads = 1) {
   const Config& config = stream.config();
   std::vector<T> y(size_of(stream.batch() * config.state_size()), T(-77.125));
+  stream.renew();
   stream.step(x, config.input_size, y.data(), config.state_size(), threads);
   return y;
 }
@@ -175,10 +176,33 @@ std::vector<T> step(Stream<T>& stream, const T* x, int threads = 1) {
 template <class T>
 std::vector<T> states_of(Stream<T>& stream) {
   const Config& config = stream.config();
-  const Index rows = config.num_layers * stream.batch();
-  std::vector<T> states(stream.h(), stream.h() + rows * config.state_size());
-  if (stream.c()) states.insert(states.end(), stream.c(), stream.c() + rows * config.hidden_size);
+  std::vector<T> states;
+  const auto append = [&](T* (Stream<T>::*state)(Index, Index), Index size) {
+    for (Index layer = 0; layer < config.num_layers; ++layer) {
+      for (Index row = 0; row < stream.batch(); ++row) {
+        const T* from = (stream.*state)(layer, row);
+        states.insert(states.end(), from, from + size);
+      }
+    }
+  };
+  append(&Stream<T>::h, config.state_size());
+  if (config.has_cell_state()) append(&Stream<T>::c, config.hidden_size);
   return states;
+}
+
+// Puts back what states_of returned.
+template <class T>
+void set_states(Stream<T>& stream, const std::vector<T>& states) {
+  const Config& config = stream.config();
+  const T* from = states.data();
+  const auto put = [&](T* (Stream<T>::*state)(Index, Index), Index size) {
+    for (Index layer = 0; layer < config.num_layers; ++layer) {
+      for (Index row = 0; row < stream.batch(); ++row, from += size)
+        std::copy(from, from + size, (stream.*state)(layer, row));
+    }
+  };
+  put(&Stream<T>::h, config.state_size());
+  if (config.has_cell_state()) put(&Stream<T>::c, config.hidden_size);
 }
 
 template <class T>
@@ -267,23 +291,21 @@ TEST(states_begin_at_zero_and_are_live) {
     Stream<double> stream(model, 2);
     CHECK(stream.batch() == 2);
     CHECK(stream.config().hidden_size == 9);
-    CHECK((stream.c() != nullptr) == config.has_cell_state());
+    CHECK((stream.c(0, 1) != nullptr) == config.has_cell_state());
     const std::vector<double> zeros = states_of(stream);
     CHECK(std::all_of(zeros.begin(), zeros.end(), [](double v) { return v == 0; }));
 
-    double* const h = stream.h();
-    double* const c = stream.c();
+    double* const h = stream.h(0, 1);
+    double* const c = stream.c(0, 1);
     for (Index t = 0; t < 2; ++t) step(stream, whole.x_at(t, config));
     const std::vector<double> middle = states_of(stream);
-    const Index h_size = config.num_layers * 2 * config.state_size();
     for (Index t = 2; t < 4; ++t) step(stream, whole.x_at(t, config));
-    CHECK(stream.h() == h);
-    CHECK(stream.c() == c);
+    CHECK(stream.h(0, 1) == h);
+    CHECK(stream.c(0, 1) == c);
     CHECK(stands_at_the_end_of(stream, whole));
 
     // Put back, it goes on from there.
-    std::copy(middle.begin(), middle.begin() + h_size, h);
-    if (c) std::copy(middle.begin() + h_size, middle.end(), c);
+    set_states(stream, middle);
     for (Index t = 2; t < 4; ++t) step(stream, whole.x_at(t, config));
     CHECK(stands_at_the_end_of(stream, whole));
 
@@ -308,7 +330,7 @@ TEST(streams_of_one_model_are_independent) {
   CHECK(stands_at_the_end_of(second, two));
 }
 
-TEST(new_parameters_are_taken_at_the_next_step) {
+TEST(new_parameters_are_taken_by_renew) {
   Random random(6);
   for (const Config& config : networks(9)) {
     const auto model = random_model<float>(random, config);
@@ -316,14 +338,19 @@ TEST(new_parameters_are_taken_at_the_next_step) {
     const std::vector<float> x = random.numbers<float>(config.input_size);
     step(stream, x.data());
     const std::vector<float> states = states_of(stream);
+    Stream<float> unaware(model, 1);
+    set_states(unaware, states);
+    std::vector<float> before(size_of(config.state_size())), after = before;
+    unaware.step(x.data(), config.input_size, before.data(), config.state_size());
     write_random_parameters(random, *model);
     CHECK(same(states_of(stream), states));
+    set_states(unaware, states);
+    unaware.step(x.data(), config.input_size, after.data(), config.state_size());
+    CHECK(same(after, before));
 
     // A new stream that is given the same states knows the new parameters alone.
     Stream<float> other(model, 1);
-    const Index h_size = config.num_layers * config.state_size();
-    std::copy(states.begin(), states.begin() + h_size, other.h());
-    if (other.c()) std::copy(states.begin() + h_size, states.end(), other.c());
+    set_states(other, states);
     CHECK(same(step(stream, x.data()), step(other, x.data())));
     CHECK(same(states_of(stream), states_of(other)));
   }
@@ -340,7 +367,7 @@ TEST(a_stream_outlives_the_callers_model) {
   CHECK(stands_at_the_end_of(stream, whole));
 }
 
-TEST(another_instruction_set_is_taken_at_the_next_step) {
+TEST(another_instruction_set_is_taken_by_renew) {
   Random random(8);
   const Config config = networks(19)[2];
   const auto model = random_model<float>(random, config);
@@ -387,9 +414,79 @@ TEST(what_a_stream_refuses) {
   refuses("y", [&] { stream.run(x, view(y.data(), 2, 2, config.state_size())); });
   refuses("y", [&] { stream.run(x, View<float>{}); });
   refuses("num_threads", [&] { stream.run(x, to, -1); });
-  refuses("num_threads", [&] {
-    stream.step(whole.x.data(), config.input_size, y.data(), config.state_size(), -1);
+}
+
+TEST(picked_rows_step_as_they_would_among_all) {
+  Random random(12);
+  for_each_isa([&] {
+    for (const Config& config : networks(19)) {
+      const auto model = random_model<float>(random, config);
+      const Whole<float> whole(random, *model, 6, 5);
+      const Index inputs = config.input_size, state = config.state_size();
+      for_each_division([&](int threads) {
+        // Each row takes its own steps, some at a time, in changing order and company.
+        Stream<float> stream(model, 5);
+        std::vector<Index> taken(5, 0);
+        const std::vector<std::vector<Index>> turns = {{3}, {0, 1, 2, 3, 4}, {4, 0}, {2, 1, 3}};
+        for (Index turn = 0; std::min_element(taken.begin(), taken.end())[0] < whole.steps;
+             ++turn) {
+          std::vector<Index> rows;
+          for (const Index row : turns[size_of(turn % 4)])
+            if (taken[size_of(row)] < whole.steps) rows.push_back(row);
+          const auto count = static_cast<Index>(rows.size());
+          std::vector<float> x, y(size_of(count * state));
+          for (const Index row : rows) {
+            const float* from = whole.x_at(taken[size_of(row)], config) + row * inputs;
+            x.insert(x.end(), from, from + inputs);
+          }
+          stream.step(x.data(), inputs, y.data(), state, rows.data(), count, threads);
+          for (Index r = 0; r < count; ++r) {
+            const Index row = rows[size_of(r)];
+            const std::vector<float> all = rows_of(whole.y, taken[size_of(row)]++, 5 * state);
+            CHECK(same(rows_of(y, r, state), rows_of(all, row, state)));
+          }
+        }
+        CHECK(stands_at_the_end_of(stream, whole));
+      });
+    }
   });
+}
+
+TEST(rows_come_and_go) {
+  Random random(13);
+  for (const Config& config : networks(9)) {
+    const auto model = random_model<double>(random, config);
+    const Whole<double> whole(random, *model, 4, 3);
+    const Index inputs = config.input_size, state = config.state_size();
+    const std::vector<Index> first_two = {0, 1};
+    Stream<double> stream(model, 2);
+    std::vector<double> y(size_of(3 * state));
+    for (Index t = 0; t < 2; ++t) stream.step(whole.x_at(t, config), inputs, y.data(), state);
+    stream.resize(3);
+    CHECK(stream.batch() == 3);
+    for (Index layer = 0; layer < config.num_layers; ++layer) {
+      const double* h = stream.h(layer, 2);
+      CHECK(std::all_of(h, h + state, [](double v) { return v == 0; }));
+    }
+    // The third row catches up, then all go on together.
+    const Index third = 2;
+    for (Index t = 0; t < 2; ++t)
+      stream.step(whole.x_at(t, config) + 2 * inputs, inputs, y.data(), state, &third, 1);
+    for (Index t = 2; t < 4; ++t)
+      CHECK(same(step(stream, whole.x_at(t, config)), rows_of(whole.y, t, 3 * state)));
+    CHECK(stands_at_the_end_of(stream, whole));
+    stream.reset(1);
+    for (Index layer = 0; layer < config.num_layers; ++layer) {
+      const double* h = stream.h(layer, 1);
+      CHECK(std::all_of(h, h + state, [](double v) { return v == 0; }));
+      CHECK(same(std::vector<double>(stream.h(layer, 0), stream.h(layer, 0) + state),
+                 rows_of(whole.h, layer * 3, state)));
+    }
+    stream.resize(1);
+    CHECK(stream.batch() == 1);
+    CHECK(same(std::vector<double>(stream.h(0, 0), stream.h(0, 0) + state),
+               rows_of(whole.h, 0, state)));
+  }
 }
 
 TEST(a_stream_of_no_rows) {
@@ -405,11 +502,11 @@ TEST(a_stream_of_no_rows) {
 TEST(a_step_costs_more_where_there_is_more_to_do) {
   Random random(11);
   Config config = networks(9)[0];
-  const double small = Stream<float>(random_model<float>(random, config), 1).step_cost();
+  const double small = Stream<float>(random_model<float>(random, config), 1).step_cost(1);
   CHECK(small > 0);
-  CHECK(Stream<float>(random_model<float>(random, config), 64).step_cost() > small);
+  CHECK(Stream<float>(random_model<float>(random, config), 64).step_cost(64) > small);
   config.hidden_size = 300;
-  CHECK(Stream<float>(random_model<float>(random, config), 1).step_cost() > small);
+  CHECK(Stream<float>(random_model<float>(random, config), 1).step_cost(1) > small);
 }
 
 #if TIDEGATE_TEST_TRAPS

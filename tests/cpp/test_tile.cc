@@ -74,16 +74,19 @@ struct Matrix {
 
 // A phase whose cell hands out its accumulators: all of them to `saved`, the first to h and y.
 template <PhaseKind Kind>
-struct Probe {
-  static constexpr PhaseSpec spec = phase_spec(Kind);
+struct ProbeOf {
+  template <class>
+  struct Probe {
+    static constexpr PhaseSpec spec = phase_spec(Kind);
 
-  template <class T>
-  static void gates(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
-  template <class T>
-  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
-    for (int gate = 0; gate < spec.gates.count; ++gate) save_gate(call, at, gate, a[gate]);
-    store_h(call, at, a[0]);
-  }
+    template <class T>
+    static void gates(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
+    template <class T>
+    static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+      for (int gate = 0; gate < spec.gates.count; ++gate) save_gate(call, at, gate, a[gate]);
+      store_h(call, at, a[0]);
+    }
+  };
 };
 
 enum class Start { zero, bias, accumulators };
@@ -222,7 +225,7 @@ class PhaseProblem {
       c.h_next = results.h.scattered();
       c.saved = results.saved.scattered();
     }
-    phase<Probe<Kind>, T>(c);
+    phase<ProbeOf<Kind>::template Probe, T>(c);
     CHECK(complete(results));
   }
 
@@ -233,13 +236,13 @@ class PhaseProblem {
     PhaseCall<T> c = call(accumulators, results, 0, rows_);
     c.h = {};
     c.finish = false;
-    phase<Probe<Kind>, T>(c);
+    phase<ProbeOf<Kind>::template Probe, T>(c);
     CHECK(untouched(results));
     c = call(accumulators, results, 0, rows_);
     c.x = {};
     c.bias = nullptr;
     c.resume = true;
-    phase<Probe<Kind>, T>(c);
+    phase<ProbeOf<Kind>::template Probe, T>(c);
     CHECK(complete(results));
   }
 
@@ -254,7 +257,7 @@ class PhaseProblem {
         PhaseCall<T> c = call(accumulators, results, first, end - first);
         c.slice_begin = slice;
         c.slice_end = slice_end;
-        phase<Probe<Kind>, T>(c);
+        phase<ProbeOf<Kind>::template Probe, T>(c);
         if (first == 0 && slice == 0) CHECK(only_these_written(results, end, slice_end));
       }
     }
@@ -614,8 +617,8 @@ struct CellCall {
 template <bool Peephole, class T>
 void check_lstm() {
   CellCall<T> call;
-  call.template run_finish<Lstm<Peephole>>(0);
-  call.template run_backward<Lstm<Peephole>>();
+  call.template run_finish<Lstm<StandardActivations, Peephole>>(0);
+  call.template run_backward<Lstm<StandardActivations, Peephole>>();
   for (Index j = 0; j < call.lanes; ++j) {
     Unit unit = call.unit[j];
     if (!Peephole) std::fill(unit.peephole, unit.peephole + 3, 0.0);
@@ -647,13 +650,13 @@ template <class T>
 void check_gru(bool reset_after) {
   CellCall<T> call;
   if (reset_after) {
-    call.template run_finish<GruAfter>(0);
-    call.template run_backward<GruAfter>();
+    call.template run_finish<GruAfter<StandardActivations>>(0);
+    call.template run_backward<GruAfter<StandardActivations>>();
   } else {
-    call.template run_finish<GruGates>(1);
-    call.template run_finish<GruCandidate>(0);
-    call.template run_backward<GruCandidate>();
-    call.template run_backward<GruGates>();
+    call.template run_finish<GruGates<StandardActivations>>(1);
+    call.template run_finish<GruCandidate<StandardActivations>>(0);
+    call.template run_backward<GruCandidate<StandardActivations>>();
+    call.template run_backward<GruGates<StandardActivations>>();
   }
   for (Index j = 0; j < call.lanes; ++j) {
     Unit unit = call.unit[j];

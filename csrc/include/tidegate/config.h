@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "tidegate/activation.h"
+
 namespace tidegate {
 
 using Index = std::int64_t;
@@ -37,6 +39,8 @@ struct Config {
       true;  // GRU: r multiplies U_n h + b_hn (true), or h before the product (false)
   UpdateGate update_gate = UpdateGate::carry;  // GRU
 
+  CellActivations activations;
+
   Index num_directions() const { return bidirectional ? 2 : 1; }
   Index gate_count() const { return cell == CellKind::lstm ? 4 : 3; }
   // Size of h: proj_size with a projection, else hidden_size.
@@ -44,9 +48,15 @@ struct Config {
   Index output_size() const { return num_directions() * state_size(); }
   Index layer_input_size(Index layer) const { return layer == 0 ? input_size : output_size(); }
   bool has_cell_state() const { return cell == CellKind::lstm; }
+  // Null for the standard ones, which have kernels of their own.
+  const CellActivations* chosen_activations() const {
+    return activations.standard() ? nullptr : &activations;
+  }
 
   // Throws std::invalid_argument naming the member that is wrong.
   void validate() const;
+  // The same, for what cannot be trained: where a slope does not follow from the activated value.
+  void validate_training() const;
 };
 
 // One parameter: its PyTorch name and its place in the flat vector (row-major).

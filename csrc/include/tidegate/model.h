@@ -117,27 +117,46 @@ class Model {
 };
 
 // A batch of live sequences whose states stay inside. One thread at a time; streams of one model
-// are independent. Steps equal a whole call bit for bit. New parameters are taken at the next step.
+// are independent. Steps equal a whole call bit for bit.
+//
+// A stream works on the parameters as they were when it was made, or at its last `renew`.
 template <class T>
 class Stream {
  public:
-  Stream(std::shared_ptr<const Model<T>> model,
-         Index batch);  // refuses two-directional and reverse models
+  // Refuses two-directional and reverse models.
+  Stream(std::shared_ptr<const Model<T>> model, Index batch);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   const Config& config() const;
   Index batch() const;
-  // x (batch, I) -> y (batch, S), row strides in elements. Allocates nothing unless the parameters
-  // changed.
-  void step(const T* x, Index x_stride, T* y, Index y_stride, int num_threads = 0);
+
+  // Takes new parameters, or the kernels of another ISA, if there are any: then it packs weights
+  // and allocates.
+  void renew();
+
+  // One step of every row: x (batch, I) -> y (batch, S), distances of rows in elements; y may not
+  // overlap x. With one thread it allocates nothing, takes no lock and makes no system call; with
+  // more asked for (0: the setting in force), it uses them where that pays.
+  void step(const T* x, Index x_stride, T* y, Index y_stride, int num_threads = 1) noexcept;
+  // The same for rows[0], rows[1], ..., rows[count - 1] alone, all different and below batch():
+  // x (count, I) -> y (count, S).
+  void step(const T* x, Index x_stride, T* y, Index y_stride, const Index* rows, Index count,
+            int num_threads = 1) noexcept;
   // x (T, batch, I) -> y (T, batch, S).
   void run(const View<const T>& x, const View<T>& y, int num_threads = 0);
-  void reset();              // the state becomes zero
-  T* h();                    // (L, batch, S) contiguous, live
-  T* c();                    // (L, batch, H) contiguous, live; null for GRU
-  double step_cost() const;  // estimated nanoseconds of one step on one thread
+
+  // The state of a row, zero at first: h of layer l has S elements, c (LSTM) has H.
+  T* h(Index layer, Index row) noexcept;
+  T* c(Index layer, Index row) noexcept;
+  void reset() noexcept;           // all rows become zero
+  void reset(Index row) noexcept;  // this one does
+  // Rows at the end come, zero, or go; those that stay keep their state.
+  void resize(Index batch);
+
+  double step_cost(
+      Index count) const noexcept;  // estimated ns of a step of so many rows, one thread
 
   struct Impl;
 
