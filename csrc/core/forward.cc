@@ -57,13 +57,17 @@ class Walk {
         step_(run.config, run.weights, run.layer, run.direction, share, run.scratch.step,
               first_row_, run.scratch.chunk * first_row_, run.saved.gate_stride) {}
 
-  void run() {
-    never_alive();
-    begin(0);
-    share_.meet_if_by_units();
+  void run(Range steps) {
+    if (steps.begin == 0) {
+      never_alive();
+      begin(0);
+      share_.meet_if_by_units();
+    }
+    steps.end = std::min(steps.end, timeline_.steps());
+    pad(steps);
     const Index chunk = run_.scratch.chunk;
-    for (Index s0 = 0; s0 < timeline_.steps(); s0 += chunk) {
-      const Index s1 = std::min(s0 + chunk, timeline_.steps());
+    for (Index s0 = steps.begin; s0 < steps.end; s0 += chunk) {
+      const Index s1 = std::min(s0 + chunk, steps.end);
       const bool projected = chunk > 1;
       if (projected) project(s0, s1);
       Index first = 0;  // this step's first row among the chunk's accumulators
@@ -158,15 +162,22 @@ class Walk {
     }
   }
 
-  // Padded steps are zero; a row of no steps keeps its initial state.
+  // y of padded steps is zero.
+  void pad(Range steps) {
+    const Range rows = share_.rows();
+    for (Index s = steps.begin; s < steps.end; ++s) {
+      const Index t = timeline_.time(s);
+      for (Index n = std::max(rows.begin, run_.schedule.live(t)); n < rows.end; ++n)
+        copy_units<T>(nullptr, run_.y.row(t, run_.schedule.caller_row(n)), own_state());
+    }
+  }
+
+  // A row of no steps keeps its initial state.
   void never_alive() {
     const Range rows = share_.rows();
     for (Index n = rows.begin; n < rows.end; ++n) {
-      const Index row = run_.schedule.caller_row(n);
-      for (Index t = run_.schedule.length(n); t < timeline_.steps(); ++t) {
-        copy_units<T>(nullptr, run_.y.row(t, row), own_state());
-      }
       if (run_.schedule.length(n) > 0) continue;
+      const Index row = run_.schedule.caller_row(n);
       copy_units<T>(state_row(run_.h_0, index_, row), state_row(run_.h_n, index_, row),
                     own_state());
       if (cell_.has_cell_state) {
@@ -195,8 +206,8 @@ class Walk {
 }  // namespace
 
 template <class T>
-void ForwardDirection<T>::run(const Share& share, int thread) const {
-  Walk<T>(*this, share, thread).run();
+void ForwardDirection<T>::run(const Share& share, int thread, Range steps) const {
+  Walk<T>(*this, share, thread).run(steps);
 }
 
 template struct ForwardScratch<float>;

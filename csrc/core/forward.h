@@ -59,8 +59,9 @@ struct ForwardDirection {
   SavedGates<T> saved;
   const ForwardScratch<T>& scratch;
 
-  // `share` is this thread's; `thread` its number among those that share the scratch.
-  void run(const Share& share, int thread) const;
+  // Steps [steps.begin, steps.end), those before having been run. `share` is this thread's;
+  // `thread` its number among those that share the scratch.
+  void run(const Share& share, int thread, Range steps) const;
 };
 
 }  // namespace tidegate

@@ -5,22 +5,43 @@
 
 namespace tidegate {
 
+namespace {
+
+// What the layers of a stack hand to each other stays in L2.
+constexpr Index kBetweenBytes = 256 * 1024;
+
+// Steps that a stack in one direction takes layer by layer, before it goes on to the next ones; a
+// multiple of the steps projected together.
+template <class T>
+Index steps_at_once(const Config& config, CallSize size, Index chunk) {
+  if (config.num_layers == 1 || config.bidirectional) return size.steps;
+  const Index step = checked_size(std::max<Index>(1, size.batch), config.output_size(), sizeof(T));
+  const Index chunks = std::max<Index>(1, kBetweenBytes / step / chunk);
+  return std::min(size.steps, chunks * chunk);
+}
+
+}  // namespace
+
 template <class T>
 ForwardWorkspace<T>::ForwardWorkspace(const Config& config, const Weights<T>& weights,
                                       CallSize size, int threads, bool inference)
-    : memory([&](Arena& arena) {
+    : steps_at_once(size.steps),
+      states(inference ? static_cast<std::size_t>(config.num_layers * config.num_directions()) : 0),
+      memory([&](Arena& arena) {
         const Index width = weights.kernels().width;
         for (int d = 0; d < config.num_directions(); ++d) {
           scratch[d] = ForwardScratch<T>::take(arena, config, weights.cell(), size.steps,
                                                size.batch, threads, width);
-          if (!inference) continue;
-          h[d] = States<T>::take(arena, 2, size.batch, config.state_size(), width);
-          if (config.has_cell_state())
-            c[d] = States<T>::take(arena, 2, size.batch, config.hidden_size, width);
         }
-        const Index buffers = inference ? std::min<Index>(2, config.num_layers - 1) : 0;
-        for (Index i = 0; i < buffers; ++i)
-          between[i] = arena.take<T>(size.steps, size.batch, config.output_size());
+        if (!inference) return;
+        for (LayerStates& state : states) {
+          state.h = States<T>::take(arena, 2, size.batch, config.state_size(), width);
+          if (config.has_cell_state())
+            state.c = States<T>::take(arena, 2, size.batch, config.hidden_size, width);
+        }
+        steps_at_once = tidegate::steps_at_once<T>(config, size, scratch[0].chunk);
+        if (config.num_layers > 1)
+          between = arena.take<T>(steps_at_once, size.batch, config.output_size());
       }) {}
 
 template <class T>
@@ -157,49 +178,54 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
       }
       place.whole_call.meet();
     }
-    for (Index layer = 0; layer < config.num_layers; ++layer) {
-      const bool top = layer + 1 == config.num_layers;
-      const auto input_of = [&](Index l) {
-        if (record) return constant(record->layer_input(l));
-        return l == 0
-                   ? inputs.x
-                   : constant(view(workspace.between[(l - 1) % 2], size.steps, size.batch, width));
+    const Index block = workspace.steps_at_once;
+    for (Index s0 = 0; s0 == 0 || s0 < size.steps; s0 += block) {
+      const Range steps = {s0, std::min(s0 + block, size.steps)};
+      // In inference the layers write to `between` and to y in turn, the last one to y.
+      const auto buffer = [&](Index layer) {
+        if ((config.num_layers - 1 - layer) % 2 == 0) return outputs.y;
+        const Index first = config.reverse ? size.steps - steps.end : steps.begin;
+        View<T> between = view(workspace.between, size.steps, size.batch, width);
+        between.data -= first * between.stride[0];
+        return between;
       };
-      const auto output_of = [&](Index l) {
-        if (top) return outputs.y;
-        return record ? record->layer_input(l + 1)
-                      : view(workspace.between[l % 2], size.steps, size.batch, width);
-      };
-      for (int d = place.first_direction; d < place.end_direction; ++d) {
-        const ForwardDirection<T> direction = {
-            .config = config,
-            .weights = weights,
-            .layer = layer,
-            .direction = d,
-            .schedule = schedule,
-            .x = input_of(layer),
-            .y = direction_of(output_of(layer), d, config.state_size()),
-            .h_0 = inputs.h_0,
-            .c_0 = inputs.c_0,
-            .h_n = outputs.h_n,
-            .c_n = outputs.c_n,
-            .h = record ? record->direction(layer, d).h : workspace.h[d],
-            .c = record ? record->direction(layer, d).c : workspace.c[d],
-            .saved = record ? record->direction(layer, d).saved : SavedGates<T>{},
-            .scratch = workspace.scratch[d],
-        };
-        direction.run(place.share, place.thread);
+      for (Index layer = 0; layer < config.num_layers; ++layer) {
+        const bool top = layer + 1 == config.num_layers;
+        const View<const T> x = record       ? constant(record->layer_input(layer))
+                                : layer == 0 ? inputs.x
+                                             : constant(buffer(layer - 1));
+        const View<T> y = record && !top ? record->layer_input(layer + 1) : buffer(layer);
+        for (int d = place.first_direction; d < place.end_direction; ++d) {
+          const auto index = static_cast<std::size_t>(layer * config.num_directions() + d);
+          const ForwardDirection<T> direction = {
+              .config = config,
+              .weights = weights,
+              .layer = layer,
+              .direction = d,
+              .schedule = schedule,
+              .x = x,
+              .y = direction_of(y, d, config.state_size()),
+              .h_0 = inputs.h_0,
+              .c_0 = inputs.c_0,
+              .h_n = outputs.h_n,
+              .c_n = outputs.c_n,
+              .h = record ? record->direction(layer, d).h : workspace.states[index].h,
+              .c = record ? record->direction(layer, d).c : workspace.states[index].c,
+              .saved = record ? record->direction(layer, d).saved : SavedGates<T>{},
+              .scratch = workspace.scratch[d],
+          };
+          direction.run(place.share, place.thread, steps);
+        }
+        if (config.num_layers > 1) place.whole_call.meet();
+        if (!top && record && record->dropout_scale) {
+          const T* factors = record->dropout_of(layer);
+          for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
+            multiply_by(factors + (t * size.batch + n) * width, y.row(t, n), width);
+          });
+          place.whole_call.meet();
+        }
       }
-      if (top) break;
-      place.whole_call.meet();
-      if (record && record->dropout_scale) {
-        const T* factors = record->dropout_of(layer);
-        const View<T> y = record->layer_input(layer + 1);
-        for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
-          multiply_by(factors + (t * size.batch + n) * width, y.row(t, n), width);
-        });
-        place.whole_call.meet();
-      }
+      if (size.steps == 0) break;
     }
   });
 }

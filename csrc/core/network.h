@@ -15,16 +15,23 @@ namespace tidegate {
 
 constexpr int kMaxDirections = 2;
 
-// Working memory of an inference call: two slots of the states, the outputs of two layers in turn.
+// Working memory of a call. In inference two slots of the states and the output of every other
+// layer (y holds the others'): for a stack in one direction of some steps at a time, so that it
+// does not grow with T; with two directions of the whole sequence.
 template <class T>
 struct ForwardWorkspace {
   ForwardWorkspace() = default;
   ForwardWorkspace(const Config& config, const Weights<T>& weights, CallSize size, int threads,
                    bool inference);
 
+  struct LayerStates {
+    States<T> h, c;
+  };
+
   ForwardScratch<T> scratch[kMaxDirections];
-  States<T> h[kMaxDirections], c[kMaxDirections];
-  T* between[2] = {};  // (T, N, D*S), dense
+  Index steps_at_once = 0;
+  std::vector<LayerStates> states;  // by layer, then direction
+  T* between = nullptr;             // (steps_at_once, N, D*S), dense
   Buffer memory;
 };
 
