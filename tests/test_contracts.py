@@ -9,6 +9,8 @@ import ctypes
 import ctypes.util
 import gc
 import platform
+import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -648,3 +650,60 @@ def test_a_tape_keeps_what_it_was_made_of(case, isa, rng):
     assert_same_bits(got.x, expected.x)
     assert_same_bits(got.state, expected.state)
     assert_same_bits(got.params.flat, expected.params.flat)
+
+
+# ---- Long stacks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU])
+@every_division
+def test_a_long_stack_is_its_layers_one_after_the_other(isa, division, kind, reverse, rng):
+    """Inference takes a stack's steps in blocks, whose seams must not show."""
+    steps, batch, hidden = 1203, 3, 33  # the output of a layer: 476 kB, of several blocks
+    stack = kind(4, hidden, 3, reverse=reverse, seed=1)
+    x = rng.standard_normal((steps, batch, 4)).astype(np.float32)
+    lengths = np.array([steps, 0, 700])
+    y, state_n = x, []
+    for index in range(3):
+        layer = kind(y.shape[2], hidden, reverse=reverse)
+        for name in layer.params:
+            layer.params[name] = stack.params[name.replace("_l0", f"_l{index}")]
+        y, state = layer(y, lengths=lengths)
+        state_n.append(parts(state))
+    _core.select_division(division)
+    try:
+        for num_threads in (1, 3):
+            got, got_n = stack(x, lengths=lengths, num_threads=num_threads)
+            assert_same_bits(got, y)
+            for part, layers in zip(parts(got_n), zip(*state_n, strict=True), strict=True):
+                assert_same_bits(part, np.concatenate(layers))
+    finally:
+        _core.select_division("auto")
+
+
+MEMORY_OF_A_LONG_CALL = """
+import resource
+import numpy as np
+import tidegate as tg
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+x = np.zeros((100_000, 1, 1), np.float32)
+gru = tg.GRU(1, 64, 4)
+out = np.ones((len(x), 1, 64), np.float32)
+gru(x[:100], out=out[:100])
+before = peak()
+gru(x, out=out)
+print(peak() - before, out.nbytes)
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="ru_maxrss is in bytes elsewhere")
+def test_inference_needs_no_memory_that_grows_with_the_sequence():
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY_OF_A_LONG_CALL], check=True, capture_output=True, text=True
+    )
+    more, output = map(int, run.stdout.split())
+    assert more < output / 8
