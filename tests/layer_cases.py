@@ -31,6 +31,18 @@ CASES: dict[str, tuple[type, int, int, dict[str, Any]]] = {  # class, H, L, opti
         1,
         {"reset_after": False, "update_gate": "write", "reverse": True},
     ),
+    "lstm-activations": (
+        tg.LSTM,
+        7,
+        2,
+        {"recurrent_activation": "hard_sigmoid", "activation": "softsign", "input_forget": True},
+    ),
+    "gru-activations": (
+        tg.GRU,
+        6,
+        1,
+        {"recurrent_activation": ("hard_sigmoid", 1 / 6, 0.5), "activation": "softplus"},
+    ),
 }
 STREAMABLE = [
     name

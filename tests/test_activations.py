@@ -92,7 +92,7 @@ TRAINED = [
 def test_gradients_by_finite_differences(isa, kind, options, activation, place, rng):
     layer = kind(3, 5, dtype=np.float64, seed=2, **options, **{place: activation})
     x = rng.uniform(-2, 2, (4, 2, 3))
-    y, state, tape = layer.forward(x)
+    y, _, tape = layer.forward(x)
     dy = rng.standard_normal(y.shape)
     grads = layer.backward(tape, dy)
     assert_same_bits(layer(x)[0], y)

@@ -97,6 +97,9 @@ def _assert_one_step(
     after: list[np.ndarray],
 ) -> None:
     """Rows of x (R, I) as a batch of sequences of one step."""
+    activations = {
+        name: getattr(network, name) for name in ("recurrent_activation", "activation", "clip")
+    }
     if network.cell == "LSTM":
         cell: Any = reference.LSTM(
             network.input_size,
@@ -104,6 +107,9 @@ def _assert_one_step(
             bias=network.bias,
             proj_size=network.proj_size,
             peephole=network.peephole,
+            output_activation=network.output_activation,
+            input_forget=network.input_forget,
+            **activations,
         )
         state: Any = (before[0][None], before[1][None])
     else:
@@ -113,6 +119,7 @@ def _assert_one_step(
             bias=network.bias,
             reset_after=network.reset_after,
             update_gate=network.update_gate,
+            **activations,
         )
         state = before[0][None]
     _, wanted, _ = cell.forward(params, x[None], state)

@@ -64,8 +64,8 @@ inline Vec<T> activate(const Activation& activation, Vec<T> x) {
   return x;
 }
 
-// d activation(x) / dx by y = activation(x), which is all that training keeps. At a kink, the side
-// on which y is zero or saturated.
+// d activation(x) / dx by y = activation(x), which is all that training keeps. At a kink, the left
+// slope; where hard_sigmoid saturates, zero.
 template <class T>
 inline Vec<T> slope(const Activation& activation, Vec<T> y) {
   const Vec<T> zeros = zero<T>();
@@ -92,7 +92,7 @@ inline Vec<T> slope(const Activation& activation, Vec<T> y) {
       return alpha * beta * fma(-t, t, ones);
     }
     case ActivationKind::elu:
-      return select(less(y, zeros), y + alpha, ones);
+      return select(less(zeros, y), ones, y + alpha);
     case ActivationKind::softsign: {
       const Vec<T> rest = ones - abs(y);
       return rest * rest;

@@ -10,7 +10,12 @@ fitted to what the kernels do. What the bounds assume of them:
   roundings at most, so the sum is off by gamma_m * sum |w||x|, gamma_m = m*u / (1 - m*u) (Higham,
   section 3.1). For a gate m = K + 2: K = I + H products and two biases.
 - sigmoid and tanh are off by 2 ulp; and by the error of their argument times their slope, which is
-  at most 1/4 and 1, and less where a function saturates.
+  at most 1/4 and 1, and less where a function saturates. Likewise softsign, softplus and the
+  exp(x) - 1 of elu. Of activations that consist of products and sums these count as the cell's.
+- Parameters of activations, and clip, are rounded to the dtype once.
+- An activation's slope comes of the activated value. Where the function or its slope has several
+  branches (relu, hard_sigmoid, clip), and the argument is no further than its error from where
+  they meet, the result may be that of either.
 - Products and sums of the cell round once each; an error passes on by the rules of the product and
   the sum, second order included.
 - Denormals are flushed: each operand and each result may be off by the least normal number.
@@ -31,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from tidegate import reference
 from tidegate.checks import Array
 
 ACTIVATION_ULP = 2
@@ -54,6 +60,11 @@ class Bounded:
         """What a caller passed: exact, but that denormals count as zeros."""
         value = np.asarray(values, dtype=np.float64)
         return cls(value, np.where(np.abs(value) < float(info.tiny), np.abs(value), 0.0), info)
+
+    @classmethod
+    def rounded(cls, number: float, info: np.finfo[Any]) -> Bounded:
+        """A number rounded to the dtype."""
+        return cls(np.asarray(number), np.asarray(abs(number) * float(info.eps) / 2), info)
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], info: np.finfo[Any]) -> Bounded:
@@ -108,29 +119,55 @@ class Bounded:
         """1 - self."""
         return self._rounded(1 - self.value, self.error)
 
+    def choose(self, edge: Bounded, below: Bounded, above: Bounded) -> Bounded:
+        """`below` where self < edge, else `above`; either where the errors leave that open."""
+        distance = self.value - edge.value
+        value = np.where(distance < 0, below.value, above.value)
+        error = np.where(distance < 0, below.error, above.error)
+        either = np.abs(below.value - above.value) + np.maximum(below.error, above.error)
+        unknown = np.abs(distance) <= self.error + edge.error
+        return Bounded(value, np.where(unknown, either, error), self._info)
+
+    def magnitude(self) -> Bounded:
+        """|self|."""
+        return Bounded(np.abs(self.value), self.error, self._info)
+
     def sigmoid(self) -> Bounded:
         """1 / (1 + exp(-self))."""
         small = np.exp(-np.abs(self.value))
         value = np.where(self.value < 0, small, 1.0) / (1 + small)
-        return self._activated(value, 1)
-
-    def sigmoid_slope(self) -> Bounded:
-        """The derivative of sigmoid, self being its value."""
-        return self * self.complement()
+        return self._activated(value, self._sigmoid_slope(1))
 
     def tanh(self) -> Bounded:
         """tanh(self), which is 2 * sigmoid(2 * self) - 1."""
-        return self._activated(np.tanh(self.value), 2)
+        return self._activated(np.tanh(self.value), self._sigmoid_slope(2))
 
-    def tanh_slope(self) -> Bounded:
-        """The derivative of tanh, self being its value."""
-        return (self * self).complement()
+    def softsign(self) -> Bounded:
+        """self / (1 + |self|)."""
+        value = self.value / (1 + np.abs(self.value))
+        return self._activated(value, (1 + self._nearest_zero()) ** -2.0)
 
-    def _activated(self, value: Array, steepness: int) -> Bounded:
-        """`value` of an activation that is sigmoid, stretched."""
-        nearest = np.maximum(np.abs(self.value) - self.error, 0)  # where the slope is greatest
-        small = np.exp(-steepness * nearest)
-        slope = steepness**2 * small / (1 + small) ** 2  # 1/4 and 1 at most
+    def softplus(self) -> Bounded:
+        """log(1 + exp(self))."""
+        farthest = self.value + self.error
+        return self._activated(np.logaddexp(self.value, 0), np.exp(-np.logaddexp(0, -farthest)))
+
+    def expm1_below_zero(self) -> Bounded:
+        """exp(self) - 1 where self is not positive, and of 0 where it is."""
+        farthest = np.minimum(self.value + self.error, 0)
+        return self._activated(np.expm1(np.minimum(self.value, 0)), np.exp(farthest))
+
+    def _nearest_zero(self) -> Array:
+        """The least magnitude that the layer may have."""
+        return np.asarray(np.maximum(np.abs(self.value) - self.error, 0))
+
+    def _sigmoid_slope(self, steepness: int) -> Array:
+        """That of steepness * sigmoid(steepness * self): 1/4 and 1 at most, for 1 and 2."""
+        small = np.exp(-steepness * self._nearest_zero())
+        return np.asarray(steepness**2 * small / (1 + small) ** 2)
+
+    def _activated(self, value: Array, slope: Array) -> Bounded:
+        """`value` of an activation whose slope is at most `slope` as far as the error goes."""
         error = slope * self.error
         ulp = float(self._info.eps) * (np.abs(value) + error)  # at least the spacing there
         return Bounded(value, error + ACTIVATION_ULP * ulp + float(self._info.tiny), self._info)
@@ -174,6 +211,87 @@ def concatenate(parts: Sequence[Bounded], axis: int) -> Bounded:
     return Bounded(np.concatenate(values, axis), np.concatenate(errors, axis), parts[0]._info)
 
 
+# ---- Activations ---------------------------------------------------------------------------------
+
+
+class _Activation:
+    """An activation as `reference.activate` and its `slope` have it, of an argument clamped first.
+
+    Args:
+        activation: as a network of the reference has it.
+        clip: a limit of the argument's magnitude, or None. No layer that has one can be trained, so
+            that `slope` knows nothing of it.
+        info: of the dtype.
+    """
+
+    def __init__(self, activation: Any, clip: float | None, info: np.finfo[Any]) -> None:
+        self.name, alpha, beta = reference.activation_parameters(activation)
+        self.zero, self.one = (Bounded.given(np.asarray(exact), info) for exact in (0.0, 1.0))
+        self.alpha, self.beta = Bounded.rounded(alpha, info), Bounded.rounded(beta, info)
+        self.clip = None if clip is None else Bounded.rounded(clip, info)
+
+    def __call__(self, x: Bounded) -> Bounded:
+        if self.clip is not None:
+            x = x.choose(-self.clip, -self.clip, x.choose(self.clip, x, self.clip))
+        match self.name:
+            case "sigmoid":
+                return x.sigmoid()
+            case "tanh":
+                return x.tanh()
+            case "relu":
+                return x.choose(self.zero, self.zero, x)
+            case "hard_sigmoid":
+                line = x * self.alpha + self.beta
+                return line.choose(self.zero, self.zero, line.choose(self.one, line, self.one))
+            case "affine":
+                return x * self.alpha + self.beta
+            case "leaky_relu":
+                return x.choose(self.zero, x * self.alpha, x)
+            case "thresholded_relu":
+                return x.choose(self.alpha, self.zero, x)
+            case "scaled_tanh":
+                return (x * self.beta).tanh() * self.alpha
+            case "elu":
+                return x.choose(self.zero, x.expm1_below_zero() * self.alpha, x)
+            case "softsign":
+                return x.softsign()
+            case "softplus":
+                return x.softplus()
+        raise ValueError(self.name)
+
+    def slope(self, x: Bounded, y: Bounded) -> Bounded:
+        """The derivative, y being the value at x."""
+        match self.name:
+            case "sigmoid":
+                return y * y.complement()
+            case "tanh":
+                return (y * y).complement()
+            case "relu":
+                return x.choose(self.zero, self.zero, self.one)
+            case "hard_sigmoid":
+                line = x * self.alpha + self.beta
+                return line.choose(
+                    self.zero, self.zero, line.choose(self.one, self.alpha, self.zero)
+                )
+            case "affine":
+                return self.alpha
+            case "leaky_relu":
+                return x.choose(self.zero, self.alpha, self.one)
+            case "thresholded_relu":
+                return x.choose(self.alpha, self.zero, self.one)
+            case "scaled_tanh":
+                t = (x * self.beta).tanh() * self.one * self.one  # y / alpha: rounded twice more
+                return self.alpha * self.beta * (t * t).complement()
+            case "elu":
+                return x.choose(self.zero, y + self.alpha, self.one)
+            case "softsign":
+                rest = y.magnitude().complement()
+                return rest * rest
+            case "softplus":
+                return -(-y).expm1_below_zero()
+        raise ValueError(self.name)
+
+
 # ---- The cells: one step of some rows, and its derivative ----------------------------------------
 
 
@@ -186,6 +304,7 @@ class _Step:
     c_prev: Bounded  # (R, H); of a GRU (R, 0)
     h: Bounded
     c: Bounded
+    sums: Sequence[Bounded]  # what is activated: of i f g o; of r z n
     gates: Sequence[Bounded]  # i f g o m, m = o * tanh(c); r z n q rh, z as it multiplies h_prev
 
 
@@ -208,6 +327,11 @@ class _Lstm:
         self.biases = [p[name] for name in ("bias_ih", "bias_hh") if name in p]
         self.peepholes = p["weight_peephole"].blocks(3) if network.peephole else None
         self.projection = p.get("weight_hr")
+        self.input_forget = network.input_forget
+        info = p["weight_ih"]._info
+        self.gate = _Activation(network.recurrent_activation, network.clip, info)
+        self.candidate = _Activation(network.activation, network.clip, info)
+        self.output = _Activation(network.output_activation or network.activation, None, info)
 
     def step(self, x: Bounded, h_prev: Bounded, c_prev: Bounded) -> _Step:
         p = self.p
@@ -216,26 +340,32 @@ class _Lstm:
         if self.peepholes:
             a_i = a_i + self.peepholes[0] * c_prev
             a_f = a_f + self.peepholes[1] * c_prev
-        i, f, g = a_i.sigmoid(), a_f.sigmoid(), a_g.tanh()
+        i, g = self.gate(a_i), self.candidate(a_g)
+        f = i.complement() if self.input_forget else self.gate(a_f)
         c = f * c_prev + i * g
         if self.peepholes:
             a_o = a_o + self.peepholes[2] * c
-        o = a_o.sigmoid()
-        m = o * c.tanh()
+        o = self.gate(a_o)
+        m = o * self.output(c)
         h = m if self.projection is None else accumulate([(m, self.projection)])
-        return _Step(x, h_prev, c_prev, h, c, (i, f, g, o, m))
+        return _Step(x, h_prev, c_prev, h, c, (a_i, a_f, a_g, a_o), (i, f, g, o, m))
 
     def step_backward(self, s: _Step, dh: Bounded, dc: Bounded) -> _StepGradient:
+        a_i, a_f, a_g, a_o = s.sums
         i, f, g, o, _ = s.gates
         dm = dh if self.projection is None else accumulate([(dh, self.projection.T)])
-        tanh_c = s.c.tanh()
-        da_o = dm * tanh_c * o.sigmoid_slope()
-        dc = dc + dm * o * tanh_c.tanh_slope()
+        output = self.output(s.c)
+        da_o = dm * output * self.gate.slope(a_o, o)
+        dc = dc + dm * o * self.output.slope(s.c, output)
         if self.peepholes:
             dc = dc + da_o * self.peepholes[2]
-        da_i = dc * g * i.sigmoid_slope()
-        da_f = dc * s.c_prev * f.sigmoid_slope()
-        da_g = dc * i * g.tanh_slope()
+        if self.input_forget:
+            da_i = dc * (g - s.c_prev) * self.gate.slope(a_i, i)
+            da_f = Bounded.zeros(f.value.shape, f._info)
+        else:
+            da_i = dc * g * self.gate.slope(a_i, i)
+            da_f = dc * s.c_prev * self.gate.slope(a_f, f)
+        da_g = dc * i * self.candidate.slope(a_g, g)
         dc_prev = dc * f
         peephole = None
         if self.peepholes:
@@ -253,13 +383,20 @@ class _Lstm:
 
 
 class _Gru:
-    """A GRU's formulas, likewise. "write" is "carry" with the sign of a_z turned."""
+    """A GRU's formulas, likewise.
+
+    "write" is "carry" with the sign of a_z turned, as there it goes with gates alone for which
+    1 - f(a) = f(-a).
+    """
 
     def __init__(self, network: Any, p: Mapping[str, Bounded]) -> None:
         self.p = p
         self.reset_after = network.reset_after
         self.write = network.update_gate == "write"
         self.hidden = network.hidden_size
+        info = p["weight_ih"]._info
+        self.gate = _Activation(network.recurrent_activation, network.clip, info)
+        self.candidate = _Activation(network.activation, network.clip, info)
         self.bias_ih = self._biases("bias_ih")
         self.bias_hh = self._biases("bias_hh")
 
@@ -274,33 +411,36 @@ class _Gru:
         return -a_z if self.write else a_z
 
     def step(self, x: Bounded, h_prev: Bounded, c_prev: Bounded) -> _Step:
-        def gate(k: int) -> Bounded:
+        def total(k: int) -> Bounded:
             terms = [(x, self._rows("weight_ih", k)), (h_prev, self._rows("weight_hh", k))]
             return accumulate(terms, self.bias_ih[k] + self.bias_hh[k])
 
-        r, z = gate(0).sigmoid(), self._signed(gate(1)).sigmoid()
+        a_r, a_z = total(0), self._signed(total(1))
+        r, z = self.gate(a_r), self.gate(a_z)
         rh = r * h_prev
         w_n, u_n = self._rows("weight_ih", 2), self._rows("weight_hh", 2)
         q = accumulate([(h_prev, u_n)], self.bias_hh[2])
         if self.reset_after:
-            n = (accumulate([(x, w_n)], self.bias_ih[2]) + r * q).tanh()
+            a_n = accumulate([(x, w_n)], self.bias_ih[2]) + r * q
         else:
-            n = accumulate([(x, w_n), (rh, u_n)], self.bias_ih[2] + self.bias_hh[2]).tanh()
+            a_n = accumulate([(x, w_n), (rh, u_n)], self.bias_ih[2] + self.bias_hh[2])
+        n = self.candidate(a_n)
         h = z * h_prev + z.complement() * n
-        return _Step(x, h_prev, c_prev, h, c_prev, (r, z, n, q, rh))
+        return _Step(x, h_prev, c_prev, h, c_prev, (a_r, a_z, a_n), (r, z, n, q, rh))
 
     def step_backward(self, s: _Step, dh: Bounded, dc: Bounded) -> _StepGradient:
+        a_r, a_z, a_n = s.sums
         r, z, n, q, _ = s.gates
-        da_z = self._signed(dh * (s.h_prev - n) * z.sigmoid_slope())
-        da_n = dh * z.complement() * n.tanh_slope()
+        da_z = self._signed(dh * (s.h_prev - n) * self.gate.slope(a_z, z))
+        da_n = dh * z.complement() * self.candidate.slope(a_n, n)
         dh_prev = dh * z
         if self.reset_after:
-            da_r = da_n * q * r.sigmoid_slope()
+            da_r = da_n * q * self.gate.slope(a_r, r)
             gates = concatenate([da_r, da_z, da_n * r], 1)
             dh_prev = accumulate([(gates, self.p["weight_hh"].T)], [dh_prev])
         else:
             drh = accumulate([(da_n, self._rows("weight_hh", 2).T)])
-            da_r = drh * s.h_prev * r.sigmoid_slope()
+            da_r = drh * s.h_prev * self.gate.slope(a_r, r)
             dh_prev = dh_prev + drh * r
             early = concatenate([da_r, da_z], 1)
             weight = self.p["weight_hh"][: 2 * self.hidden]

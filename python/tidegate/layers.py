@@ -433,7 +433,7 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
             "scaled_tanh" (1, 1), "elu" (1), "softsign", "softplus".
         activation: of the candidate (g), likewise.
         output_activation: of c' on its way into h', likewise; None: as `activation`.
-        clip: clamps the arguments of gates and candidate to [-clip, clip] (ONNX); None: it does not.
+        clip: clamps the arguments of gates and candidate to [-clip, clip] (ONNX); None: does not.
             Such a layer cannot be trained.
         input_forget: f = 1 - i (ONNX); what belongs to f has no effect.
         dtype: float32 or float64, of the parameters and of whatever goes in and out.
@@ -547,7 +547,7 @@ class GRU(RecurrentLayer[Array, Array]):
             "hard_sigmoid" (0.2, 0.5), "affine" (1, 0), "leaky_relu" (0.01), "thresholded_relu" (1),
             "scaled_tanh" (1, 1), "elu" (1), "softsign", "softplus".
         activation: of the candidate (n), likewise.
-        clip: clamps the arguments of gates and candidate to [-clip, clip] (ONNX); None: it does not.
+        clip: clamps the arguments of gates and candidate to [-clip, clip] (ONNX); None: does not.
             Such a layer cannot be trained.
         dtype: float32 or float64, of the parameters and of whatever goes in and out.
         seed: what `numpy.random.default_rng` takes: None for another draw each time, an int, a

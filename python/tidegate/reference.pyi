@@ -5,9 +5,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["GRU", "LSTM", "Grads", "Tape", "from_layer"]
+__all__ = ["GRU", "LSTM", "Grads", "Tape", "activation_parameters", "from_layer"]
 
 _Array: TypeAlias = NDArray[np.float64]
+_Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
 
 class Grads(NamedTuple):
     x: _Array
@@ -29,6 +30,11 @@ class _Network:
     peephole: bool
     reset_after: bool
     update_gate: str
+    recurrent_activation: _Activation
+    activation: _Activation
+    output_activation: _Activation | None
+    clip: float | None
+    input_forget: bool
     @property
     def num_directions(self) -> int: ...
     @property
@@ -58,6 +64,11 @@ class LSTM(_Network):
         proj_size: int = 0,
         peephole: bool = False,
         reverse: bool = False,
+        recurrent_activation: _Activation = "sigmoid",
+        activation: _Activation = "tanh",
+        output_activation: _Activation | None = None,
+        clip: float | None = None,
+        input_forget: bool = False,
     ) -> None: ...
 
 class GRU(_Network):
@@ -72,6 +83,10 @@ class GRU(_Network):
         reset_after: bool = True,
         update_gate: Literal["carry", "write"] = "carry",
         reverse: bool = False,
+        recurrent_activation: _Activation = "sigmoid",
+        activation: _Activation = "tanh",
+        clip: float | None = None,
     ) -> None: ...
 
+def activation_parameters(activation: _Activation) -> tuple[str, float, float]: ...
 def from_layer(layer: Any) -> LSTM | GRU: ...

@@ -11,14 +11,136 @@ there is a projection, else H), L layers, D directions. A derivative of the loss
 the derivative of each function stands directly below it.
 """
 
+import math
 import operator
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 
-from libc.math cimport exp, tanh
+from libc.math cimport INFINITY, copysign, cosh, exp, expm1, fabs, isinf, log1p, tanh
 
-__all__ = ["GRU", "LSTM", "Grads", "Tape", "from_layer"]
+__all__ = ["GRU", "LSTM", "Grads", "Tape", "activation_parameters", "from_layer"]
+
+
+# ---- Activations ---------------------------------------------------------------------------------
+
+cdef enum Kind:
+    SIGMOID, TANH, RELU, HARD_SIGMOID, AFFINE, LEAKY_RELU, THRESHOLDED_RELU, SCALED_TANH, ELU
+    SOFTSIGN, SOFTPLUS
+
+
+cdef struct Activation:
+    Kind kind
+    double alpha, beta
+
+
+# Of each: the kind, and its parameters as they are if nothing is said (alpha, or alpha and beta).
+_KINDS = {
+    "sigmoid": (SIGMOID, ()),
+    "tanh": (TANH, ()),
+    "relu": (RELU, ()),
+    "hard_sigmoid": (HARD_SIGMOID, (0.2, 0.5)),
+    "affine": (AFFINE, (1.0, 0.0)),
+    "leaky_relu": (LEAKY_RELU, (0.01,)),
+    "thresholded_relu": (THRESHOLDED_RELU, (1.0,)),
+    "scaled_tanh": (SCALED_TANH, (1.0, 1.0)),
+    "elu": (ELU, (1.0,)),
+    "softsign": (SOFTSIGN, ()),
+    "softplus": (SOFTPLUS, ()),
+}
+
+
+def activation_parameters(activation):
+    """The name, alpha and beta that an activation of a network stands for; 0 for what it has not.
+
+    Args:
+        activation: a network's attribute of that name, or `recurrent_activation`, or
+            `output_activation` if it is not None.
+    """
+    name, *own = (activation,) if isinstance(activation, str) else activation
+    _, usual = _KINDS[name]
+    parameters = (*own, *usual[len(own):], 0.0, 0.0)
+    return name, parameters[0], parameters[1]
+
+
+cdef Activation as_activation(given):
+    cdef Activation f
+    name, f.alpha, f.beta = activation_parameters(given)
+    f.kind = _KINDS[name][0]
+    return f
+
+
+cdef double sigmoid(double x) noexcept:
+    """1/(1 + exp(-x)), by whichever exp does not overflow: accurate in both tails."""
+    if x >= 0:
+        return 1 / (1 + exp(-x))
+    return exp(x) / (1 + exp(x))
+
+
+cdef double activate(Activation f, double x) noexcept:
+    """f(x), by ONNX's formulas; at infinity the limit. NaN passes through all of them."""
+    cdef double line
+    if f.kind == SIGMOID:
+        return sigmoid(x)
+    if f.kind == TANH:
+        return tanh(x)
+    if f.kind == RELU:
+        return 0 if x < 0 else x
+    if f.kind == HARD_SIGMOID:  # max(0, min(1, alpha x + beta))
+        line = f.alpha * x + f.beta
+        return 0 if line < 0 else 1 if line > 1 else line
+    if f.kind == AFFINE:
+        return f.alpha * x + f.beta
+    if f.kind == LEAKY_RELU:
+        return f.alpha * x if x < 0 else x
+    if f.kind == THRESHOLDED_RELU:
+        return 0 if x <= f.alpha else x
+    if f.kind == SCALED_TANH:
+        return f.alpha * tanh(f.beta * x)
+    if f.kind == ELU:  # exp(x) - 1
+        return f.alpha * expm1(x) if x < 0 else x
+    if f.kind == SOFTSIGN:
+        return copysign(1, x) if isinf(x) else x / (1 + fabs(x))
+    # SOFTPLUS: log(1 + exp(x)) = log(exp(x) * (exp(-x) + 1)), by whichever exp does not overflow.
+    return (x if x > 0 else 0) + log1p(exp(-fabs(x)))
+
+
+cdef double slope(Activation f, double x) noexcept:
+    """f'(x); at a kink, as in PyTorch, that to the left of it, but of hard_sigmoid always 0."""
+    cdef double line
+    if f.kind == SIGMOID:  # s (1 - s), and 1 - sigmoid(x) = sigmoid(-x)
+        return sigmoid(x) * sigmoid(-x)
+    if f.kind == TANH:  # 1 - tanh(x)^2
+        return 1 / (cosh(x) * cosh(x))
+    if f.kind == RELU:
+        return 0 if x <= 0 else 1
+    if f.kind == HARD_SIGMOID:
+        line = f.alpha * x + f.beta
+        return f.alpha if 0 < line < 1 else 0
+    if f.kind == AFFINE:
+        return f.alpha
+    if f.kind == LEAKY_RELU:
+        return f.alpha if x <= 0 else 1
+    if f.kind == THRESHOLDED_RELU:
+        return 0 if x <= f.alpha else 1
+    if f.kind == SCALED_TANH:
+        return f.alpha * f.beta / (cosh(f.beta * x) * cosh(f.beta * x))
+    if f.kind == ELU:
+        return f.alpha * exp(x) if x <= 0 else 1
+    if f.kind == SOFTSIGN:
+        return 1 / ((1 + fabs(x)) * (1 + fabs(x)))
+    return sigmoid(x)  # SOFTPLUS
+
+
+cdef double clipped(Activation f, double clip, double a) noexcept:
+    """f(a), a clamped to [-clip, clip] (ONNX's clip). NaN passes through."""
+    return activate(f, -clip if a < -clip else clip if a > clip else a)
+
+
+cdef double clipped_backward(Activation f, double clip, double a, double dy) noexcept:
+    """da, where y = clipped(f, clip, a); at the ends of the range that inside, as in PyTorch."""
+    return 0 if fabs(a) > clip else dy * slope(f, a)
 
 
 # ---- Storage -------------------------------------------------------------------------------------
@@ -30,7 +152,9 @@ cdef class Direction:
     ``gate*H + j`` belongs to unit j. Without ``bias`` the biases are zeros that nobody sees.
     """
 
-    cdef bint lstm, peephole, projection, reset_after, write
+    cdef bint lstm, peephole, projection, input_forget, reset_after, write
+    cdef Activation recurrent_activation, activation, output_activation
+    cdef double clip  # infinite if there is none
     cdef double[:, ::1] weight_ih  # (G*H, I), above the first layer (G*H, D*S)
     cdef double[:, ::1] weight_hh  # (G*H, S)
     cdef double[::1] bias_ih  # (G*H,)
@@ -44,6 +168,11 @@ cdef class Direction:
         self.projection = network.proj_size > 0
         self.reset_after = network.reset_after
         self.write = network.update_gate == "write"
+        self.input_forget = network.input_forget
+        self.recurrent_activation = as_activation(network.recurrent_activation)
+        self.activation = as_activation(network.activation)
+        self.output_activation = as_activation(network.output_activation or network.activation)
+        self.clip = INFINITY if network.clip is None else network.clip
         self.weight_ih = arrays["weight_ih" + suffix]
         self.weight_hh = arrays["weight_hh" + suffix]
         gates = self.weight_ih.shape[0]
@@ -68,8 +197,10 @@ cdef class Steps:
     cdef double[:, :, ::1] h_prev, h  # (T, N, S)
     cdef double[:, :, ::1] c_prev, c  # (T, N, H)
     cdef double[:, :, ::1] i, f, g, o  # (T, N, H), LSTM; also:
+    cdef double[:, :, ::1] a_i, a_f, a_g, a_o  # what their activations are taken of, unclipped
     cdef double[:, :, ::1] m  # o*tanh(c): h before the projection
     cdef double[:, :, ::1] r, z, n  # (T, N, H), GRU; also:
+    cdef double[:, :, ::1] a_r, a_z, a_n
     cdef double[:, :, ::1] q  # U_n h + b_hn, which r multiplies if reset_after
     cdef double[:, :, ::1] rh  # r*h, which U_n multiplies if not reset_after
 
@@ -83,9 +214,12 @@ cdef class Steps:
             self.c_prev, self.c, self.m = np.zeros(hidden), np.zeros(hidden), np.zeros(hidden)
             self.i, self.f = np.zeros(hidden), np.zeros(hidden)
             self.g, self.o = np.zeros(hidden), np.zeros(hidden)
+            self.a_i, self.a_f = np.zeros(hidden), np.zeros(hidden)
+            self.a_g, self.a_o = np.zeros(hidden), np.zeros(hidden)
         else:
             self.c_prev, self.c = np.zeros((steps, rows, 0)), np.zeros((steps, rows, 0))
             self.r, self.z, self.n = np.zeros(hidden), np.zeros(hidden), np.zeros(hidden)
+            self.a_r, self.a_z, self.a_n = np.zeros(hidden), np.zeros(hidden), np.zeros(hidden)
             self.q, self.rh = np.zeros(hidden), np.zeros(hidden)
 
     def arrays(self):
@@ -96,23 +230,6 @@ cdef class Steps:
 
 
 # ---- Formulas that both cells use ----------------------------------------------------------------
-
-cdef double sigmoid(double a) noexcept:
-    """1/(1 + exp(-a)), by whichever exp does not overflow: accurate in both tails."""
-    if a >= 0:
-        return 1 / (1 + exp(-a))
-    return exp(a) / (1 + exp(a))
-
-
-cdef double sigmoid_backward(double s, double ds) noexcept:
-    """da, where s = sigmoid(a)."""
-    return ds * s * (1 - s)
-
-
-cdef double tanh_backward(double y, double dy) noexcept:
-    """da, where y = tanh(a)."""
-    return dy * (1 - y * y)
-
 
 cdef double affine(double[:, ::1] weight, double[::1] bias, Py_ssize_t row,
                    double[:, :, ::1] v, Py_ssize_t t, Py_ssize_t b):
@@ -153,32 +270,41 @@ cdef void lstm_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
     """One step of one row (Hochreiter and Schmidhuber 1997, Gers et al. 2000; torch.nn.LSTM).
 
         i  = sigmoid(W_i x + b_ii + U_i h + b_hi [+ p_i*c])
-        f  = sigmoid(W_f x + b_if + U_f h + b_hf [+ p_f*c])
+        f  = sigmoid(W_f x + b_if + U_f h + b_hf [+ p_f*c]), or with input_forget 1 - i
         g  = tanh   (W_g x + b_ig + U_g h + b_hg)
         c' = f*c + i*g
         o  = sigmoid(W_o x + b_io + U_o h + b_ho [+ p_o*c'])
         h' = o*tanh(c'), or with a projection W_hr (o*tanh(c'))
 
     In brackets: peepholes (Gers and Schmidhuber 2000). Projection: Sak et al. 2014.
+
+    Instead of sigmoid, the tanh of g and that of c' there may be others: recurrent_activation,
+    activation and output_activation (ONNX's f, g and h). With clip, whatever stands in the
+    parentheses of i, f, g and o is clamped, after the bias and the peephole; c' is not, neither on
+    its way to the next step nor in h'. With input_forget W_f, U_f, p_f and f's biases are not read.
+    Both are as in ONNX Runtime.
     """
     cdef Py_ssize_t H = s.i.shape[2], j, k
-    cdef double a_i, a_f, a_g, a_o
     for j in range(H):
-        a_i = gate(p, s, 0 * H + j, t, b)
-        a_f = gate(p, s, 1 * H + j, t, b)
-        a_g = gate(p, s, 2 * H + j, t, b)
-        a_o = gate(p, s, 3 * H + j, t, b)
+        s.a_i[t, b, j] = gate(p, s, 0 * H + j, t, b)
+        s.a_f[t, b, j] = 0 if p.input_forget else gate(p, s, 1 * H + j, t, b)
+        s.a_g[t, b, j] = gate(p, s, 2 * H + j, t, b)
+        s.a_o[t, b, j] = gate(p, s, 3 * H + j, t, b)
         if p.peephole:
-            a_i += p.weight_peephole[0 * H + j] * s.c_prev[t, b, j]
-            a_f += p.weight_peephole[1 * H + j] * s.c_prev[t, b, j]
-        s.i[t, b, j] = sigmoid(a_i)
-        s.f[t, b, j] = sigmoid(a_f)
-        s.g[t, b, j] = tanh(a_g)
+            s.a_i[t, b, j] += p.weight_peephole[0 * H + j] * s.c_prev[t, b, j]
+            if not p.input_forget:
+                s.a_f[t, b, j] += p.weight_peephole[1 * H + j] * s.c_prev[t, b, j]
+        s.i[t, b, j] = clipped(p.recurrent_activation, p.clip, s.a_i[t, b, j])
+        if p.input_forget:
+            s.f[t, b, j] = 1 - s.i[t, b, j]
+        else:
+            s.f[t, b, j] = clipped(p.recurrent_activation, p.clip, s.a_f[t, b, j])
+        s.g[t, b, j] = clipped(p.activation, p.clip, s.a_g[t, b, j])
         s.c[t, b, j] = s.f[t, b, j] * s.c_prev[t, b, j] + s.i[t, b, j] * s.g[t, b, j]
         if p.peephole:
-            a_o += p.weight_peephole[2 * H + j] * s.c[t, b, j]
-        s.o[t, b, j] = sigmoid(a_o)
-        s.m[t, b, j] = s.o[t, b, j] * tanh(s.c[t, b, j])
+            s.a_o[t, b, j] += p.weight_peephole[2 * H + j] * s.c[t, b, j]
+        s.o[t, b, j] = clipped(p.recurrent_activation, p.clip, s.a_o[t, b, j])
+        s.m[t, b, j] = s.o[t, b, j] * activate(p.output_activation, s.c[t, b, j])
     for k in range(s.h.shape[2]):
         if p.projection:
             s.h[t, b, k] = 0
@@ -192,7 +318,7 @@ cdef void lstm_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
                             Direction dp, Steps ds):
     """From ds.h, ds.c at [t, b] to ds.x, ds.h_prev, ds.c_prev there; adds the parameters' to dp."""
     cdef Py_ssize_t H = s.i.shape[2], j, k
-    cdef double tanh_c, dc, da_i, da_f, da_g, da_o
+    cdef double c, dm, dc, di, df, dg, do, da_i, da_f, da_g, da_o
     for k in range(s.h.shape[2]):
         if p.projection:
             for j in range(H):
@@ -201,23 +327,31 @@ cdef void lstm_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
         else:
             ds.m[t, b, k] = ds.h[t, b, k]
     for j in range(H):
-        tanh_c = tanh(s.c[t, b, j])
-        da_o = sigmoid_backward(s.o[t, b, j], ds.m[t, b, j] * tanh_c)
-        dc = ds.c[t, b, j] + tanh_backward(tanh_c, ds.m[t, b, j] * s.o[t, b, j])
+        c, dm = s.c[t, b, j], ds.m[t, b, j]
+        do = dm * activate(p.output_activation, c)
+        dc = ds.c[t, b, j] + dm * s.o[t, b, j] * slope(p.output_activation, c)
+        da_o = clipped_backward(p.recurrent_activation, p.clip, s.a_o[t, b, j], do)
         if p.peephole:
-            dp.weight_peephole[2 * H + j] += da_o * s.c[t, b, j]
+            dp.weight_peephole[2 * H + j] += da_o * c
             dc += da_o * p.weight_peephole[2 * H + j]
-        da_i = sigmoid_backward(s.i[t, b, j], dc * s.g[t, b, j])
-        da_f = sigmoid_backward(s.f[t, b, j], dc * s.c_prev[t, b, j])
-        da_g = tanh_backward(s.g[t, b, j], dc * s.i[t, b, j])
+        di = dc * s.g[t, b, j]
+        df = dc * s.c_prev[t, b, j]
+        dg = dc * s.i[t, b, j]
         ds.c_prev[t, b, j] = dc * s.f[t, b, j]
+        if p.input_forget:
+            di -= df
+        da_i = clipped_backward(p.recurrent_activation, p.clip, s.a_i[t, b, j], di)
+        da_f = clipped_backward(p.recurrent_activation, p.clip, s.a_f[t, b, j], df)
+        da_g = clipped_backward(p.activation, p.clip, s.a_g[t, b, j], dg)
         if p.peephole:
             dp.weight_peephole[0 * H + j] += da_i * s.c_prev[t, b, j]
-            dp.weight_peephole[1 * H + j] += da_f * s.c_prev[t, b, j]
             ds.c_prev[t, b, j] += da_i * p.weight_peephole[0 * H + j]
-            ds.c_prev[t, b, j] += da_f * p.weight_peephole[1 * H + j]
+            if not p.input_forget:
+                dp.weight_peephole[1 * H + j] += da_f * s.c_prev[t, b, j]
+                ds.c_prev[t, b, j] += da_f * p.weight_peephole[1 * H + j]
         gate_backward(p, s, 0 * H + j, t, b, da_i, dp, ds)
-        gate_backward(p, s, 1 * H + j, t, b, da_f, dp, ds)
+        if not p.input_forget:
+            gate_backward(p, s, 1 * H + j, t, b, da_f, dp, ds)
         gate_backward(p, s, 2 * H + j, t, b, da_g, dp, ds)
         gate_backward(p, s, 3 * H + j, t, b, da_o, dp, ds)
 
@@ -233,22 +367,27 @@ cdef void gru_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
         n  = tanh(W_n x + b_in + U_n (r*h) + b_hn)    not reset_after
         h' = z*h + (1-z)*n                            update_gate "carry"
         h' = (1-z)*h + z*n                            update_gate "write" (Chung et al. 2014)
+
+    Instead of sigmoid and tanh there may be others: recurrent_activation and activation (ONNX's f
+    and g). With clip, whatever stands in their parentheses is clamped, as in ONNX Runtime.
     """
     cdef Py_ssize_t H = s.r.shape[2], j
-    cdef double a_n, h_prev, z, n
+    cdef double h_prev, z, n
     for j in range(H):
-        s.r[t, b, j] = sigmoid(gate(p, s, 0 * H + j, t, b))
-        s.z[t, b, j] = sigmoid(gate(p, s, 1 * H + j, t, b))
+        s.a_r[t, b, j] = gate(p, s, 0 * H + j, t, b)
+        s.a_z[t, b, j] = gate(p, s, 1 * H + j, t, b)
+        s.r[t, b, j] = clipped(p.recurrent_activation, p.clip, s.a_r[t, b, j])
+        s.z[t, b, j] = clipped(p.recurrent_activation, p.clip, s.a_z[t, b, j])
         if not p.reset_after:
             s.rh[t, b, j] = s.r[t, b, j] * s.h_prev[t, b, j]
     for j in range(H):
-        a_n = affine(p.weight_ih, p.bias_ih, 2 * H + j, s.x, t, b)
+        s.a_n[t, b, j] = affine(p.weight_ih, p.bias_ih, 2 * H + j, s.x, t, b)
         if p.reset_after:
             s.q[t, b, j] = affine(p.weight_hh, p.bias_hh, 2 * H + j, s.h_prev, t, b)
-            a_n += s.r[t, b, j] * s.q[t, b, j]
+            s.a_n[t, b, j] += s.r[t, b, j] * s.q[t, b, j]
         else:
-            a_n += affine(p.weight_hh, p.bias_hh, 2 * H + j, s.rh, t, b)
-        s.n[t, b, j] = tanh(a_n)
+            s.a_n[t, b, j] += affine(p.weight_hh, p.bias_hh, 2 * H + j, s.rh, t, b)
+        s.n[t, b, j] = clipped(p.activation, p.clip, s.a_n[t, b, j])
         h_prev, z, n = s.h_prev[t, b, j], s.z[t, b, j], s.n[t, b, j]
         if p.write:
             s.h[t, b, j] = (1 - z) * h_prev + z * n
@@ -260,7 +399,7 @@ cdef void gru_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
                            Direction dp, Steps ds):
     """From ds.h at [t, b] to ds.x and ds.h_prev there; adds the parameters' to dp."""
     cdef Py_ssize_t H = s.r.shape[2], j
-    cdef double h_prev, z, n, dh, da_n
+    cdef double h_prev, z, n, dh, da_n, da_r, da_z
     for j in range(H):
         h_prev, z, n, dh = s.h_prev[t, b, j], s.z[t, b, j], s.n[t, b, j], ds.h[t, b, j]
         if p.write:
@@ -271,7 +410,7 @@ cdef void gru_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
             ds.h_prev[t, b, j] += dh * z
             ds.z[t, b, j] = dh * (h_prev - n)
             ds.n[t, b, j] = dh * (1 - z)
-        da_n = tanh_backward(n, ds.n[t, b, j])
+        da_n = clipped_backward(p.activation, p.clip, s.a_n[t, b, j], ds.n[t, b, j])
         affine_backward(p.weight_ih, 2 * H + j, s.x, t, b, da_n, dp.weight_ih, dp.bias_ih, ds.x)
         if p.reset_after:
             ds.r[t, b, j] = da_n * s.q[t, b, j]
@@ -285,8 +424,10 @@ cdef void gru_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
         if not p.reset_after:
             ds.r[t, b, j] = ds.rh[t, b, j] * s.h_prev[t, b, j]
             ds.h_prev[t, b, j] += ds.rh[t, b, j] * s.r[t, b, j]
-        gate_backward(p, s, 0 * H + j, t, b, sigmoid_backward(s.r[t, b, j], ds.r[t, b, j]), dp, ds)
-        gate_backward(p, s, 1 * H + j, t, b, sigmoid_backward(s.z[t, b, j], ds.z[t, b, j]), dp, ds)
+        da_r = clipped_backward(p.recurrent_activation, p.clip, s.a_r[t, b, j], ds.r[t, b, j])
+        da_z = clipped_backward(p.recurrent_activation, p.clip, s.a_z[t, b, j], ds.z[t, b, j])
+        gate_backward(p, s, 0 * H + j, t, b, da_r, dp, ds)
+        gate_backward(p, s, 1 * H + j, t, b, da_z, dp, ds)
 
 
 # ---- Time: one direction of one layer, either cell -----------------------------------------------
@@ -428,10 +569,13 @@ class _Network:
     gates = 0
     proj_size = 0
     peephole = False
+    output_activation = None
+    input_forget = False
     reset_after = True
     update_gate = "carry"
 
-    def _init(self, input_size, hidden_size, num_layers, bias, bidirectional, reverse):
+    def _init(self, input_size, hidden_size, num_layers, bias, bidirectional, reverse,
+              recurrent_activation, activation, clip):
         for name, size in [("input_size", input_size), ("hidden_size", hidden_size),
                            ("num_layers", num_layers)]:
             if operator.index(size) < 1:
@@ -444,6 +588,11 @@ class _Network:
         self.bias = bool(bias)
         self.bidirectional = bool(bidirectional)
         self.reverse = bool(reverse)
+        self.recurrent_activation = _check_activation("recurrent_activation", recurrent_activation)
+        self.activation = _check_activation("activation", activation)
+        self.clip = None if clip is None else _check_number("clip", clip)
+        if clip is not None and self.clip <= 0:
+            raise ValueError(f"clip: got {clip}, wanted a number above 0")
 
     @property
     def num_directions(self):
@@ -457,7 +606,8 @@ class _Network:
     def _options(self):
         return (self.cell, self.input_size, self.hidden_size, self.num_layers, self.bias,
                 self.bidirectional, self.reverse, self.proj_size, self.peephole, self.reset_after,
-                self.update_gate)
+                self.update_gate, self.recurrent_activation, self.activation,
+                self.output_activation, self.clip, self.input_forget)
 
     def _suffixes(self):
         """The ends of the parameters' names, in the order of directions, layer-major."""
@@ -600,50 +750,72 @@ class _Network:
 
 
 class LSTM(_Network):
-    """torch.nn.LSTM in float64, with peepholes and `reverse`; `lstm_step` has the formulas.
+    """torch.nn.LSTM in float64, with further options; `lstm_step` has the formulas.
 
     Args:
         proj_size: the size of h if it is projected, below `hidden_size`; 0 for none.
         peephole: i and f see c, o sees c'.
         reverse: one direction, from each row's last valid step to its first; excludes
             bidirectional.
+        recurrent_activation: of the gates i, f and o: a name, (name, alpha) or (name, alpha, beta);
+            `activate` has the formulas, `_KINDS` the names and the usual parameters.
+        activation: of g, likewise.
+        output_activation: of c' in h', likewise; None: as `activation`.
+        clip: what gates and g are activated of, peepholes and biases included, is clamped to
+            [-clip, clip]; c' is not. None: nothing is.
+        input_forget: f = 1 - i; the rows, bias and peephole of f have no effect.
 
     Raises:
-        ValueError: a size is out of range, or two options exclude each other.
+        ValueError: a size, a number or a name is out of range, or two options exclude each other.
+        TypeError: an activation is not a name or such a tuple, or a parameter not a number.
     """
 
     cell = "LSTM"
     gates = 4
 
     def __init__(self, input_size, hidden_size, num_layers=1, *, bias=True, bidirectional=False,
-                 proj_size=0, peephole=False, reverse=False):
-        self._init(input_size, hidden_size, num_layers, bias, bidirectional, reverse)
+                 proj_size=0, peephole=False, reverse=False, recurrent_activation="sigmoid",
+                 activation="tanh", output_activation=None, clip=None, input_forget=False):
+        self._init(input_size, hidden_size, num_layers, bias, bidirectional, reverse,
+                   recurrent_activation, activation, clip)
         if not 0 <= proj_size < hidden_size:
             raise ValueError(f"proj_size: got {proj_size}, wanted 0 <= proj_size < hidden_size, "
                              f"which is {hidden_size}")
         self.proj_size = proj_size
         self.peephole = bool(peephole)
+        if output_activation is not None:
+            output_activation = _check_activation("output_activation", output_activation)
+        self.output_activation = None if output_activation == self.activation else output_activation
+        self.input_forget = bool(input_forget)
 
 
 class GRU(_Network):
-    """torch.nn.GRU in float64, with the original forms and `reverse`; `gru_step` has the formulas.
+    """torch.nn.GRU in float64, with further options; `gru_step` has the formulas.
 
     Args:
         reset_after: r multiplies U_n h + b_hn (True), or h before the product (False).
         update_gate: z multiplies the old state ("carry") or the new ("write").
         reverse: one direction, from each row's last valid step to its first; excludes
             bidirectional.
+        recurrent_activation: of the gates r and z: a name, (name, alpha) or (name, alpha, beta);
+            `activate` has the formulas, `_KINDS` the names and the usual parameters.
+        activation: of n, likewise.
+        clip: what gates and n are activated of, biases included, is clamped to [-clip, clip]. None:
+            nothing is.
 
     Raises:
-        ValueError: a size or `update_gate` is out of range, or two options exclude each other.
+        ValueError: a size, a number or a name is out of range, or two options exclude each other.
+        TypeError: an activation is not a name or such a tuple, or a parameter not a number.
     """
 
     cell = "GRU"
     gates = 3
 
     def __init__(self, input_size, hidden_size, num_layers=1, *, bias=True, bidirectional=False,
-                 reset_after=True, update_gate="carry", reverse=False):
-        self._init(input_size, hidden_size, num_layers, bias, bidirectional, reverse)
+                 reset_after=True, update_gate="carry", reverse=False,
+                 recurrent_activation="sigmoid", activation="tanh", clip=None):
+        self._init(input_size, hidden_size, num_layers, bias, bidirectional, reverse,
+                   recurrent_activation, activation, clip)
         if update_gate not in ("carry", "write"):
             raise ValueError(f'update_gate: got {update_gate!r}, wanted "carry" or "write"')
         self.reset_after = bool(reset_after)
@@ -656,10 +828,10 @@ def from_layer(layer):
     Raises:
         TypeError: `layer` is neither.
     """
-    shared = ("bias", "bidirectional", "reverse")
+    shared = ("bias", "bidirectional", "reverse", "recurrent_activation", "activation", "clip")
     names = {base.__name__ for base in type(layer).__mro__}
     if "LSTM" in names:
-        cell, own = LSTM, ("proj_size", "peephole")
+        cell, own = LSTM, ("proj_size", "peephole", "output_activation", "input_forget")
     elif "GRU" in names:
         cell, own = GRU, ("reset_after", "update_gate")
     else:
@@ -669,6 +841,29 @@ def from_layer(layer):
 
 
 # ---- Arguments -----------------------------------------------------------------------------------
+
+def _check_activation(name, given):
+    """The bare name if its parameters are the usual ones, else (name, alpha[, beta])."""
+    kind, *own = given if isinstance(given, tuple) and given else (given,)
+    if not isinstance(kind, str):
+        raise TypeError(f"{name}: got {given!r}, wanted a name, (name, alpha) or "
+                        "(name, alpha, beta)")
+    if kind not in _KINDS:
+        raise ValueError(f"{name}: got {given!r}, wanted one of {', '.join(_KINDS)}")
+    _, usual = _KINDS[kind]
+    if len(own) > len(usual):
+        raise ValueError(f"{name}: got {given!r}, wanted at most {len(usual)} parameters")
+    parameters = (*(_check_number(name, number) for number in own), *usual[len(own):])
+    return kind if parameters == usual else (kind, *parameters)
+
+
+def _check_number(name, number):
+    if not isinstance(number, Real) or isinstance(number, bool):
+        raise TypeError(f"{name}: got {number!r}, wanted a number")
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: got {number!r}, wanted a finite number")
+    return float(number)
+
 
 def _array(name, values, shape):
     """A C-contiguous float64 copy of that shape; None in it stands for any size."""

@@ -40,6 +40,13 @@ NETWORKS: list[tuple[type[tg.LSTM] | type[tg.GRU], dict[str, Any]]] = [
         tg.GRU,
         {"num_layers": 2, "reset_after": False, "update_gate": "write", "bidirectional": True},
     ),
+    (tg.LSTM, {"recurrent_activation": "hard_sigmoid", "input_forget": True, "peephole": True}),
+    (
+        tg.LSTM,
+        {"activation": "softsign", "output_activation": ("scaled_tanh", 1.5, 0.5), "proj_size": 2},
+    ),
+    (tg.GRU, {"recurrent_activation": "hard_sigmoid", "update_gate": "write"}),
+    (tg.GRU, {"activation": ("elu", 0.5), "reset_after": False, "num_layers": 2}),
 ]
 # I, H, N, T: parts of vectors and whole ones, tiles of one row and of many, sums longer than a
 # block of a panel, sequences longer than what is projected and summed up at once.
