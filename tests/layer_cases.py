@@ -35,13 +35,21 @@ CASES: dict[str, tuple[type, int, int, dict[str, Any]]] = {  # class, H, L, opti
         tg.LSTM,
         7,
         2,
-        {"recurrent_activation": "hard_sigmoid", "activation": "softsign", "input_forget": True},
+        {
+            "recurrent_activation": "hard_sigmoid",
+            "activation": "softsign",
+            "output_activation": "tanh",
+            "input_forget": True,
+        },
     ),
     "gru-activations": (
         tg.GRU,
         6,
         1,
-        {"recurrent_activation": ("hard_sigmoid", 1 / 6, 0.5), "activation": "softplus"},
+        {
+            "recurrent_activation": ("hard_sigmoid", 1 / 6, 0.5),
+            "activation": ("scaled_tanh", 0.9, 1.2),
+        },
     ),
 }
 STREAMABLE = [

@@ -13,8 +13,8 @@ README = Path(__file__).parents[1] / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_there_are_five_snippets():
-    assert len(SNIPPETS) == 5
+def test_the_snippets_are_found():
+    assert len(SNIPPETS) == README.read_text(encoding="utf-8").count("```python") >= 7
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
@@ -22,5 +22,9 @@ def test_snippet(snippet):
     before = tg.get_num_threads()
     try:
         exec(compile(snippet, str(README), "exec"), {})
+    except ModuleNotFoundError as missing:
+        if missing.name != "torch":
+            raise
+        pytest.skip("PyTorch is not installed")
     finally:
         tg.set_num_threads(before)

@@ -1,6 +1,7 @@
 // Reads and checks what is not a plain array of numbers. No call into the core.
 #include "arguments.h"
 
+#include <algorithm>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -153,6 +154,54 @@ std::vector<Index> read_rows(py::handle object, Index batch) {
   return rows;
 }
 
+Packing read_batch_sizes(py::handle object, Index rows) {
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error("batch_sizes: got " + type_name(object) + ", wanted an array of integers");
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  if (array.dtype().kind() != 'i') {
+    throw py::type_error("batch_sizes: got dtype " + std::string(py::str(array.dtype())) +
+                         ", wanted integers");
+  }
+  if (array.ndim() != 1 || array.size() == 0)
+    fail_shape("batch_sizes", array, "(T,), T at least 1");
+  using Integers = py::array_t<Index, py::array::c_style | py::array::forcecast>;
+  const auto sizes = Integers::ensure(array);
+  if (!sizes) throw py::error_already_set();
+
+  Packing packing;
+  packing.steps = sizes.size();
+  packing.batch = sizes.at(0);
+  for (Index t = 0; t < packing.steps; ++t) {
+    const Index size = sizes.at(t);
+    if (size < 1 || (t > 0 && size > sizes.at(t - 1)) || size > rows - packing.rows) {
+      throw py::value_error("batch_sizes: got " + std::to_string(size) + " at step " +
+                            std::to_string(t) + ", wanted at least 1, no more than at the step " +
+                            "before, and a sum of " + std::to_string(rows) + ", the rows of x");
+    }
+    packing.first_row.push_back(packing.rows);
+    packing.rows += size;
+  }
+  if (packing.rows != rows) {
+    throw py::value_error("batch_sizes: got a sum of " + std::to_string(packing.rows) +
+                          ", wanted " + std::to_string(rows) + ", the rows of x");
+  }
+  packing.lengths.resize(static_cast<std::size_t>(packing.batch));
+  for (Index t = 0; t < packing.steps; ++t)
+    std::fill_n(packing.lengths.begin(), sizes.at(t), t + 1);
+  return packing;
+}
+
+template <class T>
+Input<T> read_packed(const char* argument, py::handle object, const Packing& packing,
+                     Index features) {
+  if (object.is_none()) return {};
+  const py::array array = read_array<T>(argument, object);
+  check_shape(argument, array, {packing.rows, features});
+  Input<T> input = sequence_input<T>(array, {false, false});
+  input.view = packing.sequence(input.view);
+  return input;
+}
+
 MaskView read_reset(py::handle object, Layout layout, Index steps, Index batch) {
   if (object.is_none()) return {};
   const py::array array = read_mask("reset", object);
@@ -164,6 +213,7 @@ MaskView read_reset(py::handle object, Layout layout, Index steps, Index batch) 
   template Input<T> sequence_input<T>(const py::array&, Layout);                              \
   template Input<T> read_state_array<T>(const char*, const py::object&, Layout, Index, Index, \
                                         Index);                                               \
+  template Input<T> read_packed<T>(const char*, py::handle, const Packing&, Index);           \
   template Input<T> read_sequence<T>(const char*, py::handle, Layout, Index, Index, Index);
 TIDEGATE_INSTANTIATE(float)
 TIDEGATE_INSTANTIATE(double)

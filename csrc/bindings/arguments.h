@@ -51,6 +51,31 @@ Input<T> read_sequence(const char* argument, py::handle object, Layout layout, I
 // an integer.
 std::vector<Index> read_lengths(py::handle object, Layout layout, Index steps, Index batch);
 
+// Where the rows of a packed sequence stand in its data, (rows, features).
+struct Packing {
+  Index steps = 0, batch = 0, rows = 0;
+  std::vector<Index> lengths;    // (batch,), the longest first
+  std::vector<Index> first_row;  // (steps,)
+
+  // Of contiguous rows (rows, 1, features) the packed view.
+  template <class T>
+  View<T> sequence(View<T> data) const {
+    data.shape[0] = steps;
+    data.shape[1] = batch;
+    data.stride[1] = data.stride[0];
+    data.first_row = first_row.data();
+    return data;
+  }
+};
+
+// (T,) integers of at least 1, none larger than the one before: the rows of each step of `rows`.
+Packing read_batch_sizes(py::handle object, Index rows);
+
+// A packed sequence, or None (then all is empty). The view points into the packing.
+template <class T>
+Input<T> read_packed(const char* argument, py::handle object, const Packing& packing,
+                     Index features);
+
 // None: all of them, 0, 1, ... Else different integers in 0..batch-1, from an array of integers of
 // shape (n,), or a list or tuple of them.
 std::vector<Index> read_rows(py::handle object, Index batch);

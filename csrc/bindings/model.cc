@@ -38,24 +38,33 @@ class Call {
        py::handle reset)
       : config_(config) {
     read_x(x, batch_first);
-    const StateObjects given = read_state(config, "state", state);
-    const Index rows = state_rows(config);
-    h_0_ = read_state_array<T>(given.h_name, given.h, layout, rows, batch, config.state_size());
-    c_0_ = read_state_array<T>(given.c_name, given.c, layout, rows, batch, config.hidden_size);
-    h_0_name_ = given.h_name;
-    c_0_name_ = given.c_name;
+    read_initial(state);
     lengths_ = read_lengths(lengths, layout, steps, batch);
-    inputs.x = x_.view;
-    inputs.h_0 = h_0_.view;
-    inputs.c_0 = c_0_.view;
     inputs.lengths = lengths.is_none() ? nullptr : lengths_.data();
     inputs.reset = read_reset(reset, layout, steps, batch);
+  }
+
+  // Of a packed sequence.
+  Call(const Config& config, py::handle x, py::handle batch_sizes, py::handle state)
+      : config_(config) {
+    const py::array array = read_array<T>("x", x);
+    if (array.ndim() != 2) {
+      fail_shape("x", array, "(sum of batch_sizes, " + std::to_string(config.input_size) + ")");
+    }
+    packing = std::make_shared<const Packing>(read_batch_sizes(batch_sizes, array.shape(0)));
+    x_ = read_packed<T>("x", x, *packing, config.input_size);
+    steps = packing->steps;
+    batch = packing->batch;
+    read_initial(state);
+    inputs.lengths = packing->lengths.data();
   }
 
   // Makes the arrays that the call returns; y is `out` where that is given.
   void make_outputs(py::handle out, py::handle lengths, py::handle reset) {
     const Shape y_shape = layout.sequence(steps, batch, config_.output_size());
-    if (out.is_none()) {
+    if (packing) {
+      y = new_array<T>("y", {packing->rows, config_.output_size()});
+    } else if (out.is_none()) {
       y = new_array<T>("y", y_shape);
     } else {
       const py::array array = read_output<T>("out", out, y_shape);
@@ -66,7 +75,8 @@ class Call {
       check_no_overlap("out", array, "reset", reset);
       y = array;
     }
-    outputs.y = sequence_view<T>(y, layout);
+    outputs.y = packing ? packing->sequence(sequence_view<T>(y, {false, false}))
+                        : sequence_view<T>(y, layout);
     const Index rows = state_rows(config_);
     h_n = new_array<T>("h_n", layout.state(rows, batch, config_.state_size()));
     outputs.h_n = state_view<T>(h_n, layout);
@@ -78,7 +88,8 @@ class Call {
 
   py::object state() const { return state_object(config_, h_n, c_n); }
 
-  Layout layout;
+  Layout layout;                           // of a packed sequence that of its states
+  std::shared_ptr<const Packing> packing;  // null: not packed
   Index steps = 0;
   Index batch = 0;
   Inputs<T> inputs;
@@ -86,6 +97,19 @@ class Call {
   py::object y, h_n, c_n;
 
  private:
+  // The initial state, once steps and batch are known; x is there.
+  void read_initial(py::handle state) {
+    const StateObjects given = read_state(config_, "state", state);
+    const Index rows = state_rows(config_);
+    h_0_ = read_state_array<T>(given.h_name, given.h, layout, rows, batch, config_.state_size());
+    c_0_ = read_state_array<T>(given.c_name, given.c, layout, rows, batch, config_.hidden_size);
+    h_0_name_ = given.h_name;
+    c_0_name_ = given.c_name;
+    inputs.x = x_.view;
+    inputs.h_0 = h_0_.view;
+    inputs.c_0 = c_0_.view;
+  }
+
   void read_x(py::handle object, bool batch_first) {
     const py::array x = read_array<T>("x", object);
     const std::string features = std::to_string(config_.input_size);
@@ -110,8 +134,8 @@ class Call {
 template <class T>
 class TypedTape final : public Tape {
  public:
-  TypedTape(std::unique_ptr<tidegate::Tape<T>> tape, Layout layout)
-      : tape_(std::move(tape)), layout_(layout) {}
+  TypedTape(std::unique_ptr<tidegate::Tape<T>> tape, const Call<T>& call)
+      : tape_(std::move(tape)), layout_(call.layout), packing_(call.packing) {}
 
   const Config& config() const override { return tape_->config(); }
   py::dtype dtype() const override { return py::dtype::of<T>(); }
@@ -139,28 +163,39 @@ class TypedTape final : public Tape {
     return gates;
   }
 
-  py::tuple backward(Index parameters, py::handle dy, py::handle dstate,
-                     py::handle num_threads) const {
+  py::tuple backward(Index parameters, py::handle dy, py::handle dstate, py::handle num_threads,
+                     bool want_x, bool want_parameters) const {
     const int threads = read_num_threads(num_threads);
     const Index rows = state_rows(config());
-    const auto y = read_sequence<T>("dy", dy, layout_, steps(), batch(), config().output_size());
+    const Index outputs = config().output_size();
+    const auto y = packing_ ? read_packed<T>("dy", dy, *packing_, outputs)
+                            : read_sequence<T>("dy", dy, layout_, steps(), batch(), outputs);
     const StateObjects given = read_state(config(), "dstate", dstate);
     const auto h_n =
         read_state_array<T>(given.h_name, given.h, layout_, rows, batch(), config().state_size());
     const auto c_n =
         read_state_array<T>(given.c_name, given.c, layout_, rows, batch(), config().hidden_size);
 
-    const py::array dx =
-        new_array<T>("dx", layout_.sequence(steps(), batch(), config().input_size));
     const py::array dh_0 =
         new_array<T>("dh_0", layout_.state(rows, batch(), config().state_size()));
-    const py::array dparameters = new_array<T>("dparameters", {parameters});
-    py::object dc_0;
+    py::object dx = py::none(), dparameters = py::none(), dc_0;
 
     InputGradients<T> gradients;
-    gradients.x = sequence_view<T>(dx, layout_);
+    if (want_x) {
+      const Index inputs = config().input_size;
+      const py::array array =
+          new_array<T>("dx", packing_ ? Shape{packing_->rows, inputs}
+                                      : layout_.sequence(steps(), batch(), inputs));
+      gradients.x = packing_ ? packing_->sequence(sequence_view<T>(array, {false, false}))
+                             : sequence_view<T>(array, layout_);
+      dx = array;
+    }
+    if (want_parameters) {
+      const py::array array = new_array<T>("dparameters", {parameters});
+      gradients.parameters = static_cast<T*>(const_cast<void*>(array.data()));
+      dparameters = array;
+    }
     gradients.h_0 = state_view<T>(dh_0, layout_);
-    gradients.parameters = static_cast<T*>(const_cast<void*>(dparameters.data()));
     if (config().has_cell_state()) {
       dc_0 = new_array<T>("dc_0", layout_.state(rows, batch(), config().hidden_size));
       gradients.c_0 = state_view<T>(dc_0, layout_);
@@ -173,6 +208,7 @@ class TypedTape final : public Tape {
  private:
   std::unique_ptr<tidegate::Tape<T>> tape_;
   Layout layout_;
+  std::shared_ptr<const Packing> packing_;
 };
 
 template <class T>
@@ -222,6 +258,43 @@ class TypedModel final : public Model {
     const int threads = read_num_threads(num_threads);
     Call<T> call(config(), batch_first_, x, state, lengths, reset);
     call.make_outputs(py::none(), lengths, reset);
+    return record(call, draw_dropout_scale, threads);
+  }
+
+  py::tuple run_packed(py::handle x, py::handle batch_sizes, py::handle state,
+                       py::handle num_threads) const override {
+    const int threads = read_num_threads(num_threads);
+    Call<T> call(config(), x, batch_sizes, state);
+    call.make_outputs(py::none(), py::none(), py::none());
+    without_gil(forward_cost(call), [&] { model_->run(call.inputs, call.outputs, threads); });
+    return py::make_tuple(call.y, call.state());
+  }
+
+  py::tuple record_packed(py::handle x, py::handle batch_sizes, py::handle state,
+                          py::handle draw_dropout_scale, py::handle num_threads) const override {
+    const int threads = read_num_threads(num_threads);
+    Call<T> call(config(), x, batch_sizes, state);
+    call.make_outputs(py::none(), py::none(), py::none());
+    return record(call, draw_dropout_scale, threads);
+  }
+
+  py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate, py::handle num_threads,
+                     bool want_x, bool want_parameters) const override {
+    const auto* const typed = dynamic_cast<const TypedTape<T>*>(&tape);
+    if (typed == nullptr) {
+      throw py::type_error("tape: got dtype " + std::string(py::str(tape.dtype())) + ", wanted " +
+                           std::string(py::str(dtype())));
+    }
+    return typed->backward(model_->parameter_count(), dy, dstate, num_threads, want_x,
+                           want_parameters);
+  }
+
+  std::unique_ptr<Stream> stream(Index batch) const override {
+    return make_stream<T>(model_, batch);
+  }
+
+ private:
+  py::tuple record(Call<T>& call, py::handle draw_dropout_scale, int threads) const {
     py::object dropout_scale;
     if (!draw_dropout_scale.is_none()) {
       const Shape shape = {config().num_layers - 1, call.steps, call.batch, config().output_size()};
@@ -235,25 +308,10 @@ class TypedModel final : public Model {
     std::unique_ptr<tidegate::Tape<T>> tape;
     without_gil(forward_cost(call),
                 [&] { tape = model_->record(call.inputs, call.outputs, threads); });
-    std::unique_ptr<Tape> typed = std::make_unique<TypedTape<T>>(std::move(tape), call.layout);
+    std::unique_ptr<Tape> typed = std::make_unique<TypedTape<T>>(std::move(tape), call);
     return py::make_tuple(call.y, call.state(), std::move(typed));
   }
 
-  py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate,
-                     py::handle num_threads) const override {
-    const auto* const typed = dynamic_cast<const TypedTape<T>*>(&tape);
-    if (typed == nullptr) {
-      throw py::type_error("tape: got dtype " + std::string(py::str(tape.dtype())) + ", wanted " +
-                           std::string(py::str(dtype())));
-    }
-    return typed->backward(model_->parameter_count(), dy, dstate, num_threads);
-  }
-
-  std::unique_ptr<Stream> stream(Index batch) const override {
-    return make_stream<T>(model_, batch);
-  }
-
- private:
   double forward_cost(const Call<T>& call) const {
     return estimated_cost(config(), model_->parameter_count(), call.steps, call.batch);
   }
@@ -323,7 +381,10 @@ void bind_model(py::module_& m) {
       .def("write", &Model::write)
       .def("run", &Model::run)
       .def("record", &Model::record)
-      .def("backward", &Model::backward);
+      .def("run_packed", &Model::run_packed)
+      .def("record_packed", &Model::record_packed)
+      .def("backward", &Model::backward, py::arg("tape"), py::arg("dy"), py::arg("dstate"),
+           py::arg("num_threads"), py::arg("want_x") = true, py::arg("want_parameters") = true);
 }
 
 }  // namespace tidegate::bindings

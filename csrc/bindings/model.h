@@ -52,9 +52,14 @@ class Model {
   // nothing.
   virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
                            py::handle draw_dropout_scale, py::handle num_threads) const = 0;
-  // (dx, dstate, dparameters), dstate being that of h or a pair.
+  // The same of a packed sequence: x is (rows, I), and y, dy and dx are like it.
+  virtual py::tuple run_packed(py::handle x, py::handle batch_sizes, py::handle state,
+                               py::handle num_threads) const = 0;
+  virtual py::tuple record_packed(py::handle x, py::handle batch_sizes, py::handle state,
+                                  py::handle draw_dropout_scale, py::handle num_threads) const = 0;
+  // (dx, dstate, dparameters), dstate being that of h or a pair; None where it is not wanted.
   virtual py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate,
-                             py::handle num_threads) const = 0;
+                             py::handle num_threads, bool want_x, bool want_parameters) const = 0;
   virtual std::unique_ptr<Stream> stream(Index batch) const = 0;
 };
 

@@ -2,6 +2,7 @@
 #include "core/check.h"
 
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -19,6 +20,15 @@ std::string shape_text(Index a, Index b, Index c) {
 template <class T>
 void check_view(const char* name, const View<T>& v, Index a, Index b, Index c) {
   if (v.given) check_shape(name, v.shape, v.stride, a, b, c);
+}
+
+template <class T>
+void check_sequence(const char* name, const View<T>& v, CallSize size, Index features) {
+  check_view(name, v, size.steps, size.batch, features);
+  if (v.first_row && !size.longest_first) {
+    throw std::invalid_argument(std::string(name) +
+                                ": got a packed sequence, wanted lengths with it, longest first");
+  }
 }
 
 template <class T>
@@ -50,12 +60,16 @@ void check_shape(const char* name, const Index (&got)[3], const Index (&stride)[
 
 template <class T>
 CallSize check_inputs(const Config& config, const Inputs<T>& inputs) {
-  const CallSize size = {inputs.x.shape[0], inputs.x.shape[1]};
+  CallSize size = {inputs.x.shape[0], inputs.x.shape[1]};
   if (!inputs.x.given || size.steps < 0 || size.batch < 0) {
     throw std::invalid_argument("x: wanted an array of shape (T, N, " +
                                 std::to_string(config.input_size) + ")");
   }
-  check_view("x", inputs.x, size.steps, size.batch, config.input_size);
+  size.longest_first =
+      inputs.lengths &&
+      std::is_sorted(inputs.lengths, inputs.lengths + std::max<Index>(0, size.batch),
+                     std::greater<Index>());
+  check_sequence("x", inputs.x, size, config.input_size);
   check_states(config, size.batch, "h_0", inputs.h_0, "c_0", inputs.c_0);
   for (Index n = 0; inputs.lengths && n < size.batch; ++n) {
     if (inputs.lengths[n] < 0 || inputs.lengths[n] > size.steps) {
@@ -77,16 +91,16 @@ CallSize check_inputs(const Config& config, const Inputs<T>& inputs) {
 template <class T>
 void check_outputs(const Config& config, CallSize size, const Outputs<T>& outputs) {
   if (!outputs.y.given) throw std::invalid_argument("y: wanted an array to write to");
-  check_view("y", outputs.y, size.steps, size.batch, config.output_size());
+  check_sequence("y", outputs.y, size, config.output_size());
   check_states(config, size.batch, "h_n", outputs.h_n, "c_n", outputs.c_n);
 }
 
 template <class T>
 void check_gradients(const Config& config, CallSize size, const OutputGradients<T>& outputs,
                      const InputGradients<T>& inputs) {
-  check_view("dy", outputs.y, size.steps, size.batch, config.output_size());
+  check_sequence("dy", outputs.y, size, config.output_size());
   check_states(config, size.batch, "dh_n", outputs.h_n, "dc_n", outputs.c_n);
-  check_view("dx", inputs.x, size.steps, size.batch, config.input_size);
+  check_sequence("dx", inputs.x, size, config.input_size);
   check_states(config, size.batch, "dh_0", inputs.h_0, "dc_0", inputs.c_0);
 }
 

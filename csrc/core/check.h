@@ -9,6 +9,7 @@ namespace tidegate {
 struct CallSize {
   Index steps;
   Index batch;
+  bool longest_first = false;  // the rows are in order of length, as packed sequences are
 };
 
 // All throw std::invalid_argument naming the argument, what came and what was wanted.

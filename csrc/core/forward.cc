@@ -164,6 +164,7 @@ class Walk {
 
   // y of padded steps is zero.
   void pad(Range steps) {
+    if (run_.y.first_row) return;  // there is none
     const Range rows = share_.rows();
     for (Index s = steps.begin; s < steps.end; ++s) {
       const Index t = timeline_.time(s);

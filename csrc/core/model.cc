@@ -2,6 +2,7 @@
 #include "tidegate/model.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "core/model_impl.h"
@@ -57,7 +58,11 @@ void Model<T>::write_parameters(Index offset, const T* values, Index count) {
                                 std::to_string(parameter_count()) + " parameters");
   }
   const std::lock_guard<std::mutex> lock(impl_->mutex_);
-  std::copy(values, values + count, impl_->parameters.begin() + offset);
+  T* const to = impl_->parameters.data() + offset;
+  // What is there already need not be packed again. Bits are compared: -0 equals 0, NaN not itself.
+  if (count == 0 || std::memcmp(to, values, static_cast<std::size_t>(count) * sizeof(T)) == 0)
+    return;
+  std::copy(values, values + count, to);
   impl_->version.fetch_add(1, std::memory_order_release);
 }
 

@@ -14,7 +14,8 @@ constexpr Index kBetweenBytes = 256 * 1024;
 // multiple of the steps projected together.
 template <class T>
 Index steps_at_once(const Config& config, CallSize size, Index chunk) {
-  if (config.num_layers == 1 || config.bidirectional) return size.steps;
+  // (An empty batch takes no time, however many steps it has.)
+  if (config.num_layers == 1 || config.bidirectional || size.batch == 0) return size.steps;
   const Index step = checked_size(std::max<Index>(1, size.batch), config.output_size(), sizeof(T));
   const Index chunks = std::max<Index>(1, kBetweenBytes / step / chunk);
   return std::min(size.steps, chunks * chunk);
@@ -326,7 +327,7 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
       }
       if (layer > 0) place.whole_call.meet();
     }
-    if (inputs.x.given) {
+    if (inputs.x.given && !inputs.x.first_row) {
       const Range rows = place.whole_call.part(size.batch);
       for (Index n = rows.begin; n < rows.end; ++n) {
         for (Index t = schedule.length(n); t < size.steps; ++t) {

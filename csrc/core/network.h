@@ -49,7 +49,7 @@ struct Record {
   const Direction& direction(Index layer, Index direction) const {
     return directions[static_cast<std::size_t>(layer * config.num_directions() + direction)];
   }
-  CallSize size() const { return {schedule.steps(), schedule.batch()}; }
+  CallSize size() const { return {schedule.steps(), schedule.batch(), schedule.longest_first()}; }
   View<T> layer_input(Index layer) const {
     return view(inputs[static_cast<std::size_t>(layer)], schedule.steps(), schedule.batch(),
                 config.layer_input_size(layer));

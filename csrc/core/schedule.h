@@ -50,6 +50,8 @@ class Schedule {
   Index steps() const { return steps_; }
   Index batch() const { return batch_; }
   bool ragged() const { return !lengths_.empty(); }
+  // Whether there are lengths, and the caller's rows are in their order.
+  bool longest_first() const { return ragged() && std::is_sorted(order_.begin(), order_.end()); }
   // The caller's number of sorted row n.
   Index caller_row(Index n) const {
     return order_.empty() ? n : order_[static_cast<std::size_t>(n)];

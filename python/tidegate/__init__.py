@@ -8,9 +8,14 @@
 Names, shapes, argument order and defaults are those of `torch.nn.LSTM` and `torch.nn.GRU`.
 
 Layers: `LSTM`, `GRU`, and live input through `Stream`. Training: their `forward` and `backward`,
-`Linear`, `Dropout`, `losses`, `optim`. Settings: `set_num_threads`, `get_num_threads`,
-`num_threads`, `show_config`. What all of it is checked against: `tidegate.reference`.
+`Linear`, `Dropout`, `losses`, `optim`. Weights from PyTorch, Keras and ONNX, and back: `convert`;
+PyTorch modules on these kernels: `tidegate.torch`, which is imported by name. Settings:
+`set_num_threads`, `get_num_threads`, `num_threads`, `show_config`. What all of it is checked
+against: `tidegate.reference`.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from tidegate import losses, optim
 from tidegate._core import Tape, version
@@ -19,6 +24,9 @@ from tidegate.linear import Dropout, Linear
 from tidegate.params import Gradients, Params
 from tidegate.settings import config, get_num_threads, num_threads, set_num_threads, show_config
 from tidegate.streams import Stream
+
+if TYPE_CHECKING:
+    from tidegate import convert
 
 __version__ = version()
 
@@ -33,6 +41,7 @@ __all__ = [
     "Stream",
     "Tape",
     "config",
+    "convert",
     "get_num_threads",
     "losses",
     "num_threads",
@@ -40,3 +49,10 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`convert` is imported when it is first asked for: to start quickly is worth more."""
+    if name == "convert":
+        return import_module("tidegate.convert")
+    raise AttributeError(f"module 'tidegate' has no attribute {name!r}")

@@ -121,9 +121,27 @@ class Model:
         num_threads: object,
         /,
     ) -> tuple[Array, Any, Tape]: ...
+    def run_packed(
+        self, x: object, batch_sizes: object, state: object, num_threads: object, /
+    ) -> tuple[Array, Any]: ...
+    def record_packed(
+        self,
+        x: object,
+        batch_sizes: object,
+        state: object,
+        draw_dropout_scale: Callable[[tuple[int, ...]], Array] | None,
+        num_threads: object,
+        /,
+    ) -> tuple[Array, Any, Tape]: ...
     def backward(
-        self, tape: Tape, dy: object, dstate: object, num_threads: object, /
-    ) -> tuple[Array, Any, Array]: ...
+        self,
+        tape: Tape,
+        dy: object,
+        dstate: object,
+        num_threads: object,
+        want_x: bool = True,
+        want_parameters: bool = True,
+    ) -> tuple[Any, Any, Any]: ...
 
 class Stream:
     state: Any

@@ -9,7 +9,8 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from os import PathLike
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -327,6 +328,18 @@ class RecurrentLayer(Generic[State, GivenState]):
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
         """Replaces all parameters; strict, all or nothing: see `Params.load_state_dict`."""
         self._params.load_state_dict(state_dict)
+
+    def to_torch(self) -> Any:
+        """The `torch.nn.LSTM` or `torch.nn.GRU` with these weights; see `convert.to_torch`."""
+        from tidegate import convert
+
+        return convert.to_torch(cast(Any, self))
+
+    def to_onnx(self, path: str | PathLike[str], **options: Any) -> None:
+        """Writes an ONNX model of this layer; see `convert.to_onnx` for the options."""
+        from tidegate import convert
+
+        convert.to_onnx(cast(Any, self), path, **options)
 
     def astype(self: Layer, dtype: DTypeLike) -> Layer:
         """A new layer with these options and parameters in another dtype.

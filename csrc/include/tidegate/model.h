@@ -18,7 +18,7 @@ namespace tidegate {
 // express it.
 template <class T>
 struct Inputs {
-  View<const T> x;                 // (T, N, I)
+  View<const T> x;                 // (T, N, I); packed or not, as y and their gradients
   View<const T> h_0;               // (L*D, N, S); not given: zeros
   View<const T> c_0;               // (L*D, N, H), LSTM; not given: zeros
   const Index* lengths = nullptr;  // N valid lengths in 0..T; null: all T. Padding is never read.

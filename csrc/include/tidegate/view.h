@@ -17,8 +17,13 @@ struct View {
   Index shape[3] = {0, 0, 0};
   Index stride[3] = {0, 0, 1};
   bool given = false;  // an empty array may have no data and yet be given
+  // A packed sequence has no padding in memory: row n of step t is row first_row[t] + n of all, and
+  // stride[0] means nothing. Rows are in order of length, the longest first. Null: not packed.
+  const Index* first_row = nullptr;
 
-  T* row(Index a, Index b) const { return data + a * stride[0] + b * stride[1]; }
+  T* row(Index a, Index b) const {
+    return data + (first_row ? (first_row[a] + b) * stride[1] : a * stride[0] + b * stride[1]);
+  }
 };
 
 // A contiguous view.
@@ -40,6 +45,7 @@ View<const T> constant(const View<T>& v) {
   for (int axis = 0; axis < 3; ++axis)
     c.shape[axis] = v.shape[axis], c.stride[axis] = v.stride[axis];
   c.given = v.given;
+  c.first_row = v.first_row;
   return c;
 }
 

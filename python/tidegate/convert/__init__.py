@@ -1,0 +1,30 @@
+"""Weights from elsewhere, exactly: PyTorch, Keras and ONNX to layers, and back.
+
+    layer = tidegate.convert.from_torch(module)              # or a state_dict, a file
+    layer = tidegate.convert.from_keras("model.keras", "encoder")
+    layer = tidegate.convert.from_onnx("model.onnx", "encoder/LSTM")
+
+What a layer cannot do exactly is refused by name. No framework is imported but by the call that
+needs it, and arrays need none: a PyTorch state_dict of ndarrays, `keras_lstm`, `keras_gru`,
+`onnx_lstm`, `onnx_gru`.
+"""
+
+from tidegate.convert._keras import Merged, from_keras, keras_gru, keras_lengths, keras_lstm
+from tidegate.convert._onnx import OnnxNode, from_onnx, onnx_gru, onnx_lstm, onnx_nodes, to_onnx
+from tidegate.convert._torch import from_torch, to_torch
+
+__all__ = [
+    "Merged",
+    "OnnxNode",
+    "from_keras",
+    "from_onnx",
+    "from_torch",
+    "keras_gru",
+    "keras_lengths",
+    "keras_lstm",
+    "onnx_gru",
+    "onnx_lstm",
+    "onnx_nodes",
+    "to_onnx",
+    "to_torch",
+]

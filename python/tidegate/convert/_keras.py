@@ -1,0 +1,524 @@
+"""Keras: arrays, layer configurations and layer objects to layers. How files are read is next door.
+
+Keras itself is never imported: who passes an object of it has done so.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tidegate.checks import Array, check_bool
+from tidegate.convert._keras_files import LayerWeights, read_layers
+from tidegate.convert._weights import (
+    GATES,
+    KERAS_LSTM,
+    ZRH_GRU,
+    Path,
+    RecurrentLayer,
+    as_path,
+    as_weights,
+    check_rank,
+    check_shape,
+    listed,
+    make_layer,
+    named_parameters,
+    regroup,
+)
+from tidegate.layers import GRU, LSTM, Activation
+
+_ORDERS = {"LSTM": KERAS_LSTM, "GRU": ZRH_GRU}
+# What Keras calls its layers and cells.
+_CELLS = {
+    "LSTM": "LSTM",
+    "GRU": "GRU",
+    "LSTMCell": "LSTM",
+    "GRUCell": "GRU",
+    "CuDNNLSTM": "LSTM",
+    "CuDNNGRU": "GRU",
+}
+_CONVERTIBLE = (*_CELLS, "RNN", "Bidirectional")
+_MERGE_MODES = ("concat", "sum", "mul", "ave", None)
+_FRAMEWORKS = ("keras", "tf_keras", "tensorflow")
+
+# Keras's activations that the layers have too. hard_sigmoid depends on the version.
+_ACTIVATIONS: dict[str, Activation] = {
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+    "relu": "relu",
+    "elu": "elu",
+    "softsign": "softsign",
+    "softplus": "softplus",
+    "linear": "affine",
+    "leaky_relu": ("leaky_relu", 0.2),
+}
+_HARD_SIGMOID: Activation = "hard_sigmoid"  # 0.2 x + 0.5, up to Keras 2
+_HARD_SIGMOID_3: Activation = ("hard_sigmoid", 1 / 6, 0.5)  # relu6(x + 3)/6, from Keras 3 on
+
+
+class Merged(NamedTuple):
+    """A Keras `Bidirectional` that does not concatenate.
+
+    Attributes:
+        layer: bidirectional; its y is concatenated, forward first.
+        merge_mode: what Keras does with the halves instead, `forward, backward = numpy.split(y, 2,
+            axis=-1)`: "sum" adds, "mul" multiplies, "ave" takes their mean, None keeps both.
+    """
+
+    layer: RecurrentLayer
+    merge_mode: str | None
+
+
+# ---- From arrays ---------------------------------------------------------------------------------
+
+
+def keras_lstm(
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None = None,
+    *,
+    backward: Sequence[Array] | None = None,
+    recurrent_activation: Activation = "sigmoid",
+    activation: Activation = "tanh",
+    go_backwards: bool = False,
+    time_major: bool = False,
+) -> LSTM:
+    """An LSTM from the arrays of Keras's LSTM or CuDNNLSTM, as `get_weights()` gives them.
+
+    Like Keras's, the layer is batch first. With `go_backwards` it becomes a `reverse` layer, whose
+    y is in the order of x; Keras's is in the order of its steps, which is the opposite.
+
+    Args:
+        kernel: (I, 4*H); gates in the order i, f, c, o.
+        recurrent_kernel: (H, 4*H).
+        bias: (4*H,); or (8*H,), which tells that all three have CuDNNLSTM's layout; None: none.
+        backward: the arrays of a Bidirectional's backward layer.
+        recurrent_activation: of the gates, in tidegate's names: "hard_sigmoid" is that of Keras 1
+            and 2, ("hard_sigmoid", 1/6, 0.5) that of Keras 3.
+        activation: of the candidate and of c'.
+        go_backwards: whether the layer runs from the last step to the first.
+        time_major: whether x and y are (T, N, ...) instead of (N, T, ...).
+
+    Raises:
+        TypeError: an array is no float32, float64, float16 or bfloat16 ndarray.
+        ValueError: a shape does not fit, or an option is none of the layer's.
+    """
+    options = {"recurrent_activation": recurrent_activation, "activation": activation}
+    arrays = _given_arrays((kernel, recurrent_kernel, bias), backward)
+    layer = _from_arrays("LSTM", arrays, go_backwards, time_major, options)
+    assert isinstance(layer, LSTM)
+    return layer
+
+
+def keras_gru(
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None = None,
+    *,
+    backward: Sequence[Array] | None = None,
+    reset_after: bool | None = None,
+    recurrent_activation: Activation = "sigmoid",
+    activation: Activation = "tanh",
+    go_backwards: bool = False,
+    time_major: bool = False,
+) -> GRU:
+    """A GRU from the arrays of Keras's GRU or CuDNNGRU; `keras_lstm` tells the rest.
+
+    Args:
+        kernel: (I, 3*H); gates in the order z, r, h.
+        recurrent_kernel: (H, 3*H).
+        bias: (2, 3*H) with reset_after, (3*H,) without; or (6*H,), which tells that all three have
+            CuDNNGRU's layout; None: none.
+        backward: as `keras_lstm`'s, and likewise the others.
+        reset_after: None is what the bias says, and True without one, as in Keras 2 and 3.
+        recurrent_activation: as `keras_lstm`'s.
+        activation: of the candidate.
+        go_backwards: as `keras_lstm`'s.
+        time_major: as `keras_lstm`'s.
+
+    Raises:
+        TypeError, ValueError: as `keras_lstm`.
+        ValueError: reset_after is not what the bias says.
+    """
+    options: dict[str, Any]
+    options = {"recurrent_activation": recurrent_activation, "activation": activation}
+    options["reset_after"] = reset_after
+    arrays = _given_arrays((kernel, recurrent_kernel, bias), backward)
+    layer = _from_arrays("GRU", arrays, go_backwards, time_major, options)
+    assert isinstance(layer, GRU)
+    return layer
+
+
+def _given_arrays(forward: Sequence[Any], backward: Sequence[Any] | None) -> list[Sequence[Any]]:
+    if backward is None:
+        return [forward]
+    if not isinstance(backward, (list, tuple)) or len(backward) not in (2, 3):
+        raise TypeError("backward: wanted kernel, recurrent_kernel and maybe bias, as a sequence")
+    return [forward, backward]
+
+
+def _from_arrays(
+    cell: str,
+    directions: Sequence[Sequence[Any]],
+    go_backwards: bool,
+    time_major: bool,
+    options: dict[str, Any],
+) -> RecurrentLayer:
+    """`directions`: one or two of kernel, recurrent_kernel and, maybe, bias."""
+    names = ("kernel", "recurrent_kernel", "bias")
+    prefixes = ("", "backward ")
+    arrays = as_weights(
+        {
+            prefix + name: array
+            for prefix, parts in zip(prefixes, directions)
+            for name, array in zip(names, parts)
+        }
+    )
+    if check_bool("go_backwards", go_backwards) and len(directions) > 1:
+        raise ValueError("go_backwards: got True in a Bidirectional, wanted False")
+    parameters = []
+    reset_after = set()
+    for prefix, _ in zip(prefixes, directions):
+        own = {name: arrays[prefix + name] for name in names if prefix + name in arrays}
+        for name in names[:2]:
+            if name not in own:
+                raise TypeError(f"{prefix}{name}: got None, wanted an ndarray")
+        converted, after = _direction_parameters(cell, prefix, own)
+        parameters.append(converted)
+        reset_after.add(after)
+    bias = "bias_ih" in parameters[0]
+    if any(("bias_ih" in converted) != bias or len(reset_after) > 1 for converted in parameters):
+        raise ValueError("backward bias: is of another form than the forward layer's")
+    options = {key: value for key, value in options.items() if value is not None}
+    if cell == "GRU" and None not in reset_after:
+        (found,) = reset_after
+        if options.setdefault("reset_after", found) != found:
+            raise ValueError(
+                f"reset_after: got {options['reset_after']!r}, but the bias has the shape of "
+                f"reset_after={found}"
+            )
+    usual = {"recurrent_activation": "sigmoid", "activation": "tanh", "reset_after": True}
+    return make_layer(
+        cell,
+        named_parameters(parameters),
+        input_size=parameters[0]["weight_ih"].shape[1],
+        hidden_size=parameters[0]["weight_hh"].shape[1],
+        bias=bias,
+        batch_first=not check_bool("time_major", time_major),
+        bidirectional=len(directions) > 1,
+        reverse=go_backwards,
+        **{key: value for key, value in options.items() if value != usual[key]},
+    )
+
+
+def _direction_parameters(
+    cell: str, prefix: str, arrays: Mapping[str, Array]
+) -> tuple[dict[str, Array], bool | None]:
+    """One direction's parameters in our order, and the reset_after that the bias tells."""
+    gates, order = GATES[cell], _ORDERS[cell]
+    kernel, recurrent = arrays["kernel"], arrays["recurrent_kernel"]
+    check_rank(f"{prefix}kernel", kernel, 2, "two axes, none of them empty")
+    check_rank(f"{prefix}recurrent_kernel", recurrent, 2, "two axes, none of them empty")
+    hidden_size = recurrent.shape[0]
+    width = gates * hidden_size
+    meaning = f"for the {gates} gates of {hidden_size} units of a {cell}"
+    check_shape(f"{prefix}recurrent_kernel", recurrent, (hidden_size, width), meaning)
+    check_shape(f"{prefix}kernel", kernel, (kernel.shape[0], width), meaning)
+
+    bias = arrays.get("bias")
+    cudnn = bias is not None and bias.shape == (2 * width,)
+    weight_ih, weight_hh = (
+        _cudnn_weight(array, gates) if cudnn else array.T for array in (kernel, recurrent)
+    )
+    result = {"weight_ih": regroup(weight_ih, order), "weight_hh": regroup(weight_hh, order)}
+    if bias is None:
+        return result, None
+    if cudnn or (cell == "GRU" and bias.shape == (2, width)):
+        bias_ih, bias_hh = bias.reshape(2, width)
+        reset_after = True
+    else:
+        check_shape(f"{prefix}bias", bias, (width,), f"or two of them, {meaning}")
+        bias_ih, bias_hh = bias, np.zeros_like(bias)
+        reset_after = False
+    result["bias_ih"], result["bias_hh"] = regroup(bias_ih, order), regroup(bias_hh, order)
+    return result, reset_after
+
+
+def _cudnn_weight(kernel: Array, gates: int) -> Array:
+    """(G*H, in) of a CuDNN layer's (in, G*H).
+
+    Its columns of one gate, read row by row, are cuDNN's own matrix (H, in), read row by row.
+    """
+    inputs = kernel.shape[0]
+    blocks = [np.ascontiguousarray(block) for block in np.split(kernel, gates, axis=1)]
+    return np.concatenate([block.reshape(-1, inputs) for block in blocks])
+
+
+def keras_lengths(mask: Array) -> Array:
+    """The `lengths` (N,) of a layer's call for a Keras mask (N, T), bool, True at valid steps.
+
+    A layer's y is zero at padded steps; Keras's is what its `zero_output_for_mask` says.
+
+    Raises:
+        TypeError: mask is no ndarray of bool.
+        ValueError: it is not (N, T), or a row is not right-padded: steps come after masked ones.
+    """
+    dtype = getattr(mask, "dtype", type(mask).__name__)
+    if dtype != np.bool_:
+        raise TypeError(f"mask: got {dtype}, wanted an ndarray of bool")
+    if mask.ndim != 2:
+        raise ValueError(f"mask: got shape {mask.shape}, wanted (N, T)")
+    wrong = np.flatnonzero((mask[:, 1:] & ~mask[:, :-1]).any(axis=1))
+    if wrong.size:
+        raise ValueError(f"mask: row {wrong[0]} has valid steps after masked ones; wanted padding")
+    lengths: Array = mask.sum(axis=1, dtype=np.int64)
+    return lengths
+
+
+# ---- From layers and files -----------------------------------------------------------------------
+
+
+def from_keras(
+    layer_or_path: Any | Path, name: str | None = None, *, config: Mapping[str, Any] | None = None
+) -> RecurrentLayer | Merged:
+    """An LSTM or a GRU with the weights and options of one of Keras's; see `keras_lstm`.
+
+    Converted are LSTM, GRU, CuDNNLSTM, CuDNNGRU, `RNN` of an LSTMCell or a GRUCell, and
+    `Bidirectional` of any of them. What changes no output is left out (dropout, initialisers,
+    `return_sequences`, `stateful`: a stream keeps its state). A layer takes `lengths`, not masks:
+    `keras_lengths` turns one into the other where it can. Nothing of a file is executed, no link in
+    it followed; but the HDF5 library, which reads it, may not return from a malicious one.
+
+    Args:
+        layer_or_path: a layer or a model of Keras 2 or 3; or a file: `.keras`, `.weights.h5`, or
+            the `.h5` (`.hdf5`) of Keras 2 and TensorFlow 1, with or without the architecture.
+        name: the layer's name, at any depth of the model; None if there is just one. In a
+            `.weights.h5` without names it is the path, as in "layers/lstm_1".
+        config: what `layer.get_config()` tells, for a file that has weights alone (`.weights.h5`,
+            or of a subclassed model); without it such a layer has Keras's default options.
+            Activations may be tidegate's, as ("hard_sigmoid", 0.2, 0.5).
+
+    Returns:
+        layer: batch first, unless it is time-major; a `Merged` for a Bidirectional whose merge_mode
+        is not "concat".
+
+    Raises:
+        TypeError: neither a layer, a model nor a path; weights of another dtype.
+        ValueError: there is no such layer, or several and no name (the message lists them); an
+            option that a layer does not have; weights that do not fit the options; a damaged file.
+        ImportError: a file needs h5py, which is not installed.
+    """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name: got {type(name).__name__}, wanted a str or None")
+    if config is not None and not isinstance(config, Mapping):
+        raise TypeError(f"config: got {type(config).__name__}, wanted a mapping or None")
+    path = as_path(layer_or_path)
+    if path is None:
+        found, where = _object_layers(layer_or_path), type(layer_or_path).__name__
+    else:
+        found, where = read_layers(path, name, _CONVERTIBLE), str(path)
+    names = [layer.name for layer in found]
+    if not found:
+        raise ValueError(f"{where}: no LSTM or GRU")
+    if name is None and len(found) > 1:
+        raise ValueError(f"name: got None, but {where} has several: {listed(names)}")
+    chosen = [layer for layer in found if name in (None, layer.name)]
+    if len(chosen) != 1:
+        raise ValueError(f"name: got {name!r}, wanted one of {listed(names)}, which is there once")
+    layer = chosen[0]
+    if config is not None:
+        if layer.config is not None:
+            raise ValueError(f"config: {where} has one of its own")
+        layer = _with_config(layer, config)
+    try:
+        return _convert(layer)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{where}: layer {layer.name!r}: {error}") from error
+
+
+def _framework_class(given: Any) -> tuple[str, int] | None:
+    """The name of an object's class, or of the one of Keras's that it derives from, and Keras's
+    major version; None if it is none of Keras's objects.
+    """
+    for kind in type(given).__mro__:
+        root = kind.__module__.partition(".")[0]
+        if root in _FRAMEWORKS:
+            if root == "tensorflow":  # its own copy of Keras, up to TensorFlow 2.5
+                return kind.__name__, 2
+            version = str(getattr(sys.modules.get(root), "__version__", "2"))
+            return kind.__name__, int(version.partition(".")[0])
+    return None
+
+
+def _object_layers(given: Any) -> list[LayerWeights]:
+    if _framework_class(given) is None:
+        raise TypeError(
+            f"layer_or_path: got {type(given).__name__}, wanted a Keras layer or model, or a path"
+        )
+    return list(_walk_objects(given))
+
+
+def _walk_objects(given: Any) -> Iterator[LayerWeights]:
+    class_name, version = _framework_class(given) or ("", 0)
+    if class_name not in _CONVERTIBLE:
+        for child in getattr(given, "layers", None) or ():
+            yield from _walk_objects(child)
+        return
+    parts = [given]
+    if class_name == "Bidirectional":
+        parts = [given.forward_layer, given.backward_layer]
+    # A stateful layer's states would come with its own weights.
+    weights = [list(getattr(part, "cell", part).get_weights()) for part in parts]
+    yield LayerWeights(given.name, class_name, given.get_config(), version, weights)
+
+
+def _with_config(layer: LayerWeights, config: Mapping[str, Any]) -> LayerWeights:
+    """Of a file without configurations: as if it were the layer's own, of an unknown version."""
+    if len(layer.weights) > 1 and "layer" not in config:
+        config = {
+            "layer": {"class_name": layer.class_name, "config": config},
+            "merge_mode": config.get("merge_mode", "concat"),
+        }
+    class_name = "Bidirectional" if len(layer.weights) > 1 else layer.class_name
+    return LayerWeights(layer.name, class_name, config, layer.version, layer.weights)
+
+
+# ---- What a configuration means ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a layer's configuration says about its outputs."""
+
+    cell: str
+    units: int | None
+    use_bias: bool | None
+    go_backwards: bool
+    time_major: bool
+    reset_after: bool | None
+    recurrent_activation: Activation
+    activation: Activation
+
+
+def _convert(layer: LayerWeights) -> RecurrentLayer | Merged:
+    config = {} if layer.config is None else layer.config
+    if layer.class_name != "Bidirectional":
+        options = _read_options(layer.class_name, config, layer.version)
+        # What a file without configurations holds is all that tells how many directions there are.
+        return _build(options, layer.weights, len(layer.weights) if layer.config is None else 1)
+
+    merge_mode = config.get("merge_mode", "concat")
+    if merge_mode not in _MERGE_MODES:
+        raise ValueError(f"merge_mode: got {merge_mode!r}, wanted one of {_MERGE_MODES}")
+    forward = _read_child("layer", config, layer.version)
+    if forward.go_backwards:
+        raise ValueError("go_backwards: got True in a Bidirectional's forward layer, wanted False")
+    if config.get("backward_layer") is not None:
+        backward = _read_child("backward_layer", config, layer.version)
+        if not backward.go_backwards:
+            raise ValueError("go_backwards: got False in a Bidirectional's backward layer")
+        for option, value in vars(forward).items():
+            if option != "go_backwards" and getattr(backward, option) != value:
+                raise ValueError(
+                    f"{option}: got {getattr(backward, option)!r} in the backward layer and "
+                    f"{value!r} in the forward one, wanted the same"
+                )
+    converted = _build(forward, layer.weights, 2)
+    return converted if merge_mode == "concat" else Merged(converted, merge_mode)
+
+
+def _read_child(key: str, config: Mapping[str, Any], version: int | None) -> _Options:
+    child = config.get(key)
+    if not isinstance(child, Mapping) or not isinstance(child.get("config"), Mapping):
+        raise ValueError(f"{key}: got {child!r}, wanted a class_name and a config")
+    return _read_options(child.get("class_name"), child["config"], version)
+
+
+def _read_options(class_name: Any, config: Mapping[str, Any], version: int | None) -> _Options:
+    outer = config
+    if class_name == "RNN":
+        cell = config.get("cell")
+        cell = cell if isinstance(cell, Mapping) else {}
+        class_name, inner = cell.get("class_name"), cell.get("config")
+        if class_name not in ("LSTMCell", "GRUCell") or not isinstance(inner, Mapping):
+            raise ValueError(f"cell: got a {class_name}, wanted an LSTMCell or a GRUCell")
+        config = inner
+    if not isinstance(class_name, str) or class_name not in _CELLS:
+        raise ValueError(f"got a {class_name}, wanted one of {listed(_CELLS)}")
+
+    def flag(name: str, source: Mapping[str, Any]) -> bool | None:
+        return None if source.get(name) is None else check_bool(name, source[name])
+
+    def activation(name: str, usual: str) -> Activation:
+        return _read_activation(name, config[name], version) if name in config else usual
+
+    reset_after = flag("reset_after", config)
+    if reset_after is None and class_name in ("GRU", "GRUCell") and version is not None:
+        reset_after = False if "units" in config else None  # older than the option itself
+    return _Options(
+        cell=_CELLS[class_name],
+        units=config.get("units"),
+        use_bias=flag("use_bias", config),
+        go_backwards=bool(flag("go_backwards", outer)),
+        time_major=bool(flag("time_major", outer)),
+        reset_after=reset_after if _CELLS[class_name] == "GRU" else None,
+        recurrent_activation=activation("recurrent_activation", "sigmoid"),
+        activation=activation("activation", "tanh"),
+    )
+
+
+def _read_activation(option: str, value: Any, version: int | None) -> Activation:
+    if value is None:
+        value = "linear"
+    if isinstance(value, tuple):  # tidegate's own, in a config that a user wrote
+        return value
+    if value == "hard_sigmoid":
+        if version is None:
+            raise ValueError(
+                f"{option}: got 'hard_sigmoid', but the file does not tell Keras's version: wanted "
+                "('hard_sigmoid', 0.2, 0.5) for Keras 1 and 2, or ('hard_sigmoid', 1/6, 0.5)"
+            )
+        return _HARD_SIGMOID if version < 3 else _HARD_SIGMOID_3
+    if not isinstance(value, str) or value not in _ACTIVATIONS:
+        raise ValueError(
+            f"{option}: got {value!r}, wanted one of {listed((*_ACTIVATIONS, 'hard_sigmoid'))}"
+        )
+    return _ACTIVATIONS[value]
+
+
+def _build(
+    options: _Options, weights: Sequence[Sequence[Array]], directions: int
+) -> RecurrentLayer:
+    if len(weights) != directions or not weights:
+        raise ValueError(f"got weights of {len(weights)} directions, wanted {directions}")
+    for arrays in weights:
+        wanted = (2, 3) if options.use_bias is None else (2 + options.use_bias,)
+        if len(arrays) not in wanted:
+            raise ValueError(
+                f"got {len(arrays)} arrays for a direction, wanted {' or '.join(map(str, wanted))}"
+                ": kernel, recurrent_kernel and maybe bias (a layer has none before it is built)"
+            )
+    more: dict[str, Any] = {}
+    if options.cell == "GRU":
+        more["reset_after"] = options.reset_after
+        if options.reset_after is None and len(weights[0]) == 2:
+            raise ValueError("reset_after: without a bias nothing tells it: give it in config")
+    layer = _from_arrays(
+        options.cell,
+        weights,
+        options.go_backwards,
+        options.time_major,
+        {
+            "recurrent_activation": options.recurrent_activation,
+            "activation": options.activation,
+            **more,
+        },
+    )
+    if options.units not in (None, layer.hidden_size):
+        raise ValueError(f"units: got {options.units!r}, but the weights have {layer.hidden_size}")
+    return layer

@@ -1,0 +1,145 @@
+"""What the converters share: checked weights, gates in our order, and the layer that they make.
+
+No framework in here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tidegate.checks import Array, check_array
+from tidegate.layers import GRU, LSTM
+
+RecurrentLayer: TypeAlias = LSTM | GRU
+Path: TypeAlias = str | os.PathLike[str]
+
+GATES = {"LSTM": 4, "GRU": 3}
+
+# Gates stacked along an axis: the position, in the source's stack, of each of ours, which are
+# i f g o and r z n.
+ONNX_LSTM = (0, 2, 3, 1)  # i o f c
+ONNX_PEEPHOLE = (0, 2, 1)  # i o f; ours i f o
+KERAS_LSTM = (0, 1, 2, 3)  # i f c o
+ZRH_GRU = (1, 0, 2)  # z r h, of ONNX and Keras
+
+
+def regroup(stacked: Array, order: Sequence[int]) -> Array:
+    """Gates along the first axis, in another order: a new array."""
+    gates = stacked.reshape(len(order), -1, *stacked.shape[1:])
+    return gates[list(order)].reshape(stacked.shape)
+
+
+def inverse(order: Sequence[int]) -> tuple[int, ...]:
+    """The order that undoes `regroup(_, order)`."""
+    return tuple(int(position) for position in np.argsort(order))
+
+
+def as_weights(given: Mapping[str, Any]) -> dict[str, Array]:
+    """The arrays that are not None, as float32 or float64, all the same.
+
+    float16 and bfloat16 become float32, which holds each of their values exactly.
+
+    Raises:
+        TypeError: something is no array or of another dtype, or float32 and float64 are mixed.
+    """
+    weights = {name: _as_float(name, value) for name, value in given.items() if value is not None}
+    dtypes = {name: array.dtype for name, array in weights.items()}
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(f"weights: got {listed}, wanted one dtype")
+    return weights
+
+
+def _as_float(name: str, value: object) -> Array:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: got {type(value).__name__}, wanted an ndarray")
+    if value.dtype == np.float16 or value.dtype.name == "bfloat16":
+        return value.astype(np.float32)
+    native = value.astype(value.dtype.newbyteorder("="), copy=False)
+    check_array(name, native)
+    return native
+
+
+def check_rank(name: str, array: Array, rank: int, wanted: str) -> None:
+    """Raises unless the array has so many axes, none of them empty."""
+    if array.ndim != rank or 0 in array.shape:
+        raise ValueError(f"{name}: got shape {array.shape}, wanted {wanted}")
+
+
+def check_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -> None:
+    """Raises unless the array has this shape, of which `meaning` tells where it comes from."""
+    if array.shape != shape:
+        raise ValueError(f"{name}: got shape {array.shape}, wanted {shape}, {meaning}")
+
+
+def named_parameters(directions: Iterable[Mapping[str, Array]], layer: int = 0) -> dict[str, Array]:
+    """One layer's parameters by their names, from those of each direction without suffix."""
+    return {
+        f"{name}_l{layer}{suffix}": array
+        for suffix, parameters in zip(("", "_reverse"), directions)
+        for name, array in parameters.items()
+    }
+
+
+def make_layer(cell: str, params: Mapping[str, Array], **options: Any) -> RecurrentLayer:
+    """An LSTM or a GRU of these options (sizes among them) with these parameters, in their dtype.
+
+    Raises:
+        TypeError, ValueError: as the layer's constructor and `load_state_dict`.
+    """
+    kind: type[RecurrentLayer] = {"LSTM": LSTM, "GRU": GRU}[cell]
+    dtype = next(iter(params.values())).dtype
+    layer = kind(**options, dtype=dtype, seed=0)
+    layer.load_state_dict(params)
+    return layer
+
+
+def check_layer(layer: object) -> RecurrentLayer:
+    """`layer`, if it is an LSTM or a GRU; else a TypeError."""
+    if not isinstance(layer, (LSTM, GRU)):
+        raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM or a GRU")
+    return layer
+
+
+def carried_parameters(layer: RecurrentLayer) -> dict[str, Array]:
+    """Copies of the parameters, with update_gate="write" told as "carry".
+
+    1 - sigmoid(a) = sigmoid(-a): the rows of z change their sign, which is exact.
+    """
+    params = layer.state_dict()
+    if isinstance(layer, GRU) and layer.update_gate == "write":
+        for array in params.values():
+            array[layer.hidden_size : 2 * layer.hidden_size] *= -1
+    return params
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """A framework's module.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(
+            f"this conversion needs {package}: pip install 'tidegate[{extra}]' ({error})"
+        ) from error
+
+
+def as_path(value: object) -> pathlib.Path | None:
+    """`value` as a path, if it is a str or path-like."""
+    return pathlib.Path(value) if isinstance(value, (str, os.PathLike)) else None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message."""
+    return ", ".join(repr(name) for name in names) or "none"

@@ -1,0 +1,1018 @@
+# ONNX to layers and back: arrays always, models if onnx is installed, ONNX Runtime's answers if it
+# is. Trained models are in test_real_models.py.
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import golden_cases
+import tidegate as tg
+from golden_cases import Case
+from tidegate import convert
+
+# ---- Goldens -------------------------------------------------------------------------------------
+
+CASES = {case.name: case for case in golden_cases.covered_cases()}
+# Whose directions have activations of their own, which a layer's have not.
+SPLIT = {name.removesuffix("-forward") for name in CASES if name.endswith("-forward")}
+
+
+def onnx_goldens() -> list[tuple[str, str, dict[str, Any], dict[str, np.ndarray]]]:
+    """Name, operator, attributes and inputs by role, as the sources have them, in float64."""
+    result = []
+    for number, golden in enumerate(golden_cases._read("golden_cases.json")):
+        if golden["framework"] == "onnx":
+            name = f"onnx-{number}-{golden['test']}".replace(" ", "")
+            inputs = dict(zip(golden_cases.ONNX_INPUTS, golden["inputs"], strict=False))
+            result.append((name, golden["op"], golden["attrs"], inputs))
+    for golden in golden_cases._read("onnx_node_cases.json"):
+        if golden["op"] in ("LSTM", "GRU"):
+            result.append((golden["name"], golden["op"], golden["attrs"], golden["inputs"]))
+    return [
+        (
+            name,
+            op,
+            attributes,
+            {
+                role: golden_cases._onnx_array(entry)
+                for role, entry in inputs.items()
+                if entry is not None
+            },
+        )
+        for name, op, attributes, inputs in result
+    ]
+
+
+GOLDENS = onnx_goldens()
+every_golden = pytest.mark.parametrize(
+    ("name", "op", "attributes", "inputs"), GOLDENS, ids=[golden[0] for golden in GOLDENS]
+)
+
+
+def raw(op: str, inputs: dict[str, np.ndarray], attributes: dict[str, Any]) -> Any:
+    arrays = {role: array for role, array in inputs.items() if role in ("W", "R", "B", "P")}
+    kind = {"LSTM": convert.onnx_lstm, "GRU": convert.onnx_gru}[op]
+    return kind(**arrays, **attributes)
+
+
+def assert_golden(layer: Any, case: Case, atol: float = 0.0) -> None:
+    def cast(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else array.astype(layer.dtype)
+
+    state = case.state
+    state = tuple(map(cast, state)) if isinstance(state, tuple) else cast(state)
+    x = cast(case.x)
+    if layer.batch_first:
+        y, state_n = layer(x.transpose(1, 0, 2), state, lengths=case.lengths)
+        y = y.transpose(1, 0, 2)
+    else:
+        y, state_n = layer(x, state, lengths=case.lengths)
+    assert case.expected
+    for expected in case.expected:
+        error = np.abs(expected.of(y, state_n) - expected.values)
+        assert (error <= expected.atol + atol).all(), (expected.output, error.max())
+
+
+def test_all_goldens_are_here() -> None:
+    assert len(GOLDENS) == 60 + 12
+    assert {name for name, *_ in GOLDENS} - SPLIT <= CASES.keys()
+    assert len(SPLIT) == 1
+
+
+@every_golden
+def test_golden_arrays(name: str, op: str, attributes: Any, inputs: Any) -> None:
+    if name not in SPLIT:
+        layer = raw(op, inputs, attributes)
+        assert layer.batch_first == bool(attributes.get("layout", 0))
+        assert_golden(layer, CASES[name])
+        return
+    with pytest.raises(ValueError, match=r"activations: .* the same for both directions"):
+        raw(op, inputs, attributes)
+    for d, direction in enumerate(("forward", "reverse")):
+        own = {role: array[d : d + 1] for role, array in inputs.items() if role in "WRB"}
+        case = CASES[f"{name}-{direction}"]
+        roles = ("recurrent_activation", "activation")
+        activations = [case.options[role] for role in roles]
+        names = {"leaky_relu": "LeakyRelu", "scaled_tanh": "ScaledTanh"}
+        told = [a if isinstance(a, str) else a[0] for a in activations]
+        values = [() if isinstance(a, str) else a[1:] for a in activations]
+        one = {
+            **attributes,
+            "direction": direction,
+            "activations": [names.get(a, a.capitalize()) for a in told],
+            "activation_alpha": [v[0] for v in values if v],
+            "activation_beta": [v[1] for v in values if len(v) > 1],
+        }
+        assert_golden(raw(op, own, one), case)
+
+
+@every_golden
+def test_golden_models(name: str, op: str, attributes: Any, inputs: Any) -> None:
+    pytest.importorskip("onnx")
+    model = node_model(op, inputs, attributes)
+    if name in SPLIT:
+        with pytest.raises(ValueError, match="node 'the node': activations: "):
+            convert.onnx_nodes(model)
+        return
+    (node,) = convert.onnx_nodes(model).values()
+    assert node.layer.dtype == np.float32
+    case = CASES[name]
+    eps = np.finfo(np.float32).eps
+    terms = case.x.shape[2] + case.hidden_size + 8
+    largest = max(np.abs(e.values).max(initial=1.0) for e in case.expected)
+    assert_golden(node.layer, case, atol=case.x.shape[0] * terms * eps * largest)
+    assert node.fed == ()
+    wanted = case.state if case.state is None or isinstance(case.state, tuple) else (case.state,)
+    got = node.state if node.state is None or isinstance(node.state, tuple) else (node.state,)
+    if wanted is None or not any(array.any() for array in wanted):
+        assert got is None
+    else:
+        for ours, theirs in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(0 if ours is None else ours, theirs)
+    if case.lengths is None:
+        assert node.lengths is None
+    else:
+        np.testing.assert_array_equal(node.lengths, case.lengths)
+
+
+# ---- Building models -----------------------------------------------------------------------------
+
+OPSET = 14
+
+
+def element_type(array: np.ndarray) -> int:
+    import onnx
+
+    return onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+
+
+def make_model(
+    nodes: list[Any],
+    tensors: dict[str, np.ndarray],
+    inputs: tuple[str, ...] = ("X",),
+    outputs: tuple[str, ...] = ("Y",),
+    opset: int = OPSET,
+    **options: Any,
+) -> Any:
+    import onnx
+
+    helper = onnx.helper
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, 1, None) for name in inputs],
+        [helper.make_tensor_value_info(name, 1, None) for name in outputs],
+        [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    options.setdefault("ir_version", 8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], **options)
+
+
+def node_model(op: str, inputs: dict[str, np.ndarray], attributes: dict[str, Any]) -> Any:
+    """One node; all but X are float32 initialisers."""
+    import onnx
+
+    roles = golden_cases.ONNX_INPUTS if op == "LSTM" else golden_cases.ONNX_INPUTS[:6]
+    tensors = {
+        role: array.astype(np.int32 if role == "sequence_lens" else np.float32)
+        for role, array in inputs.items()
+        if role != "X"
+    }
+    names = [role if role in (*tensors, "X") else "" for role in roles]
+    outputs = ["Y", "Y_h", "Y_c"][: 3 if op == "LSTM" else 2]
+    node = onnx.helper.make_node(op, names, outputs, name="the node", **attributes)
+    return make_model([node], tensors)
+
+
+def weights(
+    op: str = "LSTM", hidden: int = 3, inputs: int = 2, directions: int = 1, seed: int = 0
+) -> dict[str, np.ndarray]:
+    gates = {"LSTM": 4, "GRU": 3}[op] * hidden
+    rng = np.random.default_rng(seed)
+    shapes = {"W": (gates, inputs), "R": (gates, hidden), "B": (2 * gates,)}
+    return {
+        role: rng.uniform(-1, 1, (directions, *shape)).astype(np.float32)
+        for role, shape in shapes.items()
+    }
+
+
+def make_node(op: str, *args: Any, **attributes: Any) -> Any:
+    import onnx
+
+    return onnx.helper.make_node(op, *args, **attributes)
+
+
+# ---- Where weights come from ---------------------------------------------------------------------
+
+
+def same(layer: Any, expected: Any) -> None:
+    assert repr(layer) == repr(expected)
+    assert layer.params.flat.tobytes() == expected.params.flat.tobytes()
+
+
+def chains() -> dict[str, tuple[int, list[Any], dict[str, np.ndarray]]]:
+    """Opset, nodes that make W out of something, and that something."""
+    onnx = pytest.importorskip("onnx")
+    from_array, w = onnx.numpy_helper.from_array, weights()["W"]
+
+    def one(*args: Any, **attributes: Any) -> Any:
+        return make_node(*args, **attributes)
+
+    half = w.astype(np.float16)
+    return {
+        "Constant": (14, [one("Constant", [], ["W"], value=from_array(w))], {}),
+        "Transpose": (14, [one("Transpose", ["a"], ["W"], perm=[2, 1, 0])], {"a": w.T.copy()}),
+        "Unsqueeze attribute": (11, [one("Unsqueeze", ["a"], ["W"], axes=[0])], {"a": w[0]}),
+        "Unsqueeze input": (
+            14,
+            [
+                one("Constant", [], ["axes"], value_ints=[0]),
+                one("Unsqueeze", ["a", "axes"], ["W"]),
+            ],
+            {"a": w[0]},
+        ),
+        "Squeeze": (11, [one("Squeeze", ["a"], ["W"], axes=[1])], {"a": w[:, None]}),
+        "Cast": (14, [one("Cast", ["a"], ["W"], to=1)], {"a": w.astype(np.float64)}),
+        "Cast of half": (14, [one("Cast", ["a"], ["W"], to=1)], {"a": half}),
+        "Identity": (14, [one("Identity", ["a"], ["b"]), one("Identity", ["b"], ["W"])], {"a": w}),
+        "Reshape": (
+            14,
+            [one("Reshape", ["a", "s"], ["W"])],
+            {"a": w.reshape(-1), "s": np.array([1, -1, 2])},
+        ),
+        "Concat and Slice": (
+            14,
+            [
+                one("Slice", ["a", "zero", "six", "zero"], ["b"]),
+                one("Slice", ["a", "six", "all", "zero"], ["c"]),
+                one("Concat", ["b", "c"], ["d"], axis=0),
+                one("Unsqueeze", ["d", "zero"], ["W"]),
+            ],
+            {
+                "a": w[0],
+                "zero": np.array([0]),
+                "six": np.array([6]),
+                "all": np.array([99]),
+            },
+        ),
+        "Split": (
+            11,
+            [one("Split", ["a"], ["", "W"], axis=0, split=[1, 1])],
+            {"a": np.concatenate([w + 1, w])},
+        ),
+        "Gather": (
+            14,
+            [one("Gather", ["a", "i"], ["W"], axis=1)],
+            {"a": w[:, ::-1].copy(), "i": np.arange(11, -1, -1)},
+        ),
+        "Transpose, Cast, Unsqueeze": (
+            11,
+            [
+                one("Transpose", ["a"], ["b"]),
+                one("Cast", ["b"], ["c"], to=1),
+                one("Unsqueeze", ["c"], ["W"], axes=[0]),
+            ],
+            {"a": w[0].T.astype(np.float64)},
+        ),
+    }
+
+
+CHAINS = [
+    "Constant",
+    "Transpose",
+    "Unsqueeze attribute",
+    "Unsqueeze input",
+    "Squeeze",
+    "Cast",
+    "Cast of half",
+    "Identity",
+    "Reshape",
+    "Concat and Slice",
+    "Split",
+    "Gather",
+    "Transpose, Cast, Unsqueeze",
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_weights_behind_operators(chain: str) -> None:
+    opset, nodes, tensors = chains()[chain]
+    w = weights()
+    lstm = make_node("LSTM", ["X", "W", "R", "B"], ["Y"], hidden_size=3)
+    model = make_model([*nodes, lstm], {**tensors, "R": w["R"], "B": w["B"]}, opset=opset)
+    if chain == "Cast of half":
+        w["W"] = w["W"].astype(np.float16).astype(np.float32)
+    same(convert.from_onnx(model), convert.onnx_lstm(**w))
+
+
+def test_every_chain_is_tried() -> None:
+    assert list(chains()) == CHAINS
+
+
+def test_external_data(tmp_path: pathlib.Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = node_model("LSTM", weights(), {"hidden_size": 3})
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="data.bin", size_threshold=0)
+    same(convert.from_onnx(path), convert.onnx_lstm(**weights()))
+    same(convert.from_onnx(str(path)), convert.onnx_lstm(**weights()))
+    same(convert.from_onnx(onnx.load(path)), convert.onnx_lstm(**weights()))
+    unloaded = onnx.load(path, load_external_data=False)
+    with pytest.raises(ValueError, match=r"'the node': 'W': its data are in another file: give"):
+        convert.from_onnx(unloaded)
+    (tmp_path / "data.bin").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"'the node': 'W': cannot be read"):
+        convert.from_onnx(path)
+    (tmp_path / "data.bin").unlink()
+    with pytest.raises(ValueError, match=r"'the node': 'W': cannot be read"):
+        convert.from_onnx(path)
+
+
+def test_external_data_stay_in_the_models_folder(tmp_path: pathlib.Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(10_000))
+    model = node_model("LSTM", weights(), {"hidden_size": 3})
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../secret")
+    (inside / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="'W': cannot be read"):
+        convert.from_onnx(inside / "model.onnx")
+
+
+def test_half_precision_weights_become_float32() -> None:
+    pytest.importorskip("onnx")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        halves = {role: array.astype(dtype) for role, array in weights().items()}
+        node = make_node("LSTM", ["X", "W", "R", "B"], ["Y"], hidden_size=3)
+        wanted = {role: array.astype(np.float32) for role, array in halves.items()}
+        same(convert.from_onnx(make_model([node], halves)), convert.onnx_lstm(**wanted))
+        same(convert.onnx_lstm(**halves), convert.onnx_lstm(**wanted))
+
+
+def test_doubles_stay_doubles() -> None:
+    pytest.importorskip("onnx")
+    w = {role: array.astype(np.float64) for role, array in weights("GRU").items()}
+    node = make_node("GRU", ["X", "W", "R", "B"], ["Y"], hidden_size=3)
+    same(convert.from_onnx(make_model([node], w)), convert.onnx_gru(**w))
+
+
+# ---- Where nodes are -----------------------------------------------------------------------------
+
+
+def body(nodes: list[Any], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+    import onnx
+
+    infos = onnx.helper.make_tensor_value_info
+    return onnx.helper.make_graph(
+        nodes,
+        "body",
+        [infos(name, 1, None) for name in inputs],
+        [infos(name, 1, None) for name in outputs],
+    )
+
+
+def lstm_node(out: str, prefix: str = "", name: str = "") -> Any:
+    roles = ["X", *(prefix + role for role in "WRB")]
+    return make_node("LSTM", roles, [out], name=name, hidden_size=3)
+
+
+def test_nodes_in_bodies_of_if_loop_and_scan() -> None:
+    """Their weights may be constants of the graphs around them."""
+    pytest.importorskip("onnx")
+    tensors = {
+        prefix + role: array
+        for seed, prefix in enumerate("abcd")
+        for role, array in weights(seed=seed).items()
+    }
+    inner = make_node(
+        "If",
+        ["flag"],
+        ["deep"],
+        name="inner",
+        then_branch=body([lstm_node("deep_then", "a", "deepest")], (), ("deep_then",)),
+        else_branch=body(
+            [make_node("Transpose", ["bRT"], ["bR"], perm=[0, 2, 1]), lstm_node("deep_else", "b")],
+            (),
+            ("deep_else",),
+        ),
+    )
+    tensors["bRT"] = tensors.pop("bR").transpose(0, 2, 1).copy()
+    loop = make_node(
+        "Loop", ["", "flag"], ["n"], body=body([inner], ("i", "cond"), ("cond", "deep"))
+    )
+    scan = make_node(
+        "Scan", ["X"], ["s"], num_scan_inputs=1, body=body([lstm_node("Ys", "c")], ("x",), ("Ys",))
+    )
+    model = make_model([loop, scan, lstm_node("Y", "d")], tensors, inputs=("X", "flag"))
+    nodes = convert.onnx_nodes(model)
+    assert list(nodes) == ["deep_else", "deepest", "Ys", "Y"]
+    for seed, node in zip((1, 0, 2, 3), nodes.values()):
+        same(node.layer, convert.onnx_lstm(**weights(seed=seed)))
+    same(convert.from_onnx(model, "deep_else"), nodes["deep_else"].layer)
+    with pytest.raises(ValueError, match="several: 'deep_else', 'deepest', 'Ys', 'Y'"):
+        convert.from_onnx(model)
+    with pytest.raises(ValueError, match="node: got 'nowhere', wanted one of 'deep_else', "):
+        convert.from_onnx(model, "nowhere")
+
+
+def test_nodes_in_local_functions() -> None:
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    function = helper.make_function(
+        "own",
+        "Encoder",
+        ["x", "w", "r", "b"],
+        ["y"],
+        [make_node("LSTM", ["x", "w", "r", "b"], ["y"], hidden_size=3)],
+        [helper.make_opsetid("", OPSET)],
+    )
+    call = make_node("Encoder", ["X", "W", "R", "B"], ["Y"], domain="own")
+    model = make_model([call], weights(), functions=[function])
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    same(convert.from_onnx(model), convert.onnx_lstm(**weights()))
+
+
+def test_names() -> None:
+    """Nodes of the same name go by their outputs, and if those are alike by where they are."""
+    pytest.importorskip("onnx")
+    branches = {
+        f"{branch}_branch": body([lstm_node("Z", name="rnn")], (), ("Z",))
+        for branch in ("then", "else")
+    }
+    nodes = [
+        lstm_node("Y1", name="twice"),
+        lstm_node("Y2", name="twice"),
+        lstm_node("Y3"),
+        make_node("If", ["flag"], ["Y"], name="choice", **branches),
+    ]
+    model = make_model(nodes, weights(), inputs=("X", "flag"))
+    assert set(convert.onnx_nodes(model)) == {
+        "Y1",
+        "Y2",
+        "Y3",
+        "choice/then_branch/rnn",
+        "choice/else_branch/rnn",
+    }
+
+
+def test_no_node() -> None:
+    pytest.importorskip("onnx")
+    model = make_model([make_node("RNN", ["X", "W", "R"], ["Y"], hidden_size=3)], weights())
+    with pytest.raises(ValueError, match="no LSTM or GRU node; of their kind there are: 'RNN'"):
+        convert.from_onnx(model)
+    with pytest.raises(ValueError, match="no LSTM or GRU node"):
+        convert.onnx_nodes(make_model([make_node("Identity", ["X"], ["Y"])], {}))
+    foreign = make_node("LSTM", ["X", "W", "R"], ["Y"], domain="com.example", hidden_size=3)
+    with pytest.raises(ValueError, match="no LSTM or GRU node"):
+        convert.from_onnx(make_model([foreign], weights()))
+
+
+# ---- Beside the layer ----------------------------------------------------------------------------
+
+
+def test_constant_states_come_beside_the_layer(rng: np.random.Generator) -> None:
+    pytest.importorskip("onnx")
+    h_0 = rng.normal(size=(2, 4, 3)).astype(np.float32)
+    tensors = {**weights(directions=2), "h": h_0, "z": np.zeros_like(h_0)}
+
+    def nodes(names: list[str], **attributes: Any) -> Any:
+        node = make_node(
+            "LSTM",
+            ["X", "W", "R", "B", *names],
+            ["Y"],
+            name="n",
+            hidden_size=3,
+            direction="bidirectional",
+            **attributes,
+        )
+        return make_model([node], tensors, inputs=("X", "given"))
+
+    got = convert.onnx_nodes(nodes(["", "h", "z"]))["n"]
+    np.testing.assert_array_equal(got.state[0], h_0)
+    assert got.state[1] is None
+    assert got.fed == ()
+    x = rng.normal(size=(5, 4, 2)).astype(np.float32)
+    y, _ = got.layer(x, got.state)
+    np.testing.assert_array_equal(y, got.layer(x, (h_0, np.zeros_like(h_0)))[0])
+    with pytest.raises(ValueError, match="'n': has a constant initial state, which is no part"):
+        convert.from_onnx(nodes(["", "h"]))
+
+    zero = convert.onnx_nodes(nodes(["", "z", "z"]))["n"]
+    assert (zero.state, zero.fed) == (None, ())
+    same(convert.from_onnx(nodes(["", "z"])), zero.layer)
+    fed = convert.onnx_nodes(nodes(["given", "given", "h"]))["n"]
+    assert fed.fed == ("sequence_lens", "initial_h")
+    assert fed.state[0] is None
+    np.testing.assert_array_equal(fed.state[1], h_0)
+
+    tensors["h"] = h_0.transpose(1, 0, 2)  # batch first, in layout 1
+    batch_first = convert.onnx_nodes(nodes(["", "h"], layout=1))["n"]
+    assert batch_first.layer.batch_first
+    np.testing.assert_array_equal(batch_first.state[0], h_0)
+    with pytest.raises(ValueError, match=r"initial_h: got shape \(4, 2, 3\), wanted 2 directions"):
+        convert.onnx_nodes(nodes(["", "h"]))
+
+    tensors["h"] = np.array([5, 0, 2, 5], np.int32)
+    lengths = convert.onnx_nodes(nodes(["h"]))["n"].lengths
+    np.testing.assert_array_equal(lengths, [5, 0, 2, 5])
+    assert lengths.dtype == np.int64
+    with pytest.raises(ValueError, match="constant sequence_lens"):
+        convert.from_onnx(nodes(["h"]))
+    with pytest.raises(ValueError, match=r"sequence_lens: got float32 \(2, 4, 3\), wanted int"):
+        convert.onnx_nodes(nodes(["z"]))
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_initialisers_that_are_inputs(ir_version: int) -> None:
+    """Before IR version 4 all had to be; since then such a one is a default to be replaced."""
+    pytest.importorskip("onnx")
+    tensors = {**weights(), "h": np.ones((1, 1, 3), np.float32)}
+    node = make_node("LSTM", ["X", "W", "R", "B", "", "h"], ["Y"], name="n", hidden_size=3)
+    model = make_model([node], tensors, inputs=("X", *tensors), ir_version=ir_version)
+    (got,) = convert.onnx_nodes(model).values()
+    same(got.layer, convert.onnx_lstm(**weights()))
+    if ir_version < 4:
+        np.testing.assert_array_equal(got.state[0], tensors["h"])
+    else:
+        assert (got.state, got.fed) == (None, ("initial_h",))
+
+
+def test_zeros_of_a_shape_known_only_at_run_time() -> None:
+    """As exporters write the default state of a batch of any size."""
+    pytest.importorskip("onnx")
+    tensors = {**weights(), "one": np.array([1]), "axis": np.array(0), "i": np.array(1)}
+    tensors |= {"three": np.array([3]), "zero": np.zeros((1, 1, 3), np.float32), "a": np.array([0])}
+    nodes = [
+        make_node("Shape", ["X"], ["s"]),
+        make_node("Gather", ["s", "i"], ["n"]),
+        make_node("Unsqueeze", ["n", "a"], ["n1"]),
+        make_node("Concat", ["one", "n1", "three"], ["shape"], axis=0),
+        make_node("ConstantOfShape", ["shape"], ["h"]),
+        make_node("Expand", ["zero", "shape"], ["c0"]),
+        make_node("Concat", ["c0", "c0"], ["c1"], axis=0),
+        make_node("Slice", ["c1", "a", "one", "a"], ["c"]),
+        make_node("LSTM", ["X", "W", "R", "B", "", "h", "c"], ["Y"], hidden_size=3),
+    ]
+    (node,) = convert.onnx_nodes(make_model(nodes, tensors)).values()
+    assert (node.state, node.fed) == (None, ())
+    tensors["zero"] = np.ones((1, 1, 3), np.float32)
+    (node,) = convert.onnx_nodes(make_model(nodes, tensors)).values()
+    assert (node.state, node.fed) == (None, ("initial_c",))
+
+
+# ---- Options -------------------------------------------------------------------------------------
+
+
+def test_missing_inputs_and_options() -> None:
+    w = weights("GRU")
+    assert repr(convert.onnx_gru(**w)) == "GRU(2, 3, reset_after=False)"
+    gru = convert.onnx_gru(w["W"], w["R"], linear_before_reset=1, direction="reverse", layout=1)
+    assert repr(gru) == "GRU(2, 3, bias=False, reverse=True, batch_first=True)"
+    w = weights(directions=2)
+    p = np.ones((2, 9), np.float32)
+    lstm = convert.onnx_lstm(**w, P=p, direction="bidirectional", clip=2.0, input_forget=1)
+    assert (lstm.bidirectional, lstm.peephole, lstm.clip, lstm.input_forget) == (
+        True,
+        True,
+        2,
+        True,
+    )
+
+
+def test_a_clip_beyond_what_saturates_is_none() -> None:
+    w = weights()
+    assert convert.onnx_lstm(**w, clip=749.0).clip == 749
+    assert convert.onnx_lstm(**w, clip=750.0).clip is None
+    relu = convert.onnx_lstm(**w, clip=9999.0, activations=["Sigmoid", "Relu", "Tanh"])
+    assert relu.clip == 9999
+    layer = convert.onnx_lstm(**{role: 1e4 * array.astype(float) for role, array in w.items()})
+    x = np.linspace(-1, 1, 20).reshape(5, 2, 2)
+    clipped = tg.LSTM(2, 3, clip=750.0, dtype=np.float64)
+    clipped.load_state_dict(layer.state_dict())
+    np.testing.assert_array_equal(layer(x)[0], clipped(x)[0])
+
+
+def test_activations() -> None:
+    def options(*names: str, **attributes: Any) -> tuple[Any, ...]:
+        lstm = convert.onnx_lstm(**weights(), activations=names, **attributes)
+        return lstm.recurrent_activation, lstm.activation, lstm.output_activation
+
+    assert options("Sigmoid", "Tanh", "Tanh") == options("sigmoid", "TANH", "tanh")
+    assert options("Sigmoid", "Tanh", "Tanh") == ("sigmoid", "tanh", None)
+    assert options("HardSigmoid", "Softsign", "Tanh") == ("hard_sigmoid", "softsign", "tanh")
+    assert options("Sigmoid", "Tanh", "Relu")[2] == "relu"
+    # Float32 attributes: 0.2 is another number in them, and means the default all the same.
+    got = options(
+        "HardSigmoid",
+        "LeakyRelu",
+        "ScaledTanh",
+        activation_alpha=[float(np.float32(0.2)), 0.25, 1.5],
+        activation_beta=[0.5, 0.75],
+    )
+    assert got == ("hard_sigmoid", ("leaky_relu", 0.25), ("scaled_tanh", 1.5, 0.75))
+    assert options("Sigmoid", "Tanh", "Tanh", activation_alpha=[0, 0, 0]) == (
+        "sigmoid",
+        "tanh",
+        None,
+    )
+    gru = convert.onnx_gru(
+        **weights("GRU", directions=2),
+        direction="bidirectional",
+        activations=["Elu", "Affine"] * 2,
+        activation_alpha=[0.5, 2, 0.5, 2],
+        activation_beta=[-1, -1],
+    )
+    assert (gru.recurrent_activation, gru.activation) == (("elu", 0.5), ("affine", 2, -1))
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("direction: got 'sideways', wanted one of 'forward', ", {"direction": "sideways"}),
+    (r"W: got shape \(1, 12, 2\), wanted \(2, 12, 2\), for", {"direction": "bidirectional"}),
+    ("layout: got 2, wanted 0 or 1", {"layout": 2}),
+    ("input_forget: got -1, wanted 0 or 1", {"input_forget": -1}),
+    ("clip: got -1.0, wanted a number above 0", {"clip": -1.0}),
+    ("clip: got nan, wanted a number above 0", {"clip": float("nan")}),
+    ("hidden_size: got 4, but R has 3 columns", {"hidden_size": 4}),
+    ("activations: got 2, wanted 3 for each", {"activations": ["Sigmoid", "Tanh"]}),
+    ("activations: got 'Swish', wanted one of 'Sigmoid', ", {"activations": ["Swish"] * 3}),
+    (
+        "activation_alpha: got none for Affine, of which implementations disagree",
+        {"activations": ["Sigmoid", "Affine", "Tanh"]},
+    ),
+    ("alpha: got none for ThresholdedRelu", {"activations": ["ThresholdedRelu"] * 3}),
+    (
+        "activation_beta: got none for ScaledTanh",
+        {"activations": ["ScaledTanh"] * 3, "activation_alpha": [1, 1, 1]},
+    ),
+    (
+        "activation_alpha: got 3 values, 2 more than 'Elu', 'Tanh', 'Tanh' have",
+        {"activations": ["Elu", "Tanh", "Tanh"], "activation_alpha": [1, 0, 0]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "attributes"), REFUSED, ids=[m for m, _ in REFUSED])
+def test_refused_options(message: str, attributes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert.onnx_lstm(**weights(), **attributes)
+
+
+def test_refused_arrays() -> None:
+    w = weights()
+    with pytest.raises(TypeError, match="W: got list, wanted an ndarray"):
+        convert.onnx_lstm([[[1.0]]], w["R"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="R: got None, wanted an ndarray"):
+        convert.onnx_lstm(w["W"], None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="B: got dtype int64, wanted float32 or float64"):
+        convert.onnx_lstm(w["W"], w["R"], np.zeros((1, 24), int))
+    with pytest.raises(TypeError, match="weights: got W float32, R float64, wanted one dtype"):
+        convert.onnx_lstm(w["W"], w["R"].astype(float))
+    with pytest.raises(ValueError, match=r"R: got shape \(12, 3\), wanted three axes"):
+        convert.onnx_lstm(w["W"], w["R"][0])
+    with pytest.raises(ValueError, match=r"P: got shape \(1, 8\), wanted \(1, 9\), for a hidden"):
+        convert.onnx_lstm(**w, P=np.zeros((1, 8), np.float32))
+
+
+def test_refused_models(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("onnx")
+    for wrong in (3, None, b"bytes"):
+        with pytest.raises(TypeError, match=r"path_or_model: got .*, wanted a path or an onnx"):
+            convert.from_onnx(wrong)  # type: ignore[arg-type]
+    model = node_model("LSTM", weights(), {"hidden_size": 3})
+    with pytest.raises(TypeError, match="node: got int, wanted a str or None"):
+        convert.from_onnx(model, 3)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        convert.from_onnx(tmp_path / "absent.onnx")
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match=r"damaged\.onnx: not an ONNX model"):
+        convert.from_onnx(damaged)
+
+    def refused(message: str, nodes: list[Any], tensors: dict[str, np.ndarray]) -> None:
+        with pytest.raises(ValueError, match=message):
+            convert.from_onnx(make_model(nodes, tensors))
+
+    w = weights()
+    lstm = make_node("LSTM", ["X", "W", "R"], ["Y"], name="n", hidden_size=3)
+    refused("node 'n': 'R': nothing in the graph has this name", [lstm], {"W": w["W"]})
+    relu = make_node("Relu", ["a"], ["W"])
+    refused("W: got 'W', which is not constant", [relu, lstm], {"a": w["W"], "R": w["R"]})
+    given = make_node("LSTM", ["X", "X", "R"], ["Y"], name="n", hidden_size=3)
+    refused("W: got 'X', which is not constant", [given], w)
+    reshape = make_node("Reshape", ["a", "s"], ["W"])
+    tensors = {"a": w["W"], "R": w["R"], "s": np.array([7])}
+    refused("Reshape node 'W': cannot be worked out: ", [reshape, lstm], tensors)
+    ring = [make_node("Identity", ["W"], ["a"]), make_node("Identity", ["a"], ["W"])]
+    refused("comes from more than 200 nodes in a row", [*ring, lstm], {"R": w["R"]})
+    extra = make_node("LSTM", ["X", "W", "R"], ["Y"], hidden_size=3, projection=1)
+    refused("attribute 'projection': not known of LSTM", [extra], w)
+
+
+def test_what_could_grow_without_bound() -> None:
+    pytest.importorskip("onnx")
+    w = weights()
+    lstm = make_node("LSTM", ["X", "W", "R"], ["Y"], hidden_size=3)
+    doubling = [make_node("Concat", [f"a{i}"] * 2, [f"a{i + 1}"], axis=0) for i in range(100)]
+    bombs = {
+        "Expand": [make_node("Expand", ["b", "s"], ["W"])],
+        "ConstantOfShape": [make_node("ConstantOfShape", ["s"], ["W"])],
+        "Tile": [make_node("Tile", ["b", "s"], ["W"])],
+        "Concat": [*doubling, make_node("Identity", ["a100"], ["W"])],
+    }
+    tensors = {"R": w["R"], "b": np.ones((1, 1, 1), np.float32), "a0": np.ones(1, np.float32)}
+    tensors["s"] = np.array([2**20, 2**20, 2**20])
+    for operator, nodes in bombs.items():
+        with pytest.raises(ValueError, match=f"{operator} node .*makes too much"):
+            convert.from_onnx(make_model([*nodes, lstm], tensors))
+
+
+# ---- Properties ----------------------------------------------------------------------------------
+
+SMALL = st.integers(0, 6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_arrays_convert_or_are_refused_by_name(data: st.DataObject) -> None:
+    op = data.draw(st.sampled_from(["LSTM", "GRU"]))
+    direction = data.draw(st.sampled_from(["forward", "reverse", "bidirectional"]))
+    arrays = weights(op, directions=2 if direction == "bidirectional" else 1)
+    if op == "LSTM":
+        arrays["P"] = np.zeros((arrays["W"].shape[0], 9), np.float32)
+    for role in data.draw(st.lists(st.sampled_from(sorted(arrays)), max_size=2)):
+        shape = tuple(data.draw(st.lists(SMALL, max_size=4)))
+        dtype = data.draw(st.sampled_from([np.float32, np.float64, np.int8, np.complex64, object]))
+        arrays[role] = np.zeros(shape, dtype)
+    message = ""
+    try:
+        layer = raw(op, arrays, {"direction": direction})
+    except (TypeError, ValueError) as error:
+        message = str(error)
+    if message:
+        assert message.split(":")[0] in (*arrays, "weights")
+    else:
+        assert layer.params.flat.size == sum(array.size for array in arrays.values())
+        assert layer.bidirectional == (len(arrays["W"]) == 2)
+
+
+@pytest.fixture(scope="module")
+def serialised() -> bytes:
+    pytest.importorskip("onnx")
+    tensors = {**weights(), "h": np.ones((1, 1, 3), np.float32), "i": np.array([0])}
+    w = tensors.pop("W")
+    tensors["a"] = w[0].T.copy()
+    nodes = [
+        make_node("Transpose", ["a"], ["b"]),
+        make_node("Unsqueeze", ["b", "i"], ["W"]),
+        make_node(
+            "LSTM",
+            ["X", "W", "R", "B", "", "h"],
+            ["Y"],
+            hidden_size=3,
+            clip=2.0,
+            activations=["HardSigmoid", "Tanh", "Tanh"],
+            activation_alpha=[0.3],
+        ),
+    ]
+    return make_model(nodes, tensors).SerializeToString()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
+    end=st.integers(0, 400),
+)
+def test_damaged_models_convert_or_are_refused(
+    serialised: bytes, edits: list[tuple[int, int]], end: int
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    damaged = bytearray(serialised)
+    for position, value in edits:
+        damaged[position % len(damaged)] = value
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(bytes(damaged[: len(damaged) - (end if end < 100 else 0)]))
+    except Exception:  # protobuf's DecodeError
+        return
+    with contextlib.suppress(TypeError, ValueError):
+        convert.onnx_nodes(model)
+
+
+# ---- ONNX Runtime --------------------------------------------------------------------------------
+
+
+def ort_run(model: Any, feeds: dict[str, np.ndarray], outputs: list[str] | None = None) -> Any:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    source = str(model) if isinstance(model, pathlib.Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    return session.run(outputs, feeds)
+
+
+def ort_attributes() -> list[dict[str, Any]]:
+    activations = [
+        {"activations": ["HardSigmoid", "Softsign", "Tanh"]},
+        {"activations": ["HardSigmoid", "Tanh", "Relu"], "activation_alpha": [1 / 6]},
+        {"activations": ["Sigmoid", "LeakyRelu", "Elu"], "activation_alpha": [0.05, 0.5]},
+        {"activations": ["Sigmoid", "Softplus", "Tanh"]},
+        {
+            "activations": ["Sigmoid", "ScaledTanh", "ThresholdedRelu"],
+            "activation_alpha": [1.7, 0.3],
+            "activation_beta": [0.6],
+        },
+        {"activations": ["Tanh", "Affine", "Tanh"], "activation_alpha": [0.7]},
+    ]
+    return [{}, {"clip": 0.5}, {"input_forget": 1}, {"clip": 0.7, "input_forget": 1}, *activations]
+
+
+@pytest.mark.parametrize("attributes", ort_attributes(), ids=str)
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("peephole", [False, True])
+def test_lstm_does_as_onnx_runtime_does(
+    attributes: dict[str, Any], direction: str, peephole: bool, rng: np.random.Generator
+) -> None:
+    pytest.importorskip("onnx")
+    check_against_ort("LSTM", attributes, direction, peephole, rng)
+
+
+@pytest.mark.parametrize("clip", [None, 0.4])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("linear_before_reset", [0, 1])
+@pytest.mark.parametrize("names", [None, ["HardSigmoid", "Softsign"]])
+def test_gru_does_as_onnx_runtime_does(
+    clip: float | None, direction: str, linear_before_reset: int, names: Any, rng: Any
+) -> None:
+    pytest.importorskip("onnx")
+    attributes: dict[str, Any] = {"linear_before_reset": linear_before_reset}
+    attributes |= {} if clip is None else {"clip": clip}
+    attributes |= {} if names is None else {"activations": names}
+    check_against_ort("GRU", attributes, direction, False, rng)
+
+
+def check_against_ort(
+    op: str, attributes: dict[str, Any], direction: str, peephole: bool, rng: Any
+) -> None:
+    """With bias, lengths and initial states; rows of length 0 aside, whose last state differs."""
+    directions = 2 if direction == "bidirectional" else 1
+    attributes = {"hidden_size": 3, "direction": direction, **attributes}
+    for key in ("activations", "activation_alpha", "activation_beta"):
+        if key in attributes:
+            attributes[key] = list(attributes[key]) * directions
+    inputs = weights(op, directions=directions)
+    if peephole:
+        inputs["P"] = rng.uniform(-1, 1, (directions, 9)).astype(np.float32)
+    for role in ("initial_h", "initial_c")[: 2 if op == "LSTM" else 1]:
+        inputs[role] = rng.normal(size=(directions, 4, 3)).astype(np.float32)
+    inputs["sequence_lens"] = np.array([5, 2, 1, 4])
+    x = rng.normal(size=(5, 4, 2)).astype(np.float32)
+    model = node_model(op, inputs, attributes)
+    outputs = ["Y", "Y_h", "Y_c"][: 3 if op == "LSTM" else 2]
+    for name in outputs[1:]:
+        model.graph.output.add(name=name).type.tensor_type.elem_type = 1
+    wanted = ort_run(model, {"X": x}, outputs)
+    (node,) = convert.onnx_nodes(model).values()
+    y, state = node.layer(x, node.state, lengths=node.lengths)
+    got = [y.reshape(5, 4, directions, 3).transpose(0, 2, 1, 3)]
+    got += list(state) if isinstance(state, tuple) else [state]
+    for ours, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=2e-6)
+
+
+# ---- Back ----------------------------------------------------------------------------------------
+
+LSTMS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 3, "bidirectional": True, "batch_first": True},
+    {"bias": False, "reverse": True, "num_layers": 2},
+    {"peephole": True, "bidirectional": True, "clip": 0.75},
+    {"input_forget": True, "recurrent_activation": ("hard_sigmoid", 0.25, 0.5)},
+    {"activation": "softsign", "output_activation": ("leaky_relu", 0.125)},
+]
+GRUS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True, "reset_after": False},
+    {"update_gate": "write", "num_layers": 2},
+    {"bias": False, "reverse": True, "update_gate": "write", "reset_after": False},
+    {"recurrent_activation": "hard_sigmoid", "activation": "relu", "clip": 1.5},
+]
+LAYERS = [(tg.LSTM, options) for options in LSTMS] + [(tg.GRU, options) for options in GRUS]
+
+
+@pytest.mark.parametrize(("kind", "options"), LAYERS, ids=str)
+@pytest.mark.parametrize("given_state", [False, True])
+@pytest.mark.parametrize("given_lengths", [False, True])
+def test_to_onnx_and_back(
+    kind: Any,
+    options: dict[str, Any],
+    given_state: bool,
+    given_lengths: bool,
+    tmp_path: pathlib.Path,
+    rng: np.random.Generator,
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    layer = kind(4, 5, seed=1, **options)
+    path = tmp_path / "layer.onnx"
+    convert.to_onnx(layer, path, state=given_state, lengths=given_lengths)
+    onnx.checker.check_model(path, full_check=True)
+
+    nodes = convert.onnx_nodes(path)
+    assert len(nodes) == layer.num_layers
+    write = options.get("update_gate") == "write"
+    for k, node in enumerate(nodes.values()):
+        fed = ("sequence_lens",) if given_lengths else ()
+        states = ("initial_h", "initial_c")[: 2 if kind is tg.LSTM else 1]
+        assert node.fed == (fed + states if given_state else fed)
+        for option in ("bidirectional", "reverse", "clip", "recurrent_activation", "activation"):
+            assert getattr(node.layer, option) == getattr(layer, option)
+        for name, array in node.layer.params.items():
+            wanted = layer.params[name.replace("_l0", f"_l{k}")].copy()
+            if write:
+                wanted[5:10] *= -1
+            assert array.tobytes() == wanted.tobytes()
+
+    x = rng.normal(size=(6, 3, 4)).astype(np.float32)
+    x = x.transpose(1, 0, 2).copy() if layer.batch_first else x
+    feeds, state, lengths = {"x": x}, None, None
+    if given_state:
+        directions = 2 if layer.bidirectional else 1
+        shape = (layer.num_layers * directions, 3, 5)
+        parts = [rng.normal(size=shape).astype(np.float32) for _ in "hc"]
+        state = tuple(parts) if kind is tg.LSTM else parts[0]
+        feeds |= dict(zip(("h_0", "c_0"), parts if kind is tg.LSTM else parts[:1]))
+    if given_lengths:
+        lengths = np.array([6, 1, 4])
+        feeds["lengths"] = lengths.astype(np.int32)
+    wanted = layer(x, state, lengths=lengths)
+    wanted = [wanted[0], *(wanted[1] if kind is tg.LSTM else wanted[1:])]
+    for ours, theirs in zip(wanted, ort_run(path, feeds), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=3e-6, atol=3e-6)
+
+
+def test_to_onnx_of_doubles(tmp_path: pathlib.Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    layer = tg.LSTM(4, 5, seed=0, dtype=np.float64)
+    path = tmp_path / "layer.onnx"
+    convert.to_onnx(layer, path)
+    onnx.checker.check_model(path, full_check=True)
+    same(convert.from_onnx(path), layer)
+
+
+def test_to_onnx_refuses(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "layer.onnx"
+    with pytest.raises(ValueError, match="ONNX's LSTM has no proj_size=2"):
+        convert.to_onnx(tg.LSTM(4, 5, proj_size=2), path)
+    with pytest.raises(TypeError, match="layer: got int, wanted an LSTM or a GRU"):
+        convert.to_onnx(3, path)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="path: got int, wanted a str or a path"):
+        convert.to_onnx(tg.LSTM(4, 5), 3)  # type: ignore[arg-type]
+    assert not path.exists()
+
+
+def test_without_onnx(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for call in (
+        lambda: convert.from_onnx(tmp_path / "model.onnx"),
+        lambda: convert.to_onnx(tg.LSTM(4, 5), tmp_path / "model.onnx"),
+    ):
+        with pytest.raises(ImportError, match=r"needs onnx: pip install 'tidegate\[onnx\]'"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "sigmoid",
+        "tanh",
+        "relu",
+        "hard_sigmoid",
+        "affine",
+        "leaky_relu",
+        "thresholded_relu",
+        "scaled_tanh",
+        "elu",
+        "softsign",
+        "softplus",
+    ],
+)
+def test_every_activation_goes_to_onnx_and_back(
+    activation: str, tmp_path: pathlib.Path, rng: np.random.Generator
+) -> None:
+    pytest.importorskip("onnx")
+    layer = tg.GRU(4, 5, activation=activation, seed=0)
+    path = tmp_path / "layer.onnx"
+    convert.to_onnx(layer, path)
+    same(convert.from_onnx(path), layer)
+    x = rng.normal(size=(3, 2, 4)).astype(np.float32)
+    y, _ = ort_run(path, {"x": x})
+    np.testing.assert_allclose(layer(x)[0], y, rtol=2e-6, atol=2e-6)

@@ -1,0 +1,831 @@
+"""tidegate.torch beside torch.nn: results, gradients, errors, and what a module must bear."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import threading
+import weakref
+
+import pytest
+
+import tidegate as tg
+
+torch = pytest.importorskip("torch")
+
+import tidegate.torch  # noqa: E402
+from tidegate.torch import accelerate  # noqa: E402
+
+nn = torch.nn
+rnn = torch.nn.utils.rnn
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    # PyTorch's own: forward-mode AD, tracing and the compiler use torch.jit.script.
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+]
+
+IN, H, T, N = 3, 5, 6, 4
+LENGTHS = [4, 6, 1, 4]
+
+CASES = {
+    "lstm": ("LSTM", {}),
+    "lstm-bidirectional": ("LSTM", {"num_layers": 2, "bidirectional": True}),
+    "lstm-projected": ("LSTM", {"proj_size": 2, "num_layers": 2, "bidirectional": True}),
+    "lstm-projected-no-bias": ("LSTM", {"proj_size": 4, "bias": False, "num_layers": 2}),
+    "lstm-dropout": ("LSTM", {"num_layers": 3, "dropout": 0.4, "bidirectional": True}),
+    "gru": ("GRU", {}),
+    "gru-bidirectional": ("GRU", {"num_layers": 2, "bidirectional": True}),
+    "gru-no-bias": ("GRU", {"bias": False, "num_layers": 2}),
+    "gru-dropout": ("GRU", {"num_layers": 3, "dropout": 0.4}),
+}
+LAYOUTS = ["time-first", "batch-first", "unbatched", "packed", "packed-sorted", "packed-dense"]
+
+every_case = pytest.mark.parametrize("case", CASES)
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+every_kind = pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+
+
+def make(case, layout="time-first", dtype=torch.float32):
+    """Theirs and ours, with the same parameters."""
+    kind, options = CASES[case]
+    options = {**options, "batch_first": layout == "batch-first", "dtype": dtype}
+    modules = []
+    for cls in (getattr(nn, kind), getattr(tidegate.torch, kind)):
+        torch.manual_seed(1)
+        modules.append(cls(IN, H, **options))
+    return modules
+
+
+def draw(module, layout, dtype=torch.float32):
+    """Leaves: the data of an input, and the initial states. And how to make the input of data."""
+    generator = torch.Generator().manual_seed(2)
+
+    def normal(*shape):
+        return torch.randn(*shape, dtype=dtype, generator=generator)
+
+    rows = module.num_layers * (2 if module.bidirectional else 1)
+    batch = () if layout == "unbatched" else (N,)
+    states = [normal(rows, *batch, module.proj_size or H)]
+    if module.mode == "LSTM":
+        states.append(normal(rows, *batch, H))
+    if not layout.startswith("packed"):
+        shape = {"time-first": (T, N, IN), "batch-first": (N, T, IN), "unbatched": (T, IN)}[layout]
+        return normal(*shape), states, lambda data: data
+    lengths = {"packed-sorted": sorted(LENGTHS, reverse=True), "packed-dense": [T] * N}
+    packed = rnn.pack_padded_sequence(
+        normal(T, N, IN), lengths.get(layout, LENGTHS), enforce_sorted=layout != "packed"
+    )
+    return packed.data, states, lambda data: packed._replace(data=data)
+
+
+def pair(module, states):
+    if not states:
+        return None
+    return tuple(states) if module.mode == "LSTM" else states[0]
+
+
+def flat(results):
+    """All tensors that a module returns."""
+    y, state = results
+    if isinstance(y, rnn.PackedSequence):
+        y = y.data
+    return [y, *(state if isinstance(state, tuple) else (state,))]
+
+
+def train(module, x, states, as_input):
+    """Results and the gradients by everything, of a random sum of the results."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, *states)]
+    module.zero_grad()
+    torch.manual_seed(3)
+    results = flat(module(as_input(leaves[0]), pair(module, leaves[1:])))
+    generator = torch.Generator().manual_seed(4)
+    loss = sum(
+        (r * torch.randn(r.shape, dtype=r.dtype, generator=generator)).sum() for r in results
+    )
+    loss.backward()
+    return [
+        *(r.detach() for r in results),
+        *(leaf.grad for leaf in leaves),
+        *(p.grad for p in module.parameters()),
+    ]
+
+
+def assert_close(got, wanted):
+    """To rounding: sums of some ten terms of order 1, in a few steps."""
+    assert len(got) == len(wanted)
+    for a, b in zip(got, wanted):
+        eps = torch.finfo(b.dtype).eps
+        torch.testing.assert_close(a, b, rtol=100 * eps, atol=100 * eps)
+
+
+def assert_same(got, wanted):
+    assert len(got) == len(wanted)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
+# ---- As torch.nn's -------------------------------------------------------------------------------
+
+
+@every_case
+def test_module_is_torchs(case):
+    theirs, ours = make(case)
+    state_of_rng = torch.get_rng_state()
+    assert isinstance(ours, type(theirs))
+    assert repr(ours) == repr(theirs)
+    assert_same([*ours.parameters()], [*theirs.parameters()])
+    assert [name for name, _ in ours.named_parameters()] == [*theirs.state_dict()]
+    assert [len(layer) for layer in ours.all_weights] == [len(x) for x in theirs.all_weights]
+    ours.flatten_parameters()
+    make(case)
+    assert torch.equal(torch.get_rng_state(), state_of_rng)
+    for a, b in ((ours, theirs), (theirs, ours)):
+        b.reset_parameters()
+        assert (
+            str(a.load_state_dict(b.state_dict(), strict=True)) == "<All keys matched successfully>"
+        )
+        assert_same([*a.parameters()], [*b.parameters()])
+
+
+@every_case
+@every_layout
+@every_dtype
+@pytest.mark.parametrize("given", [True, False], ids=["state", "zeros"])
+def test_results_and_gradients_are_torchs(case, layout, dtype, given):
+    theirs, ours = make(case, layout, dtype)
+    x, states, as_input = draw(ours, layout, dtype)
+    if not given:
+        states = []
+    wanted = train(theirs, x, states, as_input)
+    assert_close(train(ours, x, states, as_input), wanted)
+    for module in (theirs, ours):
+        module.eval()
+    with torch.no_grad():
+        wanted = theirs(as_input(x), pair(theirs, states))
+        got = ours(as_input(x), pair(ours, states))
+    assert_close(flat(got), flat(wanted))
+    assert not any(tensor.requires_grad for tensor in flat(got))
+    if layout.startswith("packed"):
+        assert isinstance(got[0], rnn.PackedSequence)
+        for a, b in zip(got[0][1:], wanted[0][1:]):
+            assert a is b is None or torch.equal(a, b)
+
+
+@every_case
+@every_layout
+def test_gradcheck(case, layout):
+    _, module = make(case, layout, torch.float64)
+    x, states, as_input = draw(module, layout, torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in (x, *states)]
+
+    def call(x, *rest):
+        torch.manual_seed(0)  # of dropout
+        return tuple(flat(module(as_input(x), pair(module, rest[: len(states)]))))
+
+    assert torch.autograd.gradcheck(call, (*leaves, *module.parameters()), fast_mode=True)
+
+
+@every_kind
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@every_dtype
+def test_training_follows_torchs_losses(kind, packed, dtype):
+    losses = []
+    for cls in (getattr(nn, kind), getattr(tidegate.torch, kind)):
+        torch.manual_seed(5)
+        body = cls(IN, 16, num_layers=2, dropout=0.3, bidirectional=True, dtype=dtype)
+        head = nn.Linear(32, 2, dtype=dtype)
+        parameters = [*body.parameters(), *head.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
+        x = torch.randn(T, 8, IN, dtype=dtype)
+        targets = (x.sum((0, 2)) > 0).long()
+        losses.append([])
+        for _ in range(30):
+            given = rnn.pack_padded_sequence(x, [6, 6, 5, 5, 4, 4, 4, 3]) if packed else x
+            state = body(given)[1]
+            h_n = state[0] if kind == "LSTM" else state
+            loss = nn.functional.cross_entropy(head(torch.cat((h_n[-2], h_n[-1]), 1)), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            losses[-1].append(loss.item())
+    theirs, ours = torch.tensor(losses, dtype=torch.float64)
+    assert theirs[-1] < 0.5 * theirs[0]
+    # Every step's rounding is carried on by the next ones, and by some more than others.
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1000 * torch.finfo(dtype).eps)
+
+
+@every_kind
+def test_all_is_dropped(kind):
+    results = []
+    for cls in (getattr(nn, kind), getattr(tidegate.torch, kind)):
+        torch.manual_seed(0)
+        results.append(flat(cls(IN, H, 2, dropout=1.0)(torch.ones(T, N, IN))))
+    assert_close(*results)
+
+
+@every_kind
+def test_dropout_is_drawn_in_training_only(kind):
+    module = getattr(tidegate.torch, kind)(IN, H, 2, dropout=0.5)
+    x = torch.randn(T, N, IN)
+    with torch.no_grad():
+        first, second = (flat(module(x)) for _ in range(2))
+        assert not torch.equal(first[0], second[0])
+        module.eval()
+        before = torch.get_rng_state()
+        assert_same(flat(module(x)), flat(module(x)))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_kind
+def test_no_rows_and_no_steps_are_as_in_torch(kind):
+    theirs, ours = (
+        getattr(home, kind)(IN, H, 2, bidirectional=True) for home in (nn, tidegate.torch)
+    )
+    for module in (theirs, ours):
+        x = torch.zeros(T, 0, IN, requires_grad=True)
+        results = flat(module(x))
+        assert [tuple(r.shape) for r in results[:2]] == [(T, 0, 2 * H), (4, 0, H)]
+        sum(r.sum() for r in results).backward()
+        assert x.grad.shape == x.shape
+        assert not any(p.grad.any() for p in module.parameters())
+        for shape in ((0, N, IN), (0, IN), (0, 0, IN)):
+            with pytest.raises(
+                RuntimeError, match="Expected sequence length to be larger than 0 in"
+            ):
+                module(torch.zeros(shape))
+
+
+@every_case
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_packed_rows_have_the_bits_of_their_own(case, num_threads):
+    _, module = make(case)
+    module.eval()
+    module.num_threads = num_threads
+    x, states, as_input = draw(module, "packed")
+    with torch.no_grad():
+        y, state = module(as_input(x), pair(module, states))
+        y, lengths = rnn.pad_packed_sequence(y)
+        rows = rnn.pad_packed_sequence(as_input(x))[0]
+        for n, length in enumerate(lengths):
+            one = [s[:, n : n + 1].contiguous() for s in states]
+            alone = flat(module(rows[:length, n : n + 1], pair(module, one)))
+            assert_same([y[:length, n : n + 1]], alone[:1])
+            got = state if isinstance(state, tuple) else (state,)
+            assert_same([s[:, n : n + 1] for s in got], alone[1:])
+
+
+@every_kind
+def test_packed_data_may_have_any_strides(kind):
+    module = getattr(tidegate.torch, kind)(IN, H)
+    x, _, as_input = draw(module, "packed")
+    wide = torch.randn(len(x), 2 * IN)
+    wide[:, IN:] = x
+    with torch.no_grad():
+        wanted = flat(module(as_input(x)))
+        for same in (wide[:, IN:], x.T.contiguous().T):
+            assert_same(flat(module(as_input(same))), wanted)
+    # The gradient of a sum has strides that are zero.
+    grads = []
+    for factor in (1, torch.ones(1)):
+        y = module(as_input(x))[0].data
+        grads.append(torch.autograd.grad((y * factor).sum(), [*module.parameters()]))
+    assert_same(*grads)
+
+
+@every_kind
+def test_strides_change_nothing(kind):
+    module = getattr(tidegate.torch, kind)(IN, H)
+    x = torch.randn(T, N, IN)
+    wanted = train(module, x, [], lambda data: data)
+    wide = torch.randn(N, T, 2 * IN)
+    wide[:, :, :IN] = x.transpose(0, 1)
+    column = torch.randn(IN, T, N)
+    column[:] = x.permute(2, 0, 1)
+    for same in (wide[:, :, :IN].transpose(0, 1), column.permute(1, 2, 0), torch._neg_view(-x)):
+        assert torch.equal(same, x)
+        got = train(module, same, [], lambda data, same=same: same + 0 * data)
+        assert_same(got[:2], wanted[:2])
+        with torch.no_grad():
+            assert_same(flat(module(same)), wanted[: len(flat(module(same)))])
+
+
+@every_kind
+def test_gradients_only_where_they_are_wanted(kind):
+    module = getattr(tidegate.torch, kind)(IN, H, 2)
+    module.weight_hh_l0.requires_grad_(False)
+    x = torch.randn(T, N, IN)
+    module(x)[0].sum().backward()
+    assert x.grad is None
+    assert [n for n, p in module.named_parameters() if p.grad is None] == ["weight_hh_l0"]
+    module.requires_grad_(False)
+    assert not any(r.requires_grad for r in flat(module(x)))
+    h_0 = torch.zeros(2, N, H, requires_grad=True)
+    module(x, (h_0, torch.zeros(2, N, H)) if kind == "LSTM" else h_0)[0].sum().backward()
+    assert h_0.grad.any()
+    # Of one result alone, the other gradient being None.
+    h_n = flat(module(x.requires_grad_()))[1]
+    h_n[1].sum().backward()
+    assert x.grad.any()
+
+
+# ---- The graph -----------------------------------------------------------------------------------
+
+
+@every_kind
+def test_a_graph_is_used_once_unless_retained(kind):
+    module = getattr(tidegate.torch, kind)(IN, H)
+    y = module(torch.randn(T, N, IN))[0]
+    y.sum().backward(retain_graph=True)
+    first = module.weight_ih_l0.grad.clone()
+    y.sum().backward()
+    assert torch.equal(module.weight_ih_l0.grad, 2 * first)
+    assert y.grad_fn.tape is None  # its memory is free while y lives
+    with pytest.raises(RuntimeError, match=r"a second time.*retain_graph"):
+        y.sum().backward()
+
+
+@every_kind
+def test_later_writes_do_not_spoil_the_gradient(kind):
+    module = getattr(tidegate.torch, kind)(IN, H)
+    x = torch.randn(T, N, IN)
+    wanted = train(module, x, [], lambda data: data)[-len([*module.parameters()]) :]
+    module.zero_grad()
+    given = x.clone()
+    results = flat(module(given))
+    generator = torch.Generator().manual_seed(4)
+    loss = sum((r * torch.randn(r.shape, generator=generator)).sum() for r in results)
+    given.zero_()
+    for parameter in module.parameters():
+        parameter.data.zero_()
+    loss.backward()
+    assert_same([p.grad for p in module.parameters()], wanted)
+
+
+def test_double_backward_is_refused():
+    module = tidegate.torch.GRU(IN, H)
+    x = torch.randn(T, N, IN, requires_grad=True)
+    with pytest.raises(NotImplementedError, match=r"create_graph=True.*torch\.nn"):
+        torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoint(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    module = tidegate.torch.GRU(IN, H, 2, dropout=0.5)
+    x = torch.randn(T, N, IN, requires_grad=True)
+    grads = []
+    for call in (module, lambda x: checkpoint(module, x, use_reentrant=reentrant)):
+        module.zero_grad()
+        torch.manual_seed(0)
+        call(x)[0].sum().backward()
+        grads.append([p.grad for p in module.parameters()])
+    assert_same(*grads)
+
+
+def test_replaced_parameters():
+    theirs, ours = make("gru-bidirectional")
+    x = torch.randn(T, N, IN)
+    doubled = {name: 2 * p.detach() for name, p in ours.named_parameters()}
+    call = torch.func.functional_call
+    assert_close(flat(call(ours, doubled, (x,))), flat(call(theirs, doubled, (x,))))
+    for module in (theirs, ours):
+        nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    assert isinstance(ours, tidegate.torch.GRU)
+    assert_close(train(ours, x, [], lambda x: x), train(theirs, x, [], lambda x: x))
+    tied = tidegate.torch.GRU(IN, H, bidirectional=True)
+    tied.weight_hh_l0_reverse = tied.weight_hh_l0
+    twin = nn.GRU(IN, H, bidirectional=True)
+    twin.weight_hh_l0_reverse = twin.weight_hh_l0
+    twin.load_state_dict(tied.state_dict())
+    assert_close(train(tied, x, [], lambda x: x), train(twin, x, [], lambda x: x))
+
+
+def test_a_computed_parameter_is_not_kept_alive():
+    module = tidegate.torch.GRU(IN, H)
+    computed = module.weight_ih_l0 * 2
+    alive = weakref.ref(computed)
+    torch.func.functional_call(module, {"weight_ih_l0": computed}, (torch.ones(T, N, IN),))
+    del computed
+    gc.collect()
+    assert alive() is None
+
+
+def test_compile_leaves_it_alone():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = tidegate.torch.GRU(IN, H), nn.Linear(H, 2)
+
+        def forward(self, x):
+            return self.head(self.body(2 * x)[0])
+
+    model = Model()
+    x = torch.randn(T, N, IN)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    assert_same([compiled(x)], [model(x)])
+    compiled(x).sum().backward()
+    assert model.body.weight_ih_l0.grad.any()
+    frames = torch._dynamo.utils.counters["frames"]["total"]
+    compiled(x)
+    assert torch._dynamo.utils.counters["frames"]["total"] == frames
+    torch._dynamo.reset()
+
+
+# ---- What is refused -----------------------------------------------------------------------------
+
+
+def call_in(context, module, x):
+    with context:
+        return module(x)
+
+
+def in_dual_level(module, x):
+    with torch.autograd.forward_ad.dual_level():
+        return module(torch.autograd.forward_ad.make_dual(x, x))
+
+
+def in_autocast(module, x):
+    with torch.autocast("cpu"):
+        return module(x)
+
+
+class Labelled(torch.Tensor):
+    pass
+
+
+REFUSED = {
+    "list": (lambda m, x: m([1.0]), TypeError, "input: got builtins.list"),
+    "subclass": (lambda m, x: m(x.as_subclass(Labelled)), TypeError, "input: got .*Labelled"),
+    "integers": (lambda m, x: m(x.long()), TypeError, "input: got torch.int64, wanted torch.float"),
+    "half": (lambda m, x: m.half()(x.half()), TypeError, "input: got torch.float16"),
+    "bfloat16": (lambda m, x: m.bfloat16()(x.bfloat16()), TypeError, "got torch.bfloat16"),
+    "device": (lambda m, x: m(x.to("meta")), ValueError, "input: got device meta, wanted cpu"),
+    "module's device": (lambda m, x: m.to("meta")(x), ValueError, "weight_ih_l0: got device meta"),
+    "sparse": (lambda m, x: m(x.to_sparse()), ValueError, "input: got torch.sparse_coo"),
+    "state's dtype": (
+        lambda m, x: m(x, torch.zeros(1, N, H).double()),
+        TypeError,
+        "hx: got torch.float64, wanted torch.float32",
+    ),
+    "a parameter's dtype": (
+        lambda m, x: setattr(m, "weight_hh_l0", nn.Parameter(m.weight_hh_l0.double())) or m(x),
+        TypeError,
+        "weight_hh_l0: got torch.float64, wanted torch.float32",
+    ),
+    "autocast": (in_autocast, NotImplementedError, "GRU: got a call under autocast"),
+    "vmap": (
+        lambda m, x: torch.vmap(lambda v: m(v)[0])(x[None]),
+        NotImplementedError,
+        r"a transform of torch\.func",
+    ),
+    "func.grad": (
+        lambda m, x: torch.func.grad(lambda v: m(v)[0].sum())(x),
+        NotImplementedError,
+        r"a transform of torch\.func",
+    ),
+    "forward AD": (in_dual_level, NotImplementedError, "forward-mode AD"),
+    "num_threads": (
+        lambda m, x: setattr(m, "num_threads", 0) or m(x),
+        ValueError,
+        "num_threads: got 0, wanted an integer of at least 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_by_name(what):
+    call, error, match = REFUSED[what]
+    x = torch.randn(T, N, IN)
+    for grad in (True, False):
+        module = tidegate.torch.GRU(IN, H)
+        with torch.set_grad_enabled(grad), pytest.raises(error, match=match):
+            call(module, x)
+
+
+def test_tracing_is_refused():
+    with pytest.raises(NotImplementedError, match="under a tracer"):
+        torch.jit.trace(tidegate.torch.GRU(IN, H), torch.randn(T, N, IN))
+
+
+def test_lstm_states_are_a_pair():
+    module = tidegate.torch.LSTM(IN, H)
+    x, h = torch.randn(T, N, IN), torch.zeros(1, N, H)
+    with pytest.raises(TypeError, match=r"hx: got torch\.Tensor, wanted a pair"):
+        module(x, h)
+    with pytest.raises(TypeError, match=r"hx\[1\]: got builtins.NoneType"):
+        module(x, (h, None))
+
+
+SHAPES = {
+    "one axis": lambda m, z: m(z(IN)),
+    "four axes": lambda m, z: m(z(1, T, N, IN)),
+    "features": lambda m, z: m(z(T, N, IN + 1)),
+    "features unbatched": lambda m, z: m(z(T, IN + 1)),
+    "dtype": lambda m, z: m(z(T, N, IN).double()),
+    "h rows": lambda m, z: m(z(T, N, IN), pair(m, [z(2, N, H), z(1, N, H)])),
+    "h batch": lambda m, z: m(z(T, N, IN), pair(m, [z(1, N + 1, H), z(1, N, H)])),
+    "h unbatched": lambda m, z: m(z(T, N, IN), pair(m, [z(1, H), z(1, H)])),
+    "h batched": lambda m, z: m(z(T, IN), pair(m, [z(1, N, H), z(1, N, H)])),
+    "h features": lambda m, z: m(z(T, IN), pair(m, [z(1, H + 1), z(1, H)])),
+    "h packed": lambda m, z: m(
+        rnn.pack_padded_sequence(z(T, N, IN), [T] * N), pair(m, [z(1, N, H + 1), z(1, N, H)])
+    ),
+}
+
+
+@every_kind
+@pytest.mark.parametrize("what", SHAPES)
+def test_wrong_shapes_raise_as_in_torch(kind, what):
+    raised = []
+    for home in (nn, tidegate.torch):
+        with pytest.raises((ValueError, RuntimeError)) as error:
+            SHAPES[what](getattr(home, kind)(IN, H), torch.zeros)
+        raised.append(error.type)
+    assert raised[0] is raised[1]
+
+
+@pytest.mark.parametrize("sizes", [[2, 3], [2, 2], [2, 2, 1, 0], [], [3, 2, 1]])
+def test_packed_data_must_fit_their_sizes(sizes):
+    packed = rnn.PackedSequence(torch.zeros(5, IN), torch.tensor(sizes, dtype=torch.int64))
+    with pytest.raises(ValueError, match="batch_sizes: "):
+        tidegate.torch.GRU(IN, H)(packed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [((0, 5), {}), ((3, 5), {"dropout": 2}), ((3, 5), {"bias": 1}), ((3, 5), {"proj_size": 5})],
+)
+def test_constructor_raises_as_in_torch(arguments, options):
+    for kind in ("LSTM", "GRU"):
+        for home in (nn, tidegate.torch):
+            with pytest.raises((ValueError, TypeError)):
+                getattr(home, kind)(*arguments, **options)
+
+
+# ---- accelerate ----------------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    """Recurrent modules in several places, one of them twice, and one of a user's own class."""
+
+    class Own(nn.GRU):
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(IN, IN), nn.LSTM(IN, H, 2, batch_first=True))
+        self.again = self.encoder[1]
+        self.layers = nn.ModuleList([nn.GRU(H, H), Model.Own(H, H), nn.RNN(H, H)])
+
+    def forward(self, x):
+        y = self.encoder(x)[0]
+        y = self.layers[1](self.layers[0](y)[0])
+        return self.layers[2](y)[0]
+
+
+def test_accelerate_swaps_in_place():
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    twin = copy.deepcopy(model)
+    modules, parameters = [*model.modules()], [*model.parameters()]
+    called = []
+    model.layers[0].register_forward_hook(lambda *_: called.append(True))
+
+    assert accelerate(model) is model
+    assert all(a is b for a, b in zip(model.modules(), modules))
+    assert all(a is b for a, b in zip(model.parameters(), parameters))
+    assert type(model.again) is type(model.encoder[1]) is tidegate.torch.LSTM
+    assert type(model.layers[0]) is tidegate.torch.GRU
+    assert [type(module) for module in model.layers[1:]] == [Model.Own, nn.RNN]
+    assert repr(model) == repr(twin)
+
+    x = torch.randn(N, T, IN)
+    results = []
+    for each in (twin, model):
+        y = each(x)
+        y.sum().backward()
+        results.append([y.detach(), *(p.grad for p in each.parameters())])
+    assert_close(*results)
+    assert called
+    before = model(x).detach()
+    optimizer.step()
+    assert not torch.equal(model(x), before)
+
+
+def test_accelerate_takes_a_module_itself():
+    module = nn.GRU(IN, H)
+    assert type(accelerate(module)) is tidegate.torch.GRU
+    parametrized = nn.utils.parametrizations.weight_norm(nn.GRU(IN, H), "weight_hh_l0")
+    assert not isinstance(accelerate(parametrized), tidegate.torch.GRU)
+    for wrong in ("model", None, nn.GRU):
+        with pytest.raises(TypeError, match=r"model: got .*, wanted a torch\.nn\.Module"):
+            accelerate(wrong)
+    with pytest.raises(TypeError, match="freeze: got 1"):
+        accelerate(module, freeze=1)
+
+
+FALLS_BACK = ["subclass", "bfloat16", "autocast", "forward AD"]
+
+
+@pytest.mark.parametrize("what", FALLS_BACK)
+def test_accelerated_falls_back(what):
+    torch.manual_seed(0)
+    theirs = nn.GRU(IN, H)
+    ours = accelerate(copy.deepcopy(theirs))
+    x = torch.randn(T, N, IN)
+    call = REFUSED[what][0]
+    for got, wanted in zip(flat(call(ours, x)), flat(call(theirs, x))):
+        assert type(got) is type(wanted)
+        assert got.dtype == wanted.dtype
+        assert torch.equal(got, wanted)
+    frozen = accelerate(copy.deepcopy(theirs).eval(), freeze=True)
+    with torch.no_grad(), pytest.raises(REFUSED[what][1], match=REFUSED[what][2]):
+        call(frozen, x)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_accelerated_is_traced_and_differentiated_twice_by_torch():
+    module = accelerate(nn.GRU(IN, H))
+    x = torch.randn(T, N, IN)
+    traced = torch.jit.trace(module, x)
+    other = torch.randn(T, N, IN)
+    assert_close(flat(traced(other)), flat(module(other)))
+    wanted = torch.autograd.functional.jacobian(lambda v: module(v)[0], x)
+    assert_close([torch.func.jacrev(lambda v: module(v)[0])(x)], [wanted])
+
+
+# ---- Parameters and their packing ----------------------------------------------------------------
+
+
+def writes(module):
+    """Each changes the parameters another way; yields whether their versions tell."""
+    with torch.no_grad():
+        module.weight_ih_l0.mul_(1.5)
+    yield True
+    module.weight_hh_l0.data.mul_(1.5)
+    yield False
+    module.weight_ih_l0.detach().numpy()[...] *= 1.5
+    yield False
+    module.bias_ih_l0.data = module.bias_ih_l0.data + 1
+    yield True
+    module.bias_hh_l0 = nn.Parameter(module.bias_hh_l0.detach() + 1)
+    yield True
+    module.load_state_dict({k: 0.5 * v for k, v in module.state_dict().items()})
+    yield True
+    square = module.weight_hh_l0.data[:H]
+    square.copy_(square.T.clone())
+    yield False
+    module.to(torch.float64)
+    yield True
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_writes_are_seen(frozen):
+    torch.manual_seed(0)
+    module = accelerate(nn.GRU(IN, H).eval(), freeze=frozen)
+    x = torch.randn(T, N, IN)
+
+    def results(module):
+        with torch.no_grad():
+            return flat(module(x.to(module.weight_ih_l0.dtype)))
+
+    before = results(module)
+    for told in writes(module):
+        got = results(module)
+        if frozen and not told:
+            assert_same(got, before)
+            accelerate(module, freeze=True)
+            got = results(module)
+        assert not (got[0].dtype == before[0].dtype and torch.equal(got[0], before[0]))
+        theirs = nn.GRU(IN, H, dtype=got[0].dtype)
+        theirs.load_state_dict(module.state_dict())
+        assert_close(got, results(theirs))
+        before = got
+
+
+@every_kind
+def test_frozen_refuses_training(kind):
+    module = accelerate(getattr(nn, kind)(IN, H, 2, dropout=0.5), freeze=True)
+    x = torch.randn(T, N, IN)
+    with pytest.raises(RuntimeError, match="training mode, but the module is frozen"):
+        module(x)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="is frozen"):
+        module(x)  # dropout would be drawn
+    module.eval()
+    y = module(x)[0]
+    with pytest.raises(RuntimeError, match=r"is frozen.*accelerate"):
+        y.sum().backward()
+    with torch.inference_mode():
+        inferred = module(x)[0]
+    assert torch.equal(inferred, y)
+    accelerate(module)
+    module.train()
+    module(x)[0].sum().backward()
+    assert module.weight_ih_l0.grad.any()
+
+
+def test_frozen_under_inference_mode():
+    with torch.inference_mode():
+        module = accelerate(nn.LSTM(IN, H), freeze=True)
+        x = torch.randn(T, N, IN)
+        assert_same(flat(module(x)), flat(module(x)))
+        assert module(x)[0].is_inference()
+
+
+@every_kind
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_copies_and_pickles(kind, frozen):
+    module = getattr(tidegate.torch, kind)(IN, H, 2).eval()
+    accelerate(module, freeze=frozen)
+    x = torch.randn(T, N, IN)
+    with torch.no_grad():
+        wanted = flat(module(x))
+        file = io.BytesIO()
+        torch.save(module, file)
+        file.seek(0)
+        for made in (
+            copy.deepcopy(module),
+            pickle.loads(pickle.dumps(module)),
+            torch.load(file, weights_only=False),
+        ):
+            assert type(made) is type(module)
+            assert_same(flat(made(x)), wanted)
+            made.weight_ih_l0.mul_(2)
+            assert not torch.equal(made(x)[0], wanted[0])
+            assert_same(flat(module(x)), wanted)
+            made.train()
+            if frozen:
+                with torch.enable_grad(), pytest.raises(RuntimeError, match="frozen"):
+                    made(x)
+
+
+def test_state_dict_file(tmp_path):
+    module = tidegate.torch.LSTM(IN, H, proj_size=2)
+    module(torch.randn(T, N, IN))[0].sum().backward()
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    torch.save(module.bias_ih_l0.grad, tmp_path / "grad.pt")
+    theirs = nn.LSTM(IN, H, proj_size=2)
+    theirs.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert_same([*theirs.parameters()], [*module.parameters()])
+    # A gradient's storage is its own, not that of all of them.
+    assert module.bias_ih_l0.grad.untyped_storage().nbytes() == 4 * 4 * H
+
+
+# ---- Threads -------------------------------------------------------------------------------------
+
+
+def test_threads_are_limited_by_both(monkeypatch):
+    module = tidegate.torch.GRU(IN, H)
+    limit = tg.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    assert module._threads() == limit
+    with tg.num_threads(1):
+        assert module._threads() == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert module._threads() == 1
+    module.num_threads = 3
+    assert module._threads() == 3
+    assert copy.deepcopy(module).num_threads == 3
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_many_threads_call_one_module(frozen):
+    module = tidegate.torch.LSTM(16, 32, 2, bidirectional=True)
+    if frozen:
+        accelerate(module.eval(), freeze=True)
+    xs = [torch.randn(20, n + 1, 16) for n in range(6)]
+
+    def work(x):
+        if frozen:
+            with torch.no_grad():
+                return flat(module(x))
+        x = x.clone().requires_grad_()
+        results = flat(module(x))
+        return [*results, *torch.autograd.grad(results[0].sum(), [x, *module.parameters()])]
+
+    wanted = [work(x) for x in xs]
+    errors = []
+
+    def body(x, expected):
+        try:
+            for _ in range(10):
+                assert_same(work(x), expected)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=body, args=pair) for pair in zip(xs, wanted)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    if errors:
+        raise errors[0]
