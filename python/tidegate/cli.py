@@ -12,6 +12,7 @@ import tidegate as tg
 COMMANDS = {
     "demo": "train a network on real speech, in seconds",
     "selftest": "check every instruction set of this machine against the reference",
+    "bench": "time some calls, beside the machine's limits",
     "config": "print version, instruction sets, threads and compiler",
 }
 
@@ -62,6 +63,10 @@ def _run(command: str, argv: Sequence[str]) -> int:
         from tidegate import selftest
 
         return selftest.main(argv)
+    if command == "bench":
+        from tidegate import bench
+
+        return bench.main(argv)
     return _config(argv)
 
 

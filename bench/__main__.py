@@ -1,0 +1,338 @@
+"""The command line: `python -m bench [run|report|compare|list|latency|threads|memory]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import report
+from bench.contenders import MODULES, OURS
+from bench.grid import Cell, suite
+from bench.processes import choose_cpus
+from bench.progress import Progress
+from bench.results import Results, ResultsError, compare, load, run_settings, summarize
+from bench.runner import Budget, Ring, Settings
+from bench.stats import LEAST_SAMPLES
+from tidegate.bench import cpu_count, machine
+from tidegate.demo import at_least, positive
+
+# Of each suite, on two cores.
+MINUTES = {"quick": 5.0, "full": 90.0}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # `run` need not be said.
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv.insert(0, "run")
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.function(args)
+        sys.stdout.flush()
+        return code
+    except ResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has left. Python flushes once more at its end: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+# ---- run
+
+
+def _run(args: argparse.Namespace) -> int:
+    settings = Settings(
+        contenders=args.contenders,
+        min_rounds=args.min_rounds,
+        max_rounds=max(args.max_rounds, args.min_rounds),
+        sample_ms=args.sample_ms,
+        quiet_limit=args.quiet_limit,
+        timeout=args.timeout,
+    )
+    out = args.out or Path("build", f"bench-{args.suite}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    results = Results(out, run_settings(args.suite, settings))
+    if not args.fresh:
+        results.resume()
+    cells = _chosen(args)
+    ahead = [cell for cell in cells if not results.has(cell)]
+    if len(ahead) < len(cells):
+        done = f"{len(cells) - len(ahead)} of {len(cells)} cells are in {out} already"
+        print(f"{done} (--fresh measures anew)")
+    # Of a part of a suite, a part of its time.
+    minutes = args.minutes or MINUTES[args.suite]
+    share = len(ahead) / len(suite(args.suite, args.threads))
+    budget = Budget(ahead, 60 * minutes * share, len(settings.contenders))
+    with Progress(len(ahead)) as progress:
+        for threads in args.threads:
+            own = [cell for cell in ahead if cell.threads == threads]
+            if own:
+                with Ring(threads, settings) as ring:
+                    _measure(own, ring, results, budget, progress)
+    print()
+    print(report.table(results.data))
+    _write(results.data, args)
+    return 0
+
+
+def _measure(
+    cells: list[Cell], ring: Ring, results: Results, budget: Budget, progress: Progress
+) -> None:
+    for cell in cells:
+        progress.begin(cell.id, budget.remaining())
+        record = ring.measure(cell, budget.next(), progress.tell)
+        results.add(cell, record, ring.versions())
+        progress.tell(report.cell_line(summarize(record)))
+        progress.finish_one()
+        budget.finish_one()
+
+
+def _chosen(args: argparse.Namespace) -> list[Cell]:
+    pattern = re.compile(args.cells)
+    return [cell for cell in suite(args.suite, args.threads) if pattern.search(cell.id)]
+
+
+def _write(data: dict[str, Any], args: argparse.Namespace) -> None:
+    """The files that were asked for."""
+    for path, text in ((args.markdown, report.short_markdown), (args.full, report.full_markdown)):
+        if path is not None:
+            path.write_text(text(data), encoding="utf-8")
+            print(f"{path} written")
+    if args.plots is not None:
+        from bench.plots import draw
+
+        try:
+            for path in draw(data, args.plots):
+                print(f"{path} written")
+        except ImportError:
+            print("no plots: they need matplotlib", file=sys.stderr)
+
+
+# ---- The others
+
+
+def _report(args: argparse.Namespace) -> int:
+    data = load(args.file)
+    print(report.table(data))
+    _write(data, args)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    old, new = load(args.old), load(args.new)
+    for key in ("cpu", "isa"):
+        if old["machine"][key] != new["machine"][key]:
+            print(f"note: {key} differs: {old['machine'][key]}, {new['machine'][key]}")
+    changes = compare(old, new)
+    print(report.comparison(changes, args.threshold))
+    return int(any(c.certain and c.relative > 1 + args.threshold for c in changes))
+
+
+def _list(args: argparse.Namespace) -> int:
+    cells = _chosen(args)
+    for cell in cells:
+        print(f"{cell.id:60} {cell.work().flops / 1e6:12.3f} MFLOP")
+    print(f"{len(cells)} cells")
+    return 0
+
+
+def _latency(args: argparse.Namespace) -> int:
+    from bench import latency
+
+    figures = latency.measure(args.rounds, args.sample_ms, args.wheel)
+    print(latency.text(figures))
+    _save(figures, args)
+    return 0
+
+
+def _threads(args: argparse.Namespace) -> int:
+    from bench import threads
+
+    pattern = re.compile(args.cells)
+    cells = [cell for cell in threads.cells(args.suite) if pattern.search(cell.id)]
+    try:
+        choose_cpus(2)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    figures = threads.measure(cells, args.rounds, args.sample_ms, _tell)
+    print(threads.text(figures))
+    _save(figures, args)
+    return 0
+
+
+def _memory(args: argparse.Namespace) -> int:
+    from bench import memory
+
+    figures = memory.measure(args.contenders, args.timeout, _tell)
+    _save({"memory": figures}, args)
+    return 0
+
+
+def _tell(text: str) -> None:
+    print(text, flush=True)
+
+
+def _save(figures: dict[str, Any], args: argparse.Namespace) -> None:
+    if args.json is not None:
+        data = {"machine": machine(), **figures}
+        args.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        print(f"{args.json} written")
+
+
+# ---- Arguments
+
+
+def _thread_counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    for count in counts:
+        if count < 1:
+            raise argparse.ArgumentTypeError(f"got {count}, wanted at least 1")
+        try:
+            choose_cpus(count)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return counts
+
+
+def _contenders(text: str) -> tuple[str, ...]:
+    names = text.split(",")
+    for name in names:
+        if name not in MODULES:
+            raise argparse.ArgumentTypeError(f"got {name}, wanted some of {', '.join(MODULES)}")
+    # Ours is what the others are compared with.
+    return tuple(name for name in MODULES if name in names or name == OURS)
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Tidegate against its peers and the machine's limits."
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    def command(
+        name: str, function: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}."
+        )
+        made.set_defaults(function=function)
+        return made
+
+    run = command("run", _run, "measure the grid (the default command)")
+    _add_choice(run)
+    counts = "1,2" if cpu_count() > 1 else "1"
+    _add(run, "--threads", "thread counts, one after the other", _thread_counts, counts)
+    _add_contenders(run)
+    what = "for the suite; cells get more or fewer rounds (default: 5 for quick, 90 for full)"
+    _add(run, "--minutes", what, positive)
+    _add(run, "--min-rounds", "rounds of a cell, whatever the time", _rounds, 7)
+    _add(run, "--max-rounds", "rounds of a cell at most", _rounds, 25)
+    _add_sample(run)
+    what = "seconds that a contender's threads may run on after its turn, before they are stopped"
+    _add(run, "--quiet-limit", what, positive, Settings.quiet_limit)
+    _add_timeout(run)
+    what = "results are kept here, and gone on with (default: build/bench-<suite>.json)"
+    _add(run, "--out", what, Path, metavar="FILE.json")
+    run.add_argument("--fresh", action="store_true", help="begin anew, whatever the file holds")
+    _add_outputs(run)
+
+    reported = command("report", _report, "print a file's tables, and draw it")
+    reported.add_argument("file", type=Path, metavar="FILE.json")
+    _add_outputs(reported)
+
+    compared = command("compare", _compare, "say what got slower; exit code 1 if anything did")
+    compared.add_argument("old", type=Path, metavar="OLD.json")
+    compared.add_argument("new", type=Path, metavar="NEW.json")
+    _add(compared, "--threshold", "changes that count, as a part of 1", positive, 0.05)
+
+    listed = command("list", _list, "print the cells of a suite")
+    _add_choice(listed)
+    _add(listed, "--threads", "thread counts", _thread_counts, "1")
+
+    latency = command("latency", _latency, "a streamed step from Python, importing, sizes")
+    _add(latency, "--rounds", "rounds", _rounds, 15)
+    _add_sample(latency)
+    _add(latency, "--wheel", "its size is reported", Path, metavar="FILE.whl")
+    _add_json(latency)
+
+    threads = command("threads", _threads, "2 threads against 1, 4 on 2, idle CPU, two processes")
+    _add_choice(threads)
+    _add(threads, "--rounds", "rounds of a cell", _rounds, 9)
+    _add_sample(threads)
+    _add_json(threads)
+
+    memory = command("memory", _memory, "memory by the length of a call")
+    _add_contenders(memory)
+    _add_timeout(memory)
+    _add_json(memory)
+    return parser
+
+
+_rounds = at_least(LEAST_SAMPLES)
+
+
+def _add(
+    parser: argparse.ArgumentParser,
+    name: str,
+    text: str,
+    type_: Callable[[str], Any],
+    default: Any = None,
+    **options: Any,
+) -> None:
+    shown = "" if default is None else " (default: %(default)s)"
+    parser.add_argument(name, type=type_, default=default, help=text + shown, **options)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    _add(parser, "--suite", "which cells", str, "quick", choices=list(MINUTES))
+    what = "of these, those whose name (see `list`) matches"
+    _add(parser, "--cells", what, _pattern, ".", metavar="REGEX")
+
+
+def _add_contenders(parser: argparse.ArgumentParser) -> None:
+    _add(parser, "--contenders", "who takes part", _contenders, ",".join(MODULES))
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    what = "a sample is as many calls in a row as take so long"
+    _add(parser, "--sample-ms", what, positive, Settings.sample_ms)
+
+
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    what = "seconds after which a contender that does not answer is given up"
+    _add(parser, "--timeout", what, positive, Settings.timeout)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    _add(parser, "--markdown", "write the short table", Path, metavar="FILE.md")
+    _add(parser, "--full", "write the whole grid", Path, metavar="FILE.md")
+    _add(parser, "--plots", "draw ratios.png and limits.png", Path, metavar="FOLDER")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    _add(parser, "--json", "save the figures", Path, metavar="FILE.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

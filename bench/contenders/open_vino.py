@@ -1,0 +1,82 @@
+"""OpenVINO: an ONNX model compiled for latency in f32, its inputs and outputs set beforehand.
+
+One step, stateful: two requests take turns, each writing the states that the other one reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from bench.contenders import Contender, Task
+from bench.contenders.onnx_model import joined_states, layer_states, make_model, state_names
+from bench.problem import Problem
+
+
+class Contestant(Contender):
+    """OpenVINO, its CPU plugin."""
+
+    name = "openvino"
+    trains = False
+
+    def versions(self) -> dict[str, str]:
+        """OpenVINO's."""
+        return {"openvino": ov.get_version()}
+
+    def prepare(self, problem: Problem) -> Task:
+        """A compiled model with its requests."""
+        cell = problem.cell
+        core = ov.Core()
+        model = core.read_model(model=make_model(problem))
+        compiled = core.compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": self.threads,
+                "NUM_STREAMS": 1,
+            },
+        )
+
+        def tensor(array: Any) -> Any:
+            return ov.Tensor(array, shared_memory=True)
+
+        fixed = {"x": problem.x}
+        if problem.lengths is not None:
+            fixed["lengths"] = problem.lengths.astype(np.int32)
+        names = state_names(problem)
+        initial = layer_states(problem)
+        states = [{n: a.copy() for n, a in initial.items()} for _ in range(2)]
+        y = np.empty((cell.steps, cell.batch, cell.directions * cell.hidden_size), cell.dtype)
+
+        def request(read: dict[str, Any], written: dict[str, Any]) -> Any:
+            made = compiled.create_infer_request()
+            for name, given in (fixed | read).items():
+                made.set_tensor(name, tensor(given))
+            made.set_tensor("y", tensor(y))
+            for name, out, *_ in names:
+                made.set_tensor(out, tensor(written[name]))
+            return made
+
+        requests = [request(states[0], states[1])]
+        if cell.stateful:
+            requests.append(request(states[1], states[0]))
+        turn = [0]
+
+        def step() -> None:
+            k = turn[0]
+            requests[k].infer()
+            turn[0] = 1 - k
+
+        def run() -> None:
+            requests[0].infer()
+
+        def results() -> dict[str, Any]:
+            written = states[turn[0] if cell.stateful else 1]
+            outputs = {out: written[name] for name, out, *_ in names}
+            return {"y": y.copy()} | joined_states(problem, outputs)
+
+        return Task(step if cell.stateful else run, results)

@@ -1,0 +1,123 @@
+"""PyTorch, eager: `torch.nn.LSTM` and `torch.nn.GRU`, from tensors to tensors.
+
+Inference runs in inference mode. Ragged batches go through `pack_padded_sequence` and back, both
+timed, as a user's padded batch would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from bench.contenders import Contender, Task
+from bench.problem import Problem
+
+
+class Contestant(Contender):
+    """PyTorch."""
+
+    name = "torch"
+    resets_before = False
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        torch.set_num_threads(threads)
+        torch.set_num_interop_threads(1)
+        self._inference_mode: Any = None
+
+    def versions(self) -> dict[str, str]:
+        """PyTorch's, and the instruction set in use."""
+        return {"torch": torch.__version__, "isa": torch.backends.cpu.get_cpu_capability()}
+
+    def prepare(self, problem: Problem) -> Task:
+        """A module."""
+        if self._inference_mode is not None:
+            self._inference_mode.__exit__(None, None, None)
+            self._inference_mode = None
+        cell = problem.cell
+        make: Any = torch.nn.LSTM if cell.kind == "lstm" else torch.nn.GRU
+        module = make(
+            cell.input_size,
+            cell.hidden_size,
+            cell.num_layers,
+            bidirectional=cell.bidirectional,
+            dtype=getattr(torch, cell.dtype),
+        )
+        _write(module, problem.params)
+        x = torch.tensor(problem.x)
+        state = tuple(torch.tensor(member) for member in problem.state)
+        lengths = None if problem.lengths is None else torch.tensor(problem.lengths)
+        if cell.training:
+            return _training(module, x, state, lengths, problem)
+        # Left on, so that entering it is not in the times.
+        self._inference_mode = torch.inference_mode()
+        self._inference_mode.__enter__()
+        return _inference(module, x, state, lengths, cell.stateful)
+
+
+def _write(module: Any, params: dict[str, Any]) -> None:
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(torch.from_numpy(params[name]))
+
+
+def _forward(module: Any, x: Any, state: tuple[Any, ...], lengths: Any) -> Any:
+    """y, state_n."""
+    given = state if len(state) == 2 else state[0]
+    if lengths is None:
+        return module(x, given)
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    y, state_n = module(packed, given)
+    return pad_packed_sequence(y, total_length=len(x))[0], state_n
+
+
+def _members(state: Any) -> tuple[Any, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+def _inference(module: Any, x: Any, state: tuple[Any, ...], lengths: Any, stateful: bool) -> Task:
+    last: list[Any] = [None, state]
+
+    def run() -> None:
+        last[:] = None, state
+        last[:] = _forward(module, x, state, lengths)
+
+    def step() -> None:
+        last[:] = _forward(module, x, _members(last[1]), None)
+
+    def results() -> dict[str, Any]:
+        named = {f"{name}_n": member.numpy() for name, member in zip("hc", _members(last[1]))}
+        return {"y": last[0].numpy()} | named
+
+    return Task(step if stateful else run, results)
+
+
+def _training(module: Any, x: Any, state: tuple[Any, ...], lengths: Any, problem: Problem) -> Task:
+    dy = torch.tensor(problem.dy)
+    names, params = zip(*module.named_parameters(), strict=True)
+    inputs = (x, *state)
+    for tensor in inputs:
+        tensor.requires_grad_(True)
+    versions = [problem.params, problem.changed_params()]
+    last: list[Any] = [None]
+
+    def run() -> None:
+        last[0] = None
+        y, state_n = _forward(module, x, state, lengths)
+        last[0] = y, state_n, torch.autograd.grad(y, (*inputs, *params), dy)
+
+    def change() -> None:
+        versions.reverse()
+        _write(module, versions[0])
+
+    def results() -> dict[str, Any]:
+        y, state_n, gradients = last[0]
+        wanted = ["dx", *(f"d{name}_0" for name, _ in zip("hc", state))]
+        wanted += [f"d{name}" for name in names]
+        named = {f"{n}_n": m.detach().numpy() for n, m in zip("hc", _members(state_n))}
+        named |= {n: gradient.numpy() for n, gradient in zip(wanted, gradients, strict=True)}
+        return {"y": y.detach().numpy()} | named
+
+    return Task(run, results, change)

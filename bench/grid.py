@@ -1,0 +1,204 @@
+"""The grid: which calls are measured, as data. Nothing is run here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tidegate.bench import Work, work_of_call
+
+KINDS = ("lstm", "gru", "gru-before")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the grid: one call, with so many threads.
+
+    Attributes:
+        regime: the row of the grid that it belongs to: "step" carries its state from call to call,
+            the others begin anew.
+        kind: "lstm", "gru" (reset gate after the product), "gru-before" (before it).
+        input_size, hidden_size, num_layers, bidirectional: of the network.
+        batch, steps: N and T.
+        ragged: whether rows have lengths, uniform in 1..T.
+        training: forward and backward with all gradients, or inference.
+        threads: how many a contender may use.
+        dtype: "float32" or "float64".
+    """
+
+    regime: str
+    kind: str
+    input_size: int
+    hidden_size: int
+    batch: int
+    steps: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    ragged: bool = False
+    training: bool = False
+    threads: int = 1
+    dtype: str = "float32"
+
+    @property
+    def gates(self) -> int:
+        """Gates of a unit."""
+        return 4 if self.kind == "lstm" else 3
+
+    @property
+    def directions(self) -> int:
+        """D."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the state of one call is the next one's."""
+        return self.steps == 1 and not self.training
+
+    @property
+    def network(self) -> str:
+        """The shape of the call in short, as tables show it."""
+        size = (
+            f"{self.hidden_size}"
+            if self.input_size == self.hidden_size
+            else f"{self.input_size}->{self.hidden_size}"
+        )
+        layers = f" x{self.num_layers}" if self.num_layers > 1 else ""
+        more = (" bi" if self.bidirectional else "") + (" ragged" if self.ragged else "")
+        return f"{self.kind} {size}{layers}{more} N{self.batch} T{self.steps}"
+
+    @property
+    def id(self) -> str:
+        """The same, unique: cells are selected, resumed and compared by it."""
+        work = "training" if self.training else "inference"
+        dtype = "" if self.dtype == "float32" else f" {self.dtype}"
+        return f"{self.regime}: {self.network} {work}{dtype} {self.threads}t"
+
+    def lengths(self) -> Any:
+        """(N,) valid steps of each row, or None: the same on every machine."""
+        if not self.ragged:
+            return None
+        rng = np.random.default_rng([self.batch, self.steps])
+        return rng.integers(1, self.steps + 1, self.batch)
+
+    def work(self) -> Work:
+        """What the call has to do at least."""
+        rows = [self.batch] * self.steps
+        if self.ragged:
+            rows = [int(np.sum(self.lengths() > t)) for t in range(self.steps)]
+        return work_of_call(
+            self.gates,
+            self.input_size,
+            self.hidden_size,
+            rows,
+            num_layers=self.num_layers,
+            directions=self.directions,
+            training=self.training,
+            element_size=np.dtype(self.dtype).itemsize,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; `Cell(**d)` is the way back."""
+        return asdict(self)
+
+
+# Regime -> (I, H, N, T) and what else there is. The sizes are those in use: from a wake word's
+# network to a language model's layer.
+_SHAPES: dict[str, list[tuple[tuple[int, int, int, int], dict[str, Any]]]] = {
+    "step": [
+        ((size, size, batch, 1), {})
+        for size in (16, 32, 64, 128, 256, 512, 1024)
+        for batch in (1, 4)
+    ],
+    "sequence": [
+        ((16, 32, 1, 100), {}),
+        ((64, 64, 1, 100), {}),
+        ((128, 128, 1, 100), {}),
+        ((256, 256, 1, 100), {}),
+        ((512, 512, 1, 100), {}),
+        ((1024, 1024, 1, 50), {}),
+    ],
+    "small batch": [
+        ((*size, batch, 50), {})
+        for size in ((64, 128), (128, 128), (256, 256))
+        for batch in (4, 16)
+    ],
+    "batch": [
+        ((size, size, batch, steps), {})
+        for size, steps in ((128, 50), (256, 50), (512, 25), (1024, 25))
+        for batch in (32, 64)
+    ],
+    "stacked": [
+        ((size, size, batch, steps), {"num_layers": layers, "bidirectional": True})
+        for size, layers in ((128, 3), (256, 2))
+        for batch, steps in ((1, 100), (16, 50))
+    ],
+    "ragged": [((size, size, 32, 100), {"ragged": True}) for size in (128, 256)],
+}
+
+_FIELD = [
+    Cell("field", "lstm", 40, 256, 1, 160, num_layers=3),  # speaker embedding
+    Cell("field", "gru", 400, 400, 1, 280, num_layers=2),  # denoiser
+    Cell("field", "lstm", 128, 128, 1, 1),  # voice activity detection
+    Cell("field", "lstm", 500, 500, 64, 50),
+    Cell("field", "gru", 800, 800, 20, 100),
+    Cell("field", "lstm", 1024, 1024, 16, 25),
+]
+
+# Training in float64.
+_DOUBLE = [
+    Cell("sequence", "lstm", 256, 256, 1, 100, training=True, dtype="float64"),
+    Cell("batch", "lstm", 128, 128, 32, 50, training=True, dtype="float64"),
+    Cell("batch", "gru", 256, 256, 32, 50, training=True, dtype="float64"),
+]
+
+
+def _of_one_thread() -> Iterator[Cell]:
+    for regime, shapes in _SHAPES.items():
+        for (shape, options), kind in itertools.product(shapes, KINDS):
+            cell = Cell(regime, kind, *shape, **options)
+            yield cell
+            if regime != "step":
+                yield replace(cell, training=True)
+    for cell in _FIELD:
+        yield cell
+        if cell.steps > 1:
+            yield replace(cell, training=True)
+    yield from _DOUBLE
+
+
+# (regime, kind, H, N, training) of the quick suite.
+_QUICK = {
+    ("step", "lstm", 64, 1, False),
+    ("step", "gru", 256, 1, False),
+    ("sequence", "lstm", 64, 1, False),
+    ("sequence", "lstm", 256, 1, False),
+    ("sequence", "gru", 512, 1, False),
+    ("sequence", "lstm", 256, 1, True),
+    ("small batch", "gru", 128, 16, False),
+    ("small batch", "lstm", 256, 4, True),
+    ("batch", "lstm", 256, 32, False),
+    ("batch", "gru", 128, 32, True),
+    ("batch", "lstm", 256, 32, True),
+    ("stacked", "lstm", 128, 16, False),
+    ("ragged", "lstm", 128, 32, False),
+    ("ragged", "gru", 128, 32, True),
+    ("field", "gru", 400, 1, False),
+}
+
+
+def suite(name: str, threads: tuple[int, ...]) -> list[Cell]:
+    """The cells of suite "quick" or "full", thread count by thread count."""
+    cells = list(_of_one_thread())
+    if name == "quick":
+        cells = [
+            cell
+            for cell in cells
+            if (cell.regime, cell.kind, cell.hidden_size, cell.batch, cell.training) in _QUICK
+            and cell.dtype == "float32"
+            and (cell.regime != "small batch" or cell.input_size == cell.hidden_size)
+        ]
+    return [replace(cell, threads=count) for count in threads for cell in cells]

@@ -1,0 +1,376 @@
+// Micro-benchmarks of the kernels, by the same tables that the core runs: products of many rows and
+// of one, weight gradients, activations, the cells' epilogues, packing, and what threads cost.
+//
+//   bench_kernels [ISA]     all that this machine can run, or one
+//
+// Each figure is the best of some rounds of a millisecond: what the code can do, undisturbed. All
+// but the last line is of one thread, which `taskset -c 1` pins.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "activations.h"
+#include "core/isa.h"
+#include "core/threads.h"
+#include "core/weights.h"
+#include "kernels/table.h"
+#include "tidegate/limits.h"
+#include "tidegate/settings.h"
+
+#if defined(__x86_64__)
+extern "C" {
+extern const tidegate::bench::ActivationTable tidegate_bench_activations_baseline;
+extern const tidegate::bench::ActivationTable tidegate_bench_activations_avx2;
+extern const tidegate::bench::ActivationTable tidegate_bench_activations_avx512;
+}
+#else
+extern "C" {
+extern const tidegate::bench::ActivationTable tidegate_bench_activations_neon;
+}
+#endif
+
+namespace tidegate::bench {
+namespace {
+
+const ActivationTable& activation_table([[maybe_unused]] const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx512") return tidegate_bench_activations_avx512;
+  if (isa == "avx2") return tidegate_bench_activations_avx2;
+  return tidegate_bench_activations_baseline;
+#else
+  return tidegate_bench_activations_neon;
+#endif
+}
+
+// Nanoseconds of one call of `work`.
+template <class Work>
+double nanoseconds(Work&& work) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kRounds = 15;
+  constexpr double kRound = 1e6;
+  const auto measure = [&](Index calls) {
+    const Clock::time_point begin = Clock::now();
+    for (Index i = 0; i < calls; ++i) work();
+    return std::chrono::duration<double, std::nano>(Clock::now() - begin).count();
+  };
+  Index calls = 1;
+  while (measure(calls) < kRound) calls *= 2;
+  double best = measure(calls);
+  for (int round = 1; round < kRounds; ++round) best = std::min(best, measure(calls));
+  return best / static_cast<double>(calls);
+}
+
+// Small numbers of both signs, on cache lines of their own.
+template <class T>
+class Array {
+ public:
+  explicit Array(Index size)
+      : data_(static_cast<T*>(
+            ::operator new(static_cast<std::size_t>(size) * sizeof(T), kAlignment))) {
+    for (Index i = 0; i < size; ++i)
+      data_.get()[i] = static_cast<T>(0.25 * std::sin(0.7 * static_cast<double>(i)));
+  }
+  T* data() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(T* p) const { ::operator delete(p, kAlignment); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+template <class T>
+class Matrix : public Array<T> {
+ public:
+  Matrix(Index rows, Index columns) : Array<T>(rows * columns), stride_(columns) {}
+  Rows<T> rows() const { return {this->data(), stride_, nullptr}; }
+
+ private:
+  Index stride_;
+};
+
+// A phase's buffers, for `rows` rows of `units` units. The operand of its product is `units` deep.
+template <class T>
+class Phase {
+ public:
+  Phase(PhaseKind kind, Index rows, Index units)
+      : spec_(phase_spec(kind)),
+        kernels_(kernels<T>()),
+        padded_(slice_count(units, kernels_.width) * kernels_.width),
+        gates_(product_gates()),
+        operand_(rows, padded_),
+        panel_(padded_ * units * gates_),
+        bias_(padded_ * spec_.gates.count),
+        accumulators_(rows * padded_ * spec_.gates.count),
+        state_(rows, padded_),
+        cell_(rows, padded_),
+        h_next_(rows, padded_),
+        c_next_(rows, padded_),
+        reset_h_(rows, padded_),
+        z_(rows, padded_),
+        saved_(rows, padded_ * kMaxGates),
+        dgates_(rows, units * kMaxGates),
+        dh_(rows, padded_),
+        dc_(rows, padded_) {
+    call_.rows = rows;
+    call_.slice_end = slice_count(units, kernels_.width);
+    call_.units = units;
+    call_.accumulators = accumulators_.data();
+    call_.accumulators_row_stride = spec_.gates.count * kernels_.width;
+    call_.accumulators_slice_stride = rows * call_.accumulators_row_stride;
+    call_.h_prev = state_.rows();
+    call_.c_prev = cell_.rows();
+    call_.h_next = h_next_.rows();
+    call_.c_next = c_next_.rows();
+    call_.reset_h = reset_h_.rows();
+    call_.z = z_.rows();
+  }
+
+  // The product alone.
+  double product() {
+    PhaseCall<T> call = call_;
+    call.finish = false;
+    Product<T>& of = spec_.h.count > 0 ? call.h : call.x;
+    of = {operand_.rows(), call.units, panel_.data()};
+    return nanoseconds([&] { kernels_.phase[spec_.kind](call); });
+  }
+  double product_flops() const {
+    return 2.0 * static_cast<double>(call_.rows * call_.units * call_.units * gates_);
+  }
+  Index panel_bytes() const {
+    return padded_ * call_.units * gates_ * static_cast<Index>(sizeof(T));
+  }
+
+  // The cell alone, from accumulators that are the bias, with or without what training keeps.
+  double epilogue(bool saving) {
+    PhaseCall<T> call = call_;
+    call.bias = bias_.data();
+    if (saving) {
+      call.saved = saved_.rows();
+      call.saved_gate_stride = padded_;
+    }
+    return nanoseconds([&] { kernels_.phase[spec_.kind](call); });
+  }
+
+  // The derivative.
+  double derivative() {
+    BackwardCall<T> call;
+    call.rows = call_.rows;
+    call.slice_end = call_.slice_end;
+    call.units = call_.units;
+    call.saved = saved_.rows();
+    call.saved_gate_stride = padded_;
+    call.h_prev = state_.rows();
+    call.c_prev = cell_.rows();
+    call.c_next = c_next_.rows();
+    call.dh = dh_.rows();
+    call.dc = dc_.rows();
+    call.dgates = dgates_.rows();
+    call.reset_h = reset_h_.rows();
+    call.dreset_h = z_.rows();
+    return nanoseconds([&] { kernels_.backward[spec_.kind](call); });
+  }
+
+ private:
+  Index product_gates() const { return spec_.h.count > 0 ? spec_.h.count : spec_.x.count; }
+
+  const PhaseSpec spec_;
+  const Kernels<T>& kernels_;
+  const Index padded_;
+  const Index gates_;
+  PhaseCall<T> call_;
+  Matrix<T> operand_;
+  Array<T> panel_;
+  Array<T> bias_;
+  Array<T> accumulators_;
+  Matrix<T> state_, cell_, h_next_, c_next_, reset_h_, z_;
+  Matrix<T> saved_, dgates_, dh_, dc_;
+};
+
+struct NamedPhase {
+  PhaseKind kind;
+  const char* name;
+};
+constexpr NamedPhase kProducts[] = {
+    {kLstm, "lstm"}, {kGruAfter, "gru"}, {kGruGates, "gru-before r z"}, {kLinear, "linear"}};
+constexpr NamedPhase kCells[] = {{kLstm, "lstm"},
+                                 {kGruAfter, "gru"},
+                                 {kGruGates, "gru-before r z"},
+                                 {kGruCandidate, "gru-before n"}};
+constexpr Index kSizes[] = {64, 128, 256, 512, 1024};
+
+template <class T>
+void report_products(double peak) {
+  std::printf("\nproducts of rows with a panel, H x H for each gate: GFLOP/s (of the FMA peak)\n");
+  std::printf("%-16s%6s", "", "rows");
+  for (const Index size : kSizes) std::printf("%16s", ("H=" + std::to_string(size)).c_str());
+  for (const NamedPhase& phase : kProducts) {
+    for (const Index rows : {2, 4, 6, 16, 32, 64}) {
+      std::printf("\n%-16s%6d", phase.name, static_cast<int>(rows));
+      for (const Index size : kSizes) {
+        Phase<T> it(phase.kind, rows, size);
+        const double rate = it.product_flops() / it.product();
+        std::printf("%10.1f (%2.0f%%)", rate, 100 * rate / peak);
+      }
+    }
+  }
+  std::printf("\n");
+}
+
+template <class T>
+void report_one_row() {
+  std::printf("\nproduct of one row: GB/s of its panel (of the read bandwidth at that size)\n");
+  std::printf("%-16s", "");
+  for (const Index size : kSizes) std::printf("%16s", ("H=" + std::to_string(size)).c_str());
+  for (const NamedPhase& phase : kProducts) {
+    std::printf("\n%-16s", phase.name);
+    for (const Index size : kSizes) {
+      Phase<T> it(phase.kind, 1, size);
+      const double rate = static_cast<double>(it.panel_bytes()) / it.product();
+      std::printf("%9.1f (%3.0f%%)", rate, 100 * rate / read_rate(it.panel_bytes()));
+    }
+  }
+  std::printf("\n");
+}
+
+template <class T>
+void report_weight_gradients(double peak) {
+  std::printf("\nweight gradients, (4H, H) from rows: GFLOP/s (of the FMA peak)\n");
+  std::printf("%6s", "rows");
+  for (const Index size : kSizes) std::printf("%16s", ("H=" + std::to_string(size)).c_str());
+  const Kernels<T>& k = kernels<T>();
+  Array<T> scratch(k.outer_scratch);
+  for (const Index rows : {16, 128, 512}) {
+    std::printf("\n%6d", static_cast<int>(rows));
+    for (const Index size : kSizes) {
+      const Matrix<T> dgates(rows, 4 * size), h(rows, size), gradient(4 * size, size);
+      OuterCall<T> call;
+      call.depth = rows;
+      call.left = dgates.rows();
+      call.left_columns = 4 * size;
+      call.right = h.rows();
+      call.right_columns = size;
+      call.result = gradient.rows();
+      call.scratch = scratch.data();
+      const double flops = 2.0 * static_cast<double>(rows * 4 * size * size);
+      const double rate = flops / nanoseconds([&] { k.outer(call); });
+      std::printf("%10.1f (%2.0f%%)", rate, 100 * rate / peak);
+    }
+  }
+  std::printf("\n");
+}
+
+template <class T>
+void report_activations(const Activations<T>& functions) {
+  constexpr Index kCount = 1024;  // in L1
+  const Array<T> x(kCount), y(kCount);
+  // Over the range where neither has saturated.
+  for (Index i = 0; i < kCount; ++i)
+    x.data()[i] = static_cast<T>(8 * std::sin(static_cast<double>(i)));
+  const auto each = [&](auto* function) {
+    return nanoseconds([&] { function(x.data(), y.data(), kCount); }) / kCount;
+  };
+  std::printf("\nactivations, ns an element: sigmoid %.3f, tanh %.3f\n", each(functions.sigmoid),
+              each(functions.tanh));
+}
+
+template <class T>
+void report_epilogues() {
+  std::printf("\ncells without their products, ns a row and unit, H = 256\n");
+  std::printf("%-16s%6s%12s%12s%12s\n", "", "rows", "inference", "training", "backward");
+  for (const NamedPhase& phase : kCells) {
+    for (const Index rows : {1, 32}) {
+      constexpr Index kUnits = 256;
+      Phase<T> it(phase.kind, rows, kUnits);
+      const double elements = static_cast<double>(rows * kUnits);
+      std::printf("%-16s%6d%12.3f%12.3f%12.3f\n", phase.name, static_cast<int>(rows),
+                  it.epilogue(false) / elements, it.epilogue(true) / elements,
+                  it.derivative() / elements);
+    }
+  }
+}
+
+template <class T>
+void report_packing() {
+  std::printf("\npacking of an LSTM's parameters, I = H: GB/s of what is read\n");
+  for (const Index size : kSizes) {
+    Config config;
+    config.input_size = size;
+    config.hidden_size = size;
+    Index count = 0;
+    for (const Parameter& parameter : parameters(config)) count += parameter.size();
+    const Array<T> flat(count);
+    const double bytes = static_cast<double>(count) * sizeof(T);
+    const double forward = nanoseconds([&] { const Weights<T> weights(config, flat.data()); });
+    const double both = nanoseconds([&] {
+      const Weights<T> weights(config, flat.data());
+      weights.backward(0, 0);
+    });
+    std::printf("  H=%-5d forward %6.2f (%8.1f us), for backward %6.2f more (%8.1f us)\n",
+                static_cast<int>(size), bytes / forward, forward * 1e-3, bytes / (both - forward),
+                (both - forward) * 1e-3);
+  }
+}
+
+void report_threads() {
+  constexpr int kMeetings = 1000;
+  set_num_threads(2);
+  ThreadLease lease(2);
+  if (lease.size() < 2) {
+    std::printf("\nthreads: no second one is to be had\n");
+    return;
+  }
+  const auto barrier = std::make_unique<Barrier>(2);
+  const double meetings = nanoseconds([&] {
+    lease.run([&](int thread) {
+      for (int i = 0; i < kMeetings; ++i) barrier->wait(thread);
+    });
+  });
+  const double held = nanoseconds([&] { lease.run([](int) {}); });
+  std::printf("\nthreads, 2 of them: %.0f ns a meeting, %.2f us a call of a team that is held\n",
+              (meetings - held) / kMeetings, held * 1e-3);
+}
+
+template <class T>
+void report(const char* dtype, const Activations<T>& activations) {
+  const double peak = fma_rate(sizeof(T));
+  std::printf("\n== %s, %s: FMA peak %.1f GFLOP/s\n", isa().c_str(), dtype, peak);
+  report_products<T>(peak);
+  report_one_row<T>();
+  report_weight_gradients<T>(peak);
+  report_activations<T>(activations);
+  report_epilogues<T>();
+  report_packing<T>();
+}
+
+void run(const std::vector<std::string>& isas) {
+  std::printf("%s\n", compiler().c_str());
+  for (const std::string& name : isas) {
+    select_isa(name);
+    report<float>("float32", activation_table(name).f32);
+    report<double>("float64", activation_table(name).f64);
+  }
+  report_threads();
+}
+
+}  // namespace
+}  // namespace tidegate::bench
+
+int main(int argc, char** argv) {
+  try {
+    using tidegate::available_isas;
+    tidegate::bench::run(argc > 1 ? std::vector<std::string>{argv[1]} : available_isas());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,73 @@
+"""Timing a task's calls in this process."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+
+from bench.contenders import Task
+
+# Before a sample, untimed calls for a quarter of it bring caches and threads back; calls as long as
+# this one do so themselves.
+LONG_CALL_NS = 20e6
+
+
+class Sampler:
+    """Takes samples of a task: times of some calls in a row.
+
+    In training every call gets other parameters; giving them is not timed.
+
+    Attributes:
+        calls: how many calls a sample has.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._short = True
+        self.calls = 1
+
+    def calibrate(self, sample_ns: float) -> float:
+        """Finds how many calls take so long; returns nanoseconds a call."""
+        self._time(1)
+        ns = self._time(self.calls)
+        while ns * self.calls < sample_ns:
+            wanted = math.ceil(1.1 * sample_ns / ns)
+            self.calls = max(self.calls + 1, min(wanted, 10 * self.calls))
+            ns = self._time(self.calls)
+        return ns
+
+    def sample(self) -> float:
+        """Nanoseconds a call, of one sample."""
+        if self.calls > 1 or self._short:
+            self._time(math.ceil(self.calls / 4))
+        return self._time(self.calls)
+
+    def run_for(self, seconds: float) -> tuple[float, int]:
+        """Calls for so long: nanoseconds a call, and how many."""
+        run, calls = self._task.run, 0
+        begin = time.perf_counter_ns()
+        now, end = begin, begin + seconds * 1e9
+        while now < end:
+            run()
+            calls += 1
+            now = time.perf_counter_ns()
+        return (now - begin) / calls, calls
+
+    def _time(self, calls: int) -> float:
+        task = self._task
+        run, clock = task.run, time.perf_counter_ns
+        total = 0
+        if task.change is None:
+            begin = clock()
+            for _ in itertools.repeat(None, calls):
+                run()
+            total = clock() - begin
+        else:
+            for _ in range(calls):
+                task.change()
+                begin = clock()
+                run()
+                total += clock() - begin
+        self._short = total < LONG_CALL_NS
+        return total / calls

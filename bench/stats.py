@@ -1,0 +1,58 @@
+"""What is said of samples: medians, their 95 % intervals, geometric means."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+CONFIDENCE = 0.95
+# With fewer samples no interval between two of them covers the median so surely.
+LEAST_SAMPLES = 6
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A median, and the interval that covers the true one with at least 95 % probability."""
+
+    median: float
+    low: float
+    high: float
+
+
+def estimate(samples: Sequence[float]) -> Estimate:
+    """The median with its interval by order statistics, which asks nothing of the distribution.
+
+    The true median lies below the k-th smallest of n samples if fewer than k of them are below it,
+    each being so with probability 1/2: a binomial tail. k is the largest whose two tails sum to at
+    most 5 %.
+
+    Raises:
+        ValueError: there are fewer than 6 samples.
+    """
+    n = len(samples)
+    if n < LEAST_SAMPLES:
+        raise ValueError(f"samples: got {n}, wanted at least {LEAST_SAMPLES}")
+    ordered = sorted(samples)
+    k = 0
+    tail = 2**-n
+    while 2 * tail <= 1 - CONFIDENCE:
+        k += 1
+        tail += math.comb(n, k) * 2**-n
+    return Estimate(statistics.median(ordered), ordered[k - 1], ordered[n - k])
+
+
+def paired_ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Their time over ours, round by round: above 1 we are faster.
+
+    Raises:
+        ValueError: the rounds differ in number.
+    """
+    return [a / b for a, b in zip(theirs, ours, strict=True)]
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """The mean of ratios; nan of none."""
+    logs = [math.log(ratio) for ratio in ratios]
+    return math.exp(statistics.fmean(logs)) if logs else math.nan
