@@ -1286,8 +1286,11 @@ TEST(sizes_that_no_memory_holds) {
     for (const bool reset : {false, true}) {
       if (reset && (steps == 1 || batch == 1)) continue;  // that many bytes can be counted
       in.reset.given = reset;
-      CHECK(throws_length_error([&] { model.run(in, out, 1); }));
-      CHECK(throws_length_error([&] { model.run(in, out, 2); }));
+      // Inference needs no memory that grows with the steps, only with the rows.
+      if (batch == most) {
+        CHECK(throws_length_error([&] { model.run(in, out, 1); }));
+        CHECK(throws_length_error([&] { model.run(in, out, 2); }));
+      }
       CHECK(throws_length_error([&] { model.record(in, out, 1); }));
     }
   }
