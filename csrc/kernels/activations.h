@@ -64,6 +64,15 @@ inline Vec<T> activate(const Activation& activation, Vec<T> x) {
   return x;
 }
 
+template <class T>
+inline Vec<T> sigmoid_slope(Vec<T> y) {
+  return y * (broadcast<T>(1) - y);
+}
+template <class T>
+inline Vec<T> tanh_slope(Vec<T> y) {
+  return fma(-y, y, broadcast<T>(1));
+}
+
 // d activation(x) / dx by y = activation(x), which is all that training keeps. At a kink, the left
 // slope; where hard_sigmoid saturates, zero.
 template <class T>
@@ -74,9 +83,9 @@ inline Vec<T> slope(const Activation& activation, Vec<T> y) {
   const Vec<T> beta = broadcast(static_cast<T>(activation.beta));
   switch (activation.kind) {
     case ActivationKind::sigmoid:
-      return y * (ones - y);
+      return sigmoid_slope(y);
     case ActivationKind::tanh:
-      return fma(-y, y, ones);
+      return tanh_slope(y);
     case ActivationKind::relu:
     case ActivationKind::thresholded_relu:
       return select(less(zeros, y), ones, zeros);
@@ -88,8 +97,7 @@ inline Vec<T> slope(const Activation& activation, Vec<T> y) {
       return select(less(zeros, y), ones, alpha);
     case ActivationKind::scaled_tanh: {
       if (activation.alpha == 0) return zeros;
-      const Vec<T> t = y / alpha;
-      return alpha * beta * fma(-t, t, ones);
+      return alpha * beta * tanh_slope(y / alpha);
     }
     case ActivationKind::elu:
       return select(less(zeros, y), ones, y + alpha);
@@ -115,7 +123,7 @@ struct StandardActivations {
   }
   template <class T>
   static Vec<T> gate_slope(Vec<T> y) {
-    return y * (broadcast<T>(1) - y);
+    return sigmoid_slope(y);
   }
   template <class T>
   static Vec<T> candidate(Vec<T> x) {
@@ -123,7 +131,7 @@ struct StandardActivations {
   }
   template <class T>
   static Vec<T> candidate_slope(Vec<T> y) {
-    return fma(-y, y, broadcast<T>(1));
+    return tanh_slope(y);
   }
   template <class T>
   static Vec<T> output(Vec<T> c) {
@@ -131,7 +139,7 @@ struct StandardActivations {
   }
   template <class T>
   static Vec<T> output_slope(Vec<T> y) {
-    return fma(-y, y, broadcast<T>(1));
+    return tanh_slope(y);
   }
 };
 
