@@ -17,7 +17,7 @@ constexpr double kFlopsPerNanosecond = 200;  // times 1 / element size: 50 in fl
 constexpr double kBytesPerNanosecond = 30;   // weights read from L2 or L3
 constexpr double kPointwise = 0.15;          // nanoseconds a gate, a byte of element size
 constexpr double kStep = 80;                 // nanoseconds of a step's own cost
-constexpr double kMeet = 300;                // two threads meet
+constexpr double kMeet = 1000;               // two threads meet, one of them late
 constexpr double kStart = 5000;              // a team is woken and gathered
 
 enum class Division { automatic, rows, units };

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <charconv>
 #include <climits>
-#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
@@ -16,13 +15,7 @@
 #include <thread>
 #include <vector>
 
-#ifdef __linux__
-#include <sched.h>
-#include <unistd.h>
-
-#include <cerrno>
-#endif
-
+#include "core/processors.h"
 #include "core/threads.h"
 #include "tidegate/settings.h"
 
@@ -69,43 +62,11 @@ Count unpack(std::uint64_t word) {
   return {static_cast<int>(word & 0xFFFFFFFFu), static_cast<Source>(word >> 32)};
 }
 
-#ifdef __linux__
-// The main thread's CPUs, for the calling thread's may be those of one pinned worker among many.
-class AffinityMask {
- public:
-  AffinityMask() {
-    for (sets_ = 1; sets_ <= kMaxSets; sets_ *= 2) {  // too small for the machine is EINVAL
-      if (sched_getaffinity(getpid(), bytes(), cpus_) == 0) return;
-      if (errno != EINVAL) break;
-    }
-    sets_ = 0;  // the system does not say
-  }
-
-  int count() const { return sets_ == 0 ? 0 : CPU_COUNT_S(bytes(), cpus_); }
-
-  void give_to_this_thread() const {
-    if (sets_ != 0) sched_setaffinity(0, bytes(), cpus_);
-  }
-
- private:
-  static constexpr std::size_t kMaxSets = 64;  // of 1024 CPUs
-
-  std::size_t bytes() const { return sets_ * sizeof(cpu_set_t); }
-
-  std::size_t sets_;
-  cpu_set_t cpus_[kMaxSets];
-};
-
-int affinity_count() { return AffinityMask().count(); }
-#else
-int affinity_count() { return 0; }
-#endif
-
 Count machine_default() {
   const OpenMPLimits openmp = openmp_limits();
   // Where OpenMP binds threads it has already narrowed the main thread to one place, and remembers
   // the CPUs there were before.
-  int cpus = openmp.binds ? openmp.cpus : affinity_count();
+  int cpus = openmp.binds ? openmp.cpus : process_affinity_count();
   if (cpus < 1) cpus = static_cast<int>(std::thread::hardware_concurrency());
   Count least{cpus < 1 ? 1 : cpus, Source::affinity};
   const int quota = cgroup_cpu_limit("/");
@@ -253,12 +214,6 @@ int cgroup_cpu_limit(const std::string& root) {
     }
   }
   return least;
-}
-
-void take_process_affinity() {
-#ifdef __linux__
-  AffinityMask().give_to_this_thread();
-#endif
 }
 
 int process_num_threads() { return process_count().threads; }

@@ -17,10 +17,6 @@ int process_num_threads();
 // proc/ and the cgroup mounts are looked for: "/", or a test's imitation.
 int cgroup_cpu_limit(const std::string& root);
 
-// Gives the calling thread the main thread's CPU affinity, the one that counts here: a thread made
-// by one that is pinned to a CPU would share that CPU.
-void take_process_affinity();
-
 }  // namespace tidegate
 
 #endif  // TIDEGATE_CORE_THREAD_COUNT_H_

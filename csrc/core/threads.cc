@@ -27,6 +27,7 @@
 #endif
 
 #include "core/float_control.h"
+#include "core/processors.h"
 #include "core/thread_count.h"
 
 namespace tidegate {
@@ -120,7 +121,7 @@ struct alignas(kThreadSpacing) Worker {
 
   void start();
   void finish();
-  [[noreturn]] void serve();
+  [[noreturn]] void serve(Processors& processors);
 
  private:
   void await_job(microseconds patience);
@@ -138,13 +139,15 @@ void Worker::finish() {
 }
 
 // For the thread itself: its whole life.
-void Worker::serve() {
+void Worker::serve(Processors& processors) {
   const FloatControl float_control;
   inside_run = true;
   microseconds patience = kLinger;
   for (;;) {
     await_job(patience);
+    const int processor = processors.enter_free();
     function(context, thread);
+    processors.leave(processor);
     patience = linger;  // the mailbox is the next holder's from the next line on
     state.store(idle, std::memory_order_release);
   }
@@ -171,6 +174,8 @@ class Team {
   void take(int wanted, int budget, ThreadLease& lease);
   void give_back(const ThreadLease& lease);
 
+  Processors& processors() { return processors_; }
+
  private:
   void grow(int wanted);
   void open_region(int wanted);
@@ -195,6 +200,7 @@ class Team {
   int idle_count_ = 0;      // length of the chain
   Worker* idle_ = nullptr;  // the last used first: it may still be awake
 
+  Processors processors_;
   Worker workers_[kMaxThreads];
 };
 
@@ -334,7 +340,7 @@ void Team::open_region(int wanted) {
         ++arrived_;
         arrival_.notify_one();
       }
-      workers[thread - 1].serve();
+      workers[thread - 1].serve(processors_);
     }
     const int others = omp_get_num_threads() - 1;
     {
@@ -361,6 +367,8 @@ void ThreadLease::give_back() { team_->give_back(*this); }
 
 void ThreadLease::run_on_all(Function* function, const void* context) noexcept {
   const microseconds linger = std::min(kLinger, kLingerOfAll / (size_ - 1));
+  Processors& processors = team_->processors();
+  const int processor = processors.enter();
   int thread = 1;
   for (Worker* worker = first_; thread < size_; worker = worker->next, ++thread) {
     worker->thread = thread;
@@ -374,6 +382,7 @@ void ThreadLease::run_on_all(Function* function, const void* context) noexcept {
   inside_run = false;
   thread = 1;
   for (Worker* worker = first_; thread < size_; worker = worker->next, ++thread) worker->finish();
+  processors.leave(processor);
 }
 
 OpenMPLimits openmp_limits() {

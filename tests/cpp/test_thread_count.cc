@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "check.h"
+#include "core/processors.h"
 #include "core/threads.h"
 #include "tidegate/settings.h"
 

@@ -1,0 +1,109 @@
+// Processors by Linux's calls. Elsewhere nothing is known of them, and nobody moves.
+#include "core/processors.h"
+
+#ifdef __linux__
+#include <sched.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <new>
+#endif
+
+namespace tidegate {
+
+#ifdef __linux__
+
+namespace {
+
+// The processors that a thread may run on.
+class AffinityMask {
+ public:
+  // Of the thread with that id; 0: the calling one.
+  explicit AffinityMask(pid_t thread) {
+    for (sets_ = 1; sets_ <= kMaxSets; sets_ *= 2) {  // too small for the machine is EINVAL
+      if (sched_getaffinity(thread, bytes(), cpus_) == 0) return;
+      if (errno != EINVAL) break;
+    }
+    sets_ = 0;  // the system does not say
+  }
+
+  int count() const { return sets_ == 0 ? 0 : CPU_COUNT_S(bytes(), cpus_); }
+  bool has(int cpu) const { return sets_ != 0 && CPU_ISSET_S(cpu, bytes(), cpus_); }
+
+  void give_to_this_thread() const {
+    if (sets_ != 0) sched_setaffinity(0, bytes(), cpus_);
+  }
+
+  // Has the calling thread, which may run on these, run on this one of them now.
+  void move_this_thread_to(int cpu) const {
+    cpu_set_t one[kMaxSets];
+    CPU_ZERO_S(bytes(), one);
+    CPU_SET_S(cpu, bytes(), one);
+    if (sched_setaffinity(0, bytes(), one) == 0) give_to_this_thread();
+  }
+
+ private:
+  static constexpr std::size_t kMaxSets = 64;  // of 1024 CPUs
+
+  std::size_t bytes() const { return sets_ * sizeof(cpu_set_t); }
+
+  std::size_t sets_;
+  cpu_set_t cpus_[kMaxSets];
+};
+
+}  // namespace
+
+int process_affinity_count() { return AffinityMask(getpid()).count(); }
+
+void take_process_affinity() { AffinityMask(getpid()).give_to_this_thread(); }
+
+Processors::Processors() {
+  const long count = sysconf(_SC_NPROCESSORS_CONF);
+  if (count < 1) return;
+  places_.reset(new (std::nothrow) Place[static_cast<std::size_t>(count)]);
+  if (places_) count_ = static_cast<int>(count);
+}
+
+int Processors::enter() {
+  const int here = sched_getcpu();
+  if (known(here)) places_[here].threads.fetch_add(1, std::memory_order_relaxed);
+  return here;
+}
+
+int Processors::enter_free() {
+  const int here = sched_getcpu();
+  if (!known(here) || places_[here].threads.fetch_add(1, std::memory_order_relaxed) == 0) {
+    return here;
+  }
+  const AffinityMask mask(0);
+  for (int i = 1; i < count_; ++i) {
+    const int other = (here + i) % count_;
+    int none = 0;
+    if (!mask.has(other) ||
+        !places_[other].threads.compare_exchange_strong(none, 1, std::memory_order_relaxed)) {
+      continue;
+    }
+    mask.move_this_thread_to(other);
+    leave(here);
+    return other;
+  }
+  return here;
+}
+
+void Processors::leave(int processor) {
+  if (known(processor)) places_[processor].threads.fetch_sub(1, std::memory_order_relaxed);
+}
+
+#else
+
+int process_affinity_count() { return 0; }
+void take_process_affinity() {}
+Processors::Processors() = default;
+int Processors::enter() { return -1; }
+int Processors::enter_free() { return -1; }
+void Processors::leave(int) {}
+
+#endif
+
+}  // namespace tidegate
