@@ -72,10 +72,7 @@ class Buffer {
     Arena counting;
     layout(counting);
     size_ = counting.used();
-    if (size_ > 0) {
-      base_ = static_cast<std::byte*>(
-          ::operator new(static_cast<std::size_t>(size_), std::align_val_t{Arena::kAlignment}));
-    }
+    if (size_ > 0) base_ = allocate(size_);
     Arena arena(base_);
     layout(arena);
   }
@@ -95,9 +92,8 @@ class Buffer {
   Index size() const { return size_; }  // bytes
 
  private:
-  void release() {
-    if (base_) ::operator delete(base_, std::align_val_t{Arena::kAlignment});
-  }
+  static std::byte* allocate(Index size);
+  void release();
 
   std::byte* base_ = nullptr;
   Index size_ = 0;

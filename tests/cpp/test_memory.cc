@@ -101,6 +101,17 @@ TEST(a_buffer_of_nothing) {
   CHECK(Buffer().size() == 0);
 }
 
+// One of whole huge pages and a part.
+TEST(a_large_buffer) {
+  constexpr Index kCount = 1'500'000;
+  double* numbers = nullptr;
+  Buffer first([&](Arena& arena) { numbers = arena.take<double>(kCount); });
+  CHECK(aligned(numbers));
+  for (Index i = 0; i < kCount; ++i) numbers[i] = static_cast<double>(i);
+  const Buffer second(std::move(first));
+  for (Index i = 0; i < kCount; i += 499'999) CHECK(numbers[i] == static_cast<double>(i));
+}
+
 TEST(a_buffer_moves) {
   int* numbers = nullptr;
   Buffer first([&](Arena& arena) { numbers = arena.take<int>(100); });
