@@ -32,43 +32,63 @@ std::vector<ParameterOffsets> parameter_offsets(const Config& config) {
 
 namespace {
 
-// A column of weights: element u is sign * base[u * stride].
+// A column of weights: element u is sign * base[u * stride]. The `run` columns that begin with it
+// stand side by side.
 template <class T>
 struct Column {
   const T* base;
   Index stride;
+  Index run;
   T sign = 1;
 };
 
+// Columns packed at a time: what a unit has of them, some lines of the cache, is read at once, and
+// not again when the other units' lines, which may all fall into one set, have taken its place.
+constexpr Index kPackedColumns = 64;
+
 // panel[slice][k][gate][lane] = element `unit` of column(k, gate), zero beyond the units.
 template <class T, class ColumnOf>
-T* pack_panel(Arena& arena, Index width, Index units, Index depth, Index gates, ColumnOf column) {
+T* pack_panel(Arena& arena, const Kernels<T>& kernels, Index units, Index depth, Index gates,
+              ColumnOf column) {
+  const Index width = kernels.width;
   const Index slices = slice_count(units, width);
   T* panel = arena.take<T>(slices, depth, gates, width);
   if (arena.counting()) return nullptr;
-  T* to = panel;
+  const Index step = gates * width;  // from k to k + 1
   for (Index slice = 0; slice < slices; ++slice) {
     const Index first = slice * width;
     const Index lanes = std::min(width, units - first);
-    for (Index k = 0; k < depth; ++k) {
+    T* const to = panel + slice * depth * step;
+    if (lanes < width) std::fill(to, to + depth * step, T(0));
+    for (Index k_begin = 0; k_begin < depth; k_begin += kPackedColumns) {
+      const Index k_end = std::min(k_begin + kPackedColumns, depth);
       for (Index gate = 0; gate < gates; ++gate) {
-        const Column<T> from = column(k, gate);
-        const T* element = from.base + first * from.stride;
-        for (Index lane = 0; lane < lanes; ++lane)
-          to[lane] = from.sign * element[lane * from.stride];
-        for (Index lane = lanes; lane < width; ++lane) to[lane] = 0;
-        to += width;
+        for (Index k = k_begin; k < k_end;) {
+          const Column<T> from = column(k, gate);
+          PackCall<T> call;
+          call.from = from.base + first * from.stride;
+          call.from_stride = from.stride;
+          call.to = to + k * step + gate * width;
+          call.to_stride = step;
+          call.lanes = lanes;
+          call.columns = std::min(from.run, k_end - k);
+          call.sign = from.sign;
+          kernels.pack(call);
+          k += call.columns;
+        }
       }
     }
   }
   return panel;
 }
 
-// The column over k of a packed panel: what it holds for one gate of one unit.
+// The column over k of a packed panel: what it holds for one gate of one of its `units`.
 template <class T>
-Column<T> panel_column(const T* panel, Index width, Index depth, Index gates, Index gate,
-                       Index unit) {
-  return {panel + (unit / width * depth * gates + gate) * width + unit % width, gates * width};
+Column<T> panel_column(const T* panel, Index width, Index units, Index depth, Index gates,
+                       Index gate, Index unit) {
+  const Index lane = unit % width;
+  return {panel + (unit / width * depth * gates + gate) * width + lane, gates * width,
+          std::min(width - lane, units - unit)};
 }
 
 }  // namespace
@@ -99,16 +119,16 @@ void Weights<T>::pack(Arena& arena, const T* parameters) {
       const PhaseSpec& phase = cell_.phases[p];
       const GateSpec* gates = cell_.gates + phase.gates.first;
       packed.phases[p].x =
-          pack_panel<T>(arena, width, hidden, inputs, phase.x.count, [&](Index k, Index g) {
+          pack_panel<T>(arena, kernels_, hidden, inputs, phase.x.count, [&](Index k, Index g) {
             const GateSpec& gate = gates[phase.x.first + g];
             return Column<T>{parameters + at.weight_ih + gate.x_block * hidden * inputs + k, inputs,
-                             sign(gate)};
+                             inputs - k, sign(gate)};
           });
       packed.phases[p].h =
-          pack_panel<T>(arena, width, hidden, state, phase.h.count, [&](Index k, Index g) {
+          pack_panel<T>(arena, kernels_, hidden, state, phase.h.count, [&](Index k, Index g) {
             const GateSpec& gate = gates[phase.h.first + g];
             return Column<T>{parameters + at.weight_hh + gate.h_block * hidden * state + k, state,
-                             sign(gate)};
+                             state - k, sign(gate)};
           });
       if (!config_.bias) continue;
       bias.assign(static_cast<std::size_t>(phase.gates.count * hidden), T(0));
@@ -121,18 +141,19 @@ void Weights<T>::pack(Arena& arena, const T* parameters) {
             sum += parameters[at.bias_hh + gates[g].h_block * hidden + unit];
         }
       }
-      packed.phases[p].bias = pack_panel<T>(
-          arena, width, hidden, 1, phase.gates.count,
-          [&](Index, Index g) { return Column<T>{bias.data() + g * hidden, 1, sign(gates[g])}; });
+      packed.phases[p].bias =
+          pack_panel<T>(arena, kernels_, hidden, 1, phase.gates.count, [&](Index, Index g) {
+            return Column<T>{bias.data() + g * hidden, 1, 1, sign(gates[g])};
+          });
     }
     if (config_.peephole) {
-      packed.peephole = pack_panel<T>(arena, width, hidden, 1, 3, [&](Index, Index g) {
-        return Column<T>{parameters + at.weight_peephole + g * hidden, 1};
+      packed.peephole = pack_panel<T>(arena, kernels_, hidden, 1, 3, [&](Index, Index g) {
+        return Column<T>{parameters + at.weight_peephole + g * hidden, 1, 1};
       });
     }
     if (config_.proj_size > 0) {
-      packed.projection = pack_panel<T>(arena, width, state, hidden, 1, [&](Index k, Index) {
-        return Column<T>{parameters + at.weight_hr + k, hidden};
+      packed.projection = pack_panel<T>(arena, kernels_, state, hidden, 1, [&](Index k, Index) {
+        return Column<T>{parameters + at.weight_hr + k, hidden, hidden - k};
       });
     }
   }
@@ -158,25 +179,25 @@ void Weights<T>::pack_backward(Arena& arena) const {
     BackwardWeights<T>& packed = backward_[i];
     // Depth k counts the cell's gates that see x, gate by gate.
     packed.x = pack_panel<T>(
-        arena, width, inputs, checked_size(cell_.x.count, hidden), 1, [&](Index k, Index) {
+        arena, kernels_, inputs, checked_size(cell_.x.count, hidden), 1, [&](Index k, Index) {
           const int gate = cell_.x.first + static_cast<int>(k / hidden);
           int p = 0;
           while (gate < cell_.phases[p].gates.first || gate >= cell_.phases[p].gates.end()) ++p;
           const PhaseSpec& phase = cell_.phases[p];
-          return panel_column(from.phases[p].x, width, inputs, phase.x.count,
+          return panel_column(from.phases[p].x, width, hidden, inputs, phase.x.count,
                               gate - phase.gates.first - phase.x.first, k % hidden);
         });
     for (int p = 0; p < cell_.phase_count; ++p) {
       const PhaseSpec& phase = cell_.phases[p];
-      packed.h[p] = pack_panel<T>(arena, width, state, checked_size(phase.h.count, hidden), 1,
+      packed.h[p] = pack_panel<T>(arena, kernels_, state, checked_size(phase.h.count, hidden), 1,
                                   [&](Index k, Index) {
-                                    return panel_column(from.phases[p].h, width, state,
+                                    return panel_column(from.phases[p].h, width, hidden, state,
                                                         phase.h.count, k / hidden, k % hidden);
                                   });
     }
     if (config_.proj_size > 0) {
-      packed.projection = pack_panel<T>(arena, width, hidden, state, 1, [&](Index k, Index) {
-        return panel_column(from.projection, width, hidden, 1, 0, k);
+      packed.projection = pack_panel<T>(arena, kernels_, hidden, state, 1, [&](Index k, Index) {
+        return panel_column(from.projection, width, state, hidden, 1, 0, k);
       });
     }
   }

@@ -4,6 +4,7 @@
 #include "kernels/cells.h"
 #include "kernels/limits.h"
 #include "kernels/math.h"
+#include "kernels/pack.h"
 #include "kernels/table.h"
 #include "kernels/tile.h"
 #include "kernels/vec.h"
@@ -57,6 +58,7 @@ constexpr Kernels<T> kernels() {
       .backward = {backward<LstmPlain, T>, backward<LstmPeephole, T>, backward<GruAfter, T>,
                    backward<GruGates, T>, backward<GruCandidate, T>, nullptr},
       .outer = outer<T>,
+      .pack = pack<T>,
       .sum_rows = sum_rows<T>,
       .add_rows = add_rows<T>,
       .fma_round_flops = fma_round_flops<T>(),

@@ -111,6 +111,18 @@ struct OuterCall {
   T* scratch = nullptr;  // Kernels::outer_scratch elements
 };
 
+// to[k][lane] = sign * from[lane][k], for k < columns and lane < lanes <= width.
+template <class T>
+struct PackCall {
+  const T* from = nullptr;
+  Index from_stride = 0;
+  T* to = nullptr;
+  Index to_stride = 0;
+  Index lanes = 0;
+  Index columns = 0;
+  T sign = 1;
+};
+
 template <class T>
 struct Kernels {
   int width;            // elements of a vector
@@ -119,6 +131,7 @@ struct Kernels {
   void (*phase[kPhaseKinds])(const PhaseCall<T>&);
   void (*backward[kPhaseKinds])(const BackwardCall<T>&);  // kLinear has none
   void (*outer)(const OuterCall<T>&);
+  void (*pack)(const PackCall<T>&);
   // sum[j] (+)= rows[0][j] + rows[1][j] + ..., in this order, for j < columns.
   void (*sum_rows)(Rows<const T> rows, Index count, Index columns, T* sum, bool resume);
   // to[r][j] += from[r][j] for j < columns.

@@ -41,7 +41,7 @@ std::vector<Gate> gates_of_x(const Config& config) {
 
 std::vector<Config> networks() {
   std::vector<Config> all;
-  for (const Index hidden : {1, 7, 16, 19}) {
+  for (const Index hidden : {1, 7, 16, 19, 70}) {
     Config lstm;
     lstm.cell = CellKind::lstm;
     lstm.input_size = 3;
