@@ -159,8 +159,9 @@ def test_public_headers_stand_alone_in_cpp17(header: Path, tmp_path: Path) -> No
 def test_public_headers_have_no_simd_openmp_or_python() -> None:
     for header in PUBLIC_HEADERS:
         for name in includes(header):
-            # The standard library's headers have no suffix.
-            assert re.fullmatch(r'"tidegate/\w+\.h"|<\w+>', name), f"{header.name}: {name}"
+            # The standard library's headers have no suffix, but for C's.
+            standard = r"<std(def|int)\.h>" if header.name == "tidegate_c.h" else r"<\w+>"
+            assert re.fullmatch(rf'"tidegate/\w+\.h"|{standard}', name), f"{header.name}: {name}"
 
 
 def test_bindings_use_the_public_api_alone() -> None:
@@ -224,7 +225,8 @@ def test_wheel_carries_what_it_should(installed: list[importlib.metadata.Package
     assert any(name.endswith("licenses/LICENSE") for name in names)
     inside = {path for path in installed if path.parts[0] == "tidegate"}
     unwanted = {".c", ".cc", ".cpp", ".h", ".o", ".a"}
-    assert not [str(path) for path in inside if path.suffix in unwanted]
+    found = {str(path) for path in inside if path.suffix in unwanted}
+    assert found == {f"tidegate/include/tidegate/{header.name}" for header in PUBLIC_HEADERS}
     top = {path.parts[0] for path in installed if path.parts[0] != ".."}
     assert {name for name in top if not name.endswith(".dist-info")} == {"tidegate"}
 
@@ -237,8 +239,9 @@ def test_wheel_is_small(installed: list[importlib.metadata.PackagePath]) -> None
 def test_extensions_are_stripped_and_export_nothing_of_ours(
     installed: list[importlib.metadata.PackagePath],
 ) -> None:
-    extensions = [path for path in installed if path.suffix == ".so"]
-    assert {path.name.split(".")[0] for path in extensions} == {"_core", "reference"}
+    libraries = {path.name.split(".")[0]: path for path in installed if path.suffix == ".so"}
+    assert set(libraries) == {"_core", "reference", "libtidegate"}
+    extensions = [libraries["_core"], libraries["reference"]]
     for path in extensions:
         file = Path(str(path.locate()))
         assert not run(program("nm"), file).strip(), "not stripped"

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import tidegate as tg
-from tidegate import cli, demo
+from tidegate import _core, cli, demo
 
 
 def run(capsys, *argv):
@@ -21,6 +21,17 @@ def run(capsys, *argv):
 
 def test_version(capsys):
     assert run(capsys, "--version") == (0, f"tidegate {tg.__version__}\n", "")
+
+
+def test_cmake_dir(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(_core, "__file__", str(tmp_path / "_core.so"))
+    package = tmp_path / "lib" / "cmake" / "tidegate"
+    code, out, err = run(capsys, "--cmake-dir")
+    assert (code, out) == (1, "")
+    assert err == f"tidegate: there is no CMake package in {package}\n"
+    package.mkdir(parents=True)
+    (package / "tidegate-config.cmake").touch()
+    assert run(capsys, "--cmake-dir") == (0, f"{package}\n", "")
 
 
 def test_help_lists_the_commands(capsys):

@@ -6,8 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import tidegate as tg
+from tidegate import _core
 
 COMMANDS = {
     "demo": "train a network on real speech, in seconds",
@@ -28,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         what is printed.
 
     Raises:
-        SystemExit: 2 for wrong arguments (told on standard error), 0 after --help and --version.
+        SystemExit: 2 for wrong arguments (told on standard error), 0 after --help, --version and
+            --cmake-dir; 1 if there is no CMake package.
     """
     parser = argparse.ArgumentParser(
         prog="tidegate",
@@ -37,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tidegate {tg.__version__}")
+    parser.add_argument(
+        "--cmake-dir",
+        action=_PrintCmakeDir,
+        nargs=0,
+        help="print where the CMake package is, for cmake -Dtidegate_DIR=...",
+    )
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own; try --help after it")
     args = parser.parse_args(argv)
@@ -51,6 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has left. Python flushes once more at its end: into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+class _PrintCmakeDir(argparse.Action):
+    """Prints the CMake package's directory, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        # Beside the extension, which is not where the Python files are if the install is editable.
+        directory = Path(_core.__file__).parent / "lib" / "cmake" / "tidegate"
+        if not (directory / "tidegate-config.cmake").is_file():
+            parser.exit(1, f"{parser.prog}: there is no CMake package in {directory}\n")
+        print(directory)
+        parser.exit()
 
 
 def _run(command: str, argv: Sequence[str]) -> int:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tidegate/activation.h"
+#include "tidegate/export.h"
 
 namespace tidegate {
 
@@ -54,9 +55,9 @@ struct Config {
   }
 
   // Throws std::invalid_argument naming the member that is wrong.
-  void validate() const;
+  TIDEGATE_EXPORT void validate() const;
   // The same, for what cannot be trained: where a slope does not follow from the activated value.
-  void validate_training() const;
+  TIDEGATE_EXPORT void validate_training() const;
 };
 
 // One parameter: its PyTorch name and its place in the flat vector (row-major).
@@ -71,7 +72,7 @@ struct Parameter {
 
 // All parameters in the order of the flat vector: by layer, then direction, then weight_ih,
 // weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole.
-std::vector<Parameter> parameters(const Config& config);
+TIDEGATE_EXPORT std::vector<Parameter> parameters(const Config& config);
 
 }  // namespace tidegate
 

@@ -4,17 +4,18 @@
 #define TIDEGATE_LIMITS_H_
 
 #include "tidegate/config.h"
+#include "tidegate/export.h"
 
 namespace tidegate {
 
 // Flops a nanosecond (GFLOP/s) of fused multiply-adds on registers, for elements of 4 (float) or 8
 // (double) bytes. The best of some twenty rounds of about a millisecond; std::invalid_argument for
 // another size.
-double fma_rate(Index element_size);
+TIDEGATE_EXPORT double fma_rate(Index element_size);
 
 // Bytes a nanosecond (GB/s) of reading an array of `bytes` bytes again and again: bandwidth of the
 // cache it fits in.
-double read_rate(Index bytes);
+TIDEGATE_EXPORT double read_rate(Index bytes);
 
 }  // namespace tidegate
 

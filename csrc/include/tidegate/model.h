@@ -9,6 +9,7 @@
 #include <string>
 
 #include "tidegate/config.h"
+#include "tidegate/export.h"
 #include "tidegate/view.h"
 
 namespace tidegate {
@@ -63,7 +64,7 @@ struct InputGradients {
 // snapshot. It outlives changes of the parameters and of every array that the caller passed, and
 // may be used any number of times, from any thread.
 template <class T>
-class Tape {
+class TIDEGATE_EXPORT Tape {
  public:
   ~Tape();
   Tape(const Tape&) = delete;
@@ -79,7 +80,7 @@ class Tape {
   // "g" "o" "c" (LSTM), "r" "z" "n" (GRU), or "h" ((T, N, S)).
   void saved(Index layer, bool reverse, const std::string& name, const View<T>& destination) const;
 
-  struct Impl;
+  struct TIDEGATE_HIDDEN Impl;
 
  private:
   friend class Model<T>;
@@ -90,7 +91,7 @@ class Tape {
 // The parameters of a network. Immutable while running: any number of threads may call one model at
 // once, and a write takes effect for the calls that begin after it.
 template <class T>
-class Model {
+class TIDEGATE_EXPORT Model {
  public:
   explicit Model(const Config& config);  // parameters are zero
   ~Model();
@@ -108,7 +109,7 @@ class Model {
   std::unique_ptr<Tape<T>> record(const Inputs<T>& inputs, const Outputs<T>& outputs,
                                   int num_threads = 0) const;
 
-  struct Impl;
+  struct TIDEGATE_HIDDEN Impl;
 
  private:
   template <class U>
@@ -121,7 +122,7 @@ class Model {
 //
 // A stream works on the parameters as they were when it was made, or at its last `renew`.
 template <class T>
-class Stream {
+class TIDEGATE_EXPORT Stream {
  public:
   // Refuses two-directional and reverse models.
   Stream(std::shared_ptr<const Model<T>> model, Index batch);
@@ -158,7 +159,7 @@ class Stream {
   double step_cost(
       Index count) const noexcept;  // estimated ns of a step of so many rows, one thread
 
-  struct Impl;
+  struct TIDEGATE_HIDDEN Impl;
 
  private:
   std::unique_ptr<Impl> impl_;
