@@ -13,4 +13,5 @@ PYBIND11_MODULE(_core, m) {
   tidegate::bindings::bind_tape(m);
   tidegate::bindings::bind_model(m);
   tidegate::bindings::bind_stream(m);
+  tidegate::bindings::bind_safetensors(m);
 }

@@ -8,10 +8,10 @@
 Names, shapes, argument order and defaults are those of `torch.nn.LSTM` and `torch.nn.GRU`.
 
 Layers: `LSTM`, `GRU`, and live input through `Stream`. Training: their `forward` and `backward`,
-`Linear`, `Dropout`, `losses`, `optim`. Weights from PyTorch, Keras and ONNX, and back: `convert`;
-PyTorch modules on these kernels: `tidegate.torch`, which is imported by name. Settings:
-`set_num_threads`, `get_num_threads`, `num_threads`, `show_config`. What all of it is checked
-against: `tidegate.reference`.
+`Linear`, `Dropout`, `losses`, `optim`. Files: `save` and `load`; `TensorFile` reads any safetensors
+file. Weights from PyTorch, Keras and ONNX, and back: `convert`; PyTorch modules on these kernels:
+`tidegate.torch`, which is imported by name. Settings: `set_num_threads`, `get_num_threads`,
+`num_threads`, `show_config`. What all of it is checked against: `tidegate.reference`.
 """
 
 from importlib import import_module
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidegate import losses, optim
 from tidegate._core import Tape, version
+from tidegate.files import TensorFile, load, save
 from tidegate.layers import GRU, LSTM, Grads
 from tidegate.linear import Dropout, Linear
 from tidegate.params import Gradients, Params
@@ -40,12 +41,15 @@ __all__ = [
     "Params",
     "Stream",
     "Tape",
+    "TensorFile",
     "config",
     "convert",
     "get_num_threads",
+    "load",
     "losses",
     "num_threads",
     "optim",
+    "save",
     "set_num_threads",
     "show_config",
 ]

@@ -329,6 +329,12 @@ class RecurrentLayer(Generic[State, GivenState]):
         """Replaces all parameters; strict, all or nothing: see `Params.load_state_dict`."""
         self._params.load_state_dict(state_dict)
 
+    def save(self, path: str | bytes | PathLike[str] | PathLike[bytes]) -> None:
+        """Writes the layer to a safetensors file, for `tidegate.load`; see `tidegate.save`."""
+        from tidegate import files
+
+        files.save(path, cast(Any, self))
+
     def to_torch(self) -> Any:
         """The `torch.nn.LSTM` or `torch.nn.GRU` with these weights; see `convert.to_torch`."""
         from tidegate import convert

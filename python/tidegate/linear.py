@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,12 @@ class Linear:
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
         """Replaces all parameters; strict, all or nothing: see `Params.load_state_dict`."""
         self.params.load_state_dict(state_dict)
+
+    def save(self, path: str | bytes | PathLike[str] | PathLike[bytes]) -> None:
+        """Writes the layer to a safetensors file, for `tidegate.load`; see `tidegate.save`."""
+        from tidegate import files
+
+        files.save(path, self)
 
     def astype(self, dtype: DTypeLike) -> Linear:
         """A new layer with these parameters in another dtype.

@@ -3,8 +3,10 @@
 #define TIDEGATE_TIDEGATE_H_
 
 #include "tidegate/config.h"
+#include "tidegate/export.h"
 #include "tidegate/limits.h"
 #include "tidegate/model.h"
+#include "tidegate/safetensors.h"
 #include "tidegate/settings.h"
 #include "tidegate/version.h"
 #include "tidegate/view.h"

@@ -1,0 +1,253 @@
+// Options of layers as JSON: one table of them, for reading and for writing.
+#include "core/layer_text.h"
+
+#include <algorithm>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/json.h"
+#include "core/memory.h"
+
+namespace tidegate {
+namespace {
+
+// A layer while it is read: what cannot be stored before all options are known.
+struct Draft {
+  LayerInfo layer;
+  std::optional<Activation> output_activation;
+};
+
+constexpr unsigned kLstm = 1, kGru = 2, kLinear = 4, kRecurrent = kLstm | kGru;
+
+unsigned bit_of(LayerKind kind) {
+  return kind == LayerKind::lstm ? kLstm : kind == LayerKind::gru ? kGru : kLinear;
+}
+
+// An option: whose it is, and how it is read and written.
+struct Option {
+  const char* name;
+  unsigned kinds;
+  bool required;
+  std::function<void(JsonReader&, Draft&)> read;
+  std::function<std::string(const LayerInfo&)> text;  // a JSON value
+};
+
+std::string text_of(bool value) { return value ? "true" : "false"; }
+std::string text_of(Index value) { return std::to_string(value); }
+std::string text_of(double value) { return json_number(value); }
+
+std::string text_of(UpdateGate value) {
+  return value == UpdateGate::carry ? "\"carry\"" : "\"write\"";
+}
+
+std::string text_of(const Activation& activation) {
+  const ActivationInfo& info = activation_info(activation.kind);
+  const std::string name = json_string(info.name);
+  if (activation == Activation(activation.kind)) return name;
+  std::string text = "[" + name + ", " + json_number(activation.alpha);
+  if (info.parameters > 1) text += ", " + json_number(activation.beta);
+  return text + "]";
+}
+
+void read_value(JsonReader& json, bool& value) { value = json.boolean(); }
+void read_value(JsonReader& json, Index& value) { value = json.integer(); }
+void read_value(JsonReader& json, double& value) { value = json.number(); }
+
+void read_value(JsonReader& json, UpdateGate& value) {
+  const std::string name = json.string();
+  if (name != "carry" && name != "write")
+    json.fail("got " + shown(name) + ", wanted \"carry\" or \"write\"");
+  value = name == "carry" ? UpdateGate::carry : UpdateGate::write;
+}
+
+const ActivationInfo& read_activation_name(JsonReader& json) {
+  const std::string name = json.string();
+  std::string names;
+  for (const ActivationInfo& info : kActivations) {
+    if (name == info.name) return info;
+    names += (names.empty() ? "" : ", ") + std::string(info.name);
+  }
+  json.fail("got " + shown(name) + ", wanted one of " + names);
+}
+
+// A name, or an array of a name and its parameters.
+void read_value(JsonReader& json, Activation& value) {
+  if (json.peek() == JsonReader::Kind::string) {
+    value = read_activation_name(json).kind;
+    return;
+  }
+  const ActivationInfo* info = nullptr;
+  int count = 0;
+  json.array([&] {
+    if (info == nullptr) {
+      info = &read_activation_name(json);
+      value = info->kind;
+      return;
+    }
+    if (count == info->parameters)
+      json.fail(std::string(info->name) + " has " + std::to_string(count) + " parameters");
+    (count++ == 0 ? value.alpha : value.beta) = json.number();
+  });
+  if (info == nullptr) json.fail("got an empty array, wanted a name and its parameters");
+}
+
+template <class Value>
+Option config_option(const char* name, unsigned kinds, Value Config::* member,
+                     bool required = false) {
+  return {
+      name, kinds, required,
+      [member](JsonReader& json, Draft& draft) { read_value(json, draft.layer.config.*member); },
+      [member](const LayerInfo& layer) { return text_of(layer.config.*member); }};
+}
+
+template <class Value>
+Option cell_option(const char* name, unsigned kinds, Value CellActivations::* member) {
+  return {name, kinds, false,
+          [member](JsonReader& json, Draft& draft) {
+            read_value(json, draft.layer.config.activations.*member);
+          },
+          [member](const LayerInfo& layer) { return text_of(layer.config.activations.*member); }};
+}
+
+template <class Value>
+Option layer_option(const char* name, unsigned kinds, Value LayerInfo::* member,
+                    bool required = false) {
+  return {name, kinds, required,
+          [member](JsonReader& json, Draft& draft) { read_value(json, draft.layer.*member); },
+          [member](const LayerInfo& layer) { return text_of(layer.*member); }};
+}
+
+// h = o * output(c): as `activation` where nothing is said.
+Option output_activation_option() {
+  return {"output_activation", kLstm, false,
+          [](JsonReader& json, Draft& draft) {
+            Activation activation = ActivationKind::tanh;
+            read_value(json, activation);
+            draft.output_activation = activation;
+          },
+          [](const LayerInfo& layer) { return text_of(layer.config.activations.output); }};
+}
+
+// To add an option: one line here.
+std::vector<Option> make_options() {
+  return {
+      config_option("input_size", kRecurrent, &Config::input_size, true),
+      config_option("hidden_size", kRecurrent, &Config::hidden_size, true),
+      config_option("num_layers", kRecurrent, &Config::num_layers),
+      config_option("bias", kRecurrent, &Config::bias),
+      layer_option("batch_first", kRecurrent, &LayerInfo::batch_first),
+      layer_option("dropout", kRecurrent, &LayerInfo::dropout),
+      config_option("bidirectional", kRecurrent, &Config::bidirectional),
+      config_option("reverse", kRecurrent, &Config::reverse),
+      config_option("proj_size", kLstm, &Config::proj_size),
+      config_option("peephole", kLstm, &Config::peephole),
+      config_option("reset_after", kGru, &Config::reset_after),
+      config_option("update_gate", kGru, &Config::update_gate),
+      cell_option("recurrent_activation", kRecurrent, &CellActivations::gate),
+      cell_option("activation", kRecurrent, &CellActivations::candidate),
+      output_activation_option(),
+      cell_option("clip", kRecurrent, &CellActivations::clip),
+      cell_option("input_forget", kLstm, &CellActivations::input_forget),
+      layer_option("in_features", kLinear, &LayerInfo::in_features, true),
+      layer_option("out_features", kLinear, &LayerInfo::out_features, true),
+      layer_option("bias", kLinear, &LayerInfo::bias),
+  };
+}
+
+LayerKind read_kind(JsonReader& json) {
+  const std::string name = json.string();
+  for (const LayerKind kind : {LayerKind::lstm, LayerKind::gru, LayerKind::linear}) {
+    if (name == kind_name(kind)) return kind;
+  }
+  json.fail("got " + shown(name) + ", wanted \"LSTM\", \"GRU\" or \"Linear\"");
+}
+
+void require(bool holds, const std::string& message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
+void require_sizes(const LayerInfo& layer) {
+  for (const auto& [name, size] : {std::pair("in_features", layer.in_features),
+                                   std::pair("out_features", layer.out_features)}) {
+    require(size >= 1,
+            std::string(name) + ": got " + std::to_string(size) + ", wanted an integer >= 1");
+  }
+}
+
+}  // namespace
+
+const char* kind_name(LayerKind kind) {
+  return kind == LayerKind::lstm ? "LSTM" : kind == LayerKind::gru ? "GRU" : "Linear";
+}
+
+LayerInfo parse_layer(std::string_view text, Index most_layers) {
+  Draft draft;
+  LayerInfo& layer = draft.layer;
+  const std::vector<Option> options = make_options();
+  std::vector<std::string> given;
+  JsonReader json(text);
+  json.object([&](const std::string& key) {
+    if (given.empty() != (key == "kind")) json.fail("wanted \"kind\", first of all");
+    given.push_back(key);
+    if (key == "kind") {
+      layer.kind = read_kind(json);
+      layer.config.cell = layer.kind == LayerKind::gru ? CellKind::gru : CellKind::lstm;
+      return;
+    }
+    for (const Option& option : options) {
+      if (key == option.name && (option.kinds & bit_of(layer.kind)) != 0)
+        return option.read(json, draft);
+    }
+    json.fail(std::string("an option that this version's ") + kind_name(layer.kind) +
+              " does not have");
+  });
+  json.end();
+  require(!given.empty(), "\"kind\" is missing");
+  for (const Option& option : options) {
+    const bool wanted = option.required && (option.kinds & bit_of(layer.kind)) != 0;
+    require(!wanted || std::find(given.begin(), given.end(), option.name) != given.end(),
+            json_string(option.name) + " is missing");
+  }
+
+  if (layer.kind == LayerKind::linear) {
+    require_sizes(layer);
+    return layer;
+  }
+  CellActivations& cell = layer.config.activations;
+  if (layer.kind == LayerKind::lstm) cell.output = draft.output_activation.value_or(cell.candidate);
+  require(layer.dropout >= 0 && layer.dropout < 1,
+          "dropout: got " + json_number(layer.dropout) + ", wanted a number >= 0, below 1");
+  require(layer.config.num_layers <= most_layers,
+          "num_layers: got " + std::to_string(layer.config.num_layers) +
+              ", which is more than there are tensors (" + std::to_string(most_layers) + ")");
+  layer.config.validate();
+  return layer;
+}
+
+std::string layer_text(const LayerInfo& layer) {
+  LayerInfo defaults;
+  defaults.config.cell = layer.config.cell;
+  defaults.config.activations.output = layer.config.activations.candidate;
+  std::string text = std::string("{\"kind\": \"") + kind_name(layer.kind) + "\"";
+  for (const Option& option : make_options()) {
+    if ((option.kinds & bit_of(layer.kind)) == 0) continue;
+    const std::string value = option.text(layer);
+    if (option.required || value != option.text(defaults))
+      text += ", " + json_string(option.name) + ": " + value;
+  }
+  return text + "}";
+}
+
+std::vector<Parameter> parameters(const LayerInfo& layer) {
+  if (layer.kind != LayerKind::linear) return parameters(layer.config);
+  require_sizes(layer);
+  const Index weights = checked_size(layer.out_features, layer.in_features);
+  std::vector<Parameter> all = {{"weight", layer.out_features, layer.in_features, 0}};
+  if (layer.bias) all.push_back({"bias", layer.out_features, 0, weights});
+  return all;
+}
+
+}  // namespace tidegate

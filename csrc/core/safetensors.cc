@@ -1,0 +1,422 @@
+// Files of tensors: the header read and checked, data on demand, and whole files written.
+#include "tidegate/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <tuple>
+#include <utility>
+
+#include "core/json.h"
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "data are copied as they are: little-endian"
+#endif
+
+namespace tidegate {
+namespace {
+
+constexpr Index kLengthBytes = 8;  // of the header's length, before the header
+constexpr const char* kMetadata = "__metadata__";
+
+struct DtypeBits {
+  std::string_view name;
+  Index bits;  // of an element
+};
+constexpr DtypeBits kDtypes[] = {
+    {"BOOL", 8}, {"F4", 4},      {"F6_E2M3", 6},     {"F6_E3M2", 6}, {"U8", 8},
+    {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8},     {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8},
+    {"F16", 16}, {"BF16", 16},   {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},
+    {"I32", 32}, {"U32", 32},    {"F32", 32},        {"I64", 64},    {"U64", 64},
+    {"F64", 64}, {"C64", 64},
+};
+
+// Bytes of a tensor; std::invalid_argument if dtype or shape are none.
+Index tensor_bytes(const Tensor& tensor) {
+  const auto fail = [&](const std::string& reason) {
+    throw std::invalid_argument("tensor " + shown(tensor.name) + ": " + reason);
+  };
+  const auto* const dtype =
+      std::find_if(std::begin(kDtypes), std::end(kDtypes),
+                   [&](DtypeBits known) { return known.name == tensor.dtype; });
+  if (dtype == std::end(kDtypes)) fail("dtype " + shown(tensor.dtype) + " is not known");
+  Index bits = dtype->bits;
+  bool overflow = false;
+  for (const Index size : tensor.shape) {
+    if (size < 0) fail("shape " + shown(tensor.shape) + " has a negative size");
+    overflow = overflow || __builtin_mul_overflow(bits, size, &bits);
+  }
+  if (overflow) fail("shape " + shown(tensor.shape) + " overflows");
+  if (bits % 8 != 0)
+    fail("shape " + shown(tensor.shape) + " of " + tensor.dtype + " fills no whole bytes");
+  return bits / 8;
+}
+
+[[noreturn]] void fail_system(int error, const std::string& path) {
+  throw std::system_error(error, std::generic_category(), path);
+}
+
+// A file descriptor of its own.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int number) : number_(number) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (number_ >= 0) ::close(number_);
+  }
+
+  int number() const { return number_; }
+  void open(const char* path, int flags, mode_t mode = 0) {
+    do {
+      number_ = ::open(path, flags | O_CLOEXEC, mode);
+    } while (number_ < 0 && errno == EINTR);
+  }
+  // Whether what was written has reached the file.
+  bool close() { return ::close(std::exchange(number_, -1)) == 0; }
+
+ private:
+  int number_ = -1;
+};
+
+void check_path(const std::string& path) {
+  if (path.empty() || path.find('\0') != std::string::npos)
+    throw std::invalid_argument("path: got " + shown(path) + ", wanted the path of a file");
+}
+
+// What is there, and is no file, is refused: reading a pipe would wait, replacing a device would
+// harm.
+void check_regular(const struct stat& status, const std::string& path) {
+  if (S_ISDIR(status.st_mode)) fail_system(EISDIR, path);
+  if (!S_ISREG(status.st_mode)) throw std::invalid_argument(as_utf8(path) + ": not a regular file");
+}
+
+}  // namespace
+
+struct Safetensors::Impl {
+  explicit Impl(std::string name_of_file) : name(std::move(name_of_file)) {}
+
+  [[noreturn]] void fail(const std::string& reason) const {
+    throw std::invalid_argument(as_utf8(name) + ": " + reason);
+  }
+  void open();
+  void read_header();
+  void read_metadata(JsonReader& json);
+  void read_tensor(JsonReader& json, const std::string& key, Index data_begin);
+  void check_data(Index data_begin);
+  void copy(Index offset, void* to, Index count) const;
+
+  const std::string name;
+  Descriptor file;
+  const std::byte* memory = nullptr;  // of a file in memory
+  Index size = 0;
+
+  Metadata metadata;
+  std::vector<Tensor> tensors;
+  std::map<std::string_view, const Tensor*> index;
+};
+
+void Safetensors::Impl::open() {
+  check_path(name);
+  file.open(name.c_str(), O_RDONLY | O_NONBLOCK);  // or a pipe would wait for its writer
+  struct stat status;
+  if (file.number() < 0 || ::fstat(file.number(), &status) != 0) fail_system(errno, name);
+  check_regular(status, name);
+  size = status.st_size;
+}
+
+void Safetensors::Impl::copy(Index offset, void* to, Index count) const {
+  auto* bytes = static_cast<std::byte*>(to);
+  if (memory != nullptr) {
+    if (count > 0) std::memcpy(bytes, memory + offset, static_cast<std::size_t>(count));
+    return;
+  }
+  while (count > 0) {
+    const ssize_t got =
+        ::pread(file.number(), bytes, static_cast<std::size_t>(count), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail_system(errno, name);
+    if (got == 0) fail("the file has become shorter while it was read");
+    bytes += got;
+    offset += got;
+    count -= got;
+  }
+}
+
+void Safetensors::Impl::read_header() {
+  if (size < kLengthBytes)
+    fail("got " + std::to_string(size) + " bytes, wanted a safetensors file, of at least 8");
+  std::uint64_t length = 0;
+  copy(0, &length, kLengthBytes);
+  if (length > static_cast<std::uint64_t>(size - kLengthBytes)) {
+    fail("the header's length, " + std::to_string(length) + ", reaches beyond the file's " +
+         std::to_string(size) + " bytes");
+  }
+  if (length > static_cast<std::uint64_t>(kMaxSafetensorsHeader)) {
+    fail("the header's length, " + std::to_string(length) + ", is above the limit of " +
+         std::to_string(kMaxSafetensorsHeader));
+  }
+  std::string header(static_cast<std::size_t>(length), '\0');
+  copy(kLengthBytes, header.data(), static_cast<Index>(length));
+  const Index data_begin = kLengthBytes + static_cast<Index>(length);
+  try {
+    JsonReader json(header);
+    json.object([&](const std::string& key) {
+      if (key == kMetadata) {
+        read_metadata(json);
+      } else {
+        read_tensor(json, key, data_begin);
+      }
+    });
+    json.end();
+  } catch (const std::invalid_argument& error) {
+    fail("header: " + std::string(error.what()));
+  }
+  check_data(data_begin);
+  for (const Tensor& tensor : tensors) index.emplace(tensor.name, &tensor);
+}
+
+void Safetensors::Impl::read_metadata(JsonReader& json) {
+  json.object([&](const std::string& key) { metadata.emplace_back(key, json.string()); });
+}
+
+// Offsets are from the beginning of the data; `bytes` is what they span until check_data().
+void Safetensors::Impl::read_tensor(JsonReader& json, const std::string& key, Index data_begin) {
+  const auto size_of = [&] {
+    const Index value = json.integer();
+    if (value < 0) json.fail("got " + std::to_string(value) + ", wanted an integer >= 0");
+    return value;
+  };
+  Tensor tensor;
+  tensor.name = key;
+  bool has_dtype = false, has_shape = false;
+  std::vector<Index> offsets;
+  json.object([&](const std::string& member) {
+    if (member == "dtype") {
+      tensor.dtype = json.string();
+      has_dtype = true;
+    } else if (member == "shape") {
+      json.array([&] { tensor.shape.push_back(size_of()); });
+      has_shape = true;
+    } else if (member == "data_offsets") {
+      json.array([&] {
+        if (offsets.size() == 2) json.fail("wanted two offsets");
+        offsets.push_back(size_of());
+      });
+    } else {
+      json.fail("not a key of a tensor");
+    }
+  });
+  if (!has_dtype) json.fail("\"dtype\" is missing");
+  if (!has_shape) json.fail("\"shape\" is missing");
+  if (offsets.size() != 2) json.fail("\"data_offsets\", two of them, are missing");
+  const Index data_size = size - data_begin;
+  if (offsets[0] > offsets[1] || offsets[1] > data_size) {
+    json.fail("data_offsets " + shown(offsets) + " do not lie in the " + std::to_string(data_size) +
+              " bytes of data");
+  }
+  tensor.offset = data_begin + offsets[0];
+  tensor.bytes = offsets[1] - offsets[0];
+  tensors.push_back(std::move(tensor));
+}
+
+void Safetensors::Impl::check_data(Index data_begin) {
+  // Empty ones first where several begin at one place; by name, so that the order is one.
+  std::sort(tensors.begin(), tensors.end(), [](const Tensor& a, const Tensor& b) {
+    return std::tie(a.offset, a.bytes, a.name) < std::tie(b.offset, b.bytes, b.name);
+  });
+  Index end = data_begin;
+  for (const Tensor& tensor : tensors) {
+    Index wanted = 0;
+    try {
+      wanted = tensor_bytes(tensor);
+    } catch (const std::invalid_argument& error) {
+      fail(error.what());
+    }
+    const std::string who = "tensor " + shown(tensor.name) + ": ";
+    if (tensor.bytes != wanted) {
+      fail(who + "data_offsets span " + std::to_string(tensor.bytes) + " bytes, wanted " +
+           std::to_string(wanted) + " for " + tensor.dtype + " of shape " + shown(tensor.shape));
+    }
+    if (tensor.offset < end) fail(who + "its data overlap those of another tensor");
+    if (tensor.offset > end)
+      fail(who + std::to_string(tensor.offset - end) +
+           " bytes before its data belong to no tensor");
+    end += tensor.bytes;
+  }
+  if (end < size)
+    fail("the last " + std::to_string(size - end) + " bytes of data belong to no tensor");
+}
+
+Safetensors::Safetensors(const std::string& path) : impl_(std::make_unique<Impl>(path)) {
+  impl_->open();
+  impl_->read_header();
+}
+
+Safetensors::Safetensors(const void* data, std::size_t size, std::string name)
+    : impl_(std::make_unique<Impl>(std::move(name))) {
+  if (data == nullptr || size > static_cast<std::size_t>(PTRDIFF_MAX))
+    impl_->fail("got no memory, or an impossible size");
+  impl_->memory = static_cast<const std::byte*>(data);
+  impl_->size = static_cast<Index>(size);
+  impl_->read_header();
+}
+
+Safetensors::Safetensors(Safetensors&&) noexcept = default;
+Safetensors& Safetensors::operator=(Safetensors&&) noexcept = default;
+Safetensors::~Safetensors() = default;
+
+const std::string& Safetensors::name() const { return impl_->name; }
+const Metadata& Safetensors::metadata() const { return impl_->metadata; }
+const std::vector<Tensor>& Safetensors::tensors() const { return impl_->tensors; }
+
+const Tensor* Safetensors::find(const std::string& tensor) const {
+  const auto found = impl_->index.find(tensor);
+  return found == impl_->index.end() ? nullptr : found->second;
+}
+
+void Safetensors::read(const std::string& tensor, void* destination, std::size_t size) const {
+  const Tensor* const found = find(tensor);
+  if (found == nullptr) impl_->fail("there is no tensor " + shown(tensor));
+  if (size != static_cast<std::size_t>(found->bytes)) {
+    throw std::invalid_argument("size: got " + std::to_string(size) + ", wanted the " +
+                                std::to_string(found->bytes) + " bytes of " + shown(tensor));
+  }
+  impl_->copy(found->offset, destination, found->bytes);
+}
+
+// ---- Writing ----
+
+namespace {
+
+// A file that takes its place when it is complete: written beside it, then renamed.
+class Replacement {
+ public:
+  explicit Replacement(const std::string& path);
+  Replacement(const Replacement&) = delete;
+  Replacement& operator=(const Replacement&) = delete;
+  ~Replacement() {
+    if (!temporary_.empty()) ::unlink(temporary_.c_str());
+  }
+
+  void write(const void* data, Index size);
+  void commit();
+
+ private:
+  [[noreturn]] void fail() const { fail_system(errno, given_); }
+
+  const std::string given_;
+  std::string target_, temporary_;
+  Descriptor file_;
+};
+
+Replacement::Replacement(const std::string& path) : given_(path), target_(path) {
+  check_path(path);
+  std::error_code error;
+  const std::filesystem::path resolved = std::filesystem::canonical(path, error);
+  struct stat replaced;
+  const bool replaces = !error && ::stat(resolved.c_str(), &replaced) == 0;
+  if (replaces) {
+    check_regular(replaced, given_);
+    target_ = resolved.string();
+  }
+  // Of a name of its own: a long one would grow too long by a suffix.
+  const std::string folder = std::filesystem::path(target_).parent_path().string();
+  const std::string prefix =
+      (folder.empty() ? "." : folder) + "/.tidegate-" + std::to_string(::getpid()) + "-";
+  constexpr int kTries = 1000;
+  for (int i = 0; file_.number() < 0; ++i) {
+    const std::string name = prefix + std::to_string(i) + ".tmp";
+    file_.open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL, 0666);
+    if (file_.number() >= 0) {
+      temporary_ = name;
+    } else if (errno != EEXIST || i == kTries) {
+      fail();
+    }
+  }
+  // Permissions are a courtesy: not every file system has them.
+  if (replaces && ::fchmod(file_.number(), replaced.st_mode & 07777) != 0) errno = 0;
+}
+
+void Replacement::write(const void* data, Index size) {
+  const auto* bytes = static_cast<const std::byte*>(data);
+  while (size > 0) {
+    const ssize_t written = ::write(file_.number(), bytes, static_cast<std::size_t>(size));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) fail();
+    bytes += written;
+    size -= written;
+  }
+}
+
+void Replacement::commit() {
+  // Data first, then the name: after a crash there is the old file or the new one.
+  if (::fsync(file_.number()) != 0 && errno != EINVAL && errno != ENOTSUP) fail();
+  if (!file_.close() || ::rename(temporary_.c_str(), target_.c_str()) != 0) fail();
+  temporary_.clear();
+}
+
+std::string header_of(const std::vector<TensorData>& tensors, const Metadata& metadata) {
+  std::string header = "{";
+  const auto key = [&](const std::string& name, std::set<std::string>& keys) {
+    if (!keys.insert(name).second)
+      throw std::invalid_argument("the name " + shown(name) + " stands twice");
+    header += (header.back() == '{' ? "" : ", ") + json_string(name) + ": ";
+  };
+  std::set<std::string> tensor_keys = {kMetadata}, metadata_keys;
+  if (!metadata.empty()) {
+    header += json_string(kMetadata) + ": {";
+    for (const auto& [name, value] : metadata) {
+      key(name, metadata_keys);
+      header += json_string(value);
+    }
+    header += '}';
+  }
+  Index begin = 0;
+  for (const TensorData& data : tensors) {
+    const Tensor& tensor = data.tensor;
+    const Index end = begin + tensor_bytes(tensor);
+    key(tensor.name, tensor_keys);
+    header += "{\"dtype\": " + json_string(tensor.dtype) + ", \"shape\": [";
+    for (const Index size : tensor.shape)
+      header += (header.back() == '[' ? "" : ", ") + std::to_string(size);
+    header += "], \"data_offsets\": [" + std::to_string(begin) + ", " + std::to_string(end) + "]}";
+    begin = end;
+  }
+  header += '}';
+  // Data begin at a multiple of 8, for those who map files.
+  header.append((8 - header.size() % 8) % 8, ' ');
+  if (header.size() > static_cast<std::size_t>(kMaxSafetensorsHeader)) {
+    throw std::invalid_argument("tensors: got a header of " + std::to_string(header.size()) +
+                                " bytes, wanted at most " + std::to_string(kMaxSafetensorsHeader));
+  }
+  return header;
+}
+
+}  // namespace
+
+void write_safetensors(const std::string& path, const std::vector<TensorData>& tensors,
+                       const Metadata& metadata) {
+  const std::string header = header_of(tensors, metadata);
+  const std::uint64_t length = header.size();
+  Replacement file(path);
+  file.write(&length, kLengthBytes);
+  file.write(header.data(), static_cast<Index>(header.size()));
+  for (const TensorData& data : tensors) file.write(data.data, tensor_bytes(data.tensor));
+  file.commit();
+}
+
+}  // namespace tidegate

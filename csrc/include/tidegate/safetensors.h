@@ -1,0 +1,128 @@
+// Safetensors files: any, as named tensors; and those that hold layers, whose configuration stands
+// in the metadata. Files are taken for hostile: whatever is wrong with one is a
+// std::invalid_argument that names the file, the key and the reason, and nothing is allocated that
+// the file is not itself large enough for. What the system refuses is a std::system_error that
+// names the path.
+//
+// The format: 8 bytes, the length of the header (little-endian); the header, a JSON object of
+// tensors; their data, each little-endian and row-major, one after the other without holes.
+//
+// Layers: `__metadata__` holds "tidegate.format": "1", and for each layer "tidegate.layer.NAME", or
+// "tidegate.layer" for the one layer of a file that has no name. Its value is a JSON object again:
+// "kind" ("LSTM", "GRU" or "Linear"), and the options of Python's constructor that differ from
+// their defaults. Its tensors are NAME.PARAMETER, or PARAMETER.
+#ifndef TIDEGATE_SAFETENSORS_H_
+#define TIDEGATE_SAFETENSORS_H_
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tidegate/config.h"
+#include "tidegate/export.h"
+#include "tidegate/model.h"
+
+namespace tidegate {
+
+// ---- Files of tensors ----
+
+struct Tensor {
+  std::string name;
+  std::string dtype;  // as the format writes it: "F32", "BF16", "I64", ...
+  std::vector<Index> shape;
+  Index bytes = 0;
+  Index offset = 0;  // of its first byte, from the beginning of the file
+};
+
+using Metadata = std::vector<std::pair<std::string, std::string>>;  // in the order of the file
+
+// A header of more bytes is refused.
+constexpr Index kMaxSafetensorsHeader = Index{8} << 20;
+
+// A file, its header read and checked. Any number of threads may use it at once.
+class TIDEGATE_EXPORT Safetensors {
+ public:
+  // Keeps the file open, and reads data as they are asked for.
+  explicit Safetensors(const std::string& path);
+  // A file in memory, which must stay there. `name` is for messages.
+  Safetensors(const void* data, std::size_t size, std::string name = "memory");
+  Safetensors(Safetensors&&) noexcept;
+  Safetensors& operator=(Safetensors&&) noexcept;
+  ~Safetensors();
+
+  const std::string& name() const;  // the path
+  const Metadata& metadata() const;
+  const std::vector<Tensor>& tensors() const;           // in the order of their data
+  const Tensor* find(const std::string& tensor) const;  // null: there is none
+  // Copies a tensor's data out; `size` is that of the destination, and must be the tensor's.
+  void read(const std::string& tensor, void* destination, std::size_t size) const;
+
+  struct TIDEGATE_HIDDEN Impl;
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// A tensor to be written: its name, dtype and shape (`bytes` and `offset` follow), and its data.
+struct TensorData {
+  Tensor tensor;
+  const void* data = nullptr;
+};
+
+// Writes a file, in this order: whole, or not at all (beside it first, then renamed). Links are
+// followed, and a file that is replaced bequeaths its permissions.
+TIDEGATE_EXPORT void write_safetensors(const std::string& path,
+                                       const std::vector<TensorData>& tensors,
+                                       const Metadata& metadata);
+
+// ---- Files of layers ----
+
+enum class LayerKind { lstm, gru, linear };
+
+TIDEGATE_EXPORT const char* kind_name(LayerKind kind);  // "LSTM", "GRU" or "Linear"
+
+// What a file says of one layer.
+struct LayerInfo {
+  std::string name;  // empty: the only layer of the file
+  LayerKind kind = LayerKind::lstm;
+  std::string dtype;  // of all its tensors: "F32" or "F64"
+
+  Config config;             // LSTM, GRU
+  bool batch_first = false;  // LSTM, GRU: how Python lays out sequences; the core's are time-major
+  double dropout = 0;        // LSTM, GRU: between layers, in training
+
+  Index in_features = 0;   // Linear: weight (out_features, in_features), bias (out_features,)
+  Index out_features = 0;  // Linear
+  bool bias = true;        // Linear
+};
+
+// The parameters of a layer, in the order of its flat vector.
+TIDEGATE_EXPORT std::vector<Parameter> parameters(const LayerInfo& layer);
+
+// All layers of a file, in the order of its metadata. Refuses a file of which anything is not
+// understood: a version, kind or option that is not known; tensors that are missing, surplus, or of
+// another dtype or shape than the options say.
+TIDEGATE_EXPORT std::vector<LayerInfo> read_layers(const Safetensors& file);
+
+// Copies the parameters of a layer of this file into its flat vector: as many elements as
+// parameters() has, of the layer's dtype.
+TIDEGATE_EXPORT void read_parameters(const Safetensors& file, const LayerInfo& layer, void* flat);
+
+// The LSTM or GRU of this name; without one, the only LSTM or GRU of the file. T must be its dtype.
+template <class T>
+TIDEGATE_EXPORT std::shared_ptr<Model<T>> load_model(const Safetensors& file,
+                                                     const std::string& layer = "");
+
+struct LayerData {
+  LayerInfo info;
+  const void* flat = nullptr;  // its parameters, as read_parameters() gives them
+};
+
+// Writes layers with different names, or one without a name.
+TIDEGATE_EXPORT void write_layers(const std::string& path, const std::vector<LayerData>& layers);
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_SAFETENSORS_H_

@@ -1,0 +1,308 @@
+// Safetensors files: read from disk and memory, layers found, models made and run, files written;
+// and refused. Bad files in all their kinds are the matter of tests/test_files.py and of the
+// fuzzer.
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "arrays.h"
+#include "check.h"
+#include "errors.h"
+#include "file_bytes.h"
+#include "tidegate/model.h"
+#include "tidegate/safetensors.h"
+
+namespace {
+
+using namespace tidegate;
+using test::Random;
+using test::same;
+
+std::size_t size_of(Index count) { return static_cast<std::size_t>(count); }
+
+// A path that is free, and a file that goes with this.
+class TemporaryPath {
+ public:
+  TemporaryPath() {
+    const char* const folder = std::getenv("TMPDIR");
+    text_ = std::string(folder ? folder : "/tmp") + "/tidegate-test-XXXXXX";
+    const int file = ::mkstemp(text_.data());
+    CHECK(file >= 0);
+    if (FILE* const stream = ::fdopen(file, "w")) std::fclose(stream);
+  }
+  TemporaryPath(const TemporaryPath&) = delete;
+  TemporaryPath& operator=(const TemporaryPath&) = delete;
+  ~TemporaryPath() { std::remove(text_.c_str()); }
+
+  const std::string& text() const { return text_; }
+  std::string bytes() const {
+    std::ifstream file(text_, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  void write(const std::string& bytes) const { std::ofstream(text_, std::ios::binary) << bytes; }
+
+ private:
+  std::string text_;
+};
+
+template <class T>
+LayerInfo recurrent(const std::string& name, const Config& config) {
+  LayerInfo layer;
+  layer.name = name;
+  layer.kind = config.cell == CellKind::lstm ? LayerKind::lstm : LayerKind::gru;
+  layer.dtype = sizeof(T) == 4 ? "F32" : "F64";
+  layer.config = config;
+  return layer;
+}
+
+template <class T>
+std::vector<T> random_parameters(Random& random, const LayerInfo& layer) {
+  Index count = 0;
+  for (const Parameter& parameter : parameters(layer)) count += parameter.size();
+  return random.numbers<T>(count, 0.5);
+}
+
+Config a_config(CellKind cell) {
+  Config config;
+  config.cell = cell;
+  config.input_size = 3;
+  config.hidden_size = 5;
+  config.num_layers = 2;
+  return config;
+}
+
+template <class T>
+std::vector<T> run(const Model<T>& model, const std::vector<T>& x, Index steps) {
+  const Config& config = model.config();
+  std::vector<T> y(size_of(steps * config.output_size()));
+  Inputs<T> inputs;
+  inputs.x = view(x.data(), steps, 1, config.input_size);
+  Outputs<T> outputs;
+  outputs.y = view(y.data(), steps, 1, config.output_size());
+  model.run(inputs, outputs, 1);
+  return y;
+}
+
+template <class T>
+void check_round_trip(const Config& config) {
+  Random random(1);
+  const LayerInfo layer = recurrent<T>("", config);
+  const std::vector<T> flat = random_parameters<T>(random, layer);
+  const TemporaryPath path;
+  write_layers(path.text(), {{layer, flat.data()}});
+
+  const Safetensors file(path.text());
+  CHECK(file.name() == path.text());
+  const std::shared_ptr<Model<T>> loaded = load_model<T>(file);
+  CHECK(same(std::vector<T>(loaded->parameters(), loaded->parameters() + loaded->parameter_count()),
+             flat));
+  Model<T> wanted(config);
+  wanted.write_parameters(0, flat.data(), wanted.parameter_count());
+  const std::vector<T> x = random.numbers<T>(7 * config.input_size);
+  CHECK(same(run(*loaded, x, 7), run(wanted, x, 7)));
+
+  // The same bytes in memory.
+  const std::string bytes = path.bytes();
+  const std::shared_ptr<Model<T>> other = load_model<T>(Safetensors(bytes.data(), bytes.size()));
+  CHECK(same(run(*other, x, 7), run(wanted, x, 7)));
+}
+
+std::string refusal(const std::string& bytes) {
+  return invalid_argument_of([&] { read_layers(Safetensors(bytes.data(), bytes.size())); });
+}
+
+}  // namespace
+
+TEST(layers_come_back_as_they_were) {
+  for (const CellKind cell : {CellKind::lstm, CellKind::gru}) {
+    Config config = a_config(cell);
+    check_round_trip<float>(config);
+    check_round_trip<double>(config);
+    config.bidirectional = true;
+    config.activations.gate = Activation(ActivationKind::hard_sigmoid, 1.0 / 6, 0.5);
+    config.activations.clip = 1.5;
+    if (cell == CellKind::lstm) {
+      config.peephole = true;
+      config.proj_size = 2;
+      config.activations.output = ActivationKind::softsign;
+      config.activations.input_forget = true;
+    } else {
+      config.reset_after = false;
+      config.update_gate = UpdateGate::write;
+    }
+    check_round_trip<float>(config);
+  }
+}
+
+TEST(several_layers) {
+  Random random(2);
+  LayerInfo lstm = recurrent<float>("a.b", a_config(CellKind::lstm));
+  lstm.batch_first = true;
+  lstm.dropout = 0.25;
+  const LayerInfo gru = recurrent<double>("a", a_config(CellKind::gru));
+  LayerInfo linear;
+  linear.name = "head";
+  linear.kind = LayerKind::linear;
+  linear.dtype = "F32";
+  linear.in_features = 5;
+  linear.out_features = 2;
+  linear.bias = false;
+  const std::vector<float> lstm_flat = random_parameters<float>(random, lstm);
+  const std::vector<double> gru_flat = random_parameters<double>(random, gru);
+  const std::vector<float> linear_flat = random_parameters<float>(random, linear);
+  const TemporaryPath path;
+  write_layers(path.text(),
+               {{lstm, lstm_flat.data()}, {gru, gru_flat.data()}, {linear, linear_flat.data()}});
+
+  const Safetensors file(path.text());
+  const std::vector<LayerInfo> layers = read_layers(file);
+  CHECK(layers.size() == 3);
+  CHECK(layers[0].name == "a.b" && layers[0].batch_first && layers[0].dropout == 0.25);
+  CHECK(layers[1].name == "a" && layers[1].kind == LayerKind::gru && layers[1].dtype == "F64");
+  CHECK(layers[2].kind == LayerKind::linear && layers[2].in_features == 5);
+  CHECK(layers[2].out_features == 2 && !layers[2].bias);
+  std::vector<float> weight(10);
+  read_parameters(file, layers[2], weight.data());
+  CHECK(same(weight, linear_flat));
+  CHECK(load_model<float>(file, "a.b")->config().cell == CellKind::lstm);
+  CHECK(load_model<double>(file, "a")->config().cell == CellKind::gru);
+
+  const auto refused = [&](const auto& f) {
+    return invalid_argument_of(f).substr(path.text().size());
+  };
+  CHECK(refused([&] { load_model<float>(file); }) ==
+        ": layer: wanted the name of one of the LSTMs and GRUs of this file: \"a.b\", \"a\"");
+  CHECK(begins_with(refused([&] { load_model<float>(file, "head"); }), ": layer: got \"head\""));
+  CHECK(refused([&] { load_model<float>(file, "a"); }) == ": layer \"a\": got F64, wanted F32");
+  CHECK(refused([&] { load_model<double>(file, "a.b"); }) ==
+        ": layer \"a.b\": got F32, wanted F64");
+
+  for (const Tensor& tensor : file.tensors())
+    CHECK(tensor.offset % (tensor.dtype == "F64" ? 8 : 4) == 0);
+}
+
+TEST(any_tensors_and_metadata) {
+  const std::vector<std::uint16_t> halves = {1, 2, 3, 4, 5, 6};
+  const std::uint8_t truth = 1;
+  const Metadata metadata = {{"b", "x\ny \u00e9"}, {"a", ""}};
+  const TemporaryPath path;
+  write_safetensors(path.text(),
+                    {{{"h", "BF16", {2, 3}}, halves.data()},
+                     {{"none", "I64", {0, 4}}, nullptr},
+                     {{"scalar", "BOOL", {}}, &truth}},
+                    metadata);
+  const Safetensors file(path.text());
+  CHECK(file.metadata() == metadata);
+  CHECK(file.tensors().size() == 3);
+  const Tensor* const tensor = file.find("h");
+  CHECK(tensor && tensor->dtype == "BF16" && tensor->shape == std::vector<Index>({2, 3}));
+  CHECK(tensor && tensor->bytes == 12);
+  CHECK(file.find("none") && file.find("none")->bytes == 0);
+  CHECK(file.find("nothing") == nullptr);
+  std::vector<std::uint16_t> read(6);
+  file.read("h", read.data(), 12);
+  CHECK(read == halves);
+  file.read("none", nullptr, 0);
+
+  CHECK(invalid_argument_of([&] { file.read("h", read.data(), 11); }) ==
+        "size: got 11, wanted the 12 bytes of \"h\"");
+  CHECK(!invalid_argument_of([&] { file.read("nothing", read.data(), 12); }).empty());
+
+  Safetensors moved(path.text());
+  moved = Safetensors(path.text());
+  const Safetensors last(std::move(moved));
+  CHECK(last.tensors().size() == 3);
+}
+
+TEST(what_cannot_be_written) {
+  const TemporaryPath path;
+  path.write("before");
+  const float value = 1;
+  const auto refused = [&](const std::vector<TensorData>& tensors, const Metadata& metadata) {
+    const std::string message =
+        invalid_argument_of([&] { write_safetensors(path.text(), tensors, metadata); });
+    CHECK(path.bytes() == "before");
+    return message;
+  };
+  CHECK(refused({{{"a", "F32", {1}}, &value}, {{"a", "F32", {1}}, &value}}, {}) ==
+        "the name \"a\" stands twice");
+  CHECK(!refused({{{"__metadata__", "F32", {1}}, &value}}, {}).empty());
+  CHECK(!refused({{{"a", "F99", {1}}, &value}}, {}).empty());
+  CHECK(!refused({{{"a", "F32", {-1}}, &value}}, {}).empty());
+  CHECK(!refused({{{"a", "F32", {Index{1} << 62, 8}}, &value}}, {}).empty());
+  CHECK(!refused({{{"\xff", "F32", {1}}, &value}}, {}).empty());
+  CHECK(!refused({}, {{"a", ""}, {"a", ""}}).empty());
+  CHECK(!refused({}, {{"a", std::string(size_of(kMaxSafetensorsHeader), ' ')}}).empty());
+
+  const LayerInfo gru = recurrent<float>("", a_config(CellKind::gru));
+  const std::vector<float> flat(1000);
+  CHECK(!invalid_argument_of([&] { write_layers(path.text(), {}); }).empty());
+  CHECK(!invalid_argument_of([&] {
+           write_layers(path.text(), {{gru, flat.data()}, {gru, flat.data()}});
+         }).empty());
+  CHECK(path.bytes() == "before");
+}
+
+TEST(what_the_system_refuses_names_the_path) {
+  const auto code_of = [](const auto& f) {
+    try {
+      f();
+    } catch (const std::system_error& error) {
+      CHECK(std::string(error.what()).find("/no/such/folder/f") != std::string::npos);
+      return error.code().value();
+    }
+    return 0;
+  };
+  CHECK(code_of([] { Safetensors("/no/such/folder/f"); }) == ENOENT);
+  CHECK(code_of([] { write_safetensors("/no/such/folder/f", {}, {}); }) == ENOENT);
+}
+
+TEST(a_file_that_shrinks_while_it_is_read) {
+  const std::string bytes = test::layers_file_bytes();
+  const TemporaryPath path;
+  path.write(bytes);
+  const Safetensors file(path.text());
+  path.write(bytes.substr(0, bytes.size() - 1));
+  CHECK(invalid_argument_of([&] { load_model<float>(file); }).empty());
+  float bias;
+  CHECK(invalid_argument_of([&] { file.read("head.bias", &bias, 4); }) ==
+        path.text() + ": the file has become shorter while it was read");
+}
+
+TEST(memory_is_read_nowhere_but_within) {
+  const std::string bytes = test::layers_file_bytes();
+  CHECK(refusal(bytes).empty());
+  // Exactly so much memory: a sanitizer sees what is read beyond.
+  for (std::size_t size = 0; size < bytes.size(); ++size) {
+    const std::vector<char> part(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size));
+    CHECK(!invalid_argument_of([&] {
+             read_layers(Safetensors(part.empty() ? "" : part.data(), size, "part"));
+           }).empty());
+  }
+  CHECK(begins_with(invalid_argument_of([] { Safetensors(nullptr, 0); }), "memory: "));
+}
+
+TEST(a_file_of_too_many_layers_is_soon_refused) {
+  // Many layers that each claim all tensors: the work must not be their product.
+  test::FileOfZeros file;
+  std::string metadata = R"({"tidegate.format": "1")";
+  constexpr int kMany = 20000;
+  for (int i = 0; i < kMany; ++i) {
+    metadata += ", \"tidegate.layer." + std::to_string(i) +
+                R"(": "{\"kind\": \"GRU\", \"input_size\": 1, \"hidden_size\": 1, )"
+                R"(\"num_layers\": )" +
+                std::to_string(kMany) + "}\"";
+  }
+  file.metadata(metadata + "}");
+  for (int i = 0; i < kMany; ++i) file.tensor("0." + std::to_string(i), "F32", "[]", 4);
+  CHECK(!refusal(file.bytes()).empty());
+}

@@ -1,0 +1,646 @@
+"""Files of layers: what is saved is loaded, others can read it, and bad files are named errors."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tidegate as tg
+from tidegate import files
+
+ACTIVATIONS = [
+    "sigmoid",
+    "tanh",
+    "relu",
+    "hard_sigmoid",
+    ("hard_sigmoid", 1 / 6, 0.5),
+    ("affine", 0.5, -0.125),
+    ("leaky_relu", 0.3),
+    ("scaled_tanh", 1.7159, 2 / 3),
+    "softsign",
+]
+
+# Values of every option, beside the default, that a file must keep.
+LSTM_OPTIONS = {
+    "num_layers": [1, 2, 3],
+    "bias": [True, False],
+    "batch_first": [False, True],
+    "dropout": [0.0, 0.1, 1 / 3],
+    "bidirectional": [False, True],
+    "proj_size": [0, 2],
+    "peephole": [False, True],
+    "reverse": [False, True],
+    "recurrent_activation": ACTIVATIONS,
+    "activation": ACTIVATIONS,
+    "output_activation": [None, *ACTIVATIONS],
+    "clip": [None, 3.5, 0.1],
+    "input_forget": [False, True],
+}
+GRU_OPTIONS = {
+    **{name: LSTM_OPTIONS[name] for name in ("num_layers", "bias", "batch_first", "dropout")},
+    **{name: LSTM_OPTIONS[name] for name in ("bidirectional", "reverse", "activation", "clip")},
+    "recurrent_activation": ["sigmoid", "hard_sigmoid"],
+    "reset_after": [True, False],
+    "update_gate": ["carry", "write"],
+}
+LINEAR_OPTIONS = {"bias": [True, False]}
+# Not of the layer, or what the tensors say.
+ELSEWHERE = {"self", "input_size", "hidden_size", "in_features", "out_features", "dtype", "seed"}
+
+
+def make(kind, dtype=np.float32, seed=0, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # dropout with one layer
+        return getattr(tg, kind)(3, 4, dtype=dtype, seed=seed, **options)
+
+
+def same_layer(got, wanted):
+    assert type(got) is type(wanted)
+    for option in inspect.signature(type(wanted).__init__).parameters:
+        if option not in ("self", "seed"):
+            assert getattr(got, option) == getattr(wanted, option), option
+    if not isinstance(wanted, tg.Linear):
+        assert got._config == wanted._config
+    assert got.params.shapes == wanted.params.shapes
+    assert got.params.flat.tobytes() == wanted.params.flat.tobytes()
+
+
+def saved(path, layers):
+    files.save(path, layers)
+    return files.load(path)
+
+
+# ---- What is saved is loaded ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("LSTM", LSTM_OPTIONS), ("GRU", GRU_OPTIONS), ("Linear", LINEAR_OPTIONS)],
+)
+def test_every_option_is_kept(kind, options, tmp_path):
+    parameters = inspect.signature(getattr(tg, kind).__init__).parameters
+    assert set(options) == set(parameters) - ELSEWHERE, "an option that is not tested here"
+    for name, values in options.items():
+        for value in values:
+            layer = make(kind, **{name: value})
+            same_layer(saved(tmp_path / "layer", layer), layer)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_any_options_and_names_are_kept(data, tmp_path):
+    def layer():
+        kind, table = data.draw(
+            st.sampled_from([("LSTM", LSTM_OPTIONS), ("GRU", GRU_OPTIONS), ("Linear", {})])
+        )
+        options = {name: data.draw(st.sampled_from(values)) for name, values in table.items()}
+        if options.get("bidirectional"):
+            options["reverse"] = False
+        dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+        return make(kind, dtype, data.draw(st.integers(0, 9)), **options)
+
+    names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
+    layers = {name: layer() for name in data.draw(st.lists(names, min_size=1, unique=True))}
+    loaded = saved(tmp_path / "layers", layers)
+    assert list(loaded) == list(layers)
+    for name, wanted in layers.items():
+        same_layer(loaded[name], wanted)
+
+
+def test_one_layer_without_a_name_comes_back_as_itself(tmp_path):
+    assert isinstance(saved(tmp_path / "a", make("GRU")), tg.GRU)
+    assert list(saved(tmp_path / "b", {"only": make("GRU")})) == ["only"]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "Linear"])
+def test_a_layer_saves_itself(kind, tmp_path):
+    layer = make(kind)
+    layer.save(tmp_path / "f")
+    same_layer(tg.load(tmp_path / "f"), layer)
+
+
+def test_names_may_have_points(tmp_path):
+    layers = {"a": make("GRU"), "a.b": make("LSTM"), ".": make("Linear"), "a.b.": make("GRU")}
+    for name, layer in saved(tmp_path / "f", layers).items():
+        same_layer(layer, layers[name])
+
+
+def test_any_bits_are_kept(tmp_path):
+    layer = make("LSTM")
+    bits = np.random.default_rng(0).integers(0, 1 << 32, layer.params.flat.size, np.uint32)
+    layer.params.flat = bits.view(np.float32)  # NaN and subnormals among them
+    same_layer(saved(tmp_path / "f", layer), layer)
+
+
+def test_a_loaded_layer_is_one_of_its_own(tmp_path):
+    layer = make("LSTM")
+    first, second = saved(tmp_path / "f", layer), files.load(tmp_path / "f")
+    x = np.ones((2, 1, 3), np.float32)
+    assert np.array_equal(first(x)[0], layer(x)[0])
+    first.params.flat = np.zeros_like(first.params.flat)
+    same_layer(second, layer)
+
+
+def test_loading_does_not_warn_again(tmp_path):
+    layer = make("GRU", dropout=0.5)  # that dropout has nothing to act on
+    assert saved(tmp_path / "f", layer).dropout == 0.5
+
+
+# ---- Others can read it --------------------------------------------------------------------------
+
+
+def test_the_safetensors_package_reads_it(tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    numpy = pytest.importorskip("safetensors.numpy")
+    layers = {"rnn": make("LSTM", np.float64, peephole=True), "head": make("Linear")}
+    files.save(tmp_path / "f", layers)
+    arrays = numpy.load_file(tmp_path / "f")
+    wanted = {f"{name}.{k}": v for name, layer in layers.items() for k, v in layer.params.items()}
+    assert set(arrays) == set(wanted)
+    for name, array in wanted.items():
+        assert arrays[name].dtype == array.dtype
+        assert np.array_equal(arrays[name], array)
+    with safetensors.safe_open(tmp_path / "f", "np") as file:
+        metadata = file.metadata()
+    assert metadata["tidegate.format"] == "1"
+    # What was saved by another writer, with these metadata, is as good.
+    numpy.save_file(arrays, tmp_path / "g", metadata)
+    for name, layer in files.load(tmp_path / "g").items():
+        same_layer(layer, layers[name])
+
+
+def test_what_a_file_says(tmp_path):
+    files.save(tmp_path / "f", {"a": make("GRU"), "b": make("LSTM", clip=2, activation="relu")})
+    header = parts(tmp_path / "f")[0]
+    assert header["__metadata__"] == {
+        "tidegate.format": "1",
+        "tidegate.layer.a": '{"kind": "GRU", "input_size": 3, "hidden_size": 4}',
+        "tidegate.layer.b": '{"kind": "LSTM", "input_size": 3, "hidden_size": 4, '
+        '"activation": "relu", "clip": 2}',
+    }
+    assert header["a.weight_ih_l0"] == {
+        "dtype": "F32",
+        "shape": [12, 3],
+        "data_offsets": [0, 144],
+    }
+
+
+def test_data_are_aligned(tmp_path):
+    layers = {"a": make("Linear"), "b": make("Linear", np.float64)}
+    files.save(tmp_path / "f", layers)
+    header, data = parts(tmp_path / "f")
+    assert ((tmp_path / "f").stat().st_size - len(data)) % 8 == 0
+    for name in layers:
+        size = layers[name].dtype.itemsize
+        assert header[f"{name}.weight"]["data_offsets"][0] % size == 0
+
+
+def test_tensor_file_reads_any(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    rng = np.random.default_rng(0)
+    dtypes = ["bool", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "c8"]
+    arrays = {name: rng.integers(0, 2, (2, 3)).astype(name) for name in dtypes}
+    arrays |= {"scalar": np.array(7.0), "empty": np.ones((0, 5), np.int16)}
+    numpy.save_file(arrays, tmp_path / "f", {"note": "any \u2713"})
+    file = files.TensorFile(tmp_path / "f")
+    assert file.metadata == {"note": "any \u2713"}
+    assert set(file) == set(arrays)
+    assert len(file) == len(arrays)
+    for name, array in arrays.items():
+        assert file[name].dtype == array.dtype
+        assert np.array_equal(file[name], array)
+    assert file.dtype_and_shape("c8") == ("C64", (2, 3))
+    with pytest.raises(KeyError, match="nothing"):
+        file["nothing"]
+
+
+def test_a_dtype_that_numpy_has_not(tmp_path):
+    write(tmp_path / "f", {"w": entry("BF16", [2], 0, 4)}, b"abcd")
+    file = files.TensorFile(tmp_path / "f")
+    assert file.dtype_and_shape("w") == ("BF16", (2,))
+    with pytest.raises(TypeError, match="w: got BF16"):
+        file["w"]
+    raw = file.raw("w")
+    assert raw.dtype == np.uint8
+    assert raw.tobytes() == b"abcd"
+    with pytest.raises(KeyError, match="nothing"):
+        file.raw("nothing")
+
+
+# ---- Writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        ({}, ValueError, "layers: got an empty mapping"),
+        ({"": make("GRU")}, ValueError, "layers: got '' as a name"),
+        ({1: make("GRU")}, TypeError, "layers: got 1 as a name"),
+        ({"\ud800": make("GRU")}, ValueError, r"the name '\\ud800' cannot be encoded"),
+        ({"a": make("GRU"), "b": 3}, TypeError, r"layers\['b'\]: got int"),
+        (None, TypeError, "layers: got NoneType"),
+        (type("Mine", (tg.LSTM,), {})(1, 1), TypeError, "layers: got Mine"),
+        (tg.Dropout(0.5), TypeError, "layers: got Dropout"),
+    ],
+)
+def test_what_cannot_be_saved(layers, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        files.save(tmp_path / "f", layers)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("use", [files.load, lambda path: files.save(path, make("GRU"))])
+def test_paths(use, tmp_path):
+    for path in (3, None, 1.5):
+        with pytest.raises(TypeError, match=f"path: got {type(path).__name__}"):
+            use(path)
+    for path in ("", b"a\0b"):
+        with pytest.raises(ValueError, match="path: got"):
+            use(path)
+    with pytest.raises(FileNotFoundError) as caught:
+        use(tmp_path / "no" / "where")
+    assert caught.value.filename == str(tmp_path / "no" / "where")
+    with pytest.raises(IsADirectoryError):
+        use(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: not a regular file"):
+        use(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="not a regular file"):
+        use("/dev/null")
+
+
+def test_paths_of_every_kind(tmp_path, monkeypatch):
+    layer = make("GRU")
+    odd = os.fsencode(tmp_path) + b"/odd\xff"
+    for path in (str(tmp_path / "text"), os.fsencode(tmp_path) + b"/bytes", odd):
+        same_layer(saved(path, layer), layer)
+    monkeypatch.chdir(tmp_path)
+    same_layer(saved("here", layer), layer)
+    Path(os.fsdecode(odd)).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"odd\?: got 0 bytes"):
+        files.load(odd)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "f"
+    first, second = make("GRU", seed=1), make("LSTM", seed=2)
+    files.save(path, first)
+    path.chmod(0o640)
+    files.save(path, second)
+    same_layer(files.load(path), second)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+    # What fails leaves the old file, and nothing beside it: a limit on the size of files stands
+    # for a full disk.
+    child = f"""
+import resource, signal, tidegate as tg
+from tidegate import files
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    files.save({str(path)!r}, tg.LSTM(99, 99))
+except OSError as error:
+    print(error.filename)
+"""
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path}\n"
+    same_layer(files.load(path), second)
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_links_are_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    files.save(tmp_path / "real" / "f", make("GRU"))
+    (tmp_path / "link").symlink_to("real/f")
+    layer = make("LSTM")
+    same_layer(saved(tmp_path / "link", layer), layer)
+    assert (tmp_path / "link").is_symlink()
+    same_layer(files.load(tmp_path / "real" / "f"), layer)
+
+
+# ---- Bad files -----------------------------------------------------------------------------------
+
+
+def entry(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def write(path, header, data=b""):
+    if not isinstance(header, bytes):
+        header = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def parts(path):
+    """The header as a dict, and the data."""
+    raw = path.read_bytes()
+    end = 8 + struct.unpack("<Q", raw[:8])[0]
+    return json.loads(raw[8:end]), raw[end:]
+
+
+def refused(path, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        files.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "got 0 bytes"),
+        (b"1234567", "got 7 bytes"),
+        (struct.pack("<Q", 1) + b"", "header's length, 1, reaches beyond the file's 8 bytes"),
+        (struct.pack("<Q", 2**64 - 1) + b"{}", "header's length, 18446744073709551615, reaches"),
+        (struct.pack("<Q", 2**63) + b"{}", "reaches beyond"),
+        (struct.pack("<Q", 0), "the text ends"),
+        (struct.pack("<Q", 9 << 20) + b" " * (9 << 20), "above the limit of 8388608"),
+        (struct.pack("<Q", 4) + b'{"\xff"', "byte 2: not UTF-8"),
+        (struct.pack("<Q", 3) + b"{}x", 'got "x", wanted the end'),
+        (struct.pack("<Q", 2) + b"{}", "tidegate.format"),
+        (struct.pack("<Q", 2) + b"{}abc", "the last 3 bytes of data belong to no tensor"),
+        (struct.pack("<Q", 2) + b"[]", "wanted an object"),
+        (b"PK\x03\x04" + bytes(100), "reaches beyond"),
+        (b"\x80\x04" + bytes(2000), 'header: byte 0: got "\\\\u0000", wanted an object'),
+    ],
+)
+def test_what_is_no_safetensors_file(raw, message, tmp_path):
+    (tmp_path / "f").write_bytes(raw)
+    refused(tmp_path / "f", message)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"w": entry("F32", [2], 0, 4)}, r'"w": data_offsets span 4 bytes, wanted 8 for F32 of'),
+        ({"w": entry("F32", [1], 0, 12)}, "do not lie in the 8 bytes"),
+        ({"w": entry("F32", [1], 8, 4)}, "do not lie in"),
+        ({"w": entry("F32", [1], -4, 0)}, "got -4"),
+        ({"w": entry("F32", [-1], 0, 4)}, "got -1"),
+        ({"w": entry("F32", [2**62, 4], 0, 8)}, r"shape \[4611686018427387904, 4\] overflows"),
+        ({"w": entry("F32", [2**63], 0, 8)}, "got 9223372036854775808|wanted an integer of 64"),
+        ({"w": entry("F32", [10**30], 0, 8)}, "wanted an integer of 64 bits"),
+        ({"w": entry("F32", [1.5], 0, 4)}, "wanted an integer"),
+        ({"w": entry("F32", [True], 0, 4)}, 'got "t", wanted an integer'),
+        ({"w": entry("F32", ["1"], 0, 4)}, "wanted an integer"),
+        ({"w": entry("F32", 2, 0, 8)}, "wanted an array"),
+        ({"w": entry("F31", [2], 0, 8)}, '"w": dtype "F31" is not known'),
+        ({"w": entry("F4", [15], 0, 8)}, "no whole bytes"),
+        ({"w": entry(3, [2], 0, 8)}, "wanted a string"),
+        ({"w": [1, 2]}, "wanted an object"),
+        ({"w": {"dtype": "F32", "shape": [2]}}, '"data_offsets", two of them, are missing'),
+        ({"w": {"shape": [2], "data_offsets": [0, 8]}}, '"dtype" is missing'),
+        ({"w": {"dtype": "F32", "data_offsets": [0, 8]}}, '"shape" is missing'),
+        ({"w": {**entry("F32", [2], 0, 8), "stride": 1}}, '"stride": not a key of a tensor'),
+        (
+            {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4, 8]}},
+            '"data_offsets": wanted two offsets',
+        ),
+        (
+            {"v": entry("F32", [1], 0, 4), "w": entry("U8", [6], 2, 8)},
+            '"w": its data overlap',
+        ),
+        ({"v": entry("F32", [2], 0, 8), "w": entry("F32", [2], 0, 8)}, "its data overlap"),
+        ({"v": entry("F32", [1], 0, 4), "w": entry("U8", [2], 6, 8)}, '"w": 2 bytes before'),
+        ({"v": entry("F32", [1], 0, 4)}, "the last 4 bytes"),
+        ({"__metadata__": {"a": 1}}, '"a": .*wanted a string'),
+        ({"__metadata__": None}, '"__metadata__": .*wanted an object'),
+        (b'{"w": {}, "w": {}}', '"dtype" is missing'),
+        (
+            b'{"w":{"dtype":"U8","shape":[],"data_offsets":[0,1]},"w":{"dtype":"U8"}}',
+            'the key "w" stands twice',
+        ),
+        (b'{"w":{"dtype":"U8","dtype":"U8"}}', 'the key "dtype" stands twice'),
+        (b'{"__metadata__":{"a":"","a":""}}', 'the key "a" stands twice'),
+        (b"{" * 5000, "wanted a string"),
+        (b'{"w":' + b"[" * 100000, "wanted an object"),
+        (b'{"' + b"w" * 10000 + b'":3}', r"w \.\.\. w+"),
+        (b'{"a\nb":{}}', "control character"),
+        (b'{"\\ud800":{}}', "half of a surrogate pair"),
+        (b'{"\\ud800\\u0041":{}}', "half of a surrogate pair"),
+        (b'{"\\x":{}}', "an escape that JSON does not have"),
+        (b'{"\\u12g4":{}}', "four hexadecimal digits"),
+        (b'{"w":{"shape":[01]}}', "a number that JSON does not have"),
+        (b'{"w":{"shape":[1.]}}', "a number that JSON does not have"),
+        (b'{"w":{"shape":[1e]}}', "a number that JSON does not have"),
+        (b'{"w":{"shape":[-]}}', "a number that JSON does not have"),
+        (b'{"w":{"shape":[1e0]}}', "wanted an integer"),
+        (b'{"w":{"shape":[1,]}}', "wanted an integer"),
+        (b'{"w":{"shape":[1}}', "wanted ',' or ']'"),
+        (b'{"w":{},}', "is missing"),
+        (b'{,"w":{}}', "wanted a string"),
+        (b"{'w':{}}", "wanted a string"),
+        (b"\xef\xbb\xbf{}", "wanted an object"),
+    ],
+)
+def test_what_is_no_header(tensors, message, tmp_path):
+    write(tmp_path / "f", tensors, bytes(8))
+    refused(tmp_path / "f", message)
+
+
+@pytest.fixture
+def good(tmp_path):
+    """Changes a good file: change(metadata, tensors) -> path."""
+    layers = {"rnn": make("LSTM"), "head": make("Linear")}
+
+    def changed(change):
+        files.save(tmp_path / "f", layers)
+        header, data = parts(tmp_path / "f")
+        change(header["__metadata__"], header)
+        write(tmp_path / "f", header, data)
+        return tmp_path / "f"
+
+    assert set(files.load(changed(lambda metadata, tensors: None))) == set(layers)
+    return changed
+
+
+RNN = "tidegate.layer.rnn"
+
+
+def layer_text(text):
+    return lambda metadata, tensors: metadata.update({RNN: text})
+
+
+def rename(old, new):
+    def change(metadata, tensors):
+        tensors[new] = tensors.pop(old)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, t: m.pop("tidegate.format"), '"tidegate.format" is missing'),
+        (lambda m, t: t.pop("__metadata__"), '"tidegate.format" is missing'),
+        (lambda m, t: m.update({"tidegate.format": "2"}), 'got "2", wanted "1"'),
+        (lambda m, t: m.update({"tidegate.extra": ""}), '"tidegate.extra": a key that this'),
+        (lambda m, t: m.update({"tidegate.layer.": "{}"}), "a key that this version"),
+        (lambda m, t: m.update({"tidegate.layers": "{}"}), "a key that this version"),
+        (lambda m, t: m.pop(RNN), 'surplus tensors "rnn.weight_ih_l0", '),
+        (lambda m, t: [m.pop(RNN), m.pop("tidegate.layer.head")], "name no layer"),
+        (lambda m, t: m.update({"tidegate.layer": m[RNN]}), "without a name beside others"),
+        (lambda m, t: m.update({"tidegate.layer.new": m[RNN]}), 'missing tensors "new.weight_ih'),
+        (rename("rnn.bias_hh_l0", "rnn.bias_hh"), r'missing .*"rnn.bias_hh_l0"; surplus .*"rnn.b'),
+        (rename("head.weight", ".weight"), 'missing .*"head.weight"; surplus .*".weight"'),
+        (rename("rnn.bias_hh_l0", "rnn.bias_hh_l1"), "missing"),
+        (layer_text(""), "tidegate.layer.rnn.*: byte 0: the text ends"),
+        (layer_text("{}"), '"kind" is missing'),
+        (layer_text("3"), "wanted an object"),
+        (layer_text('{"kind": "RNN"}'), 'got "RNN", wanted "LSTM", "GRU" or "Linear"'),
+        (layer_text('{"input_size": 3, "kind": "LSTM"}'), "first of all"),
+        (layer_text('{"kind": "LSTM", "input_size": 3}'), '"hidden_size" is missing'),
+    ],
+)
+def test_what_is_no_file_of_layers(change, message, good):
+    refused(good(change), message)
+
+
+SIZES = '{"kind": "LSTM", "input_size": 3, "hidden_size": 4'
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ('"reset_after": true', '"reset_after": an option that this version\'s LSTM does not'),
+        ('"depth": 3', '"depth": an option that this'),
+        ('"bias": true, "bias": true', 'the key "bias" stands twice'),
+        ('"bias": 1', '"bias": got "1", wanted true or false'),
+        ('"bias": false', r'surplus tensors "rnn.bias_ih_l0"'),
+        ('"num_layers": "2"', "wanted an integer"),
+        ('"num_layers": 2', 'missing tensors "rnn.weight_ih_l1"'),
+        ('"num_layers": 1000000000000', "more than there are tensors"),
+        ('"num_layers": 0', "num_layers: got 0"),
+        ('"dropout": 1', "dropout: got 1, wanted"),
+        ('"dropout": 1e999', "wanted a number that a double can hold"),
+        ('"dropout": -0.5', "dropout: got -0.5"),
+        ('"dropout": NaN', "wanted a number"),
+        ('"proj_size": 4', "proj_size: got 4"),
+        ('"proj_size": 2', r'"rnn.weight_hh_l0": got shape \[16, 4\], wanted \[16, 2\]'),
+        ('"bidirectional": true, "reverse": true', "reverse: "),
+        ('"activation": "gelu"', 'got "gelu", wanted one of sigmoid, '),
+        ('"activation": ["tanh", 1]', "tanh has 0 parameters"),
+        ('"activation": []', "empty array"),
+        ('"activation": [[]]', "wanted a string"),
+        ('"activation": ["affine", "1"]', "wanted a number"),
+        ('"activation": null', "wanted"),
+        ('"clip": -1', "clip: got -1"),
+    ],
+)
+def test_options_that_are_not_understood(options, message, good):
+    refused(good(layer_text(f"{SIZES}, {options}}}")), message)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 5), r'"rnn.weight_ih_l0": got shape \[16, 3\], wanted \[20, 3\]'),
+        ((2, 4), r"wanted \[16, 2\]"),
+        ((2**62, 4), "overflow"),
+        ((3, 2**61), "overflow"),
+        ((10**9, 10**9), "overflow|wanted"),
+        ((10**7, 10**7), r"got shape \[16, 3\]"),
+        ((0, 4), "input_size: got 0"),
+        ((3, -4), "hidden_size: got -4"),
+    ],
+)
+def test_sizes_that_the_file_has_not(sizes, message, good):
+    options = {"kind": "LSTM", "input_size": sizes[0], "hidden_size": sizes[1]}
+    text = json.dumps(options)
+    refused(good(layer_text(text)), message)
+
+
+def test_sizes_of_a_linear(good):
+    for size, message in ((2**62, "overflow"), (0, "in_features: got 0"), (5, r"wanted \[4, 5\]")):
+        text = json.dumps({"kind": "Linear", "in_features": size, "out_features": 4})
+        refused(good(lambda m, t, text=text: m.update({"tidegate.layer.head": text})), message)
+
+
+def test_dtypes_that_layers_have_not(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    files.save(tmp_path / "f", make("GRU"))
+    arrays, metadata = numpy.load_file(tmp_path / "f"), parts(tmp_path / "f")[0]["__metadata__"]
+
+    def change(dtypes):
+        changed = {k: v.astype(dtypes.get(k, v.dtype)) for k, v in arrays.items()}
+        numpy.save_file(changed, tmp_path / "g", metadata)
+
+    change(dict.fromkeys(arrays, np.float16))
+    refused(tmp_path / "g", "got dtype F16, wanted F32 or F64")
+    change(dict.fromkeys(arrays, np.int32))
+    refused(tmp_path / "g", "got dtype I32, wanted F32 or F64")
+    change({"bias_hh_l0": np.float64})
+    refused(tmp_path / "g", 'got dtype F32|"bias_hh_l0": got dtype F64, wanted F32 as in the rest')
+
+
+def test_other_metadata_are_others_business(good):
+    path = good(lambda metadata, tensors: metadata.update({"format": "pt", "tidegate": "?"}))
+    assert set(files.load(path)) == {"rnn", "head"}
+
+
+def test_a_file_cut_short_is_refused_wherever(tmp_path):
+    files.save(tmp_path / "f", make("GRU"))
+    raw = (tmp_path / "f").read_bytes()
+    for size in range(len(raw)):
+        (tmp_path / "g").write_bytes(raw[:size])
+        with pytest.raises(ValueError, match="g: "):
+            files.load(tmp_path / "g")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_changed_byte_is_a_layer_or_a_value_error(data, tmp_path):
+    files.save(tmp_path / "f", {"a": make("GRU"), "b": make("Linear")})
+    raw = bytearray((tmp_path / "f").read_bytes())
+    header = 8 + struct.unpack("<Q", raw[:8])[0]
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "g").write_bytes(raw)
+    try:
+        layers = files.load(tmp_path / "g")
+    except ValueError as error:
+        assert "g: " in str(error)  # noqa: PT017
+    else:
+        assert all(isinstance(layer, (tg.GRU, tg.Linear)) for layer in layers.values())
+
+
+def test_a_file_takes_no_memory_that_it_is_too_small_for(tmp_path):
+    """Every hostile size at once: the peak of a process that tries them all does not rise."""
+    names = ("input_size", "hidden_size", "num_layers")
+    for i, sizes in enumerate([(10**8, 10, 1), (10, 10**4, 1), (1, 1, 10**7), (2**40, 1, 1)]):
+        text = json.dumps({"kind": "LSTM", **dict(zip(names, sizes))})
+        header = {
+            "__metadata__": {"tidegate.format": "1", "tidegate.layer": text},
+            "weight_ih_l0": entry("F32", [4 * sizes[1], sizes[0]], 0, 16 * sizes[0] * sizes[1]),
+        }
+        write(tmp_path / f"{i}", header)
+    child = f"""
+import resource
+from pathlib import Path
+from tidegate import files
+paths = sorted(Path({str(tmp_path)!r}).iterdir())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in paths:
+    try:
+        files.load(path)
+    except ValueError:
+        print(path.name)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+    *names, growth = done.stdout.split()
+    assert names == ["0", "1", "2", "3"]
+    assert int(growth) < 8 << 10  # kilobytes
