@@ -2,7 +2,9 @@
 # installed. Trained models are in test_real_models.py.
 from __future__ import annotations
 
+import json
 import pathlib
+import struct
 import sys
 import warnings
 from collections.abc import Callable
@@ -195,18 +197,44 @@ def test_safetensors(tmp_path: pathlib.Path) -> None:
     with pytest.raises(TypeError, match="bias_hh_l0: got dtype I16, wanted F16, BF16, F32 or F64"):
         convert.from_torch(path)
     whole = path.read_bytes()
-    for damaged in (b"", b"\xff" * 64, whole[: len(whole) // 2]):
+    for damaged, reason in (
+        (b"", "got 0 bytes, wanted a safetensors file"),
+        (b"\xff" * 64, "the header's length, 18446744073709551615, reaches beyond"),
+        (whole[:-10], "header: .*data_offsets .* do not lie in"),
+    ):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"model\.safetensors: not a safetensors file"):
+        with pytest.raises(ValueError, match=rf"model\.safetensors: {reason}"):
             convert.from_torch(path)
     with pytest.raises(FileNotFoundError):
         convert.from_torch(tmp_path / "absent.safetensors")
 
 
-def test_without_safetensors(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_bfloat16_without_any_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"needs safetensors: pip install 'tidegate\[torch\]'"):
-        convert.from_torch(tmp_path / "model.safetensors")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    layer = make("gru")
+    # Rounded to the upper halves, some of them subnormal; what is below them is zero.
+    halves = {n: (a * 2.0**-125).view(np.uint32) >> 16 for n, a in layer.state_dict().items()}
+    entries, data = {}, b""
+    for name, bits in halves.items():
+        end = len(data) + 2 * bits.size
+        entries[name] = {"dtype": "BF16", "shape": bits.shape, "data_offsets": [len(data), end]}
+        data += bits.astype("<u2").tobytes()
+    header = json.dumps(entries).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    layer.load_state_dict({name: (bits << 16).view(np.float32) for name, bits in halves.items()})
+    same(convert.from_torch(path), layer)
+
+
+def test_our_own_files_are_for_load(tmp_path: pathlib.Path) -> None:
+    """Their options would be lost: a GRU of the other form has PyTorch's names and shapes."""
+    path = tmp_path / "model.safetensors"
+    make("gru").save(path)
+    with pytest.raises(ValueError, match=r"model\.safetensors: got a file of tidegate\.save"):
+        convert.from_torch(path)
 
 
 def test_without_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:

@@ -26,6 +26,7 @@ from tidegate.convert._weights import (
     listed,
     make_layer,
 )
+from tidegate.files import TensorFile
 from tidegate.layers import GRU, LSTM
 
 if TYPE_CHECKING:
@@ -141,31 +142,28 @@ def _read_file(path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, Any]:
-    safetensors = import_extra("safetensors", "torch")
-    data = path.read_bytes()
-    try:
-        tensors = safetensors.deserialize(data)
-    except Exception as error:  # SafetensorError, which derives from Exception alone
-        raise ValueError(f"{path}: not a safetensors file: {error}") from error
-    return {name: _Stored(**tensor) for name, tensor in tensors}
+    file = TensorFile(path)
+    if "tidegate.format" in file.metadata:
+        # It says more of its layers than their shapes do.
+        raise ValueError(f"{path}: got a file of tidegate.save, which tidegate.load reads")
+    return {name: _Stored(file, name) for name in file}
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor of a safetensors file: `data` is little-endian and contiguous."""
+    """A tensor of a safetensors file, read when it turns out to be wanted."""
 
-    dtype: str
-    shape: list[int]
-    data: bytes
+    file: TensorFile
+    name: str
 
-    def decode(self, name: str) -> Array:
-        if self.dtype == "BF16":  # the upper half of a float32
-            array = (np.frombuffer(self.data, "<u2").astype("<u4") << 16).view("<f4")
-        elif self.dtype in ("F16", "F32", "F64"):
-            array = np.frombuffer(self.data, f"<f{int(self.dtype[1:]) // 8}")
-        else:
-            raise TypeError(f"{name}: got dtype {self.dtype}, wanted F16, BF16, F32 or F64")
-        return array.reshape(self.shape)
+    def read(self) -> Array:
+        dtype, shape = self.file.dtype_and_shape(self.name)
+        if dtype == "BF16":  # the upper half of a float32
+            bits = self.file.raw(self.name).view(np.uint16)
+            return (bits.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        if dtype not in ("F16", "F32", "F64"):
+            raise TypeError(f"{self.name}: got dtype {dtype}, wanted F16, BF16, F32 or F64")
+        return self.file[self.name]
 
 
 # ---- Names and shapes ----------------------------------------------------------------------------
@@ -248,7 +246,7 @@ def _from_arrays(
 def _as_array(name: str, value: Any) -> Any:
     """A tensor's values as an ndarray; what is no tensor is left for others to check."""
     if isinstance(value, _Stored):
-        return value.decode(name)
+        return value.read()
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return value
