@@ -1,0 +1,271 @@
+// Fuzzing of the safetensors reader: whatever the bytes, it reads them or says in words that it
+// does not, and asks for no memory that is out of proportion.
+//
+// LLVMFuzzerTestOneInput() is libFuzzer's entry (CMake's TIDEGATE_FUZZ, with Clang). Elsewhere
+// main() stands in: `fuzz_safetensors [rounds [seed [folder]]]` changes good files in ways that a
+// header's reader may trip over, and says how to repeat what fails. The good files are left in the
+// folder, if one is given, for libFuzzer to begin with.
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "arrays.h"
+#include "file_bytes.h"
+#include "tidegate/model.h"
+#include "tidegate/safetensors.h"
+#include "tidegate/settings.h"
+
+namespace {
+
+// Elements above which an allowed size is not asked for, so that running stays short.
+constexpr tidegate::Index kWorthRunning = 1 << 12;
+
+std::size_t most_allocated = SIZE_MAX;  // at once
+
+template <class T>
+void run_a_step(const tidegate::Safetensors& file, const std::string& layer) {
+  const std::shared_ptr<tidegate::Model<T>> model = tidegate::load_model<T>(file, layer);
+  const tidegate::Config& config = model->config();
+  const std::vector<T> x(static_cast<std::size_t>(config.input_size));
+  std::vector<T> y(static_cast<std::size_t>(config.output_size()));
+  tidegate::Inputs<T> inputs;
+  inputs.x = tidegate::view(x.data(), 1, 1, config.input_size);
+  tidegate::Outputs<T> outputs;
+  outputs.y = tidegate::view(y.data(), 1, 1, config.output_size());
+  model->run(inputs, outputs, 1);
+}
+
+// Reads all that a file says; false if it is refused, for which std::invalid_argument is the one
+// way.
+bool read_all(const char* data, std::size_t size) {
+  try {
+    const tidegate::Safetensors file(data, size, "fuzz");
+    std::vector<char> values;
+    for (const tidegate::Tensor& tensor : file.tensors()) {
+      values.resize(static_cast<std::size_t>(tensor.bytes));
+      file.read(tensor.name, values.data(), values.size());
+    }
+    for (const tidegate::LayerInfo& layer : tidegate::read_layers(file)) {
+      tidegate::Index count = 0;
+      for (const tidegate::Parameter& p : tidegate::parameters(layer)) count += p.size();
+      values.resize(static_cast<std::size_t>(count) * 8);
+      tidegate::read_parameters(file, layer, values.data());
+      if (layer.kind == tidegate::LayerKind::linear || count > kWorthRunning) continue;
+      // Packed weights are padded, of one unit to a whole vector.
+      const std::size_t limit = std::exchange(most_allocated, SIZE_MAX);
+      layer.dtype == "F32" ? run_a_step<float>(file, layer.name)
+                           : run_a_step<double>(file, layer.name);
+      most_allocated = limit;
+    }
+    return true;
+  } catch (const std::invalid_argument&) {
+    return false;
+  }
+}
+
+// The same of memory of just this size: a sanitizer sees what is read beyond.
+bool read_exactly(const std::uint8_t* data, std::size_t size) {
+  const std::vector<char> bytes(data, data + size);
+  return read_all(bytes.empty() ? "" : bytes.data(), size);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  read_exactly(data, size);
+  return 0;
+}
+
+#if !defined(TIDEGATE_LIBFUZZER)
+
+// Every allocation of this program. A reader may keep some structures for each byte of a header,
+// never memory for sizes that a header only claims. Not inlined: the compiler would find that what
+// is freed does not come from malloc().
+[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  if (size > most_allocated) {
+    std::printf("an allocation of %zu bytes\n", size);
+    std::abort();
+  }
+  return std::malloc(size > 0 ? size : 1);
+}
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  if (void* const memory = operator new(size, std::nothrow)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace {
+
+using tidegate::test::Random;
+
+// What stands in headers, and what might trip their reader.
+const char* const kTokens[] = {"{",
+                               "}",
+                               "[",
+                               "]",
+                               ":",
+                               ",",
+                               "\"",
+                               "\\",
+                               "\\u0000",
+                               "\\ud800",
+                               "\xff",
+                               "\xc3\xa9",
+                               " ",
+                               "0",
+                               "-1",
+                               "1",
+                               "4",
+                               "9",
+                               "1e9",
+                               "0.5",
+                               "4294967296",
+                               "4611686018427387904",
+                               "9223372036854775807",
+                               "9223372036854775808",
+                               "18446744073709551615",
+                               "1e999",
+                               "true",
+                               "null",
+                               "\"F64\"",
+                               "\"BF16\"",
+                               "\"F4\"",
+                               "\"dtype\": \"F32\"",
+                               "\"shape\": []",
+                               "\"data_offsets\": [0, 0]",
+                               "[1, 1]",
+                               "\"__metadata__\": {}",
+                               "\\\"num_layers\\\": 2, ",
+                               "\\\"num_layers\\\": 1000000000000, ",
+                               "\\\"hidden_size\\\": 4611686018427387904, ",
+                               "\\\"bias\\\": false, ",
+                               "\\\"clip\\\": 1, ",
+                               "\\\"activation\\\": [\\\"affine\\\", 2, 3], ",
+                               "LSTM",
+                               "GRU",
+                               "Linear",
+                               "rnn",
+                               "head",
+                               "\"tidegate.layer\": \"{}\", ",
+                               "\"tidegate.format\": \"2\", ",
+                               ".",
+                               "weight_ih_l0"};
+
+std::size_t below(Random& random, std::size_t count) {
+  return static_cast<std::size_t>(random.below(static_cast<std::int64_t>(count)));
+}
+
+// One change at one place of the text.
+void change(Random& random, std::string& text) {
+  const std::size_t at = below(random, text.size() + 1);
+  switch (random.below(7)) {
+    case 0:
+      if (at < text.size()) text[at] = static_cast<char>(random.below(256));
+      return;
+    case 1:
+      text.erase(at, 1 + below(random, 8));
+      return;
+    case 2:
+      text.insert(at, kTokens[below(random, std::size(kTokens))]);
+      return;
+    case 3: {  // a token instead of another
+      const char* const token = kTokens[below(random, std::size(kTokens))];
+      const std::size_t end = text.find_first_of(",:]}\"", at);
+      if (end != std::string::npos) text.replace(at, end - at, token);
+      return;
+    }
+    case 4: {  // a digit
+      const std::size_t digit = text.find_first_of("0123456789", at);
+      if (digit != std::string::npos) text[digit] = static_cast<char>('0' + random.below(10));
+      return;
+    }
+    case 5:  // a part again, somewhere else
+      text.insert(at, text.substr(below(random, text.size() + 1), below(random, 64)));
+      return;
+    default:
+      text.resize(at);
+      return;
+  }
+}
+
+// A good file, changed: its header mostly, whose length then is that of the new one.
+std::string changed_file(Random& random, const std::vector<std::string>& seeds) {
+  std::string bytes = seeds[below(random, seeds.size())];
+  std::size_t header_size = 0;
+  for (int i = 7; i >= 0; --i)
+    header_size = header_size << 8 | static_cast<unsigned char>(bytes[static_cast<std::size_t>(i)]);
+  std::string header = bytes.substr(8, header_size);
+  std::string data = bytes.substr(8 + header_size);
+  const std::int64_t changes = random.below(5);
+  for (std::int64_t i = 0; i < changes; ++i) change(random, header);
+  if (random.below(8) == 0) data.resize(below(random, data.size() + 9));
+  bytes = tidegate::test::file_bytes(header, data);
+  if (random.below(16) == 0) bytes[below(random, 8)] = static_cast<char>(random.below(256));
+  if (random.below(16) == 0) bytes.resize(below(random, bytes.size() + 1));
+  return bytes;
+}
+
+std::vector<std::string> make_seeds() {
+  using tidegate::test::FileOfZeros;
+  const std::string lstm =
+      R"({"tidegate.format": "1", "tidegate.layer": "{\"kind\": \"LSTM\", \"input_size\": 1, )"
+      R"(\"hidden_size\": 2, \"bias\": false, \"peephole\": true, \"proj_size\": 1, )"
+      R"(\"dropout\": 0.5, \"activation\": [\"scaled_tanh\", 1.5, 0.5], \"clip\": 3}"})";
+  return {tidegate::test::layers_file_bytes(),
+          FileOfZeros()
+              .metadata(lstm)
+              .tensor("weight_ih_l0", "F64", "[8, 1]", 64)
+              .tensor("weight_hh_l0", "F64", "[8, 1]", 64)
+              .tensor("weight_hr_l0", "F64", "[1, 2]", 16)
+              .tensor("weight_peephole_l0", "F64", "[6]", 48)
+              .bytes(),
+          FileOfZeros()
+              .metadata("{\"format\": \"pt\"}")
+              .tensor("half", "BF16", "[3, 5]", 30)
+              .tensor("nibbles", "F4", "[2, 3]", 3)
+              .tensor("none", "I64", "[0, 7]", 0)
+              .tensor("truth", "BOOL", "[]", 1)
+              .bytes()};
+}
+
+}  // namespace
+
+int main(int argument_count, char** arguments) {
+  const long rounds = argument_count > 1 ? std::atol(arguments[1]) : 20000;
+  const long seed = argument_count > 2 ? std::atol(arguments[2]) : 1;
+  const std::vector<std::string> seeds = make_seeds();
+  tidegate::isa();  // what is made once is made here
+  for (std::size_t i = 0; i < seeds.size(); ++i) {
+    read_all(seeds[i].data(), seeds[i].size());
+    if (argument_count > 3)
+      std::ofstream(arguments[3] + ("/seed-" + std::to_string(i)), std::ios::binary) << seeds[i];
+  }
+  long read = 0;
+  for (long round = 0; round < rounds; ++round) {
+    Random random(static_cast<std::uint64_t>(seed + round));
+    const std::string bytes = changed_file(random, seeds);
+    most_allocated = (1 << 16) + 64 * bytes.size();
+    try {
+      read += read_exactly(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size());
+    } catch (const std::exception& error) {
+      std::printf("fuzz_safetensors 1 %ld: %s\n", seed + round, error.what());
+      return 1;
+    }
+    most_allocated = SIZE_MAX;
+  }
+  std::printf("%ld files read, %ld refused\n", read, rounds - read);
+  return 0;
+}
+
+#endif  // TIDEGATE_LIBFUZZER
