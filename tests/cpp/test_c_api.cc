@@ -1,0 +1,321 @@
+/* The C API, used from C: this file is compiled as C99 and as C++. It needs no harness but its own.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tidegate/tidegate_c.h"
+
+enum { I = 3, H = 4, N = 2, T = 5, GATES = 4 * H };
+
+static int failures = 0;
+
+#define CHECK(condition)                                                           \
+  do {                                                                             \
+    if (!(condition)) {                                                            \
+      ++failures;                                                                  \
+      printf("%s:%d: CHECK(%s); last error: %s\n", __FILE__, __LINE__, #condition, \
+             tidegate_last_error());                                               \
+    }                                                                              \
+  } while (0)
+
+/* Refused, and the message begins so. */
+#define CHECK_REFUSED(call, message)                                      \
+  do {                                                                    \
+    CHECK((call) == TIDEGATE_INVALID_ARGUMENT);                           \
+    CHECK(strncmp(tidegate_last_error(), message, strlen(message)) == 0); \
+  } while (0)
+
+static void fill(float* values, int count, int seed) {
+  int i;
+  for (i = 0; i < count; ++i) values[i] = (float)((i * 7 + seed * 13) % 17 - 8) / 16.0f;
+}
+
+static const char options[] = "{\"kind\": \"LSTM\", \"input_size\": 3, \"hidden_size\": 4}";
+static float weight_ih[GATES * I], weight_hh[GATES * H], bias_ih[GATES], bias_hh[GATES];
+/* Not in the order of the flat vector. */
+static const tidegate_parameter parameters[] = {{"bias_ih_l0", bias_ih, GATES},
+                                                {"weight_hh_l0", weight_hh, GATES * H},
+                                                {"weight_ih_l0", weight_ih, GATES * I},
+                                                {"bias_hh_l0", bias_hh, GATES}};
+
+static tidegate_model* make_model(void) {
+  tidegate_model* model = NULL;
+  CHECK(tidegate_model_create(options, parameters, 4, &model) == TIDEGATE_OK);
+  return model;
+}
+
+static double sigmoid(double a) { return 1 / (1 + exp(-a)); }
+
+/* One step as the equations say: h and c in and out. */
+static void step_by_hand(const float* x, double* h, double* c) {
+  double gates[GATES];
+  int g, k;
+  for (g = 0; g < GATES; ++g) {
+    gates[g] = (double)bias_ih[g] + (double)bias_hh[g];
+    for (k = 0; k < I; ++k) gates[g] += (double)weight_ih[g * I + k] * (double)x[k];
+    for (k = 0; k < H; ++k) gates[g] += (double)weight_hh[g * H + k] * h[k];
+  }
+  for (k = 0; k < H; ++k) {
+    c[k] = sigmoid(gates[H + k]) * c[k] + sigmoid(gates[k]) * tanh(gates[2 * H + k]);
+    h[k] = sigmoid(gates[3 * H + k]) * tanh(c[k]);
+  }
+}
+
+static void test_run_and_stream(void) {
+  tidegate_model* model = make_model();
+  tidegate_stream* stream = NULL;
+  float x[T * N * I], y[T * N * H], h_n[N * H], c_n[N * H], step_y[N * H], h[N * H], c[N * H];
+  double exact_h[H] = {0}, exact_c[H] = {0};
+  tidegate_run run;
+  int64_t lengths[N];
+  const int64_t second[] = {1}, third[] = {2};
+  int t, k;
+  fill(x, T * N * I, 5);
+
+  CHECK(tidegate_model_input_size(model) == I);
+  CHECK(tidegate_model_hidden_size(model) == H);
+  CHECK(tidegate_model_state_size(model) == H);
+  CHECK(tidegate_model_output_size(model) == H);
+  CHECK(tidegate_model_num_layers(model) == 1);
+  CHECK(tidegate_model_num_directions(model) == 1);
+  CHECK(tidegate_model_has_cell_state(model) == 1);
+
+  memset(&run, 0, sizeof run);
+  run.steps = T;
+  run.batch = N;
+  run.x = x;
+  run.y = y;
+  run.h_n = h_n;
+  run.c_n = c_n;
+  CHECK(tidegate_model_run(model, &run) == TIDEGATE_OK);
+  for (t = 0; t < T; ++t) {
+    step_by_hand(x + t * N * I, exact_h, exact_c); /* the first row */
+    for (k = 0; k < H; ++k) CHECK(fabs((double)y[t * N * H + k] - exact_h[k]) < 1e-5);
+  }
+  for (k = 0; k < H; ++k) CHECK(fabs((double)c_n[k] - exact_c[k]) < 1e-5);
+
+  /* A stream outlives the caller's model; its steps have the bits of the whole. */
+  CHECK(tidegate_stream_create(model, N, &stream) == TIDEGATE_OK);
+  tidegate_model_free(model);
+  CHECK(tidegate_stream_batch(stream) == N);
+  for (t = 0; t < T; ++t) {
+    CHECK(tidegate_stream_step(stream, x + t * N * I, step_y) == TIDEGATE_OK);
+    CHECK(memcmp(step_y, y + t * N * H, sizeof step_y) == 0);
+  }
+  CHECK(tidegate_stream_get_state(stream, h, c) == TIDEGATE_OK);
+  CHECK(memcmp(h, h_n, sizeof h) == 0 && memcmp(c, c_n, sizeof c) == 0);
+
+  /* In chunks, and with a state that was put back. */
+  CHECK(tidegate_stream_reset(stream, -1) == TIDEGATE_OK);
+  CHECK(tidegate_stream_run(stream, 2, x, y, 0) == TIDEGATE_OK);
+  CHECK(tidegate_stream_get_state(stream, h, c) == TIDEGATE_OK);
+  CHECK(tidegate_stream_set_state(stream, NULL, NULL) == TIDEGATE_OK);
+  CHECK(tidegate_stream_set_state(stream, h, c) == TIDEGATE_OK);
+  CHECK(tidegate_stream_run(stream, T - 2, x + 2 * N * I, y, 1) == TIDEGATE_OK);
+  CHECK(tidegate_stream_get_state(stream, h, NULL) == TIDEGATE_OK);
+  CHECK(memcmp(h, h_n, sizeof h) == 0);
+
+  /* One row alone, and a stream that shrinks and grows. */
+  CHECK(tidegate_stream_reset(stream, 0) == TIDEGATE_OK);
+  CHECK(tidegate_stream_reset(stream, 1) == TIDEGATE_OK);
+  for (t = 0; t < T; ++t) {
+    CHECK(tidegate_stream_step_rows(stream, second, 1, x + (t * N + 1) * I, step_y) == TIDEGATE_OK);
+  }
+  CHECK(memcmp(step_y, h_n + H, H * sizeof(float)) == 0);
+  CHECK(tidegate_stream_get_state(stream, h, NULL) == TIDEGATE_OK);
+  for (k = 0; k < H; ++k) CHECK(h[k] == 0.0f);
+  CHECK(tidegate_stream_resize(stream, 3) == TIDEGATE_OK);
+  CHECK(tidegate_stream_batch(stream) == 3);
+  CHECK(tidegate_stream_step_rows(stream, third, 1, x, step_y) == TIDEGATE_OK);
+  CHECK(tidegate_stream_resize(stream, 0) == TIDEGATE_OK);
+  CHECK(tidegate_stream_step(stream, NULL, NULL) == TIDEGATE_OK);
+  tidegate_stream_free(stream);
+
+  /* Lengths, and initial states in place. */
+  model = make_model();
+  lengths[0] = 2;
+  lengths[1] = 0;
+  memset(h, 0, sizeof h);
+  memset(c, 0, sizeof c);
+  c[H] = 0.5f;
+  run.lengths = lengths;
+  run.h_0 = run.h_n = h;
+  run.c_0 = run.c_n = c;
+  CHECK(tidegate_model_run(model, &run) == TIDEGATE_OK);
+  CHECK(c[H] == 0.5f);
+  CHECK(y[2 * N * H] == 0.0f);
+  CHECK(memcmp(h, y + N * H, H * sizeof(float)) == 0);
+  tidegate_model_free(model);
+}
+
+static void test_files(void) {
+  static const char header[] =
+      "{\"__metadata__\": {\"tidegate.format\": \"1\", \"tidegate.layer.g\": "
+      "\"{\\\"kind\\\": \\\"GRU\\\", \\\"input_size\\\": 1, \\\"hidden_size\\\": 1, "
+      "\\\"bias\\\": false}\"}, "
+      "\"g.weight_ih_l0\": {\"dtype\": \"F32\", \"shape\": [3, 1], \"data_offsets\": [0, 12]}, "
+      "\"g.weight_hh_l0\": {\"dtype\": \"F32\", \"shape\": [3, 1], \"data_offsets\": [12, 24]}}";
+  static const float data[6] = {0, 0, 1, 0, 0, 0};
+  float copied[3] = {7, 7, 7};
+  const uint64_t length = sizeof header - 1;
+  const size_t size = 8 + sizeof header - 1 + sizeof data;
+  char* const bytes = (char*)malloc(size);
+  const char* const folder = getenv("TMPDIR");
+  char path[1000];
+  FILE* file;
+  tidegate_model* model = NULL;
+  tidegate_stream* stream = NULL;
+  const float x = 2;
+  float y = 0;
+  memcpy(bytes, &length, 8);
+  memcpy(bytes + 8, header, sizeof header - 1);
+  memcpy(bytes + 8 + sizeof header - 1, data, sizeof data);
+
+  CHECK(tidegate_model_load_memory(bytes, size, "g", &model) == TIDEGATE_OK);
+  CHECK(tidegate_model_has_cell_state(model) == 0);
+  CHECK(tidegate_stream_create(model, 1, &stream) == TIDEGATE_OK);
+  CHECK(tidegate_stream_step(stream, &x, &y) == TIDEGATE_OK);
+  CHECK(fabs((double)y - 0.5 * tanh(2.0)) < 1e-6); /* z = 1/2, n = tanh(x) */
+  CHECK_REFUSED(tidegate_stream_set_state(stream, NULL, &x), "c: a GRU has no cell state");
+  CHECK_REFUSED(tidegate_stream_get_state(stream, NULL, &y), "c: a GRU has no cell state");
+  tidegate_stream_free(stream);
+  tidegate_model_free(model);
+
+  CHECK(snprintf(path, sizeof path, "%s/tidegate-c-api-%p", folder ? folder : "/tmp",
+                 (void*)bytes) < (int)sizeof path);
+  file = fopen(path, "wb");
+  CHECK(file != NULL && fwrite(bytes, 1, size, file) == size && fclose(file) == 0);
+  CHECK(tidegate_model_load(path, NULL, &model) == TIDEGATE_OK);
+  tidegate_model_free(model);
+  CHECK(tidegate_tensor_read(path, "g.weight_ih_l0", copied, 3) == TIDEGATE_OK);
+  CHECK(memcmp(copied, data, sizeof copied) == 0);
+  CHECK(remove(path) == 0);
+  CHECK(tidegate_model_load(path, NULL, &model) == TIDEGATE_SYSTEM_ERROR);
+  CHECK(strstr(tidegate_last_error(), path) != NULL);
+  CHECK(tidegate_tensor_read(path, "g.weight_ih_l0", copied, 3) == TIDEGATE_SYSTEM_ERROR);
+
+  CHECK_REFUSED(tidegate_model_load_memory(bytes, size, "h", &model), "memory: layer: got \"h\"");
+  CHECK_REFUSED(tidegate_model_load_memory(bytes, size - 1, NULL, &model), "memory: header: ");
+  CHECK_REFUSED(tidegate_model_load_memory(bytes, 0, NULL, &model), "memory: got 0 bytes");
+  CHECK_REFUSED(tidegate_model_load_memory(NULL, 0, NULL, &model), "data: got a null pointer");
+  CHECK_REFUSED(tidegate_model_load_memory(bytes, size, NULL, NULL), "model: got a null pointer");
+  CHECK_REFUSED(tidegate_model_load(NULL, NULL, &model), "path: got a null pointer");
+
+#define READ(tensor, values, count, message) \
+  CHECK_REFUSED(tidegate_tensor_read_memory(bytes, size, tensor, values, count), message)
+  copied[0] = 7;
+  READ("g.weight_ih", copied, 3, "memory: tensor \"g.weight_ih\": there is none");
+  READ("g.weight_ih_l0", copied, 2, "memory: tensor \"g.weight_ih_l0\": got 2 for a count");
+  READ("g.weight_ih_l0", NULL, 3, "values: got a null pointer");
+  READ(NULL, copied, 3, "tensor: got a null pointer");
+  CHECK_REFUSED(tidegate_tensor_read(NULL, "w", copied, 3), "path: got a null pointer");
+  CHECK_REFUSED(tidegate_tensor_read_memory(NULL, 0, "w", copied, 3), "data: got a null pointer");
+  CHECK(copied[0] == 7.0f);
+  CHECK(tidegate_tensor_read_memory(bytes, size, "g.weight_hh_l0", copied, 3) == TIDEGATE_OK);
+  CHECK(copied[0] == 0.0f);
+  memcpy(strstr(bytes + 8, "F32"), "I32", 3);
+  READ("g.weight_ih_l0", copied, 3, "memory: tensor \"g.weight_ih_l0\": got dtype I32, wanted F32");
+  free(bytes);
+}
+
+static void test_what_is_refused(void) {
+  tidegate_parameter changed[5];
+  tidegate_model* model = make_model();
+  tidegate_model* other = NULL;
+  tidegate_stream* stream = NULL;
+  float x[N * I] = {0}, y[N * H] = {0};
+  int k;
+  const int64_t rows[] = {0, N}, twice[] = {1, 1}, backwards[] = {1, 0};
+  tidegate_run run;
+
+#define CREATE(text, count, message) \
+  CHECK_REFUSED(tidegate_model_create(text, changed, count, &other), message)
+  memcpy(changed, parameters, sizeof parameters);
+  changed[4] = changed[0];
+  CREATE(options, 3, "parameters: missing bias_hh_l0");
+  CREATE(options, 5, "parameters: bias_ih_l0 stands twice");
+  CREATE(options, 0, "parameters: missing ");
+  CREATE("", 4, "options: byte 0: ");
+  CREATE("{\"kind\": \"LSTM\", \"input_size\": 3, \"hidden_size\": 0}", 4, "options: hidden_size");
+  CREATE("{\"kind\": \"LSTM\", \"input_size\": 3, \"hidden_size\": 4, \"num_layers\": 99}", 4,
+         "options: num_layers: got 99");
+  CREATE("{\"kind\": \"Linear\", \"in_features\": 3, \"out_features\": 4}", 4, "options: wanted");
+  CREATE("{\"kind\": \"LSTM\", \"input_size\": 3, \"hidden_size\": 5}", 4,
+         "weight_ih_l0: got 48 elements, wanted 60");
+  changed[1].name = "weight_hh";
+  CREATE(options, 4, "parameters: surplus \"weight_hh\"");
+  changed[1].name = NULL;
+  CREATE(options, 4, "parameters: name: got a null pointer");
+  changed[1] = parameters[1];
+  changed[1].data = NULL;
+  CREATE(options, 4, "weight_hh_l0: got a null pointer");
+  CHECK_REFUSED(tidegate_model_create(NULL, parameters, 4, &other), "options: got a null");
+  CHECK_REFUSED(tidegate_model_create(options, NULL, 4, &other), "parameters: got a null");
+  CHECK_REFUSED(tidegate_model_create(options, parameters, 4, NULL), "model: got a null");
+  CHECK(other == NULL);
+
+  memset(&run, 0, sizeof run);
+  CHECK(tidegate_model_run(model, &run) == TIDEGATE_OK); /* nothing to do */
+  run.steps = 1;
+  run.batch = N;
+  CHECK_REFUSED(tidegate_model_run(model, &run), "x: got a null pointer");
+  run.x = x;
+  CHECK_REFUSED(tidegate_model_run(model, &run), "y: got a null pointer");
+  run.y = y;
+  run.num_threads = -1;
+  CHECK_REFUSED(tidegate_model_run(model, &run), "num_threads: ");
+  run.num_threads = 0;
+  run.steps = -1;
+  CHECK_REFUSED(tidegate_model_run(model, &run), "steps: ");
+  run.steps = INT64_MAX;
+  CHECK(tidegate_model_run(model, &run) == TIDEGATE_OUT_OF_MEMORY);
+  CHECK_REFUSED(tidegate_model_run(model, NULL), "run: got a null pointer");
+  CHECK_REFUSED(tidegate_model_run(NULL, &run), "model: got a null pointer");
+
+  CHECK_REFUSED(tidegate_stream_create(model, -1, &stream), "batch: got -1");
+  CHECK_REFUSED(tidegate_stream_create(NULL, 1, &stream), "model: got a null pointer");
+  CHECK_REFUSED(tidegate_stream_create(model, 1, NULL), "stream: got a null pointer");
+  CHECK(tidegate_stream_create(model, N, &stream) == TIDEGATE_OK);
+  CHECK_REFUSED(tidegate_stream_step(stream, NULL, y), "x: got a null pointer");
+  CHECK_REFUSED(tidegate_stream_step(stream, x, NULL), "y: got a null pointer");
+  CHECK_REFUSED(tidegate_stream_step(NULL, x, y), "stream: got a null pointer");
+  CHECK_REFUSED(tidegate_stream_step_rows(stream, rows, 2, x, y), "rows: got 2, wanted 0 to");
+  CHECK_REFUSED(tidegate_stream_step_rows(stream, rows, -1, x, y), "count: got -1, wanted 0 to");
+  CHECK_REFUSED(tidegate_stream_step_rows(stream, twice, 2, x, y), "rows: got 1, wanted it once");
+  CHECK_REFUSED(tidegate_stream_step_rows(stream, twice, 1, NULL, y), "x: got a null pointer");
+  CHECK_REFUSED(tidegate_stream_step_rows(NULL, twice, 1, x, y), "stream: got a null pointer");
+  CHECK(tidegate_stream_get_state(stream, y, NULL) == TIDEGATE_OK);
+  for (k = 0; k < N * H; ++k) CHECK(y[k] == 0.0f); /* what is refused moves no state */
+  CHECK(tidegate_stream_step_rows(stream, backwards, 2, x, y) == TIDEGATE_OK);
+  CHECK(tidegate_stream_step_rows(stream, backwards, 2, x, y) == TIDEGATE_OK);
+  CHECK_REFUSED(tidegate_stream_step_rows(stream, rows, 3, x, y), "count: ");
+  CHECK_REFUSED(tidegate_stream_step_rows(stream, NULL, 1, x, y), "rows: got a null pointer");
+  CHECK_REFUSED(tidegate_stream_run(stream, -1, x, y, 1), "steps: ");
+  CHECK_REFUSED(tidegate_stream_run(stream, 1, x, NULL, 1), "y: got a null pointer");
+  CHECK_REFUSED(tidegate_stream_run(stream, 1, x, y, -1), "num_threads: ");
+  CHECK_REFUSED(tidegate_stream_reset(stream, N), "row: ");
+  CHECK_REFUSED(tidegate_stream_resize(stream, -1), "batch: got -1");
+  CHECK_REFUSED(tidegate_stream_reset(NULL, -1), "stream: got a null pointer");
+  tidegate_stream_free(stream);
+  tidegate_stream_free(NULL);
+  tidegate_model_free(model);
+  tidegate_model_free(NULL);
+  CHECK(tidegate_model_input_size(NULL) == 0);
+  CHECK(tidegate_stream_batch(NULL) == 0);
+}
+
+int main(void) {
+  fill(weight_ih, GATES * I, 1);
+  fill(weight_hh, GATES * H, 2);
+  fill(bias_ih, GATES, 3);
+  fill(bias_hh, GATES, 4);
+  CHECK(strcmp(tidegate_last_error(), "") == 0);
+  CHECK(strlen(tidegate_version()) >= 5);
+  test_run_and_stream();
+  test_files();
+  test_what_is_refused();
+  printf("%d failed checks\n", failures);
+  return failures > 0;
+}
