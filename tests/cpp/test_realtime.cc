@@ -1,0 +1,343 @@
+// A stream's step, in an audio callback: from the first one after construction on, it allocates and
+// frees nothing, takes no lock and makes no system call. Public API alone, C++ and C.
+//
+// Trapped, in calls of any thread: malloc and its kin, free, operator new and delete; mutexes,
+// read-write locks, spin locks, condition variables, semaphores, pthread_once and the guards of
+// static locals. System calls: a forked child leaves itself none but to exit (seccomp), so that any
+// other, be it a futex of std::atomic's or a yield, ends it. Steps are taken by another thread than
+// the one that made the stream, as hosts do. Not covered: page faults, and calls that the C library
+// answers without the system (the clock).
+//
+// Traps need glibc, and no sanitizer that has set its own; the child needs Linux with seccomp, on
+// which emulators (qemu) have no word: there its test says that it is skipped.
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "tidegate/model.h"
+#include "tidegate/tidegate_c.h"
+
+#if defined(__has_feature)
+#define TIDEGATE_TEST_HAS_FEATURE(name) __has_feature(name)
+#else
+#define TIDEGATE_TEST_HAS_FEATURE(name) 0
+#endif
+
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
+    !TIDEGATE_TEST_HAS_FEATURE(address_sanitizer) && !TIDEGATE_TEST_HAS_FEATURE(thread_sanitizer)
+
+#include <dlfcn.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+std::atomic<long> allocations{0};
+std::atomic<long> frees{0};
+std::atomic<long> locks{0};
+
+}  // namespace
+
+// These stand before the C library's own.
+#define TIDEGATE_TEST_EXPORT extern "C" __attribute__((visibility("default")))
+
+extern "C" {
+void* __libc_malloc(std::size_t size);
+void* __libc_calloc(std::size_t count, std::size_t size);
+void* __libc_realloc(void* memory, std::size_t size);
+void* __libc_memalign(std::size_t alignment, std::size_t size);
+void __libc_free(void* memory);
+}
+
+TIDEGATE_TEST_EXPORT void* malloc(std::size_t size) {
+  ++allocations;
+  return __libc_malloc(size);
+}
+TIDEGATE_TEST_EXPORT void* calloc(std::size_t count, std::size_t size) {
+  ++allocations;
+  return __libc_calloc(count, size);
+}
+TIDEGATE_TEST_EXPORT void* realloc(void* memory, std::size_t size) {
+  ++allocations;
+  return __libc_realloc(memory, size);
+}
+TIDEGATE_TEST_EXPORT void* memalign(std::size_t alignment, std::size_t size) {
+  ++allocations;
+  return __libc_memalign(alignment, size);
+}
+TIDEGATE_TEST_EXPORT void* aligned_alloc(std::size_t alignment, std::size_t size) {
+  ++allocations;
+  return __libc_memalign(alignment, size);
+}
+TIDEGATE_TEST_EXPORT int posix_memalign(void** memory, std::size_t alignment, std::size_t size) {
+  ++allocations;
+  *memory = __libc_memalign(alignment, size);
+  return *memory != nullptr ? 0 : ENOMEM;
+}
+TIDEGATE_TEST_EXPORT void free(void* memory) {
+  if (memory != nullptr) ++frees;
+  __libc_free(memory);
+}
+
+// Those of C++ lead to malloc and free, which count; whoever replaces them here is seen as well.
+void* operator new(std::size_t size) {
+  if (void* const memory = malloc(size > 0 ? size : 1)) return memory;
+  throw std::bad_alloc();
+}
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, static_cast<std::size_t>(alignment), size) == 0) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { free(memory); }
+
+// Counts, and hands on to the library's own function of this name.
+#define TIDEGATE_TEST_COUNT_LOCK(name, parameters, arguments)               \
+  TIDEGATE_TEST_EXPORT int name parameters {                                \
+    using Function = int parameters;                                        \
+    static Function* next = nullptr;                                        \
+    ++locks;                                                                \
+    if (!next) next = reinterpret_cast<Function*>(dlsym(RTLD_NEXT, #name)); \
+    return next arguments;                                                  \
+  }
+
+TIDEGATE_TEST_COUNT_LOCK(pthread_mutex_lock, (pthread_mutex_t * mutex), (mutex))
+TIDEGATE_TEST_COUNT_LOCK(pthread_mutex_trylock, (pthread_mutex_t * mutex), (mutex))
+TIDEGATE_TEST_COUNT_LOCK(pthread_rwlock_rdlock, (pthread_rwlock_t * lock), (lock))
+TIDEGATE_TEST_COUNT_LOCK(pthread_rwlock_wrlock, (pthread_rwlock_t * lock), (lock))
+TIDEGATE_TEST_COUNT_LOCK(pthread_spin_lock, (pthread_spinlock_t * lock), (lock))
+TIDEGATE_TEST_COUNT_LOCK(pthread_cond_wait, (pthread_cond_t * condition, pthread_mutex_t* mutex),
+                         (condition, mutex))
+TIDEGATE_TEST_COUNT_LOCK(pthread_cond_signal, (pthread_cond_t * condition), (condition))
+TIDEGATE_TEST_COUNT_LOCK(pthread_cond_broadcast, (pthread_cond_t * condition), (condition))
+TIDEGATE_TEST_COUNT_LOCK(pthread_once, (pthread_once_t * once, void (*function)()),
+                         (once, function))
+TIDEGATE_TEST_COUNT_LOCK(sem_wait, (sem_t * semaphore), (semaphore))
+TIDEGATE_TEST_COUNT_LOCK(sem_post, (sem_t * semaphore), (semaphore))
+TIDEGATE_TEST_COUNT_LOCK(__cxa_guard_acquire, (std::uint64_t* guard), (guard))
+
+namespace {
+
+using namespace tidegate;
+
+static_assert(noexcept(std::declval<Stream<float>&>().step(nullptr, 0, nullptr, 0)));
+static_assert(noexcept(std::declval<Stream<float>&>().step(nullptr, 0, nullptr, 0, nullptr, 0)));
+
+std::vector<Config> networks() {
+  Config lstm;
+  lstm.input_size = 40;
+  lstm.hidden_size = 33;
+  lstm.num_layers = 2;
+  Config gru = lstm;
+  gru.cell = CellKind::gru;
+  std::vector<Config> all = {lstm, gru};
+  lstm.proj_size = 20;
+  lstm.peephole = true;
+  lstm.activations.gate = ActivationKind::hard_sigmoid;
+  lstm.activations.clip = 2;
+  gru.reset_after = false;
+  gru.bias = false;
+  all.push_back(lstm);
+  all.push_back(gru);
+  // The C library's functions, lane by lane.
+  lstm.activations.gate = ActivationKind::sigmoid;
+  lstm.activations.candidate = ActivationKind::elu;
+  lstm.activations.output = ActivationKind::softplus;
+  all.push_back(lstm);
+  return all;
+}
+
+template <class T>
+std::shared_ptr<const Model<T>> make_model(const Config& config) {
+  auto model = std::make_shared<Model<T>>(config);
+  std::vector<T> values(static_cast<std::size_t>(model->parameter_count()), T(0.125));
+  model->write_parameters(0, values.data(), model->parameter_count());
+  return model;
+}
+
+// A stream and what its steps need. The very first step counts as any other.
+template <class T>
+struct Live {
+  Live(const Config& config, Index batch)
+      : stream(make_model<T>(config), batch),
+        x(static_cast<std::size_t>(batch * config.input_size), T(0.5)),
+        y(static_cast<std::size_t>(batch * config.state_size())),
+        rows{batch - 1} {}
+
+  void steps() noexcept {
+    const Config& config = stream.config();
+    for (int i = 0; i < 100; ++i)
+      stream.step(x.data(), config.input_size, y.data(), config.state_size());
+    stream.step(x.data(), config.input_size, y.data(), config.state_size(), rows, 1);
+    stream.reset(0);
+    stream.step(x.data(), config.input_size, y.data(), config.state_size());
+    stream.reset();
+    stream.h(0, 0)[0] = T(1);
+  }
+
+  Stream<T> stream;
+  std::vector<T> x, y;
+  const Index rows[1];
+};
+
+// The same through the C API.
+struct LiveInC {
+  LiveInC() {
+    static const float values[3] = {0.5f, 0.25f, 0.125f};
+    const tidegate_parameter parameters[] = {{"weight_ih_l0", values, 3},
+                                             {"weight_hh_l0", values, 3}};
+    const char* const options =
+        R"({"kind": "GRU", "input_size": 1, "hidden_size": 1, "bias": false})";
+    tidegate_model* model = nullptr;
+    CHECK(tidegate_model_create(options, parameters, 2, &model) == TIDEGATE_OK);
+    CHECK(tidegate_stream_create(model, 1, &stream) == TIDEGATE_OK);
+    tidegate_model_free(model);
+  }
+  LiveInC(const LiveInC&) = delete;
+  LiveInC& operator=(const LiveInC&) = delete;
+  ~LiveInC() { tidegate_stream_free(stream); }
+
+  void steps() noexcept {
+    const float x = 0.5f;
+    float y;
+    const int64_t rows[] = {0};
+    for (int i = 0; i < 100; ++i)
+      good = good && tidegate_stream_step(stream, &x, &y) == TIDEGATE_OK;
+    good = good && tidegate_stream_step_rows(stream, rows, 1, &x, &y) == TIDEGATE_OK;
+    good = good && tidegate_stream_reset(stream, -1) == TIDEGATE_OK;
+  }
+
+  tidegate_stream* stream = nullptr;
+  bool good = true;
+};
+
+// f() on another thread, which is there before it begins, and what it counted meanwhile.
+template <class F>
+void check_traps(const F& f) {
+  std::atomic<int> turn{0};
+  long counts[3] = {};
+  std::thread thread([&] {
+    while (turn.load() == 0) {
+    }
+    const long before[] = {allocations, frees, locks};
+    f();
+    const long after[] = {allocations, frees, locks};
+    for (int i = 0; i < 3; ++i) counts[i] = after[i] - before[i];
+    turn = 2;
+  });
+  turn = 1;
+  while (turn.load() != 2) {
+  }
+  thread.join();
+  CHECK(counts[0] == 0);
+  CHECK(counts[1] == 0);
+  CHECK(counts[2] == 0);
+}
+
+// What is left of the system to a child that has locked itself in: to exit, to return from a
+// signal. Whatever else it asks for kills it.
+bool lock_in() {
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_exit_group, 2, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_exit, 1, 0),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program = {sizeof filter / sizeof *filter, filter};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+enum class Outcome { quiet, called, no_seccomp, other };
+
+// f() in a child without system calls.
+template <class F>
+Outcome without_system_calls(const F& f) {
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    if (!lock_in()) syscall(SYS_exit_group, 77);
+    f();
+    syscall(SYS_exit_group, 0);
+  }
+  int status = 0;
+  if (child < 0 || waitpid(child, &status, 0) != child) return Outcome::other;
+  if (WIFSIGNALED(status)) return WTERMSIG(status) == SIGSYS ? Outcome::called : Outcome::other;
+  if (WEXITSTATUS(status) == 77) return Outcome::no_seccomp;
+  return WEXITSTATUS(status) == 0 ? Outcome::quiet : Outcome::other;
+}
+
+template <class Check>
+void for_each_live(const Check& check) {
+  for (const Config& config : networks()) {
+    for (const Index batch : {1, 7}) {
+      Live<float> one(config, batch);
+      check([&] { one.steps(); });
+      Live<double> two(config, batch);
+      check([&] { two.steps(); });
+    }
+  }
+  LiveInC in_c;
+  check([&] { in_c.steps(); });
+  CHECK(in_c.good);
+}
+
+}  // namespace
+
+TEST(the_traps_are_set) {
+  const long before[] = {allocations, frees, locks};
+  ::operator delete(::operator new(1));
+  CHECK(allocations == before[0] + 1);
+  CHECK(frees == before[1] + 1);
+  pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  pthread_mutex_lock(&mutex);
+  pthread_mutex_unlock(&mutex);
+  CHECK(locks == before[2] + 1);
+  // The library's own.
+  const auto model = make_model<float>(networks()[0]);
+  CHECK(allocations > before[0] + 1);
+  CHECK(locks > before[2] + 1);
+}
+
+TEST(a_step_allocates_frees_and_locks_nothing) {
+  for_each_live([](const auto& steps) { check_traps(steps); });
+}
+
+TEST(a_step_makes_no_system_call) {
+  const Outcome trial = without_system_calls([] {});
+  if (trial == Outcome::no_seccomp) {
+    std::printf("  (skipped: seccomp is not to be had here)\n");
+    return;
+  }
+  CHECK(trial == Outcome::quiet);
+  CHECK(without_system_calls([] { getppid(); }) == Outcome::called);
+  for_each_live([](const auto& steps) { CHECK(without_system_calls(steps) == Outcome::quiet); });
+}
+
+#else
+
+TEST(skipped_for_want_of_traps) {}
+
+#endif
