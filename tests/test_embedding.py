@@ -225,6 +225,13 @@ def test_the_extension_uses_this_library(library: Path) -> None:
     assert loaded == {library.resolve()}
 
 
+def test_the_library_is_bound_when_loaded_and_stays(library: Path) -> None:
+    """No first step waits for the dynamic linker; no plug-in that goes takes its threads' code."""
+    dynamic = run(program("readelf"), "--dynamic", library)
+    (flags,) = re.findall(r"\(FLAGS_1\)\s*Flags: (.*)", dynamic)
+    assert {"NOW", "NODELETE"} <= set(flags.split())
+
+
 def test_nothing_names_the_tree_that_it_was_built_in(package: Path, library: Path) -> None:
     for path in [library, Path(_core.__file__), *package.iterdir()]:
         assert os.fsencode(ROOT) not in path.read_bytes(), path.name
