@@ -1,4 +1,4 @@
-"""The command line: `python -m bench [run|report|compare|list|latency|threads|memory]`."""
+"""The command line: `python -m bench [run|report|compare|list|latency|threads|memory|service]`."""
 
 from __future__ import annotations
 
@@ -181,6 +181,25 @@ def _memory(args: argparse.Namespace) -> int:
     return 0
 
 
+def _service(args: argparse.Namespace) -> int:
+    from bench import service
+    from bench.server import Load
+
+    load = Load(
+        clients=args.clients,
+        workers=min(args.workers, args.clients),
+        threads=args.threads,
+        cpus=args.cpus,
+        period=args.period_ms / 1e3,
+        seconds=args.seconds,
+    )
+    tick = args.tick_ms / 1e3
+    figures = service.measure(args.contenders, load, tick, args.rounds, args.timeout, _tell)
+    print(service.text(figures))
+    _save(figures, args)
+    return 0
+
+
 def _tell(text: str) -> None:
     print(text, flush=True)
 
@@ -196,15 +215,19 @@ def _save(figures: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _thread_counts(text: str) -> tuple[int, ...]:
-    counts = tuple(int(part) for part in text.split(","))
-    for count in counts:
-        if count < 1:
-            raise argparse.ArgumentTypeError(f"got {count}, wanted at least 1")
-        try:
-            choose_cpus(count)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return counts
+    parts = text.split(",")
+    for part in parts:
+        _cpus(part)
+    return tuple(int(part) for part in parts)
+
+
+def _cpus(text: str) -> list[int]:
+    """So many processors."""
+    count = at_least(1)(text)
+    try:
+        return choose_cpus(count)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _contenders(text: str) -> tuple[str, ...]:
@@ -286,6 +309,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_contenders(memory)
     _add_timeout(memory)
     _add_json(memory)
+
+    service = command("service", _service, "live streams, served by forked workers")
+    _add_contenders(service, "tidegate,torch,onnxruntime")
+    _add(service, "--clients", "live streams", at_least(1), 200)
+    _add(service, "--period-ms", "between a client's frames", positive, 32.0)
+    _add(service, "--tick-ms", "of the way in which frames wait for a tick", positive, 4.0)
+    _add(service, "--workers", "processes that share the clients", at_least(1), 2)
+    _add(service, "--threads", "of a worker", at_least(1), 1)
+    _add(service, "--cpus", "processors for all workers", _cpus, str(min(2, cpu_count())))
+    _add(service, "--seconds", "of a turn", positive, 10.0)
+    _add(service, "--rounds", "turns of each", at_least(1), 3)
+    _add_timeout(service)
+    _add_json(service)
     return parser
 
 
@@ -310,8 +346,8 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--cells", what, _pattern, ".", metavar="REGEX")
 
 
-def _add_contenders(parser: argparse.ArgumentParser) -> None:
-    _add(parser, "--contenders", "who takes part", _contenders, ",".join(MODULES))
+def _add_contenders(parser: argparse.ArgumentParser, default: str = ",".join(MODULES)) -> None:
+    _add(parser, "--contenders", "who takes part", _contenders, default)
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:

@@ -76,6 +76,17 @@ def pinned(cpus: list[int]) -> Iterator[None]:
         tg.set_num_threads(count)
 
 
+def environment(threads: int, numpy_threads: int = 1) -> dict[str, str]:
+    """What a contender's process finds: ours, and how many threads it may use."""
+    return {
+        **os.environ,
+        **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
+        **dict.fromkeys(_NUMPY_THREAD_VARIABLES, str(numpy_threads)),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
 class Worker:
     """A worker process of one contender with one number of threads.
 
@@ -97,15 +108,7 @@ class Worker:
         self._command = [sys.executable, "-m", "bench.worker", name, "--threads", str(threads)]
         if cpus:
             self._command += ["--cpus", ",".join(map(str, cpus))]
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        numpy_threads = threads if name == LIMITS else 1
-        self._environment = {
-            **os.environ,
-            **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
-            **dict.fromkeys(_NUMPY_THREAD_VARIABLES, str(numpy_threads)),
-            "PYTHONPATH": path,
-            "JAX_PLATFORMS": "cpu",
-        }
+        self._environment = environment(threads, threads if name == LIMITS else 1)
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._rest = b""

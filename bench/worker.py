@@ -143,7 +143,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.forget_peak()
-        self._before = self._highest()
+        self._before = self.highest()
 
     def forget_peak(self) -> None:
         """Counts anew from what is resident now, where the system can do that (Linux)."""
@@ -152,10 +152,11 @@ class Memory:
 
     def peak(self) -> int:
         """Bytes."""
-        return self._highest() - self._before
+        return self.highest() - self._before
 
     @staticmethod
-    def _highest() -> int:
+    def highest() -> int:
+        """Bytes, beyond nothing."""
         try:
             status = Path("/proc/self/status").read_text(encoding="ascii")
         except OSError:

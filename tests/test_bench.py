@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from bench import __main__ as command
-from bench import latency, memory, plots, processes, report, runner, threads
+from bench import latency, memory, plots, processes, report, runner, server, service, threads
 from bench.contenders import MODULES, OURS, PEERS
 from bench.grid import KINDS, Cell, suite
 from bench.problem import make_problem
@@ -592,6 +593,121 @@ def test_memory(monkeypatch):
     (figures,) = memory.measure((OURS,), 60, told.append)
     assert set(figures["peak_bytes"]) == {2, 4}
     assert "bytes a step, row and unit" in told[0]
+
+
+# ---- A service
+
+LOAD = server.Load(clients=3, workers=2, threads=1, cpus=[], period=0.004, seconds=0.02)
+
+
+def serve(*contenders):
+    return service.measure(contenders, LOAD, 0.002, 1, 60, lambda line: None)
+
+
+@pytest.mark.parametrize("name", [OURS, "torch", "onnxruntime"])
+def test_a_service_is_checked_and_measured(name):
+    figures = serve(name)
+    turns = [turn for each in figures["services"] for turn in each["turns"]]
+    if turns[0]["status"] == "missing":
+        pytest.skip(turns[0]["why"])
+    assert [turn["status"] for turn in turns] == ["ok"] * 3
+    for turn in turns:
+        assert turn["error"] < 1e-6
+        assert 0 < turn["latency_ms"]["p50"] <= turn["latency_ms"]["max"]
+        assert turn["cpu"] > 0
+        assert 1 <= turn["frames_per_call"] <= 2
+        assert turn["memory"] is None or turn["memory"] > turn["worker_peak"] / 2
+    assert turns[0]["frames_per_call"] == 1
+    assert f"{name}, batched each 2 ms" in service.text(json.loads(json.dumps(figures)))
+
+
+def test_who_cannot_serve_is_left_out(monkeypatch):
+    (first, *_) = serve("openvino")["services"]
+    assert first["turns"][0]["status"] in ("lacks", "missing")
+    monkeypatch.setattr(service, "solve", lambda problem: {"y": solve(problem)["y"] * 1.01})
+    figures = serve(OURS)
+    assert [each["turns"][0]["status"] for each in figures["services"]] == ["wrong"] * 3
+    assert "off by" in service.text(figures)
+
+
+def test_a_service_that_does_not_answer_is_given_up():
+    job = server.Job(LOAD, OURS, batched=True, tick=0, seed=0, wanted="")
+    assert service._serve(job, 60)["status"] == "failed"  # there is no such file
+    reply = service._serve(replace(job, load=replace(LOAD, seconds=60)), -59.99)
+    assert reply == {"status": "failed", "why": "no answer within 0.01 s"}
+
+
+def test_a_worker_that_dies_is_told():
+    pipe, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pipe, pytest.raises(server._Failed, match="a worker died"):
+        server._receive([pipe])
+
+
+class FakeTime:
+    """Clocks that stand still but for sleeping."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def perf_counter(self):
+        return self.now
+
+    process_time = perf_counter
+
+
+def run_load(monkeypatch, seconds, phases, batched, tick, call_seconds):
+    """Clients that send the numbers of their frames: who stepped with which, and the report."""
+    clock = FakeTime()
+    monkeypatch.setattr(server, "time", clock)
+    calls = []
+
+    def step(rows, x):
+        calls.append((rows.tolist(), x[:, 0].tolist()))
+        clock.sleep(call_seconds[len(calls) - 1])
+
+    load = replace(LOAD, period=4.0, seconds=seconds)
+    job = server.Job(load, OURS, batched, tick, seed=0, wanted="")
+    x = np.repeat(np.arange(2.0), len(phases)).reshape(2, -1, 1)
+    return calls, server.run_load(step, x, job, np.array(phases), start=100.0)
+
+
+def test_latency_counts_from_when_a_frame_was_due(monkeypatch):
+    # Frames are due at 0, 1, 4, 5, 8, 9. During the first call three become so, but no call has a
+    # client twice.
+    took = [7.0, 0.5, 2.0, 0.5]
+    calls, result = run_load(monkeypatch, 12, [0.0, 1.0], True, 0, took)
+    assert calls == [([0], [0]), ([1, 0], [0, 1]), ([1], [1]), ([0, 1], [0, 0])]
+    assert result.latencies.tolist() == [7, 6.5, 3.5, 4.5, 2, 1]
+    assert result.calls.tolist() == took
+    assert (result.cpu, result.seconds) == (10, 10)
+
+
+def test_one_at_a_time(monkeypatch):
+    calls, result = run_load(monkeypatch, 8, [0.0, 1.0], False, 0, [3.0, 1.0, 1.0, 1.0])
+    assert calls == [([0], [0]), ([1], [0]), ([0], [1]), ([1], [1])]
+    assert result.latencies.tolist() == [3, 3, 1, 1]
+
+
+def test_frames_wait_for_a_tick(monkeypatch):
+    calls, result = run_load(monkeypatch, 4, [1.0, 2.5], True, 3.0, [0.5])
+    assert calls == [([0, 1], [0, 0])]
+    assert result.latencies.tolist() == [2.5, 1.0]
+
+
+def test_the_services_command(capsys, tmp_path):
+    path = tmp_path / "figures.json"
+    argv = "service --contenders tidegate --clients 2 --workers 3 --period-ms 4 --tick-ms 2"
+    argv += f" --cpus 1 --seconds 0.01 --rounds 1 --json {path}"
+    assert command.main(argv.split()) == 0
+    assert "2 clients, a frame each 4 ms; 2 workers of 1 thread(s) on 1" in capsys.readouterr().out
+    assert len(json.loads(path.read_text())["services"]) == 3
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["service", "--cpus", "100000"])
+    assert "wanted at most" in capsys.readouterr().err
 
 
 # ---- The short form

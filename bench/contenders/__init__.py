@@ -42,6 +42,14 @@ class Task:
     change: Callable[[], None] | None = None
 
 
+# One call of a live service: the clients that have a frame, (n,) int64, all different, and the
+# frames, (n, I); returns y, (n, H), which may be overwritten by the next call. All NumPy.
+Step = Callable[[Any, Any], Any]
+# How many clients there are, and whether a call may have more than one: their `Step`. All states
+# are zero at first.
+OpenClients = Callable[[int, bool], Step]
+
+
 class Contender:
     """A library. Made with the number of threads it may use; ImportError if it is not installed."""
 
@@ -67,6 +75,10 @@ class Contender:
     def prepare(self, problem: Problem) -> Task:
         """Makes the model with the problem's parameters, and puts its inputs in place."""
         raise NotImplementedError
+
+    def load(self, problem: Problem) -> OpenClients:
+        """Loads the problem's LSTM, of one layer, for a service, whose workers open the clients."""
+        raise NotImplementedError("live streams")
 
 
 def make_contender(name: str, threads: int) -> Contender:

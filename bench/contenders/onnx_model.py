@@ -53,10 +53,11 @@ def joined_states(problem: Problem, outputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def make_model(problem: Problem) -> bytes:
-    """The serialised model."""
+def make_model(problem: Problem, any_batch: bool = False) -> bytes:
+    """The serialised model; with `any_batch` N is not fixed."""
     cell = problem.cell
-    steps, batch, hidden, d = cell.steps, cell.batch, cell.hidden_size, cell.directions
+    steps, hidden, d = cell.steps, cell.hidden_size, cell.directions
+    batch: int | str = "N" if any_batch else cell.batch
     element = TensorProto.FLOAT if cell.dtype == "float32" else TensorProto.DOUBLE
     nodes, initializers = [], []
 
@@ -103,11 +104,11 @@ def make_model(problem: Problem) -> bytes:
             nodes.append(
                 helper.make_node("Transpose", [f"Y_{layer}"], [f"Z_{layer}"], perm=[0, 2, 1, 3])
             )
-            shape = constant(f"shape_{layer}", np.array([steps, batch, d * hidden], np.int64))
+            shape = constant(f"shape_{layer}", np.array([steps, -1, d * hidden], np.int64))
             nodes.append(helper.make_node("Reshape", [f"Z_{layer}", shape], [merged]))
         x = merged
 
-    def info(name: str, *shape: int, of: int = element) -> Any:
+    def info(name: str, *shape: int | str, of: int = element) -> Any:
         return helper.make_tensor_value_info(name, of, shape)
 
     states = state_names(problem)

@@ -5,12 +5,13 @@ One step, stateful: two bindings take turns, each writing the states that the ot
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from bench.contenders import Contender, Task
+from bench.contenders import Contender, OpenClients, Step, Task
 from bench.contenders.onnx_model import joined_states, layer_states, make_model, state_names
 from bench.problem import Problem
 
@@ -29,12 +30,7 @@ class Contestant(Contender):
 
     def prepare(self, problem: Problem) -> Task:
         """A session with its bindings."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        session = ort.InferenceSession(
-            make_model(problem), options, providers=["CPUExecutionProvider"]
-        )
+        session = self._session(make_model(problem))
         value = ort.OrtValue.ortvalue_from_numpy
         fixed = {"x": value(problem.x)}
         if problem.lengths is not None:
@@ -47,13 +43,8 @@ class Contestant(Contender):
         y_value = value(y)
 
         def bind(read: dict[str, Any], written: dict[str, Any]) -> Any:
-            binding = session.io_binding()
-            for name, given in (fixed | read).items():
-                binding.bind_ortvalue_input(name, given)
-            binding.bind_ortvalue_output("y", y_value)
-            for name, out, *_ in names:
-                binding.bind_ortvalue_output(out, written[name])
-            return binding
+            outputs = {out: written[name] for name, out, *_ in names}
+            return _bind(session, fixed | read, {"y": y_value} | outputs)
 
         bindings = [bind(states[0], states[1])]
         if cell.stateful:
@@ -75,3 +66,94 @@ class Contestant(Contender):
             return {"y": y_value.numpy()} | joined_states(problem, outputs)
 
         return Task(step if cell.stateful else run, results)
+
+    def load(self, problem: Problem) -> OpenClients:
+        """Buffers that all clients share, states copied in and out; or states of their own."""
+        cell = problem.cell
+        session = self._session(make_model(replace(problem, cell=replace(cell, steps=1)), True))
+
+        def open_clients(count: int, batched: bool) -> Step:
+            return (_step_together if batched else _step_alone)(session, problem, count)
+
+        return open_clients
+
+    def _session(self, model: bytes) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _bind(session: Any, inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
+    """A binding of OrtValues."""
+    binding = session.io_binding()
+    for name, value in inputs.items():
+        binding.bind_ortvalue_input(name, value)
+    for name, value in outputs.items():
+        binding.bind_ortvalue_output(name, value)
+    return binding
+
+
+def _bind_step(
+    session: Any, names: list[Any], x: Any, y: Any, read: list[Any], written: list[Any]
+) -> Any:
+    """A binding of arrays; they have to outlive it, which does not keep them."""
+    value = ort.OrtValue.ortvalue_from_numpy
+    inputs = {name: value(array) for (name, *_), array in zip(names, read)}
+    outputs = {out: value(array) for (_, out, *_), array in zip(names, written)}
+    return _bind(session, inputs | {"x": value(x)}, outputs | {"y": value(y)})
+
+
+def _make_buffers(problem: Problem, count: int) -> tuple[Any, Any, list[Any]]:
+    """x (1, count, I), y (1, count, H), and states (1, count, H) in the order of `state_names`."""
+    cell = problem.cell
+    x = np.zeros((1, count, cell.input_size), np.float32)
+    y = np.zeros((1, count, cell.hidden_size), np.float32)
+    return x, y, [np.zeros_like(y) for _ in problem.state]
+
+
+def _step_together(session: Any, problem: Problem, count: int) -> Step:
+    names = state_names(problem)
+    x, y, states = _make_buffers(problem, count)
+    *_, read = _make_buffers(problem, count)
+    *_, written = _make_buffers(problem, count)
+    # By how many clients there are in a call: binding takes longer than running.
+    bindings = []
+    for n in range(1, count + 1):
+        first = [[array[:, :n] for array in arrays] for arrays in (read, written)]
+        bindings.append(_bind_step(session, names, x[:, :n], y[:, :n], *first))
+    run_bound = session.run_with_iobinding
+
+    def step(rows: Any, given: Any) -> Any:
+        n = len(rows)
+        x[0, :n] = given
+        for state, array in zip(states, read):
+            # Any mode but the usual one writes straight into `out`.
+            np.take(state[0], rows, axis=0, out=array[0, :n], mode="clip")
+        run_bound(bindings[n - 1])
+        for state, array in zip(states, written):
+            state[0, rows] = array[0, :n]
+        return y[0, :n]
+
+    return step
+
+
+def _step_alone(session: Any, problem: Problem, count: int) -> Step:
+    names = state_names(problem)
+    x, y, _ = _make_buffers(problem, 1)
+    clients = []
+    for _ in range(count):
+        # Two sets of states that take turns: a call reads one and writes the other.
+        a, b = (_make_buffers(problem, 1)[2] for _ in range(2))
+        bindings = [_bind_step(session, names, x, y, *pair) for pair in ((a, b), (b, a))]
+        clients.append((bindings, a, b))
+    run_bound = session.run_with_iobinding
+
+    def step(rows: Any, given: Any) -> Any:
+        x[0] = given
+        bindings, *_ = clients[rows[0]]
+        run_bound(bindings[0])
+        bindings.reverse()
+        return y[0]
+
+    return step

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import tidegate as tg
-from bench.contenders import OURS, Contender, Task
+from bench.contenders import OURS, Contender, OpenClients, Step, Task
 from bench.problem import Problem
 
 
@@ -49,6 +49,20 @@ class Contestant(Contender):
         if problem.cell.training:
             return _training(layer, problem)
         return _step(layer, problem) if problem.cell.stateful else _sequence(layer, problem)
+
+    def load(self, problem: Problem) -> OpenClients:
+        """Rows of one stream, or a stream for each client."""
+        layer = make_layer(problem)
+        layer.stream()  # packs the weights, before any fork
+
+        def open_clients(count: int, batched: bool) -> Step:
+            if batched:
+                stream = layer.stream(count)
+                return lambda rows, x: stream.step(x, rows=rows)
+            streams = [layer.stream() for _ in range(count)]
+            return lambda rows, x: streams[rows[0]].step(x)
+
+        return open_clients
 
 
 def _state(problem: Problem) -> Any:

@@ -1,7 +1,8 @@
 """PyTorch, eager: `torch.nn.LSTM` and `torch.nn.GRU`, from tensors to tensors.
 
 Inference runs in inference mode. Ragged batches go through `pack_padded_sequence` and back, both
-timed, as a user's padded batch would.
+timed, as a user's padded batch would. Live streams step by `torch.nn.LSTMCell`, which has less to
+do around the step.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from bench.contenders import Contender, Task
+from bench.contenders import Contender, OpenClients, Step, Task
 from bench.problem import Problem
 
 
@@ -51,10 +52,26 @@ class Contestant(Contender):
         lengths = None if problem.lengths is None else torch.tensor(problem.lengths)
         if cell.training:
             return _training(module, x, state, lengths, problem)
-        # Left on, so that entering it is not in the times.
+        self._enter_inference_mode()
+        return _inference(module, x, state, lengths, cell.stateful)
+
+    def load(self, problem: Problem) -> OpenClients:
+        """All clients' states in one tensor, that calls gather from; or tensors of their own."""
+        lstm = torch.nn.LSTMCell(problem.cell.input_size, problem.cell.hidden_size)
+        (params,) = problem.directed_layers()
+        _write(lstm, params)
+
+        def open_clients(count: int, batched: bool) -> Step:
+            self._enter_inference_mode()
+            states = [torch.zeros(count, problem.cell.hidden_size) for _ in problem.state]
+            return (_step_together if batched else _step_alone)(lstm, states)
+
+        return open_clients
+
+    def _enter_inference_mode(self) -> None:
+        """It is left on, so that entering it is not in the times."""
         self._inference_mode = torch.inference_mode()
         self._inference_mode.__enter__()
-        return _inference(module, x, state, lengths, cell.stateful)
 
 
 def _write(module: Any, params: dict[str, Any]) -> None:
@@ -121,3 +138,26 @@ def _training(module: Any, x: Any, state: tuple[Any, ...], lengths: Any, problem
         return {"y": y.detach().numpy()} | named
 
     return Task(run, results, change)
+
+
+def _step_together(lstm: Any, states: list[Any]) -> Step:
+    def step(rows: Any, x: Any) -> Any:
+        index = torch.from_numpy(rows)
+        given = tuple(member.index_select(0, index) for member in states)
+        state_n = lstm(torch.from_numpy(x), given)
+        for member, new in zip(states, state_n):
+            member.index_copy_(0, index, new)
+        return state_n[0].numpy()
+
+    return step
+
+
+def _step_alone(lstm: Any, states: list[Any]) -> Step:
+    clients = list(zip(*(member.split(1) for member in states)))
+
+    def step(rows: Any, x: Any) -> Any:
+        row = rows[0]
+        clients[row] = lstm(torch.from_numpy(x), clients[row])
+        return clients[row][0].numpy()
+
+    return step
