@@ -22,6 +22,11 @@ constexpr int kAccumulators = vector_registers * 3 / 4;
 // A block of a panel that stays in L1 (half of 32 KiB) while all rows pass over it.
 constexpr Index kPanelBlockBytes = 16 * 1024;
 
+// A panel of this size stays in no L2. While few rows pass over a block of it, the next one is
+// fetched; many rows hide the wait by themselves.
+constexpr Index kFetchedPanelBytes = 2 * 1024 * 1024;
+constexpr Index kFetchedRows = 96;
+
 // With few rows, so many vectors of units are finished at once: enough to fill the latency of their
 // activations, few enough for their accumulators to stay in L1.
 constexpr Index kFinishedVectors = 48;
@@ -94,15 +99,22 @@ inline __attribute__((always_inline)) void multiply_step(Vec<T> (&accumulators)[
   }
 }
 
+constexpr int kUnrolled = 4;  // k steps
+template <class T>
+constexpr int kLine = 64 / static_cast<int>(sizeof(T));  // of the cache
+template <class T>
+constexpr int kFetched = 2 * kLine<T>;
+
 // The same for all k, ascending. Large tiles take four at a time, so that the loop's own
 // instructions do not take the fused multiply-adds' places where another hardware thread shares the
-// core's front end; small ones wait for memory or for their own chains.
-template <int First, int Count, class T, int R, int S, int A>
+// core's front end; small ones wait for memory or for their own chains. With each four, kFetched
+// elements from `ahead` on are fetched, if there is one.
+template <int First, int Count, bool Fetch = false, class T, int R, int S, int A>
 inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S][A],
                                                     const T* const (&a)[R], Index k_stride,
-                                                    const T* panel, Index slice_stride,
-                                                    Index depth) {
-  constexpr int kUnroll = R > 1 && R * S * Count >= 8 ? 4 : 1;
+                                                    const T* panel, Index slice_stride, Index depth,
+                                                    const T* ahead = nullptr) {
+  constexpr int kUnroll = R > 1 && R * S * Count >= 8 ? kUnrolled : 1;
   constexpr int kStep = Count * Vec<T>::width;
   const T* row[R];
 #pragma GCC unroll 8
@@ -118,6 +130,10 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S]
     for (int u = 0; u < kUnroll; ++u) {
       multiply_step<First, Count>(accumulators, row, u * k_stride, panel + u * kStep, slice_stride);
     }
+    if (Fetch && kUnroll == kUnrolled && ahead) {
+      for (int i = 0; i < kFetched<T>; i += kLine<T>) __builtin_prefetch(ahead + i);
+      ahead += kUnroll * kStep;
+    }
     advance(kUnroll);
   }
   for (; k < depth; ++k) {
@@ -132,6 +148,16 @@ struct DepthBlock {
   Index h_begin, h_end;
   bool first;
 };
+
+// What tile number `tile` of those that pass over the `depth` k's of a panel is to fetch of the
+// next block, which lies behind this one: of every kUnrolled k's its share, so that the first few
+// tiles together fetch all. Null: there is nothing left for it.
+template <int Count, class T>
+inline const T* share_ahead(const T* panel, Index depth, Index tile) {
+  constexpr Index kStep = Count * Vec<T>::width;
+  const Index share = tile * kFetched<T>;
+  return share < kUnrolled * kStep ? panel + depth * kStep + share : nullptr;
+}
 
 // The accumulators of one row and slice, in memory: `[gate][width]`.
 template <class T>
@@ -168,10 +194,12 @@ __attribute__((noinline)) void finish(const PhaseCall<T>& call, Index slice, Ind
            __attribute__((always_inline)) { Phase::template state<T>(call, a, at); });
 }
 
-// One tile of a phase: R rows from `row` on, S slices from `slice` on.
-template <PhaseShape Shape, class T, int R, int S>
+// One tile of a phase: R rows from `row` on, S slices from `slice` on; number `tile` of those of a
+// block.
+template <PhaseShape Shape, bool Fetch, class T, int R, int S>
 inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row,
-                                                      Index slice, const DepthBlock& block) {
+                                                      Index slice, const DepthBlock& block,
+                                                      Index tile) {
   constexpr int kWidth = Vec<T>::width;
   constexpr int kGates = Shape.gates;
   Vec<T> accumulators[R][S][kGates];
@@ -203,22 +231,24 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
   const T* a[R];
   if (block.x_begin < block.x_end) {
     const Index slice_stride = call.x.depth * Shape.x.count * kWidth;
+    const T* panel = call.x.panel + slice * slice_stride + block.x_begin * Shape.x.count * kWidth;
+    const Index depth = block.x_end - block.x_begin;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) a[r] = call.x.rows[row + r] + block.x_begin;
-    multiply<Shape.x.first, Shape.x.count>(
-        accumulators, a, 1,
-        call.x.panel + slice * slice_stride + block.x_begin * Shape.x.count * kWidth, slice_stride,
-        block.x_end - block.x_begin);
+    multiply<Shape.x.first, Shape.x.count, Fetch>(
+        accumulators, a, 1, panel, slice_stride, depth,
+        Fetch ? share_ahead<Shape.x.count>(panel, depth, tile) : nullptr);
   }
   if constexpr (Shape.h.count > 0) {
     if (block.h_begin < block.h_end) {
       const Index slice_stride = call.h.depth * Shape.h.count * kWidth;
+      const T* panel = call.h.panel + slice * slice_stride + block.h_begin * Shape.h.count * kWidth;
+      const Index depth = block.h_end - block.h_begin;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) a[r] = call.h.rows[row + r] + block.h_begin;
-      multiply<Shape.h.first, Shape.h.count>(
-          accumulators, a, 1,
-          call.h.panel + slice * slice_stride + block.h_begin * Shape.h.count * kWidth,
-          slice_stride, block.h_end - block.h_begin);
+      multiply<Shape.h.first, Shape.h.count, Fetch>(
+          accumulators, a, 1, panel, slice_stride, depth,
+          Fetch ? share_ahead<Shape.h.count>(panel, depth, tile) : nullptr);
     }
   }
 
@@ -234,17 +264,19 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
   }
 }
 
-// Tiles over slices [begin, end) with S at a time, for `Rows` rows at a time.
-template <PhaseShape Shape, class T, int Rows, int Slices>
+// Tiles over slices [begin, end) with `Slices` at a time, for `Rows` rows at a time. With Fetch,
+// the next block meanwhile.
+template <PhaseShape Shape, class T, int Rows, int Slices, bool Fetch = false>
 __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice, Index slice_end,
                                            const DepthBlock& block) {
   while (slice < slice_end) {
     slice += with_halved_constant<Slices>(
         slice_end - slice, [&]<int S>() __attribute__((always_inline)) {
-          for (Index row = 0; row < call.rows;) {
+          Index tile = 0;
+          for (Index row = 0; row < call.rows; ++tile) {
             const int rows = tile_rows<Rows>(call.rows - row);
             with_constant<Rows>(rows, [&]<int R>() __attribute__((always_inline)) {
-              phase_tile<Shape, T, R, S>(call, row, slice, block);
+              phase_tile<Shape, Fetch, T, R, S>(call, row, slice, block, tile);
             });
             row += rows;
           }
@@ -264,6 +296,11 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
   const Index depth = call.x.depth + call.h.depth;
   const Index blocks = few_rows || depth <= kBlock ? 1 : (depth + kBlock - 1) / kBlock;
   const Index slices = few_rows ? kFinishedVectors / call.rows : Tile::kSlices;
+  const Index panel_bytes = (call.x.depth * Shape.x.count + call.h.depth * Shape.h.count) *
+                            call.units * static_cast<Index>(sizeof(T));
+  // With several slices side by side the next block is not one stretch of memory.
+  constexpr bool kOneStretch = Tile::kSlices == 1;
+  const bool fetch = kOneStretch && call.rows <= kFetchedRows && panel_bytes >= kFetchedPanelBytes;
   for (Index slice = call.slice_begin; slice < call.slice_end; slice += slices) {
     const Index slice_end = min_of(slice + slices, call.slice_end);
     for (Index b = 0; b < blocks; ++b) {
@@ -275,6 +312,9 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
                                 (end > x_depth ? end - x_depth : 0), b == 0};
       if (call.rows == 1) {
         phase_sweep<Shape, T, 1, Tile::kSlicesOneRow>(call, slice, slice_end, block);
+      } else if (fetch) {
+        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, kOneStretch>(call, slice, slice_end,
+                                                                       block);
       } else {
         phase_sweep<Shape, T, Tile::kRows, Tile::kSlices>(call, slice, slice_end, block);
       }
