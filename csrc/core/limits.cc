@@ -5,9 +5,9 @@
 #include <chrono>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "core/isa.h"
+#include "core/memory.h"
 
 namespace tidegate {
 
@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kRounds = 20;
 constexpr double kRoundNanoseconds = 1e6;
+constexpr Index kLeastRead = 256 * 1024;
 
 // The best rate, in units a nanosecond, of work that does `units` in a call.
 template <class Work>
@@ -55,11 +56,16 @@ double fma_rate(Index element_size) {
 double read_rate(Index bytes) {
   if (bytes < 1024)
     throw std::invalid_argument("bytes: got " + std::to_string(bytes) + ", wanted at least 1024");
-  const std::vector<float> data(static_cast<std::size_t>(bytes) / sizeof(float), 1.0F);
+  // Where weights lie, too.
+  const Index count = bytes / static_cast<Index>(sizeof(float));
+  const float* data = nullptr;
+  const Buffer buffer([&](Arena& arena) { data = take_zeros<float>(arena, count); });
+  // A short read would be over before its sum is.
+  const Index passes = std::max<Index>(1, kLeastRead / bytes);
   const Kernels<float>& k = kernels<float>();
   volatile float sink = 0;
-  return best_rate(static_cast<double>(bytes),
-                   [&] { sink = k.read_all(data.data(), static_cast<Index>(data.size())); });
+  return best_rate(static_cast<double>(bytes * passes),
+                   [&] { sink = k.read_all(data, count, passes); });
 }
 
 }  // namespace tidegate

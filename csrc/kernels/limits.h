@@ -44,14 +44,16 @@ T fma_rounds(Index rounds) {
 }
 
 template <class T>
-T read_all(const T* data, Index count) {
+T read_all(const T* data, Index count, Index passes) {
   constexpr Index kStep = kReadChains * Vec<T>::width;
   Vec<T> chains[kReadChains];
   for (int i = 0; i < kReadChains; ++i) chains[i] = zero<T>();
-  for (Index j = 0; j + kStep <= count; j += kStep) {
+  for (Index pass = 0; pass < passes; ++pass) {
+    for (Index j = 0; j + kStep <= count; j += kStep) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kReadChains; ++i)
-      chains[i] = chains[i] + load<T>(data + j + i * Vec<T>::width);
+      for (int i = 0; i < kReadChains; ++i)
+        chains[i] = chains[i] + load<T>(data + j + i * Vec<T>::width);
+    }
   }
   return sum_of(chains);
 }

@@ -138,11 +138,11 @@ struct Kernels {
   void (*add_rows)(Rows<const T> from, Rows<T> to, Index count, Index columns);
 
   // The machine's limits: `rounds` of independent fused multiply-adds, of so many flops each, and a
-  // read of `count` elements (but a last part of a few vectors). What they return only keeps them
-  // from being optimised away.
+  // read of `count` elements (but a last part of a few vectors), so many times over. What they
+  // return only keeps them from being optimised away.
   Index fma_round_flops;
   T (*fma_rounds)(Index rounds);
-  T (*read_all)(const T* data, Index count);
+  T (*read_all)(const T* data, Index count, Index passes);
 };
 
 struct KernelTable {
