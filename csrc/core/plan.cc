@@ -14,11 +14,14 @@ namespace {
 
 // Of one core, conservative over the machines measured: a slow core makes threads worth it earlier.
 constexpr double kFlopsPerNanosecond = 200;  // times 1 / element size: 50 in float, 25 in double
-constexpr double kBytesPerNanosecond = 30;   // weights read from L2 or L3
+constexpr double kBytesPerNanosecond = 60;   // weights read from L2 or L3
 constexpr double kPointwise = 0.15;          // nanoseconds a gate, a byte of element size
 constexpr double kStep = 80;                 // nanoseconds of a step's own cost
 constexpr double kMeet = 1000;               // two threads meet, one of them late
 constexpr double kStart = 5000;              // a team is woken and gathered
+// Threads that meet in every step wait for each other's every delay: dividing units must gain this
+// much over dividing rows.
+constexpr double kWaiting = 1.03;
 
 enum class Division { automatic, rows, units };
 std::atomic<Division> division{Division::automatic};
@@ -47,8 +50,9 @@ double step_nanoseconds(const Config& config, Index rows, Index element_size, do
   const double projection = config.proj_size > 0 ? hidden * state : 0;
   const double recurrent = gates * hidden * state + projection;
   const double flops = 2 * static_cast<double>(rows) * (recurrent + gates * hidden * inputs);
+  // Neither hides the other: the first rows that pass over a block of weights wait for it.
   const double product =
-      std::max(flops * size / kFlopsPerNanosecond, recurrent * size / kBytesPerNanosecond);
+      flops * size / kFlopsPerNanosecond + recurrent * size / kBytesPerNanosecond;
   return (product + static_cast<double>(rows) * gates * hidden * kPointwise * size) / unit_share +
          kStep;
 }
@@ -87,7 +91,8 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
   const auto consider = [&](int groups, int group_threads, bool by_units) {
     const double sequential = directions / groups;
     const double step =
-        by_units ? step_nanoseconds(config, batch, element_size, group_threads) + meetings * kMeet
+        by_units ? kWaiting * (step_nanoseconds(config, batch, element_size, group_threads) +
+                               meetings * kMeet)
                  : step_nanoseconds(config, (batch - 1) / group_threads + 1, element_size, 1);
     const double time = kStart + all_steps * sequential * factor * step;
     // A gain worth another core's time.
