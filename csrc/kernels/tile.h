@@ -22,9 +22,10 @@ constexpr int kAccumulators = vector_registers * 3 / 4;
 // A block of a panel that stays in L1 (half of 32 KiB) while all rows pass over it.
 constexpr Index kPanelBlockBytes = 16 * 1024;
 
-// A panel of this size stays in no L2. While few rows pass over a block of it, the next one is
-// fetched; many rows hide the wait by themselves.
-constexpr Index kFetchedPanelBytes = 2 * 1024 * 1024;
+// A panel of this size comes from far. While few rows pass over a block of it, the next one is
+// fetched; many rows hide the wait by themselves, and of smaller panels the processor's own
+// prefetching has enough.
+constexpr Index kFetchedPanelBytes = 6 * 1024 * 1024;
 constexpr Index kFetchedRows = 96;
 
 // With few rows, so many vectors of units are finished at once: enough to fill the latency of their
@@ -102,14 +103,12 @@ inline __attribute__((always_inline)) void multiply_step(Vec<T> (&accumulators)[
 constexpr int kUnrolled = 4;  // k steps
 template <class T>
 constexpr int kLine = 64 / static_cast<int>(sizeof(T));  // of the cache
-template <class T>
-constexpr int kFetched = 2 * kLine<T>;
 
 // The same for all k, ascending. Large tiles take four at a time, so that the loop's own
 // instructions do not take the fused multiply-adds' places where another hardware thread shares the
-// core's front end; small ones wait for memory or for their own chains. With each four, kFetched
-// elements from `ahead` on are fetched, if there is one.
-template <int First, int Count, bool Fetch = false, class T, int R, int S, int A>
+// core's front end; small ones wait for memory or for their own chains. With each four, so many
+// lines of the cache from `ahead` on are fetched, if it is given.
+template <int First, int Count, int Fetched = 0, class T, int R, int S, int A>
 inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S][A],
                                                     const T* const (&a)[R], Index k_stride,
                                                     const T* panel, Index slice_stride, Index depth,
@@ -130,8 +129,9 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S]
     for (int u = 0; u < kUnroll; ++u) {
       multiply_step<First, Count>(accumulators, row, u * k_stride, panel + u * kStep, slice_stride);
     }
-    if (Fetch && kUnroll == kUnrolled && ahead) {
-      for (int i = 0; i < kFetched<T>; i += kLine<T>) __builtin_prefetch(ahead + i);
+    if (Fetched > 0 && kUnroll == kUnrolled && ahead) {
+#pragma GCC unroll 4
+      for (int i = 0; i < Fetched; ++i) __builtin_prefetch(ahead + i * kLine<T>);
       ahead += kUnroll * kStep;
     }
     advance(kUnroll);
@@ -150,13 +150,13 @@ struct DepthBlock {
 };
 
 // What tile number `tile` of those that pass over the `depth` k's of a panel is to fetch of the
-// next block, which lies behind this one: of every kUnrolled k's its share, so that the first few
-// tiles together fetch all. Null: there is nothing left for it.
-template <int Count, class T>
+// next block, which lies behind this one: so many lines of every kUnrolled k's, so that the first
+// few tiles together fetch all. Null: there is nothing left for it.
+template <int Count, int Fetched, class T>
 inline const T* share_ahead(const T* panel, Index depth, Index tile) {
   constexpr Index kStep = Count * Vec<T>::width;
-  const Index share = tile * kFetched<T>;
-  return share < kUnrolled * kStep ? panel + depth * kStep + share : nullptr;
+  const Index share = tile * Fetched * kLine<T>;
+  return Fetched > 0 && share < kUnrolled * kStep ? panel + depth * kStep + share : nullptr;
 }
 
 // The accumulators of one row and slice, in memory: `[gate][width]`.
@@ -196,7 +196,7 @@ __attribute__((noinline)) void finish(const PhaseCall<T>& call, Index slice, Ind
 
 // One tile of a phase: R rows from `row` on, S slices from `slice` on; number `tile` of those of a
 // block.
-template <PhaseShape Shape, bool Fetch, class T, int R, int S>
+template <PhaseShape Shape, int Fetched, class T, int R, int S>
 inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row,
                                                       Index slice, const DepthBlock& block,
                                                       Index tile) {
@@ -235,9 +235,9 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
     const Index depth = block.x_end - block.x_begin;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) a[r] = call.x.rows[row + r] + block.x_begin;
-    multiply<Shape.x.first, Shape.x.count, Fetch>(
+    multiply<Shape.x.first, Shape.x.count, Fetched>(
         accumulators, a, 1, panel, slice_stride, depth,
-        Fetch ? share_ahead<Shape.x.count>(panel, depth, tile) : nullptr);
+        share_ahead<Shape.x.count, Fetched>(panel, depth, tile));
   }
   if constexpr (Shape.h.count > 0) {
     if (block.h_begin < block.h_end) {
@@ -246,9 +246,9 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
       const Index depth = block.h_end - block.h_begin;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) a[r] = call.h.rows[row + r] + block.h_begin;
-      multiply<Shape.h.first, Shape.h.count, Fetch>(
+      multiply<Shape.h.first, Shape.h.count, Fetched>(
           accumulators, a, 1, panel, slice_stride, depth,
-          Fetch ? share_ahead<Shape.h.count>(panel, depth, tile) : nullptr);
+          share_ahead<Shape.h.count, Fetched>(panel, depth, tile));
     }
   }
 
@@ -264,9 +264,9 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
   }
 }
 
-// Tiles over slices [begin, end) with `Slices` at a time, for `Rows` rows at a time. With Fetch,
-// the next block meanwhile.
-template <PhaseShape Shape, class T, int Rows, int Slices, bool Fetch = false>
+// Tiles over slices [begin, end) with `Slices` at a time, for `Rows` rows at a time. With
+// Fetched, the next block is fetched meanwhile.
+template <PhaseShape Shape, class T, int Rows, int Slices, int Fetched = 0>
 __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice, Index slice_end,
                                            const DepthBlock& block) {
   while (slice < slice_end) {
@@ -276,7 +276,7 @@ __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice
           for (Index row = 0; row < call.rows; ++tile) {
             const int rows = tile_rows<Rows>(call.rows - row);
             with_constant<Rows>(rows, [&]<int R>() __attribute__((always_inline)) {
-              phase_tile<Shape, Fetch, T, R, S>(call, row, slice, block, tile);
+              phase_tile<Shape, Fetched, T, R, S>(call, row, slice, block, tile);
             });
             row += rows;
           }
@@ -297,10 +297,11 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
   const Index blocks = few_rows || depth <= kBlock ? 1 : (depth + kBlock - 1) / kBlock;
   const Index slices = few_rows ? kFinishedVectors / call.rows : Tile::kSlices;
   const Index panel_bytes = (call.x.depth * Shape.x.count + call.h.depth * Shape.h.count) *
-                            call.units * static_cast<Index>(sizeof(T));
+                            (call.slice_end - call.slice_begin) * vector_bytes;
   // With several slices side by side the next block is not one stretch of memory.
   constexpr bool kOneStretch = Tile::kSlices == 1;
   const bool fetch = kOneStretch && call.rows <= kFetchedRows && panel_bytes >= kFetchedPanelBytes;
+  const bool two_tiles = call.rows <= 2 * Tile::kRows;
   for (Index slice = call.slice_begin; slice < call.slice_end; slice += slices) {
     const Index slice_end = min_of(slice + slices, call.slice_end);
     for (Index b = 0; b < blocks; ++b) {
@@ -312,9 +313,12 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
                                 (end > x_depth ? end - x_depth : 0), b == 0};
       if (call.rows == 1) {
         phase_sweep<Shape, T, 1, Tile::kSlicesOneRow>(call, slice, slice_end, block);
+      } else if (fetch && two_tiles) {
+        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, kOneStretch ? 4 : 0>(call, slice,
+                                                                               slice_end, block);
       } else if (fetch) {
-        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, kOneStretch>(call, slice, slice_end,
-                                                                       block);
+        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, kOneStretch ? 2 : 0>(call, slice,
+                                                                               slice_end, block);
       } else {
         phase_sweep<Shape, T, Tile::kRows, Tile::kSlices>(call, slice, slice_end, block);
       }
