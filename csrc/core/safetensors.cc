@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -30,6 +31,7 @@ namespace {
 
 constexpr Index kLengthBytes = 8;  // of the header's length, before the header
 constexpr const char* kMetadata = "__metadata__";
+constexpr Index kPiece = Index{1} << 30;  // bytes for one system call: some systems refuse more
 
 struct DtypeBits {
   std::string_view name;
@@ -43,7 +45,8 @@ constexpr DtypeBits kDtypes[] = {
     {"F64", 64}, {"C64", 64},
 };
 
-// Bytes of a tensor; std::invalid_argument if dtype or shape are none.
+// Bytes of a tensor; std::invalid_argument if dtype or shape are none. The sizes beside a zero must
+// fit too: whoever makes an array of them multiplies them in an order of its own.
 Index tensor_bytes(const Tensor& tensor) {
   const auto fail = [&](const std::string& reason) {
     throw std::invalid_argument("tensor " + shown(tensor.name) + ": " + reason);
@@ -53,12 +56,14 @@ Index tensor_bytes(const Tensor& tensor) {
                    [&](DtypeBits known) { return known.name == tensor.dtype; });
   if (dtype == std::end(kDtypes)) fail("dtype " + shown(tensor.dtype) + " is not known");
   Index bits = dtype->bits;
-  bool overflow = false;
+  bool overflow = false, empty = false;
   for (const Index size : tensor.shape) {
     if (size < 0) fail("shape " + shown(tensor.shape) + " has a negative size");
-    overflow = overflow || __builtin_mul_overflow(bits, size, &bits);
+    empty = empty || size == 0;
+    overflow = overflow || __builtin_mul_overflow(bits, std::max<Index>(size, 1), &bits);
   }
   if (overflow) fail("shape " + shown(tensor.shape) + " overflows");
+  if (empty) return 0;
   if (bits % 8 != 0)
     fail("shape " + shown(tensor.shape) + " of " + tensor.dtype + " fills no whole bytes");
   return bits / 8;
@@ -146,7 +151,8 @@ void Safetensors::Impl::copy(Index offset, void* to, Index count) const {
   }
   while (count > 0) {
     const ssize_t got =
-        ::pread(file.number(), bytes, static_cast<std::size_t>(count), static_cast<off_t>(offset));
+        ::pread(file.number(), bytes, static_cast<std::size_t>(std::min(count, kPiece)),
+                static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) fail_system(errno, name);
     if (got == 0) fail("the file has become shorter while it was read");
@@ -317,6 +323,8 @@ class Replacement {
 
  private:
   [[noreturn]] void fail() const { fail_system(errno, given_); }
+  std::optional<struct stat> follow_links();
+  void inherit(const struct stat& replaced);
 
   const std::string given_;
   std::string target_, temporary_;
@@ -325,14 +333,8 @@ class Replacement {
 
 Replacement::Replacement(const std::string& path) : given_(path), target_(path) {
   check_path(path);
-  std::error_code error;
-  const std::filesystem::path resolved = std::filesystem::canonical(path, error);
-  struct stat replaced;
-  const bool replaces = !error && ::stat(resolved.c_str(), &replaced) == 0;
-  if (replaces) {
-    check_regular(replaced, given_);
-    target_ = resolved.string();
-  }
+  const std::optional<struct stat> replaced = follow_links();
+  if (replaced) check_regular(*replaced, given_);
   // Of a name of its own: a long one would grow too long by a suffix.
   const std::string folder = std::filesystem::path(target_).parent_path().string();
   const std::string prefix =
@@ -340,21 +342,52 @@ Replacement::Replacement(const std::string& path) : given_(path), target_(path) 
   constexpr int kTries = 1000;
   for (int i = 0; file_.number() < 0; ++i) {
     const std::string name = prefix + std::to_string(i) + ".tmp";
-    file_.open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL, 0666);
+    // Nobody reads early what is to have another's permissions.
+    file_.open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL, replaced ? 0600 : 0666);
     if (file_.number() >= 0) {
       temporary_ = name;
     } else if (errno != EEXIST || i == kTries) {
       fail();
     }
   }
-  // Permissions are a courtesy: not every file system has them.
-  if (replaces && ::fchmod(file_.number(), replaced.st_mode & 07777) != 0) errno = 0;
+  if (replaced) inherit(*replaced);
+}
+
+// Has the target be what its links lead to, there or not yet. Returns what stands there.
+std::optional<struct stat> Replacement::follow_links() {
+  constexpr int kMostLinks = 40;  // Linux's own limit
+  for (int links = 0; links <= kMostLinks; ++links) {
+    struct stat status;
+    if (::lstat(target_.c_str(), &status) != 0) {
+      if (errno != ENOENT) fail();
+      return std::nullopt;
+    }
+    if (!S_ISLNK(status.st_mode)) return status;
+    std::error_code error;
+    const std::filesystem::path at = target_;
+    target_ = (at.parent_path() / std::filesystem::read_symlink(at, error)).string();
+    if (error) fail_system(error.value(), given_);
+  }
+  fail_system(ELOOP, given_);
+}
+
+// Owner, group and permissions, as far as the system lets us: not every file system has them, and
+// not everyone may give files away. A group that is another has no more than all others.
+void Replacement::inherit(const struct stat& replaced) {
+  const int file = file_.number();
+  const auto give = [&](uid_t owner, gid_t group) { return ::fchown(file, owner, group) == 0; };
+  constexpr auto kSameOwner = static_cast<uid_t>(-1);
+  mode_t mode = replaced.st_mode & 0777;
+  if (!give(replaced.st_uid, replaced.st_gid) && !give(kSameOwner, replaced.st_gid))
+    mode &= 0707 | (mode & 0007) << 3;
+  if (::fchmod(file, mode) != 0) errno = 0;
 }
 
 void Replacement::write(const void* data, Index size) {
   const auto* bytes = static_cast<const std::byte*>(data);
   while (size > 0) {
-    const ssize_t written = ::write(file_.number(), bytes, static_cast<std::size_t>(size));
+    const ssize_t written =
+        ::write(file_.number(), bytes, static_cast<std::size_t>(std::min(size, kPiece)));
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) fail();
     bytes += written;
