@@ -32,6 +32,12 @@ auto on_disk(const std::string& path, const F& f) {
   }
 }
 
+// For messages.
+std::string as_text(const std::string& path) {
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(path.data(), static_cast<Py_ssize_t>(path.size()), "replace"));
+}
+
 Safetensors open(const std::string& path) {
   return on_disk(path, [&] { return Safetensors(path); });
 }
@@ -45,10 +51,8 @@ py::dtype numpy_dtype(const LayerInfo& layer) {
 py::list load_layers(const std::string& path) {
   const Safetensors file = open(path);
   py::list layers;
-  for (const LayerInfo& layer : read_layers(file)) {
-    Index size = 0;
-    for (const Parameter& parameter : parameters(layer)) size += parameter.size();
-    py::array flat(numpy_dtype(layer), size);
+  for (const LayerInfo& layer : on_disk(path, [&] { return read_layers(file); })) {
+    py::array flat(numpy_dtype(layer), parameter_count(layer));
     void* const data = flat.mutable_data();
     on_disk(path, [&] { read_parameters(file, layer, data); });
     py::tuple options = py::make_tuple(layer.config, layer.batch_first, layer.dropout);
@@ -78,10 +82,8 @@ void save_layers(const std::string& path, const py::list& entries) {
       layer.info.dropout = options[2].cast<double>();
       layer.info.kind = layer.info.config.cell == CellKind::lstm ? LayerKind::lstm : LayerKind::gru;
     }
-    Index size = 0;
-    for (const Parameter& parameter : parameters(layer.info)) size += parameter.size();
-    if (!flat.dtype().equal(numpy_dtype(layer.info)) || flat.ndim() != 1 || flat.size() != size ||
-        (flat.flags() & py::array::c_style) == 0) {
+    if (!flat.dtype().equal(numpy_dtype(layer.info)) || flat.ndim() != 1 ||
+        flat.size() != parameter_count(layer.info) || (flat.flags() & py::array::c_style) == 0) {
       throw std::invalid_argument("flat: wanted a contiguous vector of the layer's parameters");
     }
     layer.flat = flat.data();
@@ -145,7 +147,13 @@ py::array TensorFile::copied(const Tensor& tensor, const char* dtype,
 
 // A copy of one tensor. KeyError without it; TypeError if NumPy has no such dtype.
 py::array TensorFile::read(const std::string& name) const {
+  constexpr std::size_t kMostAxes = 32;  // of an array of NumPy 1
   const Tensor& tensor = find(name);
+  if (tensor.shape.size() > kMostAxes) {
+    throw py::value_error(as_text(file_.name()) + ": tensor \"" + name + "\": got " +
+                          std::to_string(tensor.shape.size()) + " axes, wanted at most " +
+                          std::to_string(kMostAxes));
+  }
   for (const auto& [dtype, numpy_name] : kNumpyDtypes) {
     if (tensor.dtype == dtype) return copied(tensor, numpy_name, tensor.shape);
   }

@@ -2,9 +2,21 @@
 #ifndef TIDEGATE_CORE_CHECK_H_
 #define TIDEGATE_CORE_CHECK_H_
 
+#include <stdexcept>
+#include <string>
+
 #include "tidegate/model.h"
 
 namespace tidegate {
+
+inline void require(bool holds, const std::string& message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
+inline void require_size(const char* name, Index value, Index least) {
+  require(value >= least, std::string(name) + ": got " + std::to_string(value) +
+                              ", wanted an integer >= " + std::to_string(least));
+}
 
 struct CallSize {
   Index steps;

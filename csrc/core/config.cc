@@ -4,20 +4,12 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "core/check.h"
 #include "core/memory.h"
 
 namespace tidegate {
 
 namespace {
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument(message);
-}
-
-void require_size(const char* name, Index value, Index least) {
-  require(value >= least, std::string(name) + ": got " + std::to_string(value) +
-                              ", wanted an integer >= " + std::to_string(least));
-}
 
 void require_activation(const char* name, const Activation& activation) {
   require(std::isfinite(activation.alpha) && std::isfinite(activation.beta),

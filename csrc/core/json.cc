@@ -90,24 +90,9 @@ void JsonReader::skip_space() {
   }
 }
 
-JsonReader::Kind JsonReader::peek() {
+bool JsonReader::at_string() {
   skip_space();
-  switch (at_ < text_.size() ? text_[at_] : '\0') {
-    case '{':
-      return Kind::object;
-    case '[':
-      return Kind::array;
-    case '"':
-      return Kind::string;
-    case 't':
-    case 'f':
-      return Kind::boolean;
-    case 'n':
-      return Kind::null;
-    default:
-      if (at_ < text_.size() && (text_[at_] == '-' || is_digit(text_[at_]))) return Kind::number;
-      fail_wanted("a value");
-  }
+  return at_ < text_.size() && text_[at_] == '"';
 }
 
 void JsonReader::open(char bracket, const char* wanted) {

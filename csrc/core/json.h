@@ -18,11 +18,9 @@ namespace tidegate {
 // where: at which byte, in the value of which keys.
 class JsonReader {
  public:
-  enum class Kind { object, array, string, number, boolean, null };
-
   explicit JsonReader(std::string_view text);
 
-  Kind peek();  // of the value that comes next
+  bool at_string();  // whether a string comes next
   std::string string();
   std::int64_t integer();  // without fraction or exponent, that fits
   double number();         // that is finite

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/check.h"
 #include "core/json.h"
 #include "core/memory.h"
 
@@ -75,7 +76,7 @@ const ActivationInfo& read_activation_name(JsonReader& json) {
 
 // A name, or an array of a name and its parameters.
 void read_value(JsonReader& json, Activation& value) {
-  if (json.peek() == JsonReader::Kind::string) {
+  if (json.at_string()) {
     value = read_activation_name(json).kind;
     return;
   }
@@ -120,6 +121,17 @@ Option layer_option(const char* name, unsigned kinds, Value LayerInfo::* member,
           [member](const LayerInfo& layer) { return text_of(layer.*member); }};
 }
 
+// Of every kind, in one of two places: which is not known while it is read.
+Option bias_option() {
+  return {"bias", kRecurrent | kLinear, false,
+          [](JsonReader& json, Draft& draft) {
+            draft.layer.bias = draft.layer.config.bias = json.boolean();
+          },
+          [](const LayerInfo& layer) {
+            return text_of(layer.kind == LayerKind::linear ? layer.bias : layer.config.bias);
+          }};
+}
+
 // h = o * output(c): as `activation` where nothing is said.
 Option output_activation_option() {
   return {"output_activation", kLstm, false,
@@ -137,7 +149,7 @@ std::vector<Option> make_options() {
       config_option("input_size", kRecurrent, &Config::input_size, true),
       config_option("hidden_size", kRecurrent, &Config::hidden_size, true),
       config_option("num_layers", kRecurrent, &Config::num_layers),
-      config_option("bias", kRecurrent, &Config::bias),
+      bias_option(),
       layer_option("batch_first", kRecurrent, &LayerInfo::batch_first),
       layer_option("dropout", kRecurrent, &LayerInfo::dropout),
       config_option("bidirectional", kRecurrent, &Config::bidirectional),
@@ -153,7 +165,6 @@ std::vector<Option> make_options() {
       cell_option("input_forget", kLstm, &CellActivations::input_forget),
       layer_option("in_features", kLinear, &LayerInfo::in_features, true),
       layer_option("out_features", kLinear, &LayerInfo::out_features, true),
-      layer_option("bias", kLinear, &LayerInfo::bias),
   };
 }
 
@@ -165,16 +176,9 @@ LayerKind read_kind(JsonReader& json) {
   json.fail("got " + shown(name) + ", wanted \"LSTM\", \"GRU\" or \"Linear\"");
 }
 
-void require(bool holds, const std::string& message) {
-  if (!holds) throw std::invalid_argument(message);
-}
-
 void require_sizes(const LayerInfo& layer) {
-  for (const auto& [name, size] : {std::pair("in_features", layer.in_features),
-                                   std::pair("out_features", layer.out_features)}) {
-    require(size >= 1,
-            std::string(name) + ": got " + std::to_string(size) + ", wanted an integer >= 1");
-  }
+  require_size("in_features", layer.in_features, 1);
+  require_size("out_features", layer.out_features, 1);
 }
 
 }  // namespace
@@ -190,25 +194,28 @@ LayerInfo parse_layer(std::string_view text, Index most_layers) {
   std::vector<std::string> given;
   JsonReader json(text);
   json.object([&](const std::string& key) {
-    if (given.empty() != (key == "kind")) json.fail("wanted \"kind\", first of all");
     given.push_back(key);
     if (key == "kind") {
       layer.kind = read_kind(json);
       layer.config.cell = layer.kind == LayerKind::gru ? CellKind::gru : CellKind::lstm;
       return;
     }
-    for (const Option& option : options) {
-      if (key == option.name && (option.kinds & bit_of(layer.kind)) != 0)
-        return option.read(json, draft);
-    }
-    json.fail(std::string("an option that this version's ") + kind_name(layer.kind) +
-              " does not have");
+    const auto option = std::find_if(options.begin(), options.end(),
+                                     [&](const Option& known) { return key == known.name; });
+    if (option == options.end()) json.fail("an option that this version does not have");
+    option->read(json, draft);
   });
   json.end();
-  require(!given.empty(), "\"kind\" is missing");
+  const auto is_given = [&](const char* name) {
+    return std::find(given.begin(), given.end(), name) != given.end();
+  };
+  require(is_given("kind"), "\"kind\" is missing");
   for (const Option& option : options) {
-    const bool wanted = option.required && (option.kinds & bit_of(layer.kind)) != 0;
-    require(!wanted || std::find(given.begin(), given.end(), option.name) != given.end(),
+    const bool has = (option.kinds & bit_of(layer.kind)) != 0;
+    require(has || !is_given(option.name), json_string(option.name) +
+                                               ": an option that this version's " +
+                                               kind_name(layer.kind) + " does not have");
+    require(!has || !option.required || is_given(option.name),
             json_string(option.name) + " is missing");
   }
 
@@ -229,6 +236,7 @@ LayerInfo parse_layer(std::string_view text, Index most_layers) {
 
 std::string layer_text(const LayerInfo& layer) {
   LayerInfo defaults;
+  defaults.kind = layer.kind;
   defaults.config.cell = layer.config.cell;
   defaults.config.activations.output = layer.config.activations.candidate;
   std::string text = std::string("{\"kind\": \"") + kind_name(layer.kind) + "\"";
@@ -248,6 +256,11 @@ std::vector<Parameter> parameters(const LayerInfo& layer) {
   std::vector<Parameter> all = {{"weight", layer.out_features, layer.in_features, 0}};
   if (layer.bias) all.push_back({"bias", layer.out_features, 0, weights});
   return all;
+}
+
+Index parameter_count(const LayerInfo& layer) {
+  const Parameter last = parameters(layer).back();
+  return last.offset + last.size();
 }
 
 }  // namespace tidegate

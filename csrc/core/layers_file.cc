@@ -137,6 +137,28 @@ Index element_size(const LayerInfo& layer) {
   throw std::invalid_argument("dtype: got " + shown(layer.dtype) + ", wanted F32 or F64");
 }
 
+// The layer is one that would be read again as it is.
+void check_writable(const LayerInfo& layer) {
+  const std::string who = layer.name.empty() ? "layer: " : "layer " + shown(layer.name) + ": ";
+  try {
+    if (layer.kind != LayerKind::linear) {
+      const bool is_gru = layer.config.cell == CellKind::gru;
+      if ((layer.kind == LayerKind::gru) != is_gru) {
+        throw std::invalid_argument(std::string("kind: got ") + kind_name(layer.kind) +
+                                    " with the config of the other cell");
+      }
+      // What this kind has no option for must be as without.
+      layer.config.validate();
+    }
+    parse_layer(layer_text(layer), layer.config.num_layers);
+    element_size(layer);
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(who + error.what());
+  } catch (const std::length_error&) {
+    throw std::invalid_argument(who + "the sizes overflow");
+  }
+}
+
 template <class T>
 constexpr const char* kDtype = sizeof(T) == 4 ? "F32" : "F64";
 
@@ -201,6 +223,7 @@ void write_layers(const std::string& path, const std::vector<LayerData>& layers)
   for (const LayerData& layer : layers) {
     if (layer.info.name.empty() && layers.size() > 1)
       throw std::invalid_argument("layers: got an empty name, wanted one for each layer");
+    check_writable(layer.info);
     metadata.emplace_back(
         std::string(kLayer) + (layer.info.name.empty() ? "" : ".") + layer.info.name,
         layer_text(layer.info));

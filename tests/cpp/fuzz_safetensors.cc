@@ -56,8 +56,7 @@ bool read_all(const char* data, std::size_t size) {
       file.read(tensor.name, values.data(), values.size());
     }
     for (const tidegate::LayerInfo& layer : tidegate::read_layers(file)) {
-      tidegate::Index count = 0;
-      for (const tidegate::Parameter& p : tidegate::parameters(layer)) count += p.size();
+      const tidegate::Index count = tidegate::parameter_count(layer);
       values.resize(static_cast<std::size_t>(count) * 8);
       tidegate::read_parameters(file, layer, values.data());
       if (layer.kind == tidegate::LayerKind::linear || count > kWorthRunning) continue;

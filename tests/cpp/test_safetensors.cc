@@ -66,9 +66,7 @@ LayerInfo recurrent(const std::string& name, const Config& config) {
 
 template <class T>
 std::vector<T> random_parameters(Random& random, const LayerInfo& layer) {
-  Index count = 0;
-  for (const Parameter& parameter : parameters(layer)) count += parameter.size();
-  return random.numbers<T>(count, 0.5);
+  return random.numbers<T>(parameter_count(layer), 0.5);
 }
 
 Config a_config(CellKind cell) {
@@ -239,6 +237,8 @@ TEST(what_cannot_be_written) {
   CHECK(!refused({{{"a", "F99", {1}}, &value}}, {}).empty());
   CHECK(!refused({{{"a", "F32", {-1}}, &value}}, {}).empty());
   CHECK(!refused({{{"a", "F32", {Index{1} << 62, 8}}, &value}}, {}).empty());
+  CHECK(!refused({{{"a", "F32", {0, Index{1} << 62, 8}}, &value}}, {}).empty());
+  CHECK(!refused({{{"a", "F32", {Index{1} << 62, 8, 0}}, &value}}, {}).empty());
   CHECK(!refused({{{"\xff", "F32", {1}}, &value}}, {}).empty());
   CHECK(!refused({}, {{"a", ""}, {"a", ""}}).empty());
   CHECK(!refused({}, {{"a", std::string(size_of(kMaxSafetensorsHeader), ' ')}}).empty());
@@ -249,6 +249,21 @@ TEST(what_cannot_be_written) {
   CHECK(!invalid_argument_of([&] {
            write_layers(path.text(), {{gru, flat.data()}, {gru, flat.data()}});
          }).empty());
+  const auto refused_layer = [&](const auto& change) {
+    LayerInfo layer = recurrent<float>("rnn", a_config(CellKind::gru));
+    change(layer);
+    return invalid_argument_of([&] { write_layers(path.text(), {{layer, flat.data()}}); });
+  };
+  CHECK(refused_layer([](LayerInfo& l) { l.kind = LayerKind::lstm; }) ==
+        "layer \"rnn\": kind: got LSTM with the config of the other cell");
+  CHECK(refused_layer([](LayerInfo& l) { l.config.hidden_size = 0; }) ==
+        "layer \"rnn\": hidden_size: got 0, wanted an integer >= 1");
+  CHECK(begins_with(refused_layer([](LayerInfo& l) { l.config.proj_size = 2; }),
+                    "layer \"rnn\": proj_size: a GRU has no projection"));
+  CHECK(begins_with(refused_layer([](LayerInfo& l) { l.dropout = 1; }), "layer \"rnn\": dropout"));
+  CHECK(refused_layer([](LayerInfo& l) { l.config.input_size = Index{1} << 62; }) ==
+        "layer \"rnn\": the sizes overflow");
+  CHECK(begins_with(refused_layer([](LayerInfo& l) { l.dtype = "F16"; }), "layer \"rnn\": dtype"));
   CHECK(path.bytes() == "before");
 }
 

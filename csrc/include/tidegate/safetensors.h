@@ -72,7 +72,8 @@ struct TensorData {
 };
 
 // Writes a file, in this order: whole, or not at all (beside it first, then renamed). Links are
-// followed, and a file that is replaced bequeaths its permissions.
+// followed, and a file that is replaced bequeaths its permissions; its owner and group where the
+// system allows.
 TIDEGATE_EXPORT void write_safetensors(const std::string& path,
                                        const std::vector<TensorData>& tensors,
                                        const Metadata& metadata);
@@ -100,6 +101,8 @@ struct LayerInfo {
 
 // The parameters of a layer, in the order of its flat vector.
 TIDEGATE_EXPORT std::vector<Parameter> parameters(const LayerInfo& layer);
+// Elements of the flat vector.
+TIDEGATE_EXPORT Index parameter_count(const LayerInfo& layer);
 
 // All layers of a file, in the order of its metadata. Refuses a file of which anything is not
 // understood: a version, kind or option that is not known; tensors that are missing, surplus, or of
@@ -120,7 +123,7 @@ struct LayerData {
   const void* flat = nullptr;  // its parameters, as read_parameters() gives them
 };
 
-// Writes layers with different names, or one without a name.
+// Writes layers with different names, or one without a name. Refuses what read_layers() would.
 TIDEGATE_EXPORT void write_layers(const std::string& path, const std::vector<LayerData>& layers);
 
 }  // namespace tidegate
