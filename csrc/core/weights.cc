@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/float_control.h"
 #include "core/isa.h"
 
 namespace tidegate {
@@ -103,7 +104,7 @@ Weights<T>::Weights(const Config& config, const T* parameters)
 
 template <class T>
 void Weights<T>::pack(Arena& arena, const T* parameters) {
-  const Index width = kernels_.width;
+  const FloatControl float_control;  // the sums of biases round
   const Index hidden = config_.hidden_size;
   const Index state = config_.state_size();
   const std::vector<ParameterOffsets> offsets = parameter_offsets(config_);
@@ -170,6 +171,7 @@ const BackwardWeights<T>& Weights<T>::backward(Index layer, Index direction) con
 
 template <class T>
 void Weights<T>::pack_backward(Arena& arena) const {
+  const FloatControl float_control;
   const Index width = kernels_.width;
   const Index hidden = config_.hidden_size;
   const Index state = config_.state_size();

@@ -1,6 +1,7 @@
 // Packing: where each parameter stands in the flat vector, and in the panels that the kernels read.
 #include "core/weights.h"
 
+#include <cfenv>
 #include <cstddef>
 #include <string>
 #include <vector>
@@ -367,4 +368,26 @@ TEST(panels_hold_every_parameter_in_its_place) {
       check_packing<double>(config);
     }
   });
+}
+
+TEST(packing_does_not_see_the_callers_rounding) {
+  Config config;
+  config.cell = CellKind::lstm;
+  config.input_size = 2;
+  config.hidden_size = 9;
+  test::Random random(3);
+  const std::vector<float> flat = random.numbers<float>(4 * 9 * (2 + 9 + 2));
+  const auto packed_bias = [&] {
+    const Weights<float> weights(config, flat.data());
+    const float* const bias = weights.direction(0, 0).phases[0].bias;
+    return std::vector<float>(
+        bias, bias + slice_count(9, weights.kernels().width) * 4 * weights.kernels().width);
+  };
+  const std::vector<float> wanted = packed_bias();
+  for (const int rounding : {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO}) {
+    std::fesetround(rounding);
+    const std::vector<float> got = packed_bias();
+    std::fesetround(FE_TONEAREST);
+    CHECK(same(got, wanted));
+  }
 }
