@@ -35,12 +35,15 @@ class AffinityMask {
     if (sets_ != 0) sched_setaffinity(0, bytes(), cpus_);
   }
 
-  // Has the calling thread, which may run on these, run on this one of them now.
-  void move_this_thread_to(int cpu) const {
+  // Has the calling thread, which may run on these, run on this one of them now; false where the
+  // system refuses.
+  bool move_this_thread_to(int cpu) const {
     cpu_set_t one[kMaxSets];
     CPU_ZERO_S(bytes(), one);
     CPU_SET_S(cpu, bytes(), one);
-    if (sched_setaffinity(0, bytes(), one) == 0) give_to_this_thread();
+    if (sched_setaffinity(0, bytes(), one) != 0) return false;
+    give_to_this_thread();
+    return true;
   }
 
  private:
@@ -84,9 +87,9 @@ int Processors::enter_free() {
         !places_[other].threads.compare_exchange_strong(none, 1, std::memory_order_relaxed)) {
       continue;
     }
-    mask.move_this_thread_to(other);
-    leave(here);
-    return other;
+    const bool moved = mask.move_this_thread_to(other);
+    leave(moved ? here : other);
+    return moved ? other : here;
   }
   return here;
 }
