@@ -37,15 +37,25 @@ struct tidegate_stream {
 
 namespace {
 
-// Of the calling thread. Plain memory: to report that there is none must not need any.
-thread_local char last_error[1024] = "";
+// Of the calling thread. Plain memory: to report that there is none must not need any. Of a size
+// for the longest path, and the reason behind it.
+thread_local char last_error[8192] = "";
+
+// What was too long ends after a whole character.
+void cut_between_characters(std::size_t size) noexcept {
+  const auto byte = [](std::size_t i) { return static_cast<unsigned char>(last_error[i]); };
+  while (size > 0 && (byte(size - 1) & 0xC0u) == 0x80u) --size;
+  if (size > 0 && byte(size - 1) >= 0xC0u) --size;
+  last_error[size] = '\0';
+}
 
 [[gnu::format(printf, 2, 3)]] tidegate_status failed(tidegate_status status, const char* format,
                                                      ...) noexcept {
   std::va_list values;
   va_start(values, format);
-  std::vsnprintf(last_error, sizeof last_error, format, values);
+  const int length = std::vsnprintf(last_error, sizeof last_error, format, values);
   va_end(values);
+  if (length >= static_cast<int>(sizeof last_error)) cut_between_characters(sizeof last_error - 1);
   return status;
 }
 
@@ -59,8 +69,8 @@ tidegate_status guarded(const F& f) noexcept {
     return failed(TIDEGATE_INVALID_ARGUMENT, "%s", error.what());
   } catch (const std::system_error& error) {
     return failed(TIDEGATE_SYSTEM_ERROR, "%s", error.what());
-  } catch (const std::length_error& error) {
-    return failed(TIDEGATE_OUT_OF_MEMORY, "%s", error.what());
+  } catch (const std::length_error&) {
+    return failed(TIDEGATE_OUT_OF_MEMORY, "the sizes overflow");
   } catch (const std::bad_alloc&) {
     return failed(TIDEGATE_OUT_OF_MEMORY, "out of memory");
   } catch (const std::exception& error) {

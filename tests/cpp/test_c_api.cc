@@ -5,6 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __cplusplus
+#include <string>
+#include <thread>
+#endif
+
 #include "tidegate/tidegate_c.h"
 
 enum { I = 3, H = 4, N = 2, T = 5, GATES = 4 * H };
@@ -297,6 +302,9 @@ static void test_what_is_refused(void) {
   CHECK_REFUSED(tidegate_stream_run(stream, 1, x, y, -1), "num_threads: ");
   CHECK_REFUSED(tidegate_stream_reset(stream, N), "row: ");
   CHECK_REFUSED(tidegate_stream_resize(stream, -1), "batch: got -1");
+  CHECK(tidegate_stream_resize(stream, INT64_MAX) == TIDEGATE_OUT_OF_MEMORY);
+  CHECK(strcmp(tidegate_last_error(), "the sizes overflow") == 0);
+  CHECK(tidegate_stream_batch(stream) == N);
   CHECK_REFUSED(tidegate_stream_reset(NULL, -1), "stream: got a null pointer");
   tidegate_stream_free(stream);
   tidegate_stream_free(NULL);
@@ -305,6 +313,41 @@ static void test_what_is_refused(void) {
   CHECK(tidegate_model_input_size(NULL) == 0);
   CHECK(tidegate_stream_batch(NULL) == 0);
 }
+
+/* The reason stands behind the path, however long; what is too long is cut between characters. */
+static void test_long_messages(void) {
+  enum { PATH = 4000, TOO_LONG = 9001 };
+  static char path[TOO_LONG + 1];
+  tidegate_model* model = NULL;
+  size_t length;
+  int i;
+  memset(path, '/', PATH);
+  memcpy(path + PATH, "nothing", 8);
+  CHECK(tidegate_model_load(path, NULL, &model) == TIDEGATE_SYSTEM_ERROR);
+  CHECK(strlen(tidegate_last_error()) > PATH + 10);
+  for (i = 0; i < TOO_LONG; i += 2) memcpy(path + i, "\xc3\xa9", 2);
+  for (i = 0; i < 2; ++i) {
+    path[0] = 'a';
+    path[TOO_LONG - 1] = '\0';
+    CHECK(tidegate_model_load(path + 1 - i, NULL, &model) == TIDEGATE_SYSTEM_ERROR);
+    length = strlen(tidegate_last_error());
+    CHECK(length > 8000);
+    CHECK(tidegate_last_error()[length - 1] == '\xa9');
+  }
+}
+
+#ifdef __cplusplus /* C99 has no threads */
+static void test_each_thread_has_its_error(void) {
+  tidegate_model_load(NULL, NULL, NULL);
+  const std::string here = tidegate_last_error();
+  CHECK(here == "path: got a null pointer");
+  std::thread([] {
+    CHECK(strcmp(tidegate_last_error(), "") == 0);
+    CHECK_REFUSED(tidegate_model_run(NULL, NULL), "model: got a null pointer");
+  }).join();
+  CHECK(tidegate_last_error() == here);
+}
+#endif
 
 int main(void) {
   fill(weight_ih, GATES * I, 1);
@@ -316,6 +359,10 @@ int main(void) {
   test_run_and_stream();
   test_files();
   test_what_is_refused();
+  test_long_messages();
+#ifdef __cplusplus
+  test_each_thread_has_its_error();
+#endif
   printf("%d failed checks\n", failures);
   return failures > 0;
 }

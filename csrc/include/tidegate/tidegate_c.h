@@ -4,7 +4,7 @@
  * from here is one to be run, while float64 is for checking, which C++ and Python can do.
  *
  * Functions return a status; tidegate_last_error() says in words what was wrong, and nothing has
- * been written then. Handles are opaque; a null handle is an error, except to tidegate_..._free(),
+ * been written then, but for the values of a read that the system ends half way. Handles are opaque; a null handle is an error, except to tidegate_..._free(),
  * which ignores it. Any number of threads may use one model at once; a stream serves one thread at
  * a time. Arrays are contiguous. T steps, N rows (the batch), I input size, L layers, D directions
  * (2 if bidirectional), H hidden size, S the size of h (H, or that of a projection). */
@@ -121,8 +121,8 @@ TIDEGATE_EXPORT tidegate_status tidegate_stream_step_rows(tidegate_stream* strea
                                                           const int64_t* rows, int64_t count,
                                                           const float* x, float* y);
 
-/* A chunk: x (T, N, I) -> y (T, N, S), the same bits as step by step. num_threads: at most so many;
- * 0 is 1. */
+/* A chunk: x (T, N, I) -> y (T, N, S), which may not overlap; the same bits as step by step.
+ * num_threads: at most so many; 0 is 1. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_run(tidegate_stream* stream, int64_t steps,
                                                     const float* x, float* y, int num_threads);
 
