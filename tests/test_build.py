@@ -193,6 +193,19 @@ def test_openmp_is_in_one_file() -> None:
     assert [p.parent.name for p in users] == ["core"]
 
 
+# ---- The configuration ---------------------------------------------------------------------------
+
+
+def test_a_build_directory_takes_a_shared_library_too(tmp_path: Path) -> None:
+    """What is on by default, and needs a static one, then goes."""
+    compiler()
+    cmake, ninja = program("cmake"), program("ninja")
+    configure = (cmake, "-S", ROOT, "-B", tmp_path, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}")
+    for shared, tests in (("OFF", True), ("ON", False), ("OFF", True)):
+        run(*configure, f"-DBUILD_SHARED_LIBS={shared}")
+        assert ("test_json" in run(ninja, "-C", tmp_path, "-t", "targets", "all")) == tests
+
+
 # ---- The package ---------------------------------------------------------------------------------
 
 
