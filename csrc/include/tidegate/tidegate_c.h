@@ -4,10 +4,11 @@
  * from here is one to be run, while float64 is for checking, which C++ and Python can do.
  *
  * Functions return a status; tidegate_last_error() says in words what was wrong, and nothing has
- * been written then, but for the values of a read that the system ends half way. Handles are opaque; a null handle is an error, except to tidegate_..._free(),
- * which ignores it. Any number of threads may use one model at once; a stream serves one thread at
- * a time. Arrays are contiguous. T steps, N rows (the batch), I input size, L layers, D directions
- * (2 if bidirectional), H hidden size, S the size of h (H, or that of a projection). */
+ * been written then, but for the values of a read that the system ends half way. Handles are
+ * opaque; a null handle is an error, except to tidegate_..._free(), which ignores it. Any number of
+ * threads may use one model at once; a stream serves one thread at a time. Arrays are contiguous. T
+ * steps, N rows (the batch), I input size, L layers, D directions (2 if bidirectional), H hidden
+ * size, S the size of h (H, or that of a projection). */
 #ifndef TIDEGATE_TIDEGATE_C_H_
 #define TIDEGATE_TIDEGATE_C_H_
 
