@@ -1,8 +1,11 @@
 // Arena and Buffer: alignment, counting, and sizes that no memory holds.
 #include "core/memory.h"
 
+#include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -110,6 +113,27 @@ TEST(a_large_buffer) {
   for (Index i = 0; i < kCount; ++i) numbers[i] = static_cast<double>(i);
   const Buffer second(std::move(first));
   for (Index i = 0; i < kCount; i += 499'999) CHECK(numbers[i] == static_cast<double>(i));
+}
+
+// Each size around that of a huge page, from first to last byte; what no machine has is refused.
+TEST(buffers_of_their_own_pages) {
+  constexpr Index kHugePage = Index{2} << 20;
+  for (const Index size : {kHugePage - 64, kHugePage, kHugePage + 64, 3 * kHugePage - 4096}) {
+    char* bytes = nullptr;
+    for (int i = 0; i < 20; ++i) {
+      const Buffer buffer([&](Arena& arena) { bytes = arena.take<char>(size); });
+      CHECK(buffer.size() == size);
+      CHECK(size < kHugePage || reinterpret_cast<std::uintptr_t>(bytes) % kHugePage == 0);
+      std::memset(bytes, i, static_cast<std::size_t>(size));
+    }
+  }
+  bool refused = false;
+  try {
+    Buffer([](Arena& arena) { arena.take<char>(Index{1} << 60); });
+  } catch (const std::bad_alloc&) {
+    refused = true;
+  }
+  CHECK(refused);
 }
 
 TEST(a_buffer_moves) {
