@@ -53,7 +53,8 @@ def save(path: Path, layers: Layer | Mapping[str, Layer]) -> None:
     The file is written whole or not at all: beside its place first, then renamed.
 
     Args:
-        path: the file; one that is there is replaced, and keeps its permissions.
+        path: the file; one that is there is replaced, and keeps its permissions (its owner and
+            group where the system allows). Links are followed.
         layers: an LSTM, GRU or Linear, whose tensors then bear the parameters' names; or a mapping
             of names and such layers, whose tensors are "name.parameter". A class that derives from
             one of these is not one: the file could not tell.
@@ -78,6 +79,8 @@ def save(path: Path, layers: Layer | Mapping[str, Layer]) -> None:
 class TensorFile(Mapping[str, Array]):
     """Any safetensors file as names and arrays, each read anew when it is asked for.
 
+    A header of more than 8 MiB is refused.
+
     Args:
         path: the file, which stays open as long as this.
 
@@ -88,7 +91,7 @@ class TensorFile(Mapping[str, Array]):
         TypeError: path is no path; of `file[name]`: the tensor's dtype is none of NumPy's, which
             `raw` reads.
         OSError: the file cannot be opened or read.
-        ValueError: it is no safetensors file.
+        ValueError: it is no safetensors file; of `file[name]`: the tensor has more than 32 axes.
         KeyError: of `file[name]`: there is no such tensor.
     """
 
@@ -101,6 +104,10 @@ class TensorFile(Mapping[str, Array]):
         if name not in self._tensors:
             raise KeyError(name)
         return self._file.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a tensor, which is not read."""
+        return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
