@@ -10,15 +10,13 @@ import importlib.metadata
 import json
 import os
 import re
-import shutil
-import subprocess
-import sysconfig
 import zlib
 from pathlib import Path
 
 import pytest
 
 import tidegate
+from programs import program, run
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
@@ -28,20 +26,6 @@ PUBLIC_HEADERS = sorted((CSRC / "include" / "tidegate").glob("*.h"))
 MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset"}
 # The C library's, for activations computed lane by lane; no object of ours defines them.
 MATH_FUNCTIONS = {"exp", "expm1", "log1p"}
-
-
-def run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def program(name: str) -> str:
-    """A program's path: beside this Python, where the `test` extra puts it, or on PATH."""
-    path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
 
 
 def compiler() -> str:

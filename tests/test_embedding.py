@@ -10,33 +10,19 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tidegate as tg
+from programs import program, run
 from tidegate import _core, files
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 PUBLIC_HEADERS = sorted((ROOT / "csrc" / "include" / "tidegate").glob("*.h"))
 FRAMES = 1875  # a minute of 32 ms each
-
-
-def run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def program(name: str) -> str:
-    """A program's path: beside this Python, where the `test` extra puts it, or on PATH."""
-    path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,25 @@
+"""Other programs, as tests run them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+
+def run(*command: str | Path) -> str:
+    """What the command prints; it must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def program(name: str) -> str:
+    """A program's path: beside this Python, where the `test` extra puts it, or on PATH."""
+    path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
