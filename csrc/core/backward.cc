@@ -127,7 +127,7 @@ class WalkBack {
     for (int p = cell_.phase_count - 1; p >= 0; --p) {
       pointwise(p, s, first, rows, dh);
       share_.meet_if_by_units();
-      by_operand(p, first, rows);
+      by_operand(p, s, first, rows);
     }
   }
 
@@ -145,13 +145,14 @@ class WalkBack {
   // A product with a transposed panel, for this thread's slices of `to`; adds to it, or begins at
   // zero.
   void product(Rows<const T> rows, Index count, Index depth, const T* panel, Rows<T> to,
-               Index units, bool add) {
+               Index units, bool add, bool descending = false) {
     const Range slices = share_.slices(units, kernels_.width);
     PhaseCall<T> call;
     call.rows = count;
     call.slice_begin = slices.begin;
     call.slice_end = slices.end;
     call.units = units;
+    call.descending = descending;
     call.x = {rows, depth, panel};
     call.accumulators = to.base;
     call.accumulators_row_stride = to.stride;
@@ -196,13 +197,14 @@ class WalkBack {
   }
 
   // The gradient by what phase p's recurrent weights multiply.
-  void by_operand(int p, Index first, Range rows) {
+  void by_operand(int p, Index s, Index first, Range rows) {
     const PhaseSpec& phase = cell_.phases[p];
     const Rows<T> dgates =
         column(from(scratch_.dgates_chunk, first), (phase.gates.first + phase.h.first) * hidden_);
     const bool by_h = phase.operand == Operand::h_prev;
     product(dgates, rows.size(), phase.h.count * hidden_, weights_.h[p],
-            from(by_h ? scratch_.dh : scratch_.dreset_h), state_, by_h && cell_.direct_path);
+            from(by_h ? scratch_.dh : scratch_.dreset_h), state_, by_h && cell_.direct_path,
+            s % 2 != 0);
   }
 
   // Gradients by the states of rows whose last step is s.

@@ -43,6 +43,7 @@ template <class T>
 struct StepRows {
   Index count = 0;
   Index first = 0;  // among the scratch's accumulators
+  bool descending = false;  // see PhaseCall
   Rows<const T> x;  // none: `project` has begun the accumulators
   Rows<const T> h_prev, c_prev;
   Rows<T> h_next;  // not h_prev
@@ -115,6 +116,7 @@ class CellStep {
     for (int p = 0; p < cell_.phase_count; ++p) {
       PhaseCall<T> call = calls_[p];
       call.rows = rows.count;
+      call.descending = rows.descending;
       call.x.rows = rows.x;
       call.resume = !rows.x;
       if (call.resume) call.x.depth = 0;

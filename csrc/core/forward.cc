@@ -113,6 +113,7 @@ class Walk {
     const T* zero = run_.scratch.zero;
     StepRows<T> step;
     step.count = rows.size();
+    step.descending = s % 2 != 0;
     if (projected) {
       step.first = first;
     } else {

@@ -141,6 +141,7 @@ struct Stream<T>::Impl {
     const FloatControl float_control;
     StepRows<T> step;
     step.count = count;
+    step.descending = descending = !descending;
     step.x = x;
     for (Index layer = 0; layer < config.num_layers; ++layer) {
       const Rows<T> h = state.layer_of(state.h, layer);
@@ -205,6 +206,7 @@ struct Stream<T>::Impl {
   const std::shared_ptr<const Model<T>> model;
   const Config config;
   StreamState<T> state;
+  bool descending = false;  // the last step
   std::unique_ptr<StreamWork<T>> work;
 };
 

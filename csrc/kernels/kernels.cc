@@ -23,7 +23,8 @@ namespace tidegate {
 namespace {
 
 template <class Cell, class T>
-void backward_cell(const BackwardCall<T>& call) {
+void backward_cell(const BackwardCall<T>& given) {
+  const BackwardCall<T> call = given;  // out of reach of what is stored: it stays in registers
   constexpr Index kWidth = Vec<T>::width;
   for (Index row = 0; row < call.rows; ++row) {
     for (Index slice = call.slice_begin; slice < call.slice_end; ++slice) {

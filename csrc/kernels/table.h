@@ -47,6 +47,9 @@ struct PhaseCall {
   Index slice_begin = 0;
   Index slice_end = 0;
   Index units = 0;  // without padding
+  // Slices from the last to the first. Steps that turn about find the panels that were read last
+  // still in the cache.
+  bool descending = false;
 
   Product<T> x;
   Product<T> h;

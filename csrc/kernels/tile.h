@@ -176,7 +176,8 @@ class Accumulators {
 // loops, as one would be a long chain of activations whose latency the processor cannot fill with
 // the next vector's; and over many rows at once, not tile by tile, for the same reason.
 template <class Phase, class T>
-__attribute__((noinline)) void finish(const PhaseCall<T>& call, Index slice, Index slice_end) {
+__attribute__((noinline)) void finish(const PhaseCall<T>& given, Index slice, Index slice_end) {
+  const PhaseCall<T> call = given;  // out of reach of what is stored: it stays in registers
   const auto each = [&](auto&& cell) __attribute__((always_inline)) {
     for (Index s = slice; s < slice_end; ++s) {
       const Index unit = s * Vec<T>::width;
@@ -270,17 +271,19 @@ template <PhaseShape Shape, class T, int Rows, int Slices, int Fetched = 0>
 __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice, Index slice_end,
                                            const DepthBlock& block) {
   while (slice < slice_end) {
-    slice += with_halved_constant<Slices>(
+    const int slices = with_halved_constant<Slices>(
         slice_end - slice, [&]<int S>() __attribute__((always_inline)) {
+          const Index first = call.descending ? slice_end - S : slice;
           Index tile = 0;
           for (Index row = 0; row < call.rows; ++tile) {
             const int rows = tile_rows<Rows>(call.rows - row);
             with_constant<Rows>(rows, [&]<int R>() __attribute__((always_inline)) {
-              phase_tile<Shape, Fetched, T, R, S>(call, row, slice, block, tile);
+              phase_tile<Shape, Fetched, T, R, S>(call, row, first, block, tile);
             });
             row += rows;
           }
         });
+    (call.descending ? slice_end : slice) += call.descending ? -slices : slices;
   }
 }
 
@@ -302,8 +305,11 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
   constexpr bool kOneStretch = Tile::kSlices == 1;
   const bool fetch = kOneStretch && call.rows <= kFetchedRows && panel_bytes >= kFetchedPanelBytes;
   const bool two_tiles = call.rows <= 2 * Tile::kRows;
-  for (Index slice = call.slice_begin; slice < call.slice_end; slice += slices) {
-    const Index slice_end = min_of(slice + slices, call.slice_end);
+  for (Index done = call.slice_begin; done < call.slice_end; done += slices) {
+    const Index count = min_of(slices, call.slice_end - done);
+    const Index slice =
+        call.descending ? call.slice_end - (done - call.slice_begin) - count : done;
+    const Index slice_end = slice + count;
     for (Index b = 0; b < blocks; ++b) {
       const Index begin = depth * b / blocks;
       const Index end = depth * (b + 1) / blocks;
