@@ -14,13 +14,15 @@
 namespace tidegate {
 namespace {
 
-// Accumulators held in registers. With R rows and C vectors of a panel, a k step needs R + 1
-// registers more, and its R * C fused multiply-adds need at least 8 independent chains (latency 4,
-// two a cycle).
+// Accumulators held in registers. With R rows and C vectors of a panel, a k step needs the lesser
+// of the two + 1 registers more, and its R * C fused multiply-adds need at least 8 independent
+// chains (latency 4, two a cycle).
 constexpr int kAccumulators = vector_registers * 3 / 4;
 
 // A block of a panel that stays in L1 (half of 32 KiB) while all rows pass over it.
 constexpr Index kPanelBlockBytes = 16 * 1024;
+// Of several slices side by side, for few tiles: shorter ones spill their accumulators too often.
+constexpr Index kApartBlockBytes = 24 * 1024;
 
 // A panel of this size comes from far. While few rows pass over a block of it, the next one is
 // fetched; many rows hide the wait by themselves, and of smaller panels the processor's own
@@ -42,14 +44,23 @@ struct Place {
   int lanes;  // real units of the vector
 };
 
+// With fewer chains multiply-adds wait for each other: 8 would do if the processor always took the
+// right one next.
+constexpr int kEnoughChains = 10;
+
 // How a tile of `Gates` accumulators a unit is shaped: many rows and few slices, or one row and
 // many slices.
 template <int Gates>
 struct TileShape {
-  static constexpr int kSlices = Gates >= 4 ? 1 : 4 / Gates;
+  static constexpr int kSlices = Gates >= 3 ? 1 : 4 / Gates;
   static constexpr int kRows = kAccumulators / (kSlices * Gates);
-  static constexpr int kSlicesOneRow = Gates >= 4 ? 3 : 8 / Gates;
+  static constexpr int kSlicesOneRow = Gates >= 3 ? 12 / Gates : 8 / Gates;
 };
+
+// The most gates that see one operand: a tile's accumulators of a unit.
+constexpr int widest(const PhaseShape& shape) {
+  return shape.x.count > shape.h.count ? shape.x.count : shape.h.count;
+}
 
 // Calls f.template operator()<n>() for a run-time n in 1..Max.
 template <int Max, class F>
@@ -79,22 +90,44 @@ inline int tile_rows(Index left) {
   return static_cast<int>(min_of(left, Max));
 }
 
-// accumulators[r][s][First + g] += a[r] * panel[s][g], for one k.
-template <int First, int Count, class T, int R, int S, int A>
-inline __attribute__((always_inline)) void multiply_step(Vec<T> (&accumulators)[R][S][A],
+// accumulators[r][s][g] += a[r] * panel[s][g], for one k. In registers stays the side that needs
+// fewer of them.
+template <class T, int R, int S, int Count>
+inline __attribute__((always_inline)) void multiply_step(Vec<T> (&accumulators)[R][S][Count],
                                                          const T* const (&a)[R], Index a_offset,
                                                          const T* panel, Index slice_stride) {
-  Vec<T> x[R];
+  const auto weight = [&](int s, int g) __attribute__((always_inline)) {
+    return load<T>(panel + s * slice_stride + g * Vec<T>::width);
+  };
+  if constexpr (R <= S * Count) {
+    Vec<T> x[R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) x[r] = broadcast<T>(a[r][a_offset]);
+    for (int r = 0; r < R; ++r) x[r] = broadcast<T>(a[r][a_offset]);
 #pragma GCC unroll 12
-  for (int s = 0; s < S; ++s) {
+    for (int s = 0; s < S; ++s) {
 #pragma GCC unroll 4
-    for (int g = 0; g < Count; ++g) {
-      const Vec<T> w = load<T>(panel + s * slice_stride + g * Vec<T>::width);
+      for (int g = 0; g < Count; ++g) {
+        const Vec<T> w = weight(s, g);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        accumulators[r][s][First + g] = fma(x[r], w, accumulators[r][s][First + g]);
+        for (int r = 0; r < R; ++r) accumulators[r][s][g] = fma(x[r], w, accumulators[r][s][g]);
+      }
+    }
+  } else {
+    Vec<T> w[S][Count];
+#pragma GCC unroll 12
+    for (int s = 0; s < S; ++s) {
+#pragma GCC unroll 4
+      for (int g = 0; g < Count; ++g) w[s][g] = weight(s, g);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> x = broadcast<T>(a[r][a_offset]);
+#pragma GCC unroll 12
+      for (int s = 0; s < S; ++s) {
+#pragma GCC unroll 4
+        for (int g = 0; g < Count; ++g) {
+          accumulators[r][s][g] = fma(x, w[s][g], accumulators[r][s][g]);
+        }
       }
     }
   }
@@ -108,8 +141,8 @@ constexpr int kLine = 64 / static_cast<int>(sizeof(T));  // of the cache
 // instructions do not take the fused multiply-adds' places where another hardware thread shares the
 // core's front end; small ones wait for memory or for their own chains. With each four, so many
 // lines of the cache from `ahead` on are fetched, if it is given.
-template <int First, int Count, int Fetched = 0, class T, int R, int S, int A>
-inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S][A],
+template <int Fetched = 0, class T, int R, int S, int Count>
+inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S][Count],
                                                     const T* const (&a)[R], Index k_stride,
                                                     const T* panel, Index slice_stride, Index depth,
                                                     const T* ahead = nullptr) {
@@ -127,7 +160,7 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S]
   for (; k + kUnroll <= depth; k += kUnroll) {
 #pragma GCC unroll 4
     for (int u = 0; u < kUnroll; ++u) {
-      multiply_step<First, Count>(accumulators, row, u * k_stride, panel + u * kStep, slice_stride);
+      multiply_step(accumulators, row, u * k_stride, panel + u * kStep, slice_stride);
     }
     if (Fetched > 0 && kUnroll == kUnrolled && ahead) {
 #pragma GCC unroll 4
@@ -137,7 +170,7 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S]
     advance(kUnroll);
   }
   for (; k < depth; ++k) {
-    multiply_step<First, Count>(accumulators, row, 0, panel, slice_stride);
+    multiply_step(accumulators, row, 0, panel, slice_stride);
     advance(1);
   }
 }
@@ -195,142 +228,239 @@ __attribute__((noinline)) void finish(const PhaseCall<T>& given, Index slice, In
            __attribute__((always_inline)) { Phase::template state<T>(call, a, at); });
 }
 
-// One tile of a phase: R rows from `row` on, S slices from `slice` on; number `tile` of those of a
-// block.
-template <PhaseShape Shape, int Fetched, class T, int R, int S>
-inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row,
-                                                      Index slice, const DepthBlock& block,
-                                                      Index tile) {
-  constexpr int kWidth = Vec<T>::width;
-  constexpr int kGates = Shape.gates;
-  Vec<T> accumulators[R][S][kGates];
-
-  if (block.first && !call.resume) {
+// A tile's accumulators of the gates of a window, between memory and registers. They begin at the
+// bias.
+template <int Gates, Window Of, class T, int R, int S>
+inline __attribute__((always_inline)) void begin_tile(const PhaseCall<T>& call, Index slice,
+                                                      Vec<T> (&accumulators)[R][S][Of.count]) {
 #pragma GCC unroll 12
-    for (int s = 0; s < S; ++s) {
+  for (int s = 0; s < S; ++s) {
 #pragma GCC unroll 4
-      for (int g = 0; g < kGates; ++g) {
-        const Vec<T> start =
-            call.bias ? load<T>(call.bias + ((slice + s) * kGates + g) * kWidth) : zero<T>();
+    for (int g = 0; g < Of.count; ++g) {
+      const Index gate = (slice + s) * Gates + Of.first + g;
+      const Vec<T> start = call.bias ? load<T>(call.bias + gate * Vec<T>::width) : zero<T>();
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) accumulators[r][s][g] = start;
-      }
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 12
-      for (int s = 0; s < S; ++s) {
-        const T* start = call.accumulators + (row + r) * call.accumulators_row_stride +
-                         (slice + s) * call.accumulators_slice_stride;
-#pragma GCC unroll 4
-        for (int g = 0; g < kGates; ++g) accumulators[r][s][g] = load<T>(start + g * kWidth);
-      }
-    }
-  }
-
-  const T* a[R];
-  if (block.x_begin < block.x_end) {
-    const Index slice_stride = call.x.depth * Shape.x.count * kWidth;
-    const T* panel = call.x.panel + slice * slice_stride + block.x_begin * Shape.x.count * kWidth;
-    const Index depth = block.x_end - block.x_begin;
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) a[r] = call.x.rows[row + r] + block.x_begin;
-    multiply<Shape.x.first, Shape.x.count, Fetched>(
-        accumulators, a, 1, panel, slice_stride, depth,
-        share_ahead<Shape.x.count, Fetched>(panel, depth, tile));
-  }
-  if constexpr (Shape.h.count > 0) {
-    if (block.h_begin < block.h_end) {
-      const Index slice_stride = call.h.depth * Shape.h.count * kWidth;
-      const T* panel = call.h.panel + slice * slice_stride + block.h_begin * Shape.h.count * kWidth;
-      const Index depth = block.h_end - block.h_begin;
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) a[r] = call.h.rows[row + r] + block.h_begin;
-      multiply<Shape.h.first, Shape.h.count, Fetched>(
-          accumulators, a, 1, panel, slice_stride, depth,
-          share_ahead<Shape.h.count, Fetched>(panel, depth, tile));
-    }
-  }
-
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 12
-    for (int s = 0; s < S; ++s) {
-      T* end = call.accumulators + (row + r) * call.accumulators_row_stride +
-               (slice + s) * call.accumulators_slice_stride;
-#pragma GCC unroll 4
-      for (int g = 0; g < kGates; ++g) store(end + g * kWidth, accumulators[r][s][g]);
+      for (int r = 0; r < R; ++r) accumulators[r][s][g] = start;
     }
   }
 }
 
-// Tiles over slices [begin, end) with `Slices` at a time, for `Rows` rows at a time. With
-// Fetched, the next block is fetched meanwhile.
-template <PhaseShape Shape, class T, int Rows, int Slices, int Fetched = 0>
-__attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index slice, Index slice_end,
-                                           const DepthBlock& block) {
-  while (slice < slice_end) {
-    const int slices = with_halved_constant<Slices>(
-        slice_end - slice, [&]<int S>() __attribute__((always_inline)) {
-          const Index first = call.descending ? slice_end - S : slice;
-          Index tile = 0;
-          for (Index row = 0; row < call.rows; ++tile) {
-            const int rows = tile_rows<Rows>(call.rows - row);
-            with_constant<Rows>(rows, [&]<int R>() __attribute__((always_inline)) {
-              phase_tile<Shape, Fetched, T, R, S>(call, row, first, block, tile);
-            });
-            row += rows;
-          }
-        });
-    (call.descending ? slice_end : slice) += call.descending ? -slices : slices;
+// f(memory, accumulator) for each of them.
+template <Window Of, class T, int R, int S, class F>
+inline __attribute__((always_inline)) void each_accumulator(const PhaseCall<T>& call, Index row,
+                                                            Index slice,
+                                                            Vec<T> (&accumulators)[R][S][Of.count],
+                                                            F&& f) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 12
+    for (int s = 0; s < S; ++s) {
+      T* memory = call.accumulators + (row + r) * call.accumulators_row_stride +
+                  (slice + s) * call.accumulators_slice_stride;
+#pragma GCC unroll 4
+      for (int g = 0; g < Of.count; ++g)
+        f(memory + (Of.first + g) * Vec<T>::width, accumulators[r][s][g]);
+    }
   }
+}
+template <Window Of, class T, int R, int S>
+inline __attribute__((always_inline)) void load_tile(const PhaseCall<T>& call, Index row,
+                                                     Index slice,
+                                                     Vec<T> (&accumulators)[R][S][Of.count]) {
+  each_accumulator<Of>(call, row, slice, accumulators,
+                       [](const T* memory, Vec<T>& accumulator)
+                           __attribute__((always_inline)) { accumulator = load<T>(memory); });
+}
+template <Window Of, class T, int R, int S>
+inline __attribute__((always_inline)) void store_tile(const PhaseCall<T>& call, Index row,
+                                                      Index slice,
+                                                      Vec<T> (&accumulators)[R][S][Of.count]) {
+  each_accumulator<Of>(call, row, slice, accumulators,
+                       [](T* memory, Vec<T>& accumulator)
+                           __attribute__((always_inline)) { store(memory, accumulator); });
+}
+
+// The k's [begin, end) of one operand's product, into a tile's accumulators of the gates that see
+// it.
+template <int Fetched, class T, int R, int S, int Count>
+inline __attribute__((always_inline)) void product_tile(const Product<T>& product, Index row,
+                                                        Index slice, Index begin, Index end,
+                                                        Index tile,
+                                                        Vec<T> (&accumulators)[R][S][Count]) {
+  constexpr Index kStep = Count * Vec<T>::width;
+  const Index slice_stride = product.depth * kStep;
+  const T* panel = product.panel + slice * slice_stride + begin * kStep;
+  const T* a[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) a[r] = product.rows[row + r] + begin;
+  multiply<Fetched>(accumulators, a, 1, panel, slice_stride, end - begin,
+                    share_ahead<Count, Fetched>(panel, end - begin, tile));
+}
+
+// One tile of a phase: R rows from `row` on, S slices from `slice` on; number `tile` of those of a
+// block. Where x and h are seen by different gates, their accumulators take turns in the registers.
+template <PhaseShape Shape, int Fetched, class T, int R, int S>
+inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row,
+                                                      Index slice, const DepthBlock& block,
+                                                      Index tile) {
+  constexpr Window kAll = {0, Shape.gates};
+  constexpr bool kOneWindow = Shape.x.count == Shape.gates;
+  const bool begins = block.first && !call.resume;
+  const bool sees_x = block.x_begin < block.x_end;
+  const bool sees_h = Shape.h.count > 0 && block.h_begin < block.h_end;
+  if constexpr (kOneWindow) {
+    Vec<T> accumulators[R][S][Shape.gates];
+    if (begins) {
+      begin_tile<Shape.gates, kAll>(call, slice, accumulators);
+    } else {
+      load_tile<kAll>(call, row, slice, accumulators);
+    }
+    if (sees_x)
+      product_tile<Fetched>(call.x, row, slice, block.x_begin, block.x_end, tile, accumulators);
+    if constexpr (Shape.h.count > 0) {
+      if (sees_h)
+        product_tile<Fetched>(call.h, row, slice, block.h_begin, block.h_end, tile, accumulators);
+    }
+    store_tile<kAll>(call, row, slice, accumulators);
+  } else {
+    static_assert(Shape.x.first == 0 && Shape.h.end() == Shape.gates);
+    if (begins) {
+      constexpr Window kUnseen = {Shape.x.end(), Shape.gates - Shape.x.end()};
+      Vec<T> unseen[R][S][kUnseen.count];
+      begin_tile<Shape.gates, kUnseen>(call, slice, unseen);
+      store_tile<kUnseen>(call, row, slice, unseen);
+    }
+    if (begins || sees_x) {
+      Vec<T> accumulators[R][S][Shape.x.count];
+      if (begins) {
+        begin_tile<Shape.gates, Shape.x>(call, slice, accumulators);
+      } else {
+        load_tile<Shape.x>(call, row, slice, accumulators);
+      }
+      if (sees_x)
+        product_tile<Fetched>(call.x, row, slice, block.x_begin, block.x_end, tile, accumulators);
+      store_tile<Shape.x>(call, row, slice, accumulators);
+    }
+    if (sees_h) {
+      Vec<T> accumulators[R][S][Shape.h.count];
+      load_tile<Shape.h>(call, row, slice, accumulators);
+      product_tile<Fetched>(call.h, row, slice, block.h_begin, block.h_end, tile, accumulators);
+      store_tile<Shape.h>(call, row, slice, accumulators);
+    }
+  }
+}
+
+// f(begin, end) takes a piece off what is left, from its beginning or, descending, its end, and
+// returns the size.
+template <class F>
+inline __attribute__((always_inline)) void in_turn(Index begin, Index end, bool descending, F&& f) {
+  while (begin < end) {
+    const Index taken = f(begin, end);
+    (descending ? end : begin) += descending ? -taken : taken;
+  }
+}
+// f(begin, end) for each piece of that size.
+template <class F>
+inline __attribute__((always_inline)) void each_piece(Index begin, Index end, Index size,
+                                                      bool descending, F&& f) {
+  in_turn(begin, end, descending, [&](Index from, Index to) __attribute__((always_inline)) {
+    const Index taken = min_of(size, to - from);
+    const Index first = descending ? to - taken : from;
+    f(first, first + taken);
+    return taken;
+  });
+}
+
+// Tiles over slices [begin, end) with `Slices` at a time, for rows [row, row_end) with `Rows` at a
+// time. With Fetched, the next block is fetched meanwhile.
+template <PhaseShape Shape, class T, int Rows, int Slices, int Fetched>
+__attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index row_begin, Index row_end,
+                                           Index slice_begin, Index slice_end,
+                                           const DepthBlock& block, bool descending) {
+  in_turn(slice_begin, slice_end, descending,
+          [&](Index begin, Index end) __attribute__((always_inline)) {
+            return with_halved_constant<Slices>(
+                end - begin, [&]<int S>() __attribute__((always_inline)) {
+                  const Index slice = descending ? end - S : begin;
+                  Index tile = 0;
+                  for (Index row = row_begin; row < row_end; ++tile) {
+                    const int rows = tile_rows<Rows>(row_end - row);
+                    with_constant<Rows>(rows, [&]<int R>() __attribute__((always_inline)) {
+                      phase_tile<Shape, Fetched, T, R, S>(call, row, slice, block, tile);
+                    });
+                    row += rows;
+                  }
+                });
+          });
 }
 
 // All rows pass over one block of a panel before the next is touched. `finish` may be null.
 template <PhaseShape Shape, class T>
 __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
                                               void (*finish)(const PhaseCall<T>&, Index, Index)) {
-  using Tile = TileShape<Shape.gates>;
-  constexpr Index kBlock = kPanelBlockBytes / (Tile::kSlices * Shape.gates * Vec<T>::width *
-                                               static_cast<Index>(sizeof(T)));
+  constexpr int kGates = widest(Shape);
+  using Tile = TileShape<kGates>;
+  constexpr Index kSliceBytes = kGates * vector_bytes;  // of a k
   if (call.rows == 0) return;
+
   const bool few_rows = call.rows <= Tile::kRows;
-  const Index depth = call.x.depth + call.h.depth;
-  const Index blocks = few_rows || depth <= kBlock ? 1 : (depth + kBlock - 1) / kBlock;
-  const Index slices = few_rows ? kFinishedVectors / call.rows : Tile::kSlices;
   const Index panel_bytes = (call.x.depth * Shape.x.count + call.h.depth * Shape.h.count) *
                             (call.slice_end - call.slice_begin) * vector_bytes;
   // With several slices side by side the next block is not one stretch of memory.
   constexpr bool kOneStretch = Tile::kSlices == 1;
-  const bool fetch = kOneStretch && call.rows <= kFetchedRows && panel_bytes >= kFetchedPanelBytes;
-  const bool two_tiles = call.rows <= 2 * Tile::kRows;
-  for (Index done = call.slice_begin; done < call.slice_end; done += slices) {
-    const Index count = min_of(slices, call.slice_end - done);
-    const Index slice =
-        call.descending ? call.slice_end - (done - call.slice_begin) - count : done;
-    const Index slice_end = slice + count;
-    for (Index b = 0; b < blocks; ++b) {
-      const Index begin = depth * b / blocks;
-      const Index end = depth * (b + 1) / blocks;
-      const Index x_depth = call.x.depth;
-      const DepthBlock block = {min_of(begin, x_depth), min_of(end, x_depth),
-                                (begin > x_depth ? begin - x_depth : 0),
-                                (end > x_depth ? end - x_depth : 0), b == 0};
-      if (call.rows == 1) {
-        phase_sweep<Shape, T, 1, Tile::kSlicesOneRow>(call, slice, slice_end, block);
-      } else if (fetch && two_tiles) {
-        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, kOneStretch ? 4 : 0>(call, slice,
-                                                                               slice_end, block);
-      } else if (fetch) {
-        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, kOneStretch ? 2 : 0>(call, slice,
-                                                                               slice_end, block);
-      } else {
-        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices>(call, slice, slice_end, block);
-      }
+  const bool fetch = kOneStretch && call.rows > 1 && call.rows <= kFetchedRows &&
+                     panel_bytes >= kFetchedPanelBytes;
+  const bool descending = call.descending && !fetch;  // what is fetched ascends
+
+  // A last row that would make another's tile a small one may go over several slices by itself.
+  constexpr bool kSmallTiles = (Tile::kRows + 1) / 2 * kGates * Tile::kSlices < kEnoughChains;
+  const bool apart = kSmallTiles && !fetch && call.rows > 1 && call.rows % Tile::kRows == 1 &&
+                     call.rows <= 2 * Tile::kRows + 1;
+
+  // Slices that are finished together, and those of them that share a block of L1.
+  const Index finished = few_rows ? kFinishedVectors / call.rows
+                         : apart  ? 2 * Tile::kSlicesOneRow
+                                  : Tile::kSlices;
+  const Index slices = apart ? Tile::kSlicesOneRow : finished;
+  const Index depth = call.x.depth + call.h.depth;
+  const Index most_depth = apart ? kApartBlockBytes / (Tile::kSlicesOneRow * kSliceBytes)
+                                 : kPanelBlockBytes / (Tile::kSlices * kSliceBytes);
+  const Index blocks = few_rows || depth <= most_depth ? 1 : (depth + most_depth - 1) / most_depth;
+
+  const auto products = [&](Index begin, Index end, const DepthBlock& block) {
+    const auto run = [&](auto sweep, Index row, Index row_end) {
+      sweep(call, row, row_end, begin, end, block, descending);
+    };
+    constexpr auto one_row = phase_sweep<Shape, T, 1, Tile::kSlicesOneRow, 0>;
+    constexpr auto many_rows = phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 0>;
+    constexpr auto fetch_two =
+        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 2 * int{kOneStretch}>;
+    constexpr auto fetch_four =
+        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 4 * int{kOneStretch}>;
+    if (call.rows == 1) {
+      run(one_row, 0, 1);
+    } else if (apart) {
+      run(many_rows, 0, call.rows - 1);
+      run(one_row, call.rows - 1, call.rows);
+    } else if (fetch) {
+      run(call.rows <= 2 * Tile::kRows ? fetch_four : fetch_two, 0, call.rows);
+    } else {
+      run(many_rows, 0, call.rows);
     }
-    if (finish) finish(call, slice, slice_end);
-  }
+  };
+  each_piece(call.slice_begin, call.slice_end, finished, descending, [&](Index first, Index last) {
+    each_piece(first, last, slices, descending, [&](Index begin, Index end) {
+      const Index x_depth = call.x.depth;
+      for (Index b = 0; b < blocks; ++b) {
+        const Index from = depth * b / blocks;
+        const Index to = depth * (b + 1) / blocks;
+        products(begin, end,
+                 {min_of(from, x_depth), min_of(to, x_depth), from > x_depth ? from - x_depth : 0,
+                  to > x_depth ? to - x_depth : 0, b == 0});
+      }
+    });
+    if (finish) finish(call, first, last);
+  });
 }
 
 // A phase of `Cell`, which is a template over where its activations come from.
@@ -394,7 +524,7 @@ inline __attribute__((always_inline)) void outer_tile(const T* left, const T* ri
                                           : load_partial<T>(start + s * kWidth, last_lanes);
     }
   }
-  multiply<0, 1>(accumulators, a, R, right, depth * kWidth, depth);
+  multiply(accumulators, a, R, right, depth * kWidth, depth);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     T* end = result[row + r] + column;
