@@ -1,6 +1,9 @@
 // Where a Buffer's memory comes from.
 #include "core/memory.h"
 
+#include <array>
+#include <atomic>
+
 #ifdef __linux__
 #include <sys/mman.h>
 #include <unistd.h>
@@ -41,6 +44,60 @@ std::byte* map(std::size_t size) {
   madvise(base, size / kHugePage * kHugePage, MADV_HUGEPAGE);
   return base;
 }
+
+// Buffers that were released, for the next of their size: a training loop takes and releases the
+// same ones again and again, and fresh pages cost it an interrupt each and are zeroed. Without a
+// lock, as a forked child may find it taken.
+class Kept {
+ public:
+  // Null: there is none of this length.
+  std::byte* take(std::size_t length) {
+    for (std::atomic<std::uint64_t>& slot : slots_) {
+      std::uint64_t entry = slot.load(std::memory_order_relaxed);
+      if (length_of(entry) == length && slot.compare_exchange_strong(entry, 0)) {
+        bytes_ -= length;
+        return base_of(entry);
+      }
+    }
+    return nullptr;
+  }
+
+  // Those kept longest give way.
+  void keep(std::byte* base, std::size_t length) {
+    if (length > kMostBytes) {
+      munmap(base, length);
+      return;
+    }
+    bytes_ += length;
+    replace(reinterpret_cast<std::uintptr_t>(base) | length / kUnit);
+    for (std::size_t i = 0; i < kSlots && bytes_ > kMostBytes; ++i) replace(0);
+  }
+
+ private:
+  static constexpr std::size_t kMostBytes = std::size_t{64} << 20;
+  static constexpr std::size_t kSlots = 8;
+
+  // A slot is an address and a length in one word: that is a multiple of kHugePage, this of kUnit,
+  // and kMostBytes / kUnit < kHugePage.
+  static constexpr std::size_t kUnit = 4096;
+  static std::byte* base_of(std::uint64_t entry) {
+    return reinterpret_cast<std::byte*>(entry & ~std::uint64_t{kHugePage - 1});
+  }
+  static std::size_t length_of(std::uint64_t entry) { return entry % kHugePage * kUnit; }
+
+  // Puts an entry, or nothing, in the place of the oldest.
+  void replace(std::uint64_t entry) {
+    const std::uint64_t old = slots_[oldest_++ % kSlots].exchange(entry);
+    if (old == 0) return;
+    munmap(base_of(old), length_of(old));
+    bytes_ -= length_of(old);
+  }
+
+  std::array<std::atomic<std::uint64_t>, kSlots> slots_{};
+  std::atomic<std::size_t> oldest_{0};
+  std::atomic<std::size_t> bytes_{0};
+};
+Kept kept;
 #endif
 
 }  // namespace
@@ -48,7 +105,10 @@ std::byte* map(std::size_t size) {
 std::byte* Buffer::allocate(Index size) {
   const auto bytes = static_cast<std::size_t>(size);
 #ifdef __linux__
-  if (has_pages_of_its_own(bytes)) return map(bytes);
+  if (has_pages_of_its_own(bytes)) {
+    std::byte* const base = kept.take(whole_pages(bytes));
+    return base ? base : map(bytes);
+  }
 #endif
   return static_cast<std::byte*>(::operator new(bytes, kAlignment));
 }
@@ -58,7 +118,7 @@ void Buffer::release() {
 #ifdef __linux__
   const auto bytes = static_cast<std::size_t>(size_);
   if (has_pages_of_its_own(bytes)) {
-    munmap(base_, whole_pages(bytes));
+    kept.keep(base_, whole_pages(bytes));
     return;
   }
 #endif

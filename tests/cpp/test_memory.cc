@@ -2,6 +2,7 @@
 #include "core/memory.h"
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <initializer_list>
 #include <limits>
@@ -10,6 +11,10 @@
 #include <vector>
 
 #include "check.h"
+
+#ifdef __linux__
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -135,6 +140,48 @@ TEST(buffers_of_their_own_pages) {
   }
   CHECK(refused);
 }
+
+#ifdef __linux__
+// The next of its size has a released buffer's pages, one of another size does not; the oldest give
+// way before all that are kept are too many.
+TEST(large_buffers_are_kept) {
+  constexpr Index kMegabyte = Index{1} << 20;
+  const auto take = [](Index size, char*& bytes) {
+    return Buffer([&](Arena& arena) { bytes = arena.take<char>(size); });
+  };
+  const auto resident = [] {
+    long pages = 0;
+    FILE* const file = std::fopen("/proc/self/statm", "r");
+    CHECK(file != nullptr && std::fscanf(file, "%*d %ld", &pages) == 1);
+    if (file) std::fclose(file);
+    return pages * sysconf(_SC_PAGESIZE);
+  };
+  char* first = nullptr;
+  char* again = nullptr;
+  char* other = nullptr;
+  {
+    const Buffer buffer = take(5 * kMegabyte, first);
+  }
+  {
+    const Buffer buffer = take(5 * kMegabyte, again);
+    CHECK(again == first);
+    const Buffer second = take(5 * kMegabyte, other);
+    CHECK(other != first);
+    std::memset(again, 1, 5 * kMegabyte);
+    std::memset(other, 2, 5 * kMegabyte);
+    CHECK(again[5 * kMegabyte - 1] == 1);
+  }
+  const long before = resident();
+  for (Index size = 9; size < 30; ++size) {
+    const Buffer buffer = take(size * kMegabyte, other);
+    std::memset(other, 3, static_cast<std::size_t>(size * kMegabyte));
+  }
+  CHECK(resident() - before <= 66 * kMegabyte);
+  {
+    const Buffer buffer = take(100 * kMegabyte, other);
+  }
+}
+#endif
 
 TEST(a_buffer_moves) {
   int* numbers = nullptr;
