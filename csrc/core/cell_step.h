@@ -42,9 +42,9 @@ struct StepScratch {
 template <class T>
 struct StepRows {
   Index count = 0;
-  Index first = 0;  // among the scratch's accumulators
+  Index first = 0;          // among the scratch's accumulators
   bool descending = false;  // see PhaseCall
-  Rows<const T> x;  // none: `project` has begun the accumulators
+  Rows<const T> x;          // none: `project` has begun the accumulators
   Rows<const T> h_prev, c_prev;
   Rows<T> h_next;  // not h_prev
   Rows<T> c_next;  // may be c_prev
