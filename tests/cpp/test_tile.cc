@@ -210,11 +210,12 @@ class PhaseProblem {
     return c;
   }
 
-  // All at once, with rows a stride apart or in a table, the last first.
+  // All at once: with rows a stride apart; or in a table, the last first, and the slices as well.
   void whole(bool tables) {
     std::vector<T> accumulators = begun_;
     Results results(rows_, units_, slices_);
     PhaseCall<T> c = call(accumulators, results, 0, rows_);
+    c.descending = tables;
     if (tables && start_ != Start::accumulators) {
       for (Matrix<T>* matrix : {&x_, &h_, &results.y, &results.h, &results.saved}) {
         matrix->reverse_table();
@@ -257,6 +258,7 @@ class PhaseProblem {
         PhaseCall<T> c = call(accumulators, results, first, end - first);
         c.slice_begin = slice;
         c.slice_end = slice_end;
+        c.descending = first / piece % 2 != 0;
         phase<ProbeOf<Kind>::template Probe, T>(c);
         if (first == 0 && slice == 0) CHECK(only_these_written(results, end, slice_end));
       }
@@ -329,8 +331,8 @@ void check_phase() {
     }
   }
   // Depths that are cut into blocks, within x, within h, and between.
-  for (const Index rows : {1, 3, 8, 13}) {
-    for (const Index units : {3, 17}) {
+  for (const Index rows : {1, 3, 4, 8, 13}) {
+    for (const Index units : {3, 17, 33}) {
       check(rows, units, 127, 300);
       check(rows, units, 300, 127);
       check(rows, units, 700, 0);
