@@ -54,10 +54,8 @@ class Kept {
   std::byte* take(std::size_t length) {
     for (std::atomic<std::uint64_t>& slot : slots_) {
       std::uint64_t entry = slot.load(std::memory_order_relaxed);
-      if (length_of(entry) == length && slot.compare_exchange_strong(entry, 0)) {
-        bytes_ -= length;
+      if (length_of(entry) == length && slot.compare_exchange_strong(entry, 0))
         return base_of(entry);
-      }
     }
     return nullptr;
   }
@@ -68,9 +66,8 @@ class Kept {
       munmap(base, length);
       return;
     }
-    bytes_ += length;
     replace(reinterpret_cast<std::uintptr_t>(base) | length / kUnit);
-    for (std::size_t i = 0; i < kSlots && bytes_ > kMostBytes; ++i) replace(0);
+    for (std::size_t i = 0; i < kSlots && bytes() > kMostBytes; ++i) replace(0);
   }
 
  private:
@@ -88,14 +85,17 @@ class Kept {
   // Puts an entry, or nothing, in the place of the oldest.
   void replace(std::uint64_t entry) {
     const std::uint64_t old = slots_[oldest_++ % kSlots].exchange(entry);
-    if (old == 0) return;
-    munmap(base_of(old), length_of(old));
-    bytes_ -= length_of(old);
+    if (old != 0) munmap(base_of(old), length_of(old));
+  }
+
+  std::size_t bytes() const {
+    std::size_t sum = 0;
+    for (const std::atomic<std::uint64_t>& slot : slots_) sum += length_of(slot);
+    return sum;
   }
 
   std::array<std::atomic<std::uint64_t>, kSlots> slots_{};
   std::atomic<std::size_t> oldest_{0};
-  std::atomic<std::size_t> bytes_{0};
 };
 Kept kept;
 #endif
