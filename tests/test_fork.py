@@ -205,7 +205,7 @@ def call():
         if results(2) != expected:
             wrong.append(1)
 _core.select_division("units")
-threads = [threading.Thread(target=call) for _ in range(3)]
+threads = [threading.Thread(target=call, daemon=True) for _ in range(3)]
 for thread in threads: thread.start()
 def child():
     for _ in range(3):
@@ -215,6 +215,43 @@ for _ in range(40):
 stop.set()
 for thread in threads: thread.join()
 assert not wrong
+"""
+    )
+
+
+def test_fork_while_other_threads_change_and_pack_parameters():
+    run(
+        """
+big = tg.LSTM(64, 256, seed=0)
+sets = [tg.LSTM(64, 256, seed=seed).params.flat.copy() for seed in (1, 2)]
+z = np.random.default_rng(0).standard_normal((1, 1, 64)).astype(np.float32)
+
+def gradients(layer):
+    y, _, tape = layer.forward(z)
+    return layer.backward(tape, y).params.flat.tobytes()
+
+def expected_gradients(values):
+    layer = tg.LSTM(64, 256)
+    layer.params.flat = values
+    return gradients(layer)
+
+expected = {values.tobytes(): expected_gradients(values) for values in sets}
+stop = threading.Event()
+def train():
+    while not stop.is_set():
+        for values in sets:
+            big.params.flat = values
+            gradients(big)
+big.params.flat = sets[0]
+threads = [threading.Thread(target=train, daemon=True) for _ in range(2)]
+for thread in threads: thread.start()
+def child():
+    assert gradients(big) == expected[big.params.flat.tobytes()]
+    in_child(lambda: gradients(big))
+for _ in range(30):
+    in_child(child)
+stop.set()
+for thread in threads: thread.join()
 """
     )
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 
 #include "core/model_impl.h"
@@ -20,7 +21,7 @@ Model<T>::Impl::Impl(const Config& network) : config(network) {
 
 template <class T>
 std::shared_ptr<const Weights<T>> Model<T>::Impl::weights() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard lock(mutex_);
   const std::uint64_t current = version.load(std::memory_order_relaxed);
   if (!packed_ || packed_version_ != current || &packed_->kernels() != &kernels<T>()) {
     packed_ = std::make_shared<const Weights<T>>(config, parameters.data());
@@ -57,7 +58,7 @@ void Model<T>::write_parameters(Index offset, const T* values, Index count) {
                                 std::to_string(count) + " values, wanted a part of " +
                                 std::to_string(parameter_count()) + " parameters");
   }
-  const std::lock_guard<std::mutex> lock(impl_->mutex_);
+  const std::lock_guard lock(impl_->mutex_);
   T* const to = impl_->parameters.data() + offset;
   // What is there already need not be packed again. Bits are compared: -0 equals 0, NaN not itself.
   if (count == 0 || std::memcmp(to, values, static_cast<std::size_t>(count) * sizeof(T)) == 0)

@@ -5,9 +5,9 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "core/fork_safe_mutex.h"
 #include "core/isa.h"
 #include "core/weights.h"
 #include "tidegate/model.h"
@@ -27,7 +27,7 @@ struct Model<T>::Impl {
 
  private:
   friend class Model<T>;
-  std::mutex mutex_;  // of parameters and what follows
+  ForkSafeMutex mutex_;  // of parameters and what follows
   std::shared_ptr<const Weights<T>> packed_;
   std::uint64_t packed_version_ = 0;
 };

@@ -2,6 +2,8 @@
 #include "core/weights.h"
 
 #include <algorithm>
+#include <mutex>
+#include <utility>
 
 #include "core/float_control.h"
 #include "core/isa.h"
@@ -162,15 +164,17 @@ void Weights<T>::pack(Arena& arena, const T* parameters) {
 
 template <class T>
 const BackwardWeights<T>& Weights<T>::backward(Index layer, Index direction) const {
-  std::call_once(backward_made_, [&] {
-    backward_.resize(forward_.size());
-    backward_memory_ = Buffer([&](Arena& arena) { pack_backward(arena); });
-  });
+  const std::lock_guard lock(backward_mutex_);
+  if (backward_.empty()) {
+    std::vector<BackwardWeights<T>> made(forward_.size());
+    backward_memory_ = Buffer([&](Arena& arena) { pack_backward(arena, made); });
+    backward_ = std::move(made);
+  }
   return backward_[static_cast<std::size_t>(layer * config_.num_directions() + direction)];
 }
 
 template <class T>
-void Weights<T>::pack_backward(Arena& arena) const {
+void Weights<T>::pack_backward(Arena& arena, std::vector<BackwardWeights<T>>& backward) const {
   const FloatControl float_control;
   const Index width = kernels_.width;
   const Index hidden = config_.hidden_size;
@@ -178,7 +182,7 @@ void Weights<T>::pack_backward(Arena& arena) const {
   for (std::size_t i = 0; i < forward_.size(); ++i) {
     const Index inputs = config_.layer_input_size(static_cast<Index>(i) / config_.num_directions());
     const DirectionWeights<T>& from = forward_[i];
-    BackwardWeights<T>& packed = backward_[i];
+    BackwardWeights<T>& packed = backward[i];
     // Depth k counts the cell's gates that see x, gate by gate.
     packed.x = pack_panel<T>(
         arena, kernels_, inputs, checked_size(cell_.x.count, hidden), 1, [&](Index k, Index) {

@@ -3,9 +3,9 @@
 #define TIDEGATE_CORE_WEIGHTS_H_
 
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "core/fork_safe_mutex.h"
 #include "core/memory.h"
 #include "kernels/table.h"
 #include "tidegate/config.h"
@@ -67,7 +67,7 @@ class Weights {
 
  private:
   void pack(Arena& arena, const T* parameters);
-  void pack_backward(Arena& arena) const;
+  void pack_backward(Arena& arena, std::vector<BackwardWeights<T>>& backward) const;
 
   const Config config_;
   const CellSpec cell_;
@@ -75,7 +75,7 @@ class Weights {
   std::vector<DirectionWeights<T>> forward_;
   Buffer memory_;
 
-  mutable std::once_flag backward_made_;
+  mutable ForkSafeMutex backward_mutex_;  // of what follows
   mutable std::vector<BackwardWeights<T>> backward_;
   mutable Buffer backward_memory_;
 };

@@ -1,0 +1,48 @@
+// The gate that holders of a ForkSafeMutex pass, and a fork closes.
+#include "core/fork_safe_mutex.h"
+
+#include <pthread.h>
+
+#include <atomic>
+
+#include "core/threads.h"
+
+namespace tidegate {
+namespace {
+
+std::atomic<int> inside{0};  // threads that hold a mutex, or are next to
+std::atomic<bool> closed{false};
+std::mutex forks;  // one at a time
+
+void before_fork() {
+  forks.lock();
+  closed = true;
+  Waiting waiting;
+  while (inside != 0) waiting.pause();
+}
+
+void after_fork_in_parent() {
+  closed = false;
+  forks.unlock();
+}
+
+void after_fork_in_child() {
+  inside = 0;  // another thread may just have come to the closed gate
+  after_fork_in_parent();
+}
+
+const int fork_handlers = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+
+}  // namespace
+
+void ForkSafeMutex::enter() {
+  for (Waiting waiting;; waiting.pause()) {
+    ++inside;
+    if (!closed) return;
+    --inside;
+  }
+}
+
+void ForkSafeMutex::leave() { --inside; }
+
+}  // namespace tidegate

@@ -1,0 +1,32 @@
+// A mutex for what outlives a fork.
+#ifndef TIDEGATE_CORE_FORK_SAFE_MUTEX_H_
+#define TIDEGATE_CORE_FORK_SAFE_MUTEX_H_
+
+#include <mutex>
+
+namespace tidegate {
+
+// Held by nobody at the instant of a fork: who forks waits until all of these are free, whoever
+// wants one meanwhile waits for the fork. So a child, which has none of its parent's other threads,
+// finds it free, and what it guards whole. A thread that holds one must not take a second.
+class ForkSafeMutex {
+ public:
+  void lock() {
+    enter();
+    mutex_.lock();
+  }
+  void unlock() {
+    mutex_.unlock();
+    leave();
+  }
+
+ private:
+  static void enter();
+  static void leave();
+
+  std::mutex mutex_;
+};
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_FORK_SAFE_MUTEX_H_
