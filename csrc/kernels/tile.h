@@ -19,8 +19,10 @@ namespace {
 // chains (latency 4, two a cycle).
 constexpr int kAccumulators = vector_registers * 3 / 4;
 
-// A block of a panel that stays in L1 (half of 32 KiB) while all rows pass over it.
-constexpr Index kPanelBlockBytes = 16 * 1024;
+// A block of a panel that stays near while all rows pass over it: in L1 (half of 32 KiB), or, where
+// a vector is a whole line of the cache, in L2, which brings lines no slower than a tile's rows use
+// them up. The longer the block, the fewer times accumulators are spilled.
+constexpr Index kPanelBlockBytes = (vector_bytes == 64 ? 128 : 16) * 1024;
 // Of several slices side by side, for few tiles: shorter ones spill their accumulators too often.
 constexpr Index kApartBlockBytes = 24 * 1024;
 
@@ -475,7 +477,7 @@ void phase(const PhaseCall<T>& call) {
 
 // ---- Weight gradients: the depth is the rows of all steps, both operands are packed on the fly.
 
-// Rows packed at once: a block of `right`'s panel is kPanelBlockBytes. Columns of `left` packed at
+// Rows packed at once: a block of `right`'s panel is 16 or 32 KiB. Columns of `left` packed at
 // once: 192 KiB of float, in L2.
 constexpr Index kOuterDepth = 128;
 constexpr Index kOuterLeft = 384;
