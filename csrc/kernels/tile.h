@@ -135,9 +135,10 @@ inline __attribute__((always_inline)) void multiply_step(Vec<T> (&accumulators)[
   }
 }
 
-constexpr int kUnrolled = 4;  // k steps
+constexpr int kUnrolled = 4;    // k steps
+constexpr int kLineBytes = 64;  // of the cache
 template <class T>
-constexpr int kLine = 64 / static_cast<int>(sizeof(T));  // of the cache
+constexpr int kLine = kLineBytes / static_cast<int>(sizeof(T));
 
 // The same for all k, ascending. Large tiles take four at a time, so that the loop's own
 // instructions do not take the fused multiply-adds' places where another hardware thread shares the
@@ -192,6 +193,16 @@ inline const T* share_ahead(const T* panel, Index depth, Index tile) {
   constexpr Index kStep = Count * Vec<T>::width;
   const Index share = tile * Fetched * kLine<T>;
   return Fetched > 0 && share < kUnrolled * kStep ? panel + depth * kStep + share : nullptr;
+}
+
+// Calls f.template operator()<n>() for the share n of each tile, where the first of `tiles` are to
+// fetch Lines together: halved as their number doubles, but not below two.
+template <int Lines, class F>
+inline void with_share(Index tiles, F&& f) {
+  if constexpr (Lines > 2) {
+    if (tiles > 1) return with_share<(Lines + 1) / 2>(tiles / 2, f);
+  }
+  f.template operator()<Lines>();
 }
 
 // The accumulators of one row and slice, in memory: `[gate][width]`.
@@ -435,17 +446,18 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
     };
     constexpr auto one_row = phase_sweep<Shape, T, 1, Tile::kSlicesOneRow, 0>;
     constexpr auto many_rows = phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 0>;
-    constexpr auto fetch_two =
-        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 2 * int{kOneStretch}>;
-    constexpr auto fetch_four =
-        phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 4 * int{kOneStretch}>;
     if (call.rows == 1) {
       run(one_row, 0, 1);
     } else if (apart) {
       run(many_rows, 0, call.rows - 1);
       run(one_row, call.rows - 1, call.rows);
     } else if (fetch) {
-      run(call.rows <= 2 * Tile::kRows ? fetch_four : fetch_two, 0, call.rows);
+      if constexpr (kOneStretch) {
+        with_share<kUnrolled * kSliceBytes / kLineBytes>(
+            (call.rows + Tile::kRows - 1) / Tile::kRows, [&]<int Lines>() {
+              run(phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, Lines>, 0, call.rows);
+            });
+      }
     } else {
       run(many_rows, 0, call.rows);
     }
