@@ -309,10 +309,10 @@ void report_packing() {
     for (const Parameter& parameter : parameters(config)) count += parameter.size();
     const Array<T> flat(count);
     const double bytes = static_cast<double>(count) * sizeof(T);
-    const double forward = nanoseconds([&] { const Weights<T> weights(config, flat.data()); });
+    const double forward = nanoseconds([&] { const Weights<T> weights(config, flat.data(), 1); });
     const double both = nanoseconds([&] {
-      const Weights<T> weights(config, flat.data());
-      weights.backward(0, 0);
+      const Weights<T> weights(config, flat.data(), 1);
+      weights.prepare_backward(1);
     });
     std::printf("  H=%-5d forward %6.2f (%8.1f us), for backward %6.2f more (%8.1f us)\n",
                 static_cast<int>(size), bytes / forward, forward * 1e-3, bytes / (both - forward),

@@ -71,7 +71,7 @@ class Kept {
   }
 
  private:
-  static constexpr std::size_t kMostBytes = std::size_t{64} << 20;
+  static constexpr std::size_t kMostBytes = std::size_t{128} << 20;
   static constexpr std::size_t kSlots = 8;
 
   // A slot is an address and a length in one word: that is a multiple of kHugePage, this of kUnit,

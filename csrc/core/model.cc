@@ -20,11 +20,12 @@ Model<T>::Impl::Impl(const Config& network) : config(network) {
 }
 
 template <class T>
-std::shared_ptr<const Weights<T>> Model<T>::Impl::weights() {
+std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads) {
   const std::lock_guard lock(mutex_);
   const std::uint64_t current = version.load(std::memory_order_relaxed);
   if (!packed_ || packed_version_ != current || &packed_->kernels() != &kernels<T>()) {
-    packed_ = std::make_shared<const Weights<T>>(config, parameters.data());
+    packed_.reset();  // its memory, if nobody else has it, is the next one's
+    packed_ = std::make_shared<const Weights<T>>(config, parameters.data(), threads);
     packed_version_ = current;
   }
   return packed_;
@@ -79,7 +80,7 @@ void Model<T>::run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_t
   check_outputs(config, size, outputs);
   if (inputs.dropout_scale) throw std::invalid_argument("dropout_scale: wanted none in inference");
   const int threads = allowed_threads(num_threads);
-  const std::shared_ptr<const Weights<T>> weights = impl_->weights();
+  const std::shared_ptr<const Weights<T>> weights = impl_->weights(threads);
   const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
   const Plan plan = make_plan(config, Work::forward, size.steps, size.batch, sizeof(T), threads);
   const ForwardWorkspace<T> workspace(config, *weights, size, plan.threads, true);
@@ -95,8 +96,8 @@ std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs
   check_outputs(config, size, outputs);
   const int threads = allowed_threads(num_threads);
   const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
-  auto tape = std::make_unique<typename Tape<T>::Impl>(config, impl_->weights(), schedule.owned(),
-                                                       inputs.dropout_scale != nullptr);
+  auto tape = std::make_unique<typename Tape<T>::Impl>(
+      config, impl_->weights(threads), schedule.owned(), inputs.dropout_scale != nullptr);
   const Plan plan = make_plan(config, Work::forward, size.steps, size.batch, sizeof(T), threads);
   const ForwardWorkspace<T> workspace(config, *tape->weights, size, plan.threads, false);
   run_forward<T>(config, *tape->weights, tape->schedule, inputs, outputs, workspace, tape.get(),

@@ -18,8 +18,9 @@ template <class T>
 struct Model<T>::Impl {
   explicit Impl(const Config& network);
 
-  // The packed snapshot of the current parameters for the ISA in force; made if it is not there.
-  std::shared_ptr<const Weights<T>> weights();
+  // The packed snapshot of the current parameters for the ISA in force; made if it is not there, by
+  // at most `threads` threads.
+  std::shared_ptr<const Weights<T>> weights(int threads = 1);
 
   const Config config;
   std::vector<T> parameters;

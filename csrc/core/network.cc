@@ -270,12 +270,12 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
   const auto planned = [&](int most) {
     return make_plan(config, Work::backward, size.steps, size.batch, sizeof(T), most);
   };
+  record.weights->prepare_backward(threads);
   Plan plan = planned(threads);
   ThreadLease lease(plan.threads);
   if (lease.size() < plan.threads) plan = planned(lease.size());
   const BackwardWorkspace<T> workspace(record, plan.threads);
   const std::vector<ParameterOffsets> offsets = parameter_offsets(config);
-  record.weights->backward(0, 0);  // packed before the threads need it
 
   run_plan(plan, config, schedule, lease, [&](const Place& place) {
     for (Index layer = config.num_layers - 1; layer >= 0; --layer) {

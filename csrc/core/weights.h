@@ -52,22 +52,32 @@ struct BackwardWeights {
 };
 
 template <class T>
+class Panels;
+
+template <class T>
 class Weights {
  public:
-  // Packs the flat parameters for the kernels in force.
-  Weights(const Config& config, const T* parameters);
+  // Packs the flat parameters for the kernels in force, by at most `threads` threads.
+  Weights(const Config& config, const T* parameters, int threads);
 
   const Kernels<T>& kernels() const { return kernels_; }
   const CellSpec& cell() const { return cell_; }
   const DirectionWeights<T>& direction(Index layer, Index direction) const {
     return forward_[static_cast<std::size_t>(layer * config_.num_directions() + direction)];
   }
-  // Made at first use, from the forward panels.
-  const BackwardWeights<T>& backward(Index layer, Index direction) const;
+  // Makes what backward() returns, from the forward panels; the first call does.
+  void prepare_backward(int threads) const;
+  const BackwardWeights<T>& backward(Index layer, Index direction) const {
+    return backward_[static_cast<std::size_t>(layer * config_.num_directions() + direction)];
+  }
 
  private:
-  void pack(Arena& arena, const T* parameters);
-  void pack_backward(Arena& arena, std::vector<BackwardWeights<T>>& backward) const;
+  // Of each phase, direction by direction: the sum of both biases, [gate][unit].
+  std::vector<std::vector<T>> phase_biases(const T* parameters) const;
+  void take_forward(Arena& arena, const T* parameters, const std::vector<std::vector<T>>& biases,
+                    Panels<T>& panels);
+  void take_backward(Arena& arena, std::vector<BackwardWeights<T>>& backward,
+                     Panels<T>& panels) const;
 
   const Config config_;
   const CellSpec cell_;
@@ -75,7 +85,7 @@ class Weights {
   std::vector<DirectionWeights<T>> forward_;
   Buffer memory_;
 
-  mutable ForkSafeMutex backward_mutex_;  // of what follows
+  mutable ForkSafeMutex backward_mutex_;  // while what follows is made
   mutable std::vector<BackwardWeights<T>> backward_;
   mutable Buffer backward_memory_;
 };

@@ -9,6 +9,7 @@
 #include "arrays.h"
 #include "check.h"
 #include "core/isa.h"
+#include "tidegate/settings.h"
 #include "variants.h"
 
 namespace {
@@ -227,14 +228,15 @@ void check_backward(const Config& config, const Weights<T>& weights, const Layer
 }
 
 template <class T>
-void check_packing(const Config& config) {
+void check_packing(const Config& config, int threads = 1) {
   // All different, none zero, and exact in float.
   Index count = 0;
   for (const Parameter& parameter : parameters(config)) count += parameter.size();
   std::vector<T> flat;
   for (Index i = 0; i < count; ++i) flat.push_back(static_cast<T>(i + 1));
 
-  const Weights<T> weights(config, flat.data());
+  const Weights<T> weights(config, flat.data(), threads);
+  weights.prepare_backward(threads);
   CHECK(&weights.kernels() == &kernels<T>());
   for (Index layer = 0; layer < config.num_layers; ++layer) {
     for (Index direction = 0; direction < config.num_directions(); ++direction) {
@@ -370,6 +372,26 @@ TEST(panels_hold_every_parameter_in_its_place) {
   });
 }
 
+// Large enough for threads to share it, with slices that they cannot divide evenly.
+TEST(panels_are_the_same_whoever_packs_them) {
+  const int before = num_threads();
+  set_num_threads(3);
+  test::for_each_isa([] {
+    for (const CellKind cell : {CellKind::lstm, CellKind::gru}) {
+      Config config;
+      config.cell = cell;
+      config.input_size = 33;
+      config.hidden_size = 257;
+      config.bidirectional = true;
+      for (const int threads : {2, 3}) {
+        check_packing<float>(config, threads);
+        check_packing<double>(config, threads);
+      }
+    }
+  });
+  set_num_threads(before);
+}
+
 TEST(packing_does_not_see_the_callers_rounding) {
   Config config;
   config.cell = CellKind::lstm;
@@ -378,7 +400,7 @@ TEST(packing_does_not_see_the_callers_rounding) {
   test::Random random(3);
   const std::vector<float> flat = random.numbers<float>(4 * 9 * (2 + 9 + 2));
   const auto packed_bias = [&] {
-    const Weights<float> weights(config, flat.data());
+    const Weights<float> weights(config, flat.data(), 1);
     const float* const bias = weights.direction(0, 0).phases[0].bias;
     return std::vector<float>(
         bias, bias + slice_count(9, weights.kernels().width) * 4 * weights.kernels().width);
