@@ -5,7 +5,10 @@ namespace tidegate {
 
 namespace {
 
-constexpr Index kAccumulatorBytes = 256 * 1024;  // half of a small L2
+// Accumulators of steps projected together: half of a small L2, or, where the weights that project
+// are larger, a part of their bytes so small that they are worth reading once for all these rows.
+constexpr Index kAccumulatorBytes = 256 * 1024;
+constexpr Index kAccumulatorsPart = 4;
 constexpr Index kMaxChunkRows = 1024;
 
 }  // namespace
@@ -14,7 +17,9 @@ template <class T>
 Index projected_steps(const Config& config, Index steps, Index batch, Index width) {
   const Index row =
       checked_size(kMaxGates, slice_count(config.hidden_size, width), width, Index{sizeof(T)});
-  const Index rows = std::min(kMaxChunkRows, kAccumulatorBytes / row);
+  const Index inputs = config.layer_input_size(config.num_layers - 1);
+  const Index bytes = std::max(kAccumulatorBytes, checked_size(row, inputs) / kAccumulatorsPart);
+  const Index rows = std::min(kMaxChunkRows, bytes / row);
   return std::max<Index>(1, std::min(steps, rows / std::max<Index>(1, batch)));
 }
 
