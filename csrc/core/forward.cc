@@ -118,7 +118,7 @@ class Walk {
     const T* zero = run_.scratch.zero;
     StepRows<T> step;
     step.count = rows.size();
-    step.descending = s % 2 != 0;
+    step.descending = (s % 2 != 0) != run_.descending;
     if (projected) {
       step.first = first;
     } else {

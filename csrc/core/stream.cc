@@ -193,6 +193,7 @@ struct Stream<T>::Impl {
     outputs.y.stride[1] = y.stride;
     outputs.h_n = first(states->h_view());
     outputs.c_n = first(states->c_view());
+    work->threaded.descending = descending = !descending;
     run_forward<T>(config, *work->weights, Schedule(1, count, nullptr, MaskView{}), inputs, outputs,
                    work->threaded, nullptr, plan);
     if (rows) {

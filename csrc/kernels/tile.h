@@ -185,14 +185,14 @@ struct DepthBlock {
   bool first;
 };
 
-// What tile number `tile` of those that pass over the `depth` k's of a panel is to fetch of the
-// next block, which lies behind this one: so many lines of every kUnrolled k's, so that the first
-// few tiles together fetch all. Null: there is nothing left for it.
+// What tile number `tile` of those that pass over a block is to fetch of the next one: so many
+// lines of every kUnrolled k's, so that the first few tiles together fetch all. Null: there is
+// nothing left for it.
 template <int Count, int Fetched, class T>
-inline const T* share_ahead(const T* panel, Index depth, Index tile) {
+inline const T* share_ahead(const T* next, Index tile) {
   constexpr Index kStep = Count * Vec<T>::width;
   const Index share = tile * Fetched * kLine<T>;
-  return Fetched > 0 && share < kUnrolled * kStep ? panel + depth * kStep + share : nullptr;
+  return Fetched > 0 && share < kUnrolled * kStep ? next + share : nullptr;
 }
 
 // Calls f.template operator()<n>() for the share n of each tile, where the first of `tiles` are to
@@ -298,7 +298,7 @@ inline __attribute__((always_inline)) void store_tile(const PhaseCall<T>& call, 
 template <int Fetched, class T, int R, int S, int Count>
 inline __attribute__((always_inline)) void product_tile(const Product<T>& product, Index row,
                                                         Index slice, Index begin, Index end,
-                                                        Index tile,
+                                                        bool descending, Index tile,
                                                         Vec<T> (&accumulators)[R][S][Count]) {
   constexpr Index kStep = Count * Vec<T>::width;
   const Index slice_stride = product.depth * kStep;
@@ -306,8 +306,12 @@ inline __attribute__((always_inline)) void product_tile(const Product<T>& produc
   const T* a[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) a[r] = product.rows[row + r] + begin;
+  // Behind a slice's last block lies the first one of the slice above.
+  const bool turns_back = descending && end == product.depth;
+  const T* next =
+      turns_back ? product.panel + (slice - 1) * slice_stride : panel + (end - begin) * kStep;
   multiply<Fetched>(accumulators, a, 1, panel, slice_stride, end - begin,
-                    share_ahead<Count, Fetched>(panel, end - begin, tile));
+                    share_ahead<Count, Fetched>(next, tile));
 }
 
 // One tile of a phase: R rows from `row` on, S slices from `slice` on; number `tile` of those of a
@@ -316,6 +320,11 @@ template <PhaseShape Shape, int Fetched, class T, int R, int S>
 inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row,
                                                       Index slice, const DepthBlock& block,
                                                       Index tile) {
+  const auto product = [&]<int Count>(
+                           const Product<T>& of, Index begin, Index end,
+                           Vec<T>(&accumulators)[R][S][Count]) __attribute__((always_inline)) {
+    product_tile<Fetched>(of, row, slice, begin, end, call.descending, tile, accumulators);
+  };
   constexpr Window kAll = {0, Shape.gates};
   constexpr bool kOneWindow = Shape.x.count == Shape.gates;
   const bool begins = block.first && !call.resume;
@@ -328,11 +337,9 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
     } else {
       load_tile<kAll>(call, row, slice, accumulators);
     }
-    if (sees_x)
-      product_tile<Fetched>(call.x, row, slice, block.x_begin, block.x_end, tile, accumulators);
+    if (sees_x) product(call.x, block.x_begin, block.x_end, accumulators);
     if constexpr (Shape.h.count > 0) {
-      if (sees_h)
-        product_tile<Fetched>(call.h, row, slice, block.h_begin, block.h_end, tile, accumulators);
+      if (sees_h) product(call.h, block.h_begin, block.h_end, accumulators);
     }
     store_tile<kAll>(call, row, slice, accumulators);
   } else {
@@ -350,14 +357,13 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
       } else {
         load_tile<Shape.x>(call, row, slice, accumulators);
       }
-      if (sees_x)
-        product_tile<Fetched>(call.x, row, slice, block.x_begin, block.x_end, tile, accumulators);
+      if (sees_x) product(call.x, block.x_begin, block.x_end, accumulators);
       store_tile<Shape.x>(call, row, slice, accumulators);
     }
     if (sees_h) {
       Vec<T> accumulators[R][S][Shape.h.count];
       load_tile<Shape.h>(call, row, slice, accumulators);
-      product_tile<Fetched>(call.h, row, slice, block.h_begin, block.h_end, tile, accumulators);
+      product(call.h, block.h_begin, block.h_end, accumulators);
       store_tile<Shape.h>(call, row, slice, accumulators);
     }
   }
@@ -389,7 +395,8 @@ inline __attribute__((always_inline)) void each_piece(Index begin, Index end, In
 template <PhaseShape Shape, class T, int Rows, int Slices, int Fetched>
 __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index row_begin, Index row_end,
                                            Index slice_begin, Index slice_end,
-                                           const DepthBlock& block, bool descending) {
+                                           const DepthBlock& block) {
+  const bool descending = call.descending;
   in_turn(slice_begin, slice_end, descending,
           [&](Index begin, Index end) __attribute__((always_inline)) {
             return with_halved_constant<Slices>(
@@ -423,7 +430,6 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
   constexpr bool kOneStretch = Tile::kSlices == 1;
   const bool fetch = kOneStretch && call.rows > 1 && call.rows <= kFetchedRows &&
                      panel_bytes >= kFetchedPanelBytes;
-  const bool descending = call.descending && !fetch;  // what is fetched ascends
 
   // A last row that would make another's tile a small one may go over several slices by itself.
   constexpr bool kSmallTiles = (Tile::kRows + 1) / 2 * kGates * Tile::kSlices < kEnoughChains;
@@ -442,7 +448,7 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
 
   const auto products = [&](Index begin, Index end, const DepthBlock& block) {
     const auto run = [&](auto sweep, Index row, Index row_end) {
-      sweep(call, row, row_end, begin, end, block, descending);
+      sweep(call, row, row_end, begin, end, block);
     };
     constexpr auto one_row = phase_sweep<Shape, T, 1, Tile::kSlicesOneRow, 0>;
     constexpr auto many_rows = phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 0>;
@@ -462,6 +468,7 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
       run(many_rows, 0, call.rows);
     }
   };
+  const bool descending = call.descending;
   each_piece(call.slice_begin, call.slice_end, finished, descending, [&](Index first, Index last) {
     each_piece(first, last, slices, descending, [&](Index begin, Index end) {
       const Index x_depth = call.x.depth;
