@@ -4,24 +4,33 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cstdint>
 #include <stdexcept>
 
+#include "core/isa.h"
+#include "core/threads.h"
 #include "tidegate/settings.h"
 
 namespace tidegate {
 
 namespace {
 
-// Of one core, conservative over the machines measured: a slow core makes threads worth it earlier.
-constexpr double kFlopsPerNanosecond = 200;  // times 1 / element size: 50 in float, 25 in double
-constexpr double kBytesPerNanosecond = 60;   // weights read from L2 or L3
+// Of one core, the middle of the machines measured.
+constexpr double kFlopsPerNanosecond = 300;  // times 1 / element size: 75 in float
+constexpr double kBytesPerNanosecond = 80;   // weights read from L2 or L3
 constexpr double kPointwise = 0.15;          // nanoseconds a gate, a byte of element size
 constexpr double kStep = 80;                 // nanoseconds of a step's own cost
-constexpr double kMeet = 1000;               // two threads meet, one of them late
-constexpr double kStart = 5000;              // a team is woken and gathered
+constexpr double kStart = 1500;              // a team that is awake gets a call, and ends it
+constexpr double kWake = 50000;              // one that sleeps is woken
+// Two threads meet: between these bounds, twice what is measured, as one of them comes late.
+constexpr double kLate = 2;
+constexpr double kLeastMeet = 150;
+constexpr double kMostMeet = 2000;
 // Threads that meet in every step wait for each other's every delay: dividing units must gain this
 // much over dividing rows.
 constexpr double kWaiting = 1.03;
+constexpr double kWorthwhile = 0.8;  // of the serial time: a gain worth another core's
 
 enum class Division { automatic, rows, units };
 std::atomic<Division> division{Division::automatic};
@@ -57,6 +66,102 @@ double step_nanoseconds(const Config& config, Index rows, Index element_size, do
          kStep;
 }
 
+std::int64_t nanoseconds_now() {
+  using std::chrono::nanoseconds;
+  const auto since = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<nanoseconds>(since).count();
+}
+
+// What two threads are to each other.
+struct Pair {
+  double meeting = 0;  // nanoseconds; 0: no second one is to be had
+  double speedup = 2;  // of work that they divide: 1 where they share one core
+};
+
+// The medians of some rounds, in 20 to 100 us.
+Pair measure_pair() {
+  constexpr int kRounds = 5;
+  constexpr int kMeetings = 20;
+  constexpr int kHanded = 256 / sizeof(double);  // as much as halves of a small state
+  constexpr Index kFmaRounds = 250;              // a microsecond or two
+  ThreadLease lease(2);
+  if (lease.size() < 2) return {};
+  struct alignas(kThreadSpacing) Half {
+    double values[kHanded];
+  };
+  Half state[2][2] = {};  // of steps in turn, by thread
+  double meetings[kRounds], speedups[kRounds];
+  Barrier barrier(2);
+  lease.run([&](int thread) {
+    const auto timed = [&](auto&& work) {
+      barrier.wait(thread);
+      const std::int64_t begin = nanoseconds_now();
+      work();
+      barrier.wait(thread);
+      return static_cast<double>(nanoseconds_now() - begin);
+    };
+    const auto compute = [] {
+      static std::atomic<float> used;
+      used.store(kernels<float>().fma_rounds(kFmaRounds), std::memory_order_relaxed);
+    };
+    for (int round = 0; round < kRounds; ++round) {
+      const double meeting = timed([&] {
+        for (int i = 0; i < kMeetings; ++i) {
+          const Half& theirs = state[i % 2][1 - thread];
+          Half& next = state[(i + 1) % 2][thread];
+          for (int j = 0; j < kHanded; ++j) next.values[j] = theirs.values[j] + 1;
+          barrier.wait(thread);
+        }
+      });
+      const double alone = timed([&] {
+        if (thread == 0) compute();
+      });
+      const double both = timed(compute);
+      if (thread != 0) continue;
+      meetings[round] = meeting / kMeetings;
+      speedups[round] = 2 * alone / both;
+    }
+  });
+  const auto median = [](double (&rounds)[kRounds]) {
+    std::nth_element(rounds, rounds + kRounds / 2, rounds + kRounds);
+    return rounds[kRounds / 2];
+  };
+  return {std::clamp(kLate * median(meetings), kLeastMeet, kMostMeet),
+          std::clamp(median(speedups), 1.0, 2.0)};
+}
+
+// The same as it is now: the host of a virtual machine moves its processors about, now on cores of
+// their own, now both on one. Measured at the first question, and again where the team is awake or
+// worth waking.
+Pair pair_of_threads(bool again) {
+  constexpr std::int64_t kStale = 50'000'000;
+  static std::atomic<double> meeting{0}, speedup{2};
+  static std::atomic<std::int64_t> measured_at{0};
+  Pair pair = {meeting.load(std::memory_order_relaxed), speedup.load(std::memory_order_relaxed)};
+  const bool measured = pair.meeting > 0;
+  if (!measured) pair.meeting = kMostMeet;
+  if (measured && !again) return pair;
+  const std::int64_t now = nanoseconds_now();
+  std::int64_t at = measured_at.load(std::memory_order_relaxed);
+  if (measured && now - at < kStale) return pair;
+  // Else another thread is at it.
+  if (!measured_at.compare_exchange_strong(at, now, std::memory_order_relaxed)) return pair;
+  const Pair fresh = measure_pair();
+  if (fresh.meeting == 0) return pair;
+  meeting.store(fresh.meeting, std::memory_order_relaxed);
+  speedup.store(fresh.speedup, std::memory_order_relaxed);
+  return fresh;
+}
+
+// Whether this call follows the last one that asked, which took about `call` nanoseconds, so soon
+// that a team that it had woken would still be awake.
+bool follows_another(double call) {
+  static std::atomic<std::int64_t> last{0};
+  const std::int64_t now = nanoseconds_now();
+  const auto since = static_cast<double>(now - last.exchange(now, std::memory_order_relaxed));
+  return since < 2 * call + kWake;
+}
+
 }  // namespace
 
 void select_division(const std::string& name) {
@@ -86,18 +191,25 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
   best.nanoseconds =
       all_steps * directions * factor * step_nanoseconds(config, batch, element_size, 1);
   if (threads <= 1 || best.nanoseconds < 2 * kStart) return best;
+  const Plan alone = best;
   const double serial = best.nanoseconds;
+  // Or it is not awake, but would then be for the calls to come.
+  const bool awake = threads_awake(2) || follows_another(serial);
+  const Pair pair = pair_of_threads(awake);
 
   const auto consider = [&](int groups, int group_threads, bool by_units) {
     const double sequential = directions / groups;
+    const int all_threads = groups * group_threads;
+    // Of each thread's own work, where cores are shared.
+    const double slower = all_threads / (1 + (all_threads - 1) * (pair.speedup - 1));
     const double step =
-        by_units ? kWaiting * (step_nanoseconds(config, batch, element_size, group_threads) +
-                               meetings * kMeet)
-                 : step_nanoseconds(config, (batch - 1) / group_threads + 1, element_size, 1);
+        by_units
+            ? kWaiting * (slower * step_nanoseconds(config, batch, element_size, group_threads) +
+                          meetings * pair.meeting)
+            : slower * step_nanoseconds(config, (batch - 1) / group_threads + 1, element_size, 1);
     const double time = kStart + all_steps * sequential * factor * step;
-    // A gain worth another core's time.
-    if (time < 0.8 * serial && time < best.nanoseconds) {
-      best.threads = groups * group_threads;
+    if (time < kWorthwhile * serial && time < best.nanoseconds) {
+      best.threads = all_threads;
       best.groups = groups;
       best.by_units = by_units && group_threads > 1;
       best.nanoseconds = time;
@@ -112,7 +224,7 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
              false);
     consider(groups, std::min(group_threads, most_by_units), true);
   }
-  return best;
+  return awake || best.nanoseconds + kWake < kWorthwhile * serial ? best : alone;
 }
 
 }  // namespace tidegate

@@ -121,10 +121,10 @@ struct alignas(kThreadSpacing) Worker {
 
   void start();
   void finish();
-  [[noreturn]] void serve(Processors& processors);
+  [[noreturn]] void serve(Team& team);
 
  private:
-  void await_job(microseconds patience);
+  void await_job(microseconds patience, std::atomic<int>& awake);
 };
 
 // For the holder: sends the job.
@@ -138,43 +138,21 @@ void Worker::finish() {
   while (state.load(std::memory_order_acquire) == busy) waiting.pause();
 }
 
-// For the thread itself: its whole life.
-void Worker::serve(Processors& processors) {
-  const FloatControl float_control;
-  inside_run = true;
-  microseconds patience = kLinger;
-  for (;;) {
-    await_job(patience);
-    const int processor = processors.enter_free();
-    function(context, thread);
-    processors.leave(processor);
-    patience = linger;  // the mailbox is the next holder's from the next line on
-    state.store(idle, std::memory_order_release);
-  }
-}
-
-void Worker::await_job(microseconds patience) {
-  const Clock::time_point until = Clock::now() + patience;
-  Waiting waiting;
-  do {
-    if (state.load(std::memory_order_acquire) == busy) return;
-    waiting.pause();
-  } while (Clock::now() < until);
-  int expected = idle;
-  if (state.compare_exchange_strong(expected, asleep)) state.wait(asleep);
-}
-
 // The workers of this process. Never destroyed, for its threads never end; a forked child leaves
 // its parent's alone and makes one of its own.
 class Team {
  public:
   static Team* current();
+  // Null if there is none.
+  static Team* existing() { return current_.load(std::memory_order_acquire); }
 
   // Gives the lease as many of `wanted` threads as are to be had within `budget`.
   void take(int wanted, int budget, ThreadLease& lease);
   void give_back(const ThreadLease& lease);
 
   Processors& processors() { return processors_; }
+  // How many idle workers watch their mailboxes.
+  std::atomic<int>& awake() { return awake_; }
 
  private:
   void grow(int wanted);
@@ -201,8 +179,40 @@ class Team {
   Worker* idle_ = nullptr;  // the last used first: it may still be awake
 
   Processors processors_;
+  std::atomic<int> awake_{0};
   Worker workers_[kMaxThreads];
 };
+
+// For the thread itself: its whole life.
+void Worker::serve(Team& team) {
+  const FloatControl float_control;
+  inside_run = true;
+  Processors& processors = team.processors();
+  microseconds patience = kLinger;
+  for (;;) {
+    await_job(patience, team.awake());
+    const int processor = processors.enter_free();
+    function(context, thread);
+    processors.leave(processor);
+    patience = linger;  // the mailbox is the next holder's from the next line on
+    state.store(idle, std::memory_order_release);
+  }
+}
+
+void Worker::await_job(microseconds patience, std::atomic<int>& awake) {
+  const Clock::time_point until = Clock::now() + patience;
+  Waiting waiting;
+  awake.fetch_add(1, std::memory_order_relaxed);
+  bool called = false;
+  do {
+    called = state.load(std::memory_order_acquire) == busy;
+    if (!called) waiting.pause();
+  } while (!called && Clock::now() < until);
+  awake.fetch_sub(1, std::memory_order_relaxed);
+  if (called) return;
+  int expected = idle;
+  if (state.compare_exchange_strong(expected, asleep)) state.wait(asleep);
+}
 
 std::atomic<Team*> Team::current_{nullptr};
 thread_local Team* Team::locked_for_fork = nullptr;
@@ -238,7 +248,7 @@ void Team::after_fork_in_child() {
 
 // Null if there is no memory for one.
 Team* Team::current() {
-  Team* team = current_.load(std::memory_order_acquire);
+  Team* team = existing();
   if (team != nullptr) return team;
   Team* const fresh = new (std::nothrow) Team;
   if (fresh == nullptr) return nullptr;
@@ -340,7 +350,7 @@ void Team::open_region(int wanted) {
         ++arrived_;
         arrival_.notify_one();
       }
-      workers[thread - 1].serve(processors_);
+      workers[thread - 1].serve(*this);
     }
     const int others = omp_get_num_threads() - 1;
     {
@@ -354,6 +364,11 @@ void Team::open_region(int wanted) {
       for (;;) never.wait(0);
     }
   }
+}
+
+bool threads_awake(int threads) {
+  Team* const team = Team::existing();
+  return team != nullptr && team->awake().load(std::memory_order_relaxed) >= threads - 1;
 }
 
 void ThreadLease::take(int wanted) {

@@ -98,6 +98,9 @@ class Barrier {
   };
 };
 
+// Whether a lease of so many threads would find those beside the caller awake, watching for work.
+bool threads_awake(int threads);
+
 class Team;
 struct Worker;
 
