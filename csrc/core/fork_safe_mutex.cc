@@ -1,8 +1,6 @@
 // The gate that holders of a ForkSafeMutex pass, and a fork closes.
 #include "core/fork_safe_mutex.h"
 
-#include <pthread.h>
-
 #include <atomic>
 
 #include "core/threads.h"
@@ -14,26 +12,24 @@ std::atomic<int> inside{0};  // threads that hold a mutex, or are next to
 std::atomic<bool> closed{false};
 std::mutex forks;  // one at a time
 
-void before_fork() {
+}  // namespace
+
+void ForkSafeMutex::before_fork() {
   forks.lock();
   closed = true;
   Waiting waiting;
   while (inside != 0) waiting.pause();
 }
 
-void after_fork_in_parent() {
+void ForkSafeMutex::after_fork_in_parent() {
   closed = false;
   forks.unlock();
 }
 
-void after_fork_in_child() {
+void ForkSafeMutex::after_fork_in_child() {
   inside = 0;  // another thread may just have come to the closed gate
   after_fork_in_parent();
 }
-
-const int fork_handlers = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-
-}  // namespace
 
 void ForkSafeMutex::enter() {
   for (Waiting waiting;; waiting.pause()) {

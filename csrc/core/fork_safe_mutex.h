@@ -8,9 +8,15 @@ namespace tidegate {
 
 // Held by nobody at the instant of a fork: who forks waits until all of these are free, whoever
 // wants one meanwhile waits for the fork. So a child, which has none of its parent's other threads,
-// finds it free, and what it guards whole. A thread that holds one must not take a second.
+// finds it free, and what it guards whole. A thread that holds one must not take a second, but may
+// take a lease of threads.
 class ForkSafeMutex {
  public:
+  // For the library's one handler of forks (threads.cc), as holders may need what it locks.
+  static void before_fork();
+  static void after_fork_in_parent();
+  static void after_fork_in_child();
+
   void lock() {
     enter();
     mutex_.lock();

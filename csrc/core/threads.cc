@@ -27,6 +27,7 @@
 #endif
 
 #include "core/float_control.h"
+#include "core/fork_safe_mutex.h"
 #include "core/processors.h"
 #include "core/thread_count.h"
 
@@ -159,6 +160,7 @@ class Team {
   void open_region(int wanted);
 
   static void before_fork();
+  static void unlock_after_fork();
   static void after_fork_in_parent();
   static void after_fork_in_child();
   static const int fork_handlers;
@@ -222,8 +224,10 @@ thread_local Team* Team::locked_for_fork = nullptr;
 const int Team::fork_handlers =
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 
-// No thread is inside our critical sections, and no region half open, when the process forks.
+// No thread is inside our critical sections, and no region half open, when the process forks. Who
+// holds a ForkSafeMutex may be about to lease threads: those come first.
 void Team::before_fork() {
+  ForkSafeMutex::before_fork();
   Team* const team = current_.load(std::memory_order_acquire);
   locked_for_fork = team;
   if (team == nullptr) return;
@@ -231,19 +235,25 @@ void Team::before_fork() {
   team->mutex_.lock();
 }
 
-void Team::after_fork_in_parent() {
+void Team::unlock_after_fork() {
   Team* const team = locked_for_fork;
   if (team == nullptr) return;
   team->mutex_.unlock();
   team->growth_mutex_.unlock();
 }
 
+void Team::after_fork_in_parent() {
+  unlock_after_fork();
+  ForkSafeMutex::after_fork_in_parent();
+}
+
 // The child has one thread. Its parent's team is dead memory, like the stacks of the threads that
 // were in it; libgomp's own pools belong to threads that opened regions, so a region opened by a
 // new one meets none of them.
 void Team::after_fork_in_child() {
-  after_fork_in_parent();
+  unlock_after_fork();
   current_.store(nullptr, std::memory_order_release);
+  ForkSafeMutex::after_fork_in_child();
 }
 
 // Null if there is no memory for one.
