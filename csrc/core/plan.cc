@@ -22,9 +22,10 @@ constexpr double kBytesPerNanosecond = 80;   // weights read from L2 or L3
 constexpr double kPointwise = 0.15;          // nanoseconds a gate, a byte of element size
 constexpr double kStep = 80;                 // nanoseconds of a step's own cost
 constexpr double kStart = 1500;              // a team that is awake gets a call, and ends it
-constexpr double kWake = 50000;              // one that sleeps is woken
-// Two threads meet: between these bounds, twice what is measured, as one of them comes late.
-constexpr double kLate = 2;
+constexpr double kWake = 100000;             // one that sleeps is woken
+constexpr double kShort = 50000;             // a call: as long as a team stays awake after one
+// Two threads meet: between these bounds, this many times what is measured, as one comes late.
+constexpr double kLate = 2.5;
 constexpr double kLeastMeet = 150;
 constexpr double kMostMeet = 2000;
 // Threads that meet in every step wait for each other's every delay: dividing units must gain this
@@ -131,27 +132,36 @@ Pair measure_pair() {
 }
 
 // The same as it is now: the host of a virtual machine moves its processors about, now on cores of
-// their own, now both on one. Measured at the first question, and again where the team is awake or
-// worth waking.
-Pair pair_of_threads(bool again) {
-  constexpr std::int64_t kStale = 50'000'000;
-  static std::atomic<double> meeting{0}, speedup{2};
-  static std::atomic<std::int64_t> measured_at{0};
-  Pair pair = {meeting.load(std::memory_order_relaxed), speedup.load(std::memory_order_relaxed)};
-  const bool measured = pair.meeting > 0;
-  if (!measured) pair.meeting = kMostMeet;
-  if (measured && !again) return pair;
-  const std::int64_t now = nanoseconds_now();
-  std::int64_t at = measured_at.load(std::memory_order_relaxed);
-  if (measured && now - at < kStale) return pair;
-  // Else another thread is at it.
-  if (!measured_at.compare_exchange_strong(at, now, std::memory_order_relaxed)) return pair;
-  const Pair fresh = measure_pair();
-  if (fresh.meeting == 0) return pair;
-  meeting.store(fresh.meeting, std::memory_order_relaxed);
-  speedup.store(fresh.speedup, std::memory_order_relaxed);
-  return fresh;
-}
+// their own, now both on one. What was measured is true for a while; `measures` allows to measure
+// again, which should find the threads awake.
+class PairOfThreads {
+ public:
+  bool stale() const { return !measured() || nanoseconds_now() - at_ > kStale; }
+
+  Pair now(bool measures) {
+    if (measures && stale()) {
+      std::int64_t before = at_;
+      if (at_.compare_exchange_strong(before, nanoseconds_now())) measure();  // or another does
+    }
+    return {measured() ? meeting_.load() : kMostMeet, speedup_};
+  }
+
+ private:
+  static constexpr std::int64_t kStale = 50'000'000;
+
+  bool measured() const { return meeting_ > 0; }
+
+  void measure() {
+    const Pair pair = measure_pair();
+    if (pair.meeting == 0) return;
+    meeting_ = pair.meeting;
+    speedup_ = pair.speedup;
+  }
+
+  std::atomic<double> meeting_{0}, speedup_{2};
+  std::atomic<std::int64_t> at_{0};
+};
+PairOfThreads pair_of_threads;
 
 // Whether this call follows the last one that asked, which took about `call` nanoseconds, so soon
 // that a team that it had woken would still be awake.
@@ -193,9 +203,12 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
   if (threads <= 1 || best.nanoseconds < 2 * kStart) return best;
   const Plan alone = best;
   const double serial = best.nanoseconds;
-  // Or it is not awake, but would then be for the calls to come.
-  const bool awake = threads_awake(2) || follows_another(serial);
-  const Pair pair = pair_of_threads(awake);
+  // A team that sleeps is woken for what is long, or for the calls that seem to come after this
+  // one.
+  const bool awake = threads_awake(2);
+  const bool follows = !awake && follows_another(serial);
+  const bool starts = awake || (follows && serial >= kShort);
+  const Pair pair = pair_of_threads.now(starts);
 
   const auto consider = [&](int groups, int group_threads, bool by_units) {
     const double sequential = directions / groups;
@@ -224,7 +237,11 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
              false);
     consider(groups, std::min(group_threads, most_by_units), true);
   }
-  return awake || best.nanoseconds + kWake < kWorthwhile * serial ? best : alone;
+  if (starts || best.nanoseconds + kWake < kWorthwhile * serial) return best;
+  // Short calls need not wait until it is awake: it will be for one of the next.
+  if (follows && (best.threads > 1 || pair_of_threads.stale()))
+    wake_threads(std::max(2, best.threads));
+  return alone;
 }
 
 }  // namespace tidegate

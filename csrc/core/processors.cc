@@ -94,6 +94,15 @@ int Processors::enter_free() {
   return here;
 }
 
+int Processors::here() { return sched_getcpu(); }
+
+void Processors::keep_off(int processor) {
+  if (!known(processor)) return;
+  places_[processor].threads.fetch_add(1, std::memory_order_relaxed);  // as if one computed there
+  leave(enter_free());
+  leave(processor);
+}
+
 void Processors::leave(int processor) {
   if (known(processor)) places_[processor].threads.fetch_sub(1, std::memory_order_relaxed);
 }
@@ -106,6 +115,8 @@ Processors::Processors() = default;
 int Processors::enter() { return -1; }
 int Processors::enter_free() { return -1; }
 void Processors::leave(int) {}
+int Processors::here() { return -1; }
+void Processors::keep_off(int) {}
 
 #endif
 

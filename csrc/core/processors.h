@@ -31,6 +31,11 @@ class Processors {
   int enter_free();
   void leave(int processor);
 
+  // Where the calling thread is.
+  static int here();
+  // If the calling thread is on `processor`, it moves as in enter_free().
+  void keep_off(int processor);
+
  private:
   // Far enough apart for each to have its line of the cache to itself.
   struct alignas(128) Place {

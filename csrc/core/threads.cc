@@ -122,15 +122,28 @@ struct alignas(kThreadSpacing) Worker {
 
   void start();
   void finish();
+  bool wake(int processor);
   [[noreturn]] void serve(Team& team);
 
  private:
-  void await_job(microseconds patience, std::atomic<int>& awake);
+  void await_job(microseconds patience, Team& team);
+
+  std::atomic<int> kept_off_{-1};  // the processor of who woke it without a job
 };
 
 // For the holder: sends the job.
 void Worker::start() {
   if (state.exchange(busy) == asleep) state.notify_one();
+}
+
+// For anyone, on `processor`: ends its sleep, if it sleeps, without a job.
+bool Worker::wake(int processor) {
+  if (state.load(std::memory_order_relaxed) != asleep) return false;
+  kept_off_.store(processor, std::memory_order_relaxed);
+  int expected = asleep;
+  if (!state.compare_exchange_strong(expected, idle)) return false;
+  state.notify_one();
+  return true;
 }
 
 // For the holder: waits until the job is done.
@@ -150,6 +163,9 @@ class Team {
   // Gives the lease as many of `wanted` threads as are to be had within `budget`.
   void take(int wanted, int budget, ThreadLease& lease);
   void give_back(const ThreadLease& lease);
+
+  // Wakes the workers that a lease of so many threads would get; false if they are not there.
+  bool wake(int threads);
 
   Processors& processors() { return processors_; }
   // How many idle workers watch their mailboxes.
@@ -192,7 +208,7 @@ void Worker::serve(Team& team) {
   Processors& processors = team.processors();
   microseconds patience = kLinger;
   for (;;) {
-    await_job(patience, team.awake());
+    await_job(patience, team);
     const int processor = processors.enter_free();
     function(context, thread);
     processors.leave(processor);
@@ -201,19 +217,24 @@ void Worker::serve(Team& team) {
   }
 }
 
-void Worker::await_job(microseconds patience, std::atomic<int>& awake) {
-  const Clock::time_point until = Clock::now() + patience;
-  Waiting waiting;
-  awake.fetch_add(1, std::memory_order_relaxed);
-  bool called = false;
-  do {
-    called = state.load(std::memory_order_acquire) == busy;
-    if (!called) waiting.pause();
-  } while (!called && Clock::now() < until);
-  awake.fetch_sub(1, std::memory_order_relaxed);
-  if (called) return;
-  int expected = idle;
-  if (state.compare_exchange_strong(expected, asleep)) state.wait(asleep);
+void Worker::await_job(microseconds patience, Team& team) {
+  for (;;) {
+    const Clock::time_point until = Clock::now() + patience;
+    Waiting waiting;
+    team.awake().fetch_add(1, std::memory_order_relaxed);
+    bool called = false;
+    do {
+      called = state.load(std::memory_order_acquire) == busy;
+      if (!called) waiting.pause();
+    } while (!called && Clock::now() < until);
+    team.awake().fetch_sub(1, std::memory_order_relaxed);
+    if (called) return;
+    int expected = idle;
+    if (state.compare_exchange_strong(expected, asleep)) state.wait(asleep);
+    if (state.load(std::memory_order_acquire) == busy) return;
+    team.processors().keep_off(kept_off_.load(std::memory_order_relaxed));
+    patience = kLinger;
+  }
 }
 
 std::atomic<Team*> Team::current_{nullptr};
@@ -292,6 +313,22 @@ void Team::take(int wanted, int budget, ThreadLease& lease) {
   lease.last_ = last;
   idle_ = last->next;
   idle_count_ -= workers;
+}
+
+bool Team::wake(int threads) {
+  bool any = false;
+  bool all = false;
+  {
+    const std::lock_guard lock(mutex_);
+    const int here = Processors::here();
+    Worker* worker = idle_;
+    for (int i = 1; i < threads && worker != nullptr; ++i, worker = worker->next)
+      any |= worker->wake(here);
+    all = idle_count_ >= threads - 1;
+  }
+  // One that was woken right here may run, to move away.
+  if (any) std::this_thread::yield();
+  return all;
 }
 
 // In front and in the same order: the next lease's thread k is this one's, and has k's share in its
@@ -379,6 +416,11 @@ void Team::open_region(int wanted) {
 bool threads_awake(int threads) {
   Team* const team = Team::existing();
   return team != nullptr && team->awake().load(std::memory_order_relaxed) >= threads - 1;
+}
+
+void wake_threads(int threads) {
+  Team* const team = Team::existing();
+  if (team == nullptr || !team->wake(threads)) ThreadLease made(threads);
 }
 
 void ThreadLease::take(int wanted) {

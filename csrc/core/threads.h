@@ -100,6 +100,8 @@ class Barrier {
 
 // Whether a lease of so many threads would find those beside the caller awake, watching for work.
 bool threads_awake(int threads);
+// Has them wake up and watch for a while, without waiting for it; makes those that there are not.
+void wake_threads(int threads);
 
 class Team;
 struct Worker;
