@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "core/isa.h"
+#include "core/processors.h"
 #include "core/threads.h"
 #include "tidegate/settings.h"
 
@@ -131,37 +132,44 @@ Pair measure_pair() {
           std::clamp(median(speedups), 1.0, 2.0)};
 }
 
-// The same as it is now: the host of a virtual machine moves its processors about, now on cores of
-// their own, now both on one. What was measured is true for a while; `measures` allows to measure
-// again, which should find the threads awake.
-class PairOfThreads {
+// The machine as it is now: the host of a virtual one moves its processors about, now on cores of
+// their own, now both on one. What was found out is true for a while.
+class Machine {
  public:
-  bool stale() const { return !measured() || nanoseconds_now() - at_ > kStale; }
+  // That this process may run on; 0: unknown.
+  int processors() {
+    if (renews(counted_at_)) processors_ = process_affinity_count();
+    return processors_;
+  }
 
-  Pair now(bool measures) {
-    if (measures && stale()) {
-      std::int64_t before = at_;
-      if (at_.compare_exchange_strong(before, nanoseconds_now())) measure();  // or another does
+  bool pair_is_stale() const { return !measured() || old(measured_at_); }
+  // `measures` allows to measure again, which should find the threads awake.
+  Pair pair(bool measures) {
+    if (measures && (!measured() || renews(measured_at_))) {
+      const Pair pair = measure_pair();
+      if (pair.meeting > 0) {
+        meeting_ = pair.meeting;
+        speedup_ = pair.speedup;
+      }
     }
     return {measured() ? meeting_.load() : kMostMeet, speedup_};
   }
 
  private:
-  static constexpr std::int64_t kStale = 50'000'000;
-
+  static bool old(std::int64_t time) { return nanoseconds_now() - time > 50'000'000; }
+  // Whether it is for the caller, and no other thread, to find out anew.
+  static bool renews(std::atomic<std::int64_t>& time) {
+    std::int64_t before = time;
+    return old(before) && time.compare_exchange_strong(before, nanoseconds_now());
+  }
   bool measured() const { return meeting_ > 0; }
 
-  void measure() {
-    const Pair pair = measure_pair();
-    if (pair.meeting == 0) return;
-    meeting_ = pair.meeting;
-    speedup_ = pair.speedup;
-  }
-
+  std::atomic<int> processors_{0};
+  std::atomic<std::int64_t> counted_at_{0};
   std::atomic<double> meeting_{0}, speedup_{2};
-  std::atomic<std::int64_t> at_{0};
+  std::atomic<std::int64_t> measured_at_{0};
 };
-PairOfThreads pair_of_threads;
+Machine machine;
 
 // Whether this call follows the last one that asked, which took about `call` nanoseconds, so soon
 // that a team that it had woken would still be awake.
@@ -201,6 +209,10 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
   best.nanoseconds =
       all_steps * directions * factor * step_nanoseconds(config, batch, element_size, 1);
   if (threads <= 1 || best.nanoseconds < 2 * kStart) return best;
+  // More threads than processors would wait for each other.
+  if (const int processors = machine.processors(); processors > 0)
+    threads = std::min(threads, processors);
+  if (threads <= 1) return best;
   const Plan alone = best;
   const double serial = best.nanoseconds;
   // A team that sleeps is woken for what is long, or for the calls that seem to come after this
@@ -208,7 +220,7 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
   const bool awake = threads_awake(2);
   const bool follows = !awake && follows_another(serial);
   const bool starts = awake || (follows && serial >= kShort);
-  const Pair pair = pair_of_threads.now(starts);
+  const Pair pair = machine.pair(starts);
 
   const auto consider = [&](int groups, int group_threads, bool by_units) {
     const double sequential = directions / groups;
@@ -239,7 +251,7 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
   }
   if (starts || best.nanoseconds + kWake < kWorthwhile * serial) return best;
   // Short calls need not wait until it is awake: it will be for one of the next.
-  if (follows && (best.threads > 1 || pair_of_threads.stale()))
+  if (follows && (best.threads > 1 || machine.pair_is_stale()))
     wake_threads(std::max(2, best.threads));
   return alone;
 }

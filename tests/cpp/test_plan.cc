@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "check.h"
+#include "core/processors.h"
 #include "core/threads.h"
 #include "tidegate/settings.h"
 
@@ -72,6 +73,18 @@ TEST(a_plan_never_has_more_threads_than_were_asked_for) {
         }
       }
     }
+  }
+  set_num_threads(before);
+}
+
+TEST(more_threads_than_processors_are_not_used) {
+  const int processors = process_affinity_count();
+  if (processors == 0) return;  // unknown here
+  const int before = num_threads();
+  set_num_threads(processors + 3);
+  for (const Index batch : {1, 64}) {
+    const Plan plan = planned(lstm(1024), 1000, batch, processors + 3);
+    CHECK(plan.threads <= processors);
   }
   set_num_threads(before);
 }
