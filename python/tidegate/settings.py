@@ -23,8 +23,9 @@ def _check_count(count: object) -> int:
 def set_num_threads(num_threads: int) -> None:
     """Sets how many threads a call may use, in the whole process.
 
-    A call uses them only as far as its work is worth it. `with tidegate.num_threads(n):` and a
-    call's own `num_threads` come first.
+    A call uses them only as far as its work is worth it, and never more than there are processors
+    that the process may run on. `with tidegate.num_threads(n):` and a call's own `num_threads` come
+    first.
 
     Args:
         num_threads: at least 1.

@@ -11,6 +11,7 @@ namespace tidegate {
 
 // Threads a call may use, in force for the calling thread: its own setting, else the process's,
 // else TIDEGATE_NUM_THREADS, else the least of CPU affinity, cgroup quota and OpenMP's own limit.
+// It uses those that are worth it, and never more than the processors that the process may run on.
 TIDEGATE_EXPORT int num_threads();
 // The process's; std::invalid_argument unless count >= 1.
 TIDEGATE_EXPORT void set_num_threads(int count);
