@@ -139,6 +139,9 @@ class Ring:
     # ---- Rounds
 
     def _calibrate(self, running: list[str], entries: dict[str, dict[str, Any]]) -> None:
+        # Preparing has left all of them busy.
+        for name in running:
+            self._workers[name].wait_until_quiet(self._settings.quiet_limit)
         for name in list(running):
             entry = entries[name]
             reply = self._turn(name, entry, running, "calibrate", sample_ns=self._sample_ns())

@@ -7,20 +7,22 @@
 
 #include <cerrno>
 #include <cstddef>
-#include <new>
 #endif
+
+#include <new>
 
 namespace tidegate {
 
 #ifdef __linux__
 
-namespace {
-
 // The processors that a thread may run on.
 class AffinityMask {
  public:
+  AffinityMask() = default;
   // Of the thread with that id; 0: the calling one.
-  explicit AffinityMask(pid_t thread) {
+  explicit AffinityMask(pid_t thread) { read(thread); }
+
+  void read(pid_t thread) {
     for (sets_ = 1; sets_ <= kMaxSets; sets_ *= 2) {  // too small for the machine is EINVAL
       if (sched_getaffinity(thread, bytes(), cpus_) == 0) return;
       if (errno != EINVAL) break;
@@ -38,12 +40,18 @@ class AffinityMask {
   // Has the calling thread, which may run on these, run on this one of them now; false where the
   // system refuses.
   bool move_this_thread_to(int cpu) const {
+    if (!restrict_to(cpu, 0)) return false;
+    give_to_this_thread();
+    return true;
+  }
+
+  // Has the thread of that id, which may run on these, run on this one of them alone; false
+  // likewise.
+  bool restrict_to(int cpu, pid_t thread) const {
     cpu_set_t one[kMaxSets];
     CPU_ZERO_S(bytes(), one);
     CPU_SET_S(cpu, bytes(), one);
-    if (sched_setaffinity(0, bytes(), one) != 0) return false;
-    give_to_this_thread();
-    return true;
+    return sched_setaffinity(thread, bytes(), one) == 0;
   }
 
  private:
@@ -51,11 +59,9 @@ class AffinityMask {
 
   std::size_t bytes() const { return sets_ * sizeof(cpu_set_t); }
 
-  std::size_t sets_;
+  std::size_t sets_ = 0;
   cpu_set_t cpus_[kMaxSets];
 };
-
-}  // namespace
 
 int process_affinity_count() { return AffinityMask(getpid()).count(); }
 
@@ -94,13 +100,23 @@ int Processors::enter_free() {
   return here;
 }
 
-int Processors::here() { return sched_getcpu(); }
+void Processors::place(long thread, Placement& placement) {
+  const int here = sched_getcpu();
+  if (!known(here) || !placement.mask_) return;
+  const auto id = static_cast<pid_t>(thread);
+  AffinityMask& mask = *placement.mask_;
+  mask.read(id);
+  for (int i = 1; i < count_; ++i) {
+    const int other = (here + i) % count_;
+    if (!mask.has(other) || places_[other].threads.load(std::memory_order_relaxed) != 0) continue;
+    placement.placed_ = mask.restrict_to(other, id);
+    return;
+  }
+}
 
-void Processors::keep_off(int processor) {
-  if (!known(processor)) return;
-  places_[processor].threads.fetch_add(1, std::memory_order_relaxed);  // as if one computed there
-  leave(enter_free());
-  leave(processor);
+void Processors::woken(Placement& placement) {
+  if (placement.placed_) placement.mask_->give_to_this_thread();
+  placement.placed_ = false;
 }
 
 void Processors::leave(int processor) {
@@ -111,13 +127,18 @@ void Processors::leave(int processor) {
 
 int process_affinity_count() { return 0; }
 void take_process_affinity() {}
+class AffinityMask {};
 Processors::Processors() = default;
 int Processors::enter() { return -1; }
 int Processors::enter_free() { return -1; }
 void Processors::leave(int) {}
-int Processors::here() { return -1; }
-void Processors::keep_off(int) {}
+void Processors::place(long, Placement&) {}
+void Processors::woken(Placement&) {}
 
 #endif
+
+Placement::Placement() = default;
+Placement::~Placement() = default;
+void Placement::prepare() { mask_.reset(new (std::nothrow) AffinityMask); }
 
 }  // namespace tidegate

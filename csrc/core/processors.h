@@ -15,11 +15,25 @@ int process_affinity_count();
 // be pinned with it.
 void take_process_affinity();
 
+// Where a thread may run once it is awake, if it was placed.
+class Placement {
+ public:
+  Placement();
+  ~Placement();
+
+  void prepare();  // allocates; without it nobody is placed
+
+ private:
+  friend class Processors;
+  std::unique_ptr<class AffinityMask> mask_;
+  bool placed_ = false;
+};
+
 // Which processors are taken by threads that compute. Linux wakes a thread on the processor that it
 // slept on, even if the thread that wakes it is computing there and, in a virtual machine that does
 // not tell which processors share a cache, even if others are idle; and it leaves both there for
-// milliseconds. So whoever comes second moves. Where it then runs remains the system's to decide:
-// nothing is pinned.
+// milliseconds. So who wakes one says where, and whoever comes second moves. Where it then runs
+// remains the system's to decide: nothing stays pinned.
 class Processors {
  public:
   Processors();
@@ -31,10 +45,10 @@ class Processors {
   int enter_free();
   void leave(int processor);
 
-  // Where the calling thread is.
-  static int here();
-  // If the calling thread is on `processor`, it moves as in enter_free().
-  void keep_off(int processor);
+  // Before the calling thread wakes another one, whose kernel's id that is: it shall wake where no
+  // thread of ours computes, nor this one, if it may run there. Once awake it calls woken().
+  void place(long thread, Placement& placement);
+  void woken(Placement& placement);
 
  private:
   // Far enough apart for each to have its line of the cache to itself.

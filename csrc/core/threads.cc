@@ -120,30 +120,31 @@ struct alignas(kThreadSpacing) Worker {
   // The next of the lease, or of the idle ones.
   Worker* next = nullptr;
 
-  void start();
+  void start(Processors& processors);
   void finish();
-  bool wake(int processor);
+  void wake(Processors& processors);
   [[noreturn]] void serve(Team& team);
 
  private:
   void await_job(microseconds patience, Team& team);
 
-  std::atomic<int> kept_off_{-1};  // the processor of who woke it without a job
+  // Written before it sleeps, and by who wakes it.
+  long id_ = 0;  // the kernel's
+  Placement placement_;
 };
 
 // For the holder: sends the job.
-void Worker::start() {
+void Worker::start(Processors& processors) {
+  if (state.load(std::memory_order_acquire) == asleep) processors.place(id_, placement_);
   if (state.exchange(busy) == asleep) state.notify_one();
 }
 
-// For anyone, on `processor`: ends its sleep, if it sleeps, without a job.
-bool Worker::wake(int processor) {
-  if (state.load(std::memory_order_relaxed) != asleep) return false;
-  kept_off_.store(processor, std::memory_order_relaxed);
-  int expected = asleep;
-  if (!state.compare_exchange_strong(expected, idle)) return false;
+// For the team, of an idle one: ends its sleep, if it sleeps, without a job.
+void Worker::wake(Processors& processors) {
+  if (state.load(std::memory_order_acquire) != asleep) return;
+  processors.place(id_, placement_);
+  state.store(idle, std::memory_order_release);
   state.notify_one();
-  return true;
 }
 
 // For the holder: waits until the job is done.
@@ -206,6 +207,10 @@ void Worker::serve(Team& team) {
   const FloatControl float_control;
   inside_run = true;
   Processors& processors = team.processors();
+#ifdef __linux__
+  id_ = syscall(SYS_gettid);
+#endif
+  placement_.prepare();
   microseconds patience = kLinger;
   for (;;) {
     await_job(patience, team);
@@ -230,9 +235,10 @@ void Worker::await_job(microseconds patience, Team& team) {
     team.awake().fetch_sub(1, std::memory_order_relaxed);
     if (called) return;
     int expected = idle;
-    if (state.compare_exchange_strong(expected, asleep)) state.wait(asleep);
+    if (!state.compare_exchange_strong(expected, asleep)) return;  // busy
+    state.wait(asleep);
+    team.processors().woken(placement_);
     if (state.load(std::memory_order_acquire) == busy) return;
-    team.processors().keep_off(kept_off_.load(std::memory_order_relaxed));
     patience = kLinger;
   }
 }
@@ -316,19 +322,11 @@ void Team::take(int wanted, int budget, ThreadLease& lease) {
 }
 
 bool Team::wake(int threads) {
-  bool any = false;
-  bool all = false;
-  {
-    const std::lock_guard lock(mutex_);
-    const int here = Processors::here();
-    Worker* worker = idle_;
-    for (int i = 1; i < threads && worker != nullptr; ++i, worker = worker->next)
-      any |= worker->wake(here);
-    all = idle_count_ >= threads - 1;
-  }
-  // One that was woken right here may run, to move away.
-  if (any) std::this_thread::yield();
-  return all;
+  const std::lock_guard lock(mutex_);
+  Worker* worker = idle_;
+  for (int i = 1; i < threads && worker != nullptr; ++i, worker = worker->next)
+    worker->wake(processors_);
+  return idle_count_ >= threads - 1;
 }
 
 // In front and in the same order: the next lease's thread k is this one's, and has k's share in its
@@ -442,7 +440,7 @@ void ThreadLease::run_on_all(Function* function, const void* context) noexcept {
     worker->function = function;
     worker->context = context;
     worker->linger = linger;
-    worker->start();
+    worker->start(processors);
   }
   inside_run = true;
   function(context, 0);

@@ -1,0 +1,121 @@
+// Measuring two threads.
+#include "core/machine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+#include "core/isa.h"
+#include "core/processors.h"
+#include "core/threads.h"
+
+namespace tidegate {
+
+namespace {
+
+constexpr std::int64_t kStale = 50'000'000;  // nanoseconds
+
+// A meeting's cost: between these bounds, this many times what is measured.
+constexpr double kLate = 2.5;
+constexpr double kLeastMeet = 150;
+constexpr double kMostMeet = 2000;
+
+// A time of which some things were found out.
+class Found {
+ public:
+  bool stale() const { return nanoseconds_now() - at_ > kStale; }
+  // Whether it is for the caller, and no other thread, to find out anew.
+  bool renews() {
+    std::int64_t before = at_;
+    return nanoseconds_now() - before > kStale &&
+           at_.compare_exchange_strong(before, nanoseconds_now());
+  }
+
+ private:
+  std::atomic<std::int64_t> at_{0};
+};
+
+Found counted;
+std::atomic<int> processors{0};
+
+Found measured;
+std::atomic<double> meeting{0};  // 0: not yet measured
+std::atomic<double> speedup{2};
+
+// Of some rounds the medians; of a meeting as it is. False: no second thread is to be had.
+bool measure(Pair& pair) {
+  constexpr int kRounds = 5;
+  constexpr int kMeetings = 20;
+  constexpr int kHanded = 256 / sizeof(double);  // as much as halves of a small state
+  constexpr Index kFmaRounds = 250;              // a microsecond or two
+  ThreadLease lease(2);
+  if (lease.size() < 2) return false;
+  struct alignas(kThreadSpacing) Half {
+    double values[kHanded];
+  };
+  Half state[2][2] = {};  // of steps in turn, by thread
+  double meetings[kRounds], speedups[kRounds];
+  Barrier barrier(2);
+  lease.run([&](int thread) {
+    const auto timed = [&](auto&& work) {
+      barrier.wait(thread);
+      const std::int64_t begin = nanoseconds_now();
+      work();
+      barrier.wait(thread);
+      return static_cast<double>(nanoseconds_now() - begin);
+    };
+    const auto compute = [] {
+      static std::atomic<float> used;
+      used.store(kernels<float>().fma_rounds(kFmaRounds), std::memory_order_relaxed);
+    };
+    for (int round = 0; round < kRounds; ++round) {
+      const double met = timed([&] {
+        for (int i = 0; i < kMeetings; ++i) {
+          const Half& theirs = state[i % 2][1 - thread];
+          Half& next = state[(i + 1) % 2][thread];
+          for (int j = 0; j < kHanded; ++j) next.values[j] = theirs.values[j] + 1;
+          barrier.wait(thread);
+        }
+      });
+      const double alone = timed([&] {
+        if (thread == 0) compute();
+      });
+      const double both = timed(compute);
+      if (thread != 0) continue;
+      meetings[round] = met / kMeetings;
+      speedups[round] = 2 * alone / both;
+    }
+  });
+  const auto median = [](double (&rounds)[kRounds]) {
+    std::nth_element(rounds, rounds + kRounds / 2, rounds + kRounds);
+    return rounds[kRounds / 2];
+  };
+  pair = {median(meetings), median(speedups)};
+  return true;
+}
+
+}  // namespace
+
+std::int64_t nanoseconds_now() {
+  using std::chrono::nanoseconds;
+  const auto since = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<nanoseconds>(since).count();
+}
+
+int processors_now() {
+  if (counted.renews()) processors = process_affinity_count();
+  return processors;
+}
+
+bool pair_is_stale() { return meeting == 0 || measured.stale(); }
+
+Pair pair_of_threads(bool measures) {
+  Pair pair;
+  if (measures && (meeting == 0 || measured.renews()) && measure(pair)) {
+    meeting = std::clamp(kLate * pair.meeting, kLeastMeet, kMostMeet);
+    speedup = std::clamp(pair.speedup, 1.0, 2.0);
+  }
+  return {meeting > 0 ? meeting.load() : kMostMeet, speedup};
+}
+
+}  // namespace tidegate
