@@ -36,10 +36,9 @@ class Sampler:
                 wanted = math.ceil(1.1 * sample_ns / ns)
                 self.calls = max(self.calls + 1, min(wanted, 10 * self.calls))
                 ns = self._time(self.calls)
-            if not self._short:
-                return ns
             # What began slowly, with threads to be made, say, is asked again.
-            again = min(self._time(self.calls) for _ in range(3))
+            turns = 1 if ns >= LONG_CALL_NS else 3
+            again = min(self._time(self.calls) for _ in range(turns))
             if again * self.calls >= sample_ns / 2:
                 return ns
             ns = again
