@@ -26,8 +26,12 @@ Plan planned(const Config& config, Index steps, Index batch, int threads) {
   return make_plan(config, Work::forward, steps, batch, sizeof(float), threads);
 }
 
-// Longer than any worker stays awake.
-void let_the_team_sleep() { std::this_thread::sleep_for(std::chrono::milliseconds(20)); }
+// Longer than any worker stays awake; on a busy machine until they have had their turn.
+void let_the_team_sleep() {
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  for (int turn = 0; turn < 1000 && threads_awake(2); ++turn)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+}
 
 }  // namespace
 
@@ -93,6 +97,7 @@ TEST(more_threads_than_processors_are_not_used) {
 TEST(busy_and_sleeping_threads_are_not_awake) {
   const int before = num_threads();
   set_num_threads(2);
+  let_the_team_sleep();
   for (int call = 0; call < 10; ++call) {
     ThreadLease lease(2);
     Barrier barrier(2);
