@@ -38,18 +38,32 @@ struct StepScratch {
   }
 };
 
-// What differs from step to step. Rows of states are padded to whole slices.
+// Where the rows of a step lie, as far as it stays the same from step to step: strides and tables.
+// Rows of states are padded to whole slices.
 template <class T>
-struct StepRows {
-  Index count = 0;
-  Index first = 0;          // among the scratch's accumulators
-  bool descending = false;  // see PhaseCall
-  Rows<const T> x;          // none: `project` has begun the accumulators
+struct StepLayout {
+  Rows<const T> x;
   Rows<const T> h_prev, c_prev;
   Rows<T> h_next;  // not h_prev
   Rows<T> c_next;  // may be c_prev
   Rows<T> y;       // h once more, without padding; may be absent
   Rows<T> saved;   // may be absent
+};
+
+// What differs: the bases of the layout's rows, null where there is a table.
+template <class T>
+struct StepBases {
+  Index count = 0;
+  Index first = 0;          // among the scratch's accumulators
+  bool descending = false;  // see PhaseCall
+  bool projected = false;   // `project` has begun the accumulators: there is no x
+  const T* x = nullptr;
+  const T* h_prev = nullptr;
+  const T* c_prev = nullptr;
+  T* h_next = nullptr;
+  T* c_next = nullptr;
+  T* y = nullptr;
+  T* saved = nullptr;
 };
 
 template <class T>
@@ -60,7 +74,10 @@ class CellStep {
   CellStep(const Config& config, const Weights<T>& weights, Index layer, Index direction,
            const Share& share, const StepScratch<T>& scratch, Index first_row,
            Index first_accumulator_row, Index saved_gate_stride)
-      : kernels_(weights.kernels()), cell_(weights.cell()), state_(config.state_size()) {
+      : kernels_(weights.kernels()),
+        cell_(weights.cell()),
+        inputs_(config.layer_input_size(layer)),
+        has_projection_(config.proj_size > 0) {
     const DirectionWeights<T>& packed = weights.direction(layer, direction);
     const Index width = kernels_.width;
     const auto from = [&](Rows<T> rows) {
@@ -73,15 +90,14 @@ class CellStep {
       call.slice_begin = slices.begin;
       call.slice_end = slices.end;
       call.units = config.hidden_size;
-      call.x.depth = config.layer_input_size(layer);
       call.x.panel = packed.phases[p].x;
-      call.h.depth = state_;
+      call.h.depth = config.state_size();
       call.h.panel = packed.phases[p].h;
-      call.h.rows = from(scratch.reset_h);  // or h_prev: see run
+      call.h.rows = from(scratch.reset_h);  // or h_prev: see lay_out
       call.bias = packed.phases[p].bias;
       call.accumulators_row_stride = phase.gates.count * width;
       call.accumulators_slice_stride = scratch.accumulator_rows * call.accumulators_row_stride;
-      call.accumulators =
+      accumulators_[p] =
           scratch.accumulators[p] + first_accumulator_row * call.accumulators_row_stride;
       call.saved_gate_stride = saved_gate_stride;
       call.peephole = packed.peephole;
@@ -89,15 +105,33 @@ class CellStep {
       call.reset_h = from(scratch.reset_h);
       call.z = from(scratch.z);
     }
-    has_projection_ = config.proj_size > 0;
     if (!has_projection_) return;
-    const Range outputs = share.slices(state_, width);
-    cell_output_ = from(scratch.cell_output);
+    const Rows<T> cell_output = from(scratch.cell_output);
+    for (PhaseCall<T>& call : calls_) call.h_next = cell_output;
+    const Range outputs = share.slices(config.state_size(), width);
     projection_.slice_begin = outputs.begin;
     projection_.slice_end = outputs.end;
-    projection_.units = state_;
-    projection_.x = {cell_output_, config.hidden_size, packed.projection};
+    projection_.units = config.state_size();
+    projection_.x = {cell_output, config.hidden_size, packed.projection};
     projection_.accumulators_slice_stride = width;
+  }
+
+  // For the steps to come.
+  void lay_out(const StepLayout<T>& rows) {
+    for (int p = 0; p < cell_.phase_count; ++p) {
+      PhaseCall<T>& call = calls_[p];
+      call.x.rows = rows.x;
+      if (reads_h(p)) call.h.rows = rows.h_prev;
+      call.h_prev = rows.h_prev;
+      call.c_prev = rows.c_prev;
+      call.c_next = rows.c_next;
+      call.saved = rows.saved;
+    }
+    PhaseCall<T>& last = has_projection_ ? projection_ : calls_[cell_.phase_count - 1];
+    last.h_next = rows.h_next;
+    last.y = rows.y;
+    // A linear phase has one accumulator a unit: the state's own rows hold them.
+    projection_.accumulators_row_stride = rows.h_next.stride;
   }
 
   // Begins the accumulators of `count` rows with their input projections.
@@ -106,51 +140,57 @@ class CellStep {
       PhaseCall<T> call = calls_[p];
       call.rows = count;
       call.x.rows = x;
+      call.x.depth = inputs_;
       call.h.depth = 0;
+      call.accumulators = accumulators_[p];
+      call.resume = false;
       call.finish = false;
       kernels_.phase[cell_.phases[p].kind](call);
     }
   }
 
-  void run(const StepRows<T>& rows, const Share& share) const {
+  // Writes nothing but bases into calls that are ready: to build one anew takes as long as a small
+  // step.
+  void run(const StepBases<T>& step, const Share& share) {
     for (int p = 0; p < cell_.phase_count; ++p) {
-      PhaseCall<T> call = calls_[p];
-      call.rows = rows.count;
-      call.descending = rows.descending;
-      call.x.rows = rows.x;
-      call.resume = !rows.x;
-      if (call.resume) call.x.depth = 0;
-      call.accumulators += rows.first * call.accumulators_row_stride;
-      if (cell_.phases[p].operand == Operand::h_prev) call.h.rows = rows.h_prev;
-      call.h_prev = rows.h_prev;
-      call.c_prev = rows.c_prev;
-      call.c_next = rows.c_next;
-      call.h_next = has_projection_ ? cell_output_ : rows.h_next;
-      if (!has_projection_) call.y = rows.y;
-      call.saved = rows.saved;
+      PhaseCall<T>& call = calls_[p];
+      call.rows = step.count;
+      call.descending = step.descending;
+      call.x.rows.base = step.x;
+      call.x.depth = step.projected ? 0 : inputs_;
+      call.resume = step.projected;
+      call.accumulators = accumulators_[p] + step.first * call.accumulators_row_stride;
+      if (reads_h(p)) call.h.rows.base = step.h_prev;
+      call.h_prev.base = step.h_prev;
+      call.c_prev.base = step.c_prev;
+      call.c_next.base = step.c_next;
+      call.saved.base = step.saved;
+      if (p + 1 == cell_.phase_count && !has_projection_) {
+        call.h_next.base = step.h_next;
+        call.y.base = step.y;
+      }
       kernels_.phase[cell_.phases[p].kind](call);
       if (has_projection_ || p + 1 < cell_.phase_count) share.meet_if_by_units();
     }
     if (!has_projection_) return;
-    // h = weight_hr * (o * tanh(c)). A linear phase has one accumulator a unit: the state's own
-    // rows hold them.
-    PhaseCall<T> call = projection_;
-    call.rows = rows.count;
-    call.accumulators = rows.h_next.base;
-    call.accumulators_row_stride = rows.h_next.stride;
-    call.h_next = rows.h_next;
-    call.y = rows.y;
-    kernels_.phase[kLinear](call);
+    // h = weight_hr * (o * tanh(c)).
+    projection_.rows = step.count;
+    projection_.accumulators = step.h_next;
+    projection_.h_next.base = step.h_next;
+    projection_.y.base = step.y;
+    kernels_.phase[kLinear](projection_);
   }
 
  private:
+  bool reads_h(int phase) const { return cell_.phases[phase].operand == Operand::h_prev; }
+
   const Kernels<T>& kernels_;
   const CellSpec& cell_;
-  const Index state_;
+  const Index inputs_;
+  const bool has_projection_;
+  T* accumulators_[kMaxPhases] = {};
   PhaseCall<T> calls_[kMaxPhases];
   PhaseCall<T> projection_;
-  Rows<T> cell_output_;
-  bool has_projection_ = false;
 };
 
 }  // namespace tidegate

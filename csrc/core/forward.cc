@@ -60,7 +60,18 @@ class Walk {
         c_rows_(run.scratch.c_rows + thread * run.schedule.batch()),
         // Threads that divide rows have each their own part of the accumulators.
         step_(run.config, run.weights, run.layer, run.direction, share, run.scratch.step,
-              first_row_, run.scratch.chunk * first_row_, run.saved.gate_stride) {}
+              first_row_, run.scratch.chunk * first_row_, run.saved.gate_stride) {
+    const bool tables = run.schedule.has_reset();
+    StepLayout<T> rows;
+    rows.x = {nullptr, 0, x_rows_};
+    rows.h_prev = {nullptr, run.h.row_stride, tables ? h_rows_ : nullptr};
+    rows.c_prev = {nullptr, run.c.row_stride, tables ? c_rows_ : nullptr};
+    rows.h_next = {nullptr, run.h.row_stride, nullptr};
+    rows.c_next = {nullptr, run.c.row_stride, nullptr};
+    rows.y = {nullptr, 0, y_rows_};
+    rows.saved = {nullptr, run.saved.row_stride, nullptr};
+    step_.lay_out(rows);
+  }
 
   void run(Range steps) {
     if (steps.begin == 0) {
@@ -116,30 +127,23 @@ class Walk {
     }
     if (!projected) collect_x_rows(s, rows, x_rows_);
     const T* zero = run_.scratch.zero;
-    StepRows<T> step;
+    StepBases<T> step;
     step.count = rows.size();
+    step.first = first;
     step.descending = (s % 2 != 0) != run_.descending;
-    if (projected) {
-      step.first = first;
-    } else {
-      step.x = {nullptr, 0, x_rows_};
-    }
-    step.h_prev = previous(run_.h, timeline_, s, rows, zero, h_rows_);
-    step.h_next = from(run_.h.slot(s + 1));
+    step.projected = projected;
+    step.h_prev = previous(run_.h, timeline_, s, rows, zero, h_rows_).base;
+    step.h_next = own(run_.h.slot(s + 1));
     if (cell_.has_cell_state) {
-      step.c_prev = previous(run_.c, timeline_, s, rows, zero, c_rows_);
-      step.c_next = from(run_.c.slot(s + 1));
+      step.c_prev = previous(run_.c, timeline_, s, rows, zero, c_rows_).base;
+      step.c_next = own(run_.c.slot(s + 1));
     }
-    step.y = {nullptr, 0, y_rows_};
-    step.saved = from(run_.saved.step(s));
+    step.saved = own(run_.saved.step(s));
     step_.run(step, share_);
   }
 
-  // This thread's rows of a buffer of all sorted rows.
-  template <class U>
-  Rows<U> from(Rows<U> rows) const {
-    return rows ? Rows<U>{rows.base + first_row_ * rows.stride, rows.stride, nullptr} : rows;
-  }
+  // This thread's first row of a buffer of all sorted rows.
+  T* own(Rows<T> rows) const { return rows ? rows.base + first_row_ * rows.stride : nullptr; }
 
   // The states of rows whose first step is s.
   void begin(Index s) {
@@ -207,7 +211,7 @@ class Walk {
   T** const y_rows_;
   const T** const h_rows_;
   const T** const c_rows_;
-  const CellStep<T> step_;
+  CellStep<T> step_;
 };
 
 }  // namespace

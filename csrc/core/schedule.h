@@ -92,12 +92,8 @@ class Timeline {
   Index live(Index s) const { return schedule_.live(time(s)); }
 
   // Sorted rows [first, second) begin at, or end with, step s.
-  std::pair<Index, Index> starting(Index s) const {
-    return {std::min(live(s - 1), live(s)), live(s)};
-  }
-  std::pair<Index, Index> ending(Index s) const {
-    return {std::min(live(s + 1), live(s)), live(s)};
-  }
+  std::pair<Index, Index> starting(Index s) const { return beyond(s - 1, s); }
+  std::pair<Index, Index> ending(Index s) const { return beyond(s + 1, s); }
 
   // Whether row n's state is zeroed before step s.
   bool zeroed(Index s, Index n) const {
@@ -107,6 +103,13 @@ class Timeline {
   }
 
  private:
+  // Those of step s that step `other`, beside it, has not.
+  std::pair<Index, Index> beyond(Index other, Index s) const {
+    const bool inside = other >= 0 && other < schedule_.steps();
+    if (inside && !schedule_.ragged()) return {0, 0};
+    return {std::min(live(other), live(s)), live(s)};
+  }
+
   const Schedule& schedule_;
   bool reversed_;
 };

@@ -30,7 +30,8 @@ struct States {
   Index row_stride = 0;
 
   Rows<T> slot(Index s) const {
-    return {data + s % slots * batch * row_stride, row_stride, nullptr};
+    const Index i = s < slots ? s : s % slots;
+    return {data + i * batch * row_stride, row_stride, nullptr};
   }
 
   static States take(Arena& arena, Index slots, Index batch, Index units, Index width) {

@@ -94,6 +94,31 @@ struct StreamWork {
     c_rows = arena.take<T*>(batch);
   }
 
+  // How the steps to come are laid out; nearly always as the last one was.
+  struct Layout {
+    Index x_stride, y_stride;
+    bool picked;
+    bool operator==(const Layout& other) const {
+      return x_stride == other.x_stride && y_stride == other.y_stride && picked == other.picked;
+    }
+  };
+  void lay_out(const Layout& wanted, const StreamState<T>& state) {
+    if (laid_out == wanted) return;
+    laid_out = wanted;
+    for (std::size_t layer = 0; layer < steps.size(); ++layer) {
+      StepLayout<T> rows;
+      rows.x = {nullptr, layer == 0 ? wanted.x_stride : h_next[0].stride, nullptr};
+      rows.h_prev = {nullptr, state.h.stride, wanted.picked ? h_rows : nullptr};
+      rows.h_next = {nullptr, h_next[0].stride, nullptr};
+      if (state.c) {
+        rows.c_next = {nullptr, state.c.stride, wanted.picked ? c_rows : nullptr};
+        rows.c_prev = rows.c_next;
+      }
+      if (layer + 1 == steps.size()) rows.y = {nullptr, wanted.y_stride, nullptr};
+      steps[layer].lay_out(rows);
+    }
+  }
+
   const std::uint64_t version;
   const std::shared_ptr<const Weights<T>> weights;
   const int most_threads;
@@ -106,6 +131,7 @@ struct StreamWork {
   T** c_rows;
   Buffer memory;
   std::vector<CellStep<T>> steps;  // by layer
+  std::optional<Layout> laid_out;
 
   // With several threads: the workspace of a call, and the states of picked rows.
   ForwardWorkspace<T> threaded;
@@ -139,10 +165,11 @@ struct Stream<T>::Impl {
   // One step on this thread; `rows` null: all.
   void step_alone(Rows<const T> x, Rows<T> y, const Index* rows, Index count) {
     const FloatControl float_control;
-    StepRows<T> step;
+    work->lay_out({x.stride, y.stride, rows != nullptr}, state);
+    StepBases<T> step;
     step.count = count;
     step.descending = descending = !descending;
-    step.x = x;
+    step.x = x.base;
     for (Index layer = 0; layer < config.num_layers; ++layer) {
       const Rows<T> h = state.layer_of(state.h, layer);
       const Rows<T> c = state.layer_of(state.c, layer);
@@ -151,18 +178,16 @@ struct Stream<T>::Impl {
           work->h_rows[r] = h[rows[r]];
           if (c) work->c_rows[r] = c[rows[r]];
         }
-        step.h_prev = {nullptr, 0, work->h_rows};
-        step.c_next = {nullptr, 0, c ? work->c_rows : nullptr};
-        step.c_prev = {nullptr, 0, step.c_next.table};
       } else {
-        step.h_prev = h;
-        step.c_prev = step.c_next = c;
+        step.h_prev = h.base;
+        step.c_prev = step.c_next = c.base;
       }
-      step.h_next = work->h_next[layer % 2];
-      if (layer + 1 == config.num_layers) step.y = y;
+      const Rows<T> h_next = work->h_next[layer % 2];
+      step.h_next = h_next.base;
+      if (layer + 1 == config.num_layers) step.y = y.base;
       work->steps[static_cast<std::size_t>(layer)].run(step, work->share);
       for (Index r = 0; r < count; ++r)
-        copy_units<T>(step.h_next[r], h[rows ? rows[r] : r], {0, state.state_size});
+        copy_units<T>(h_next[r], h[rows ? rows[r] : r], {0, state.state_size});
       step.x = step.h_next;
     }
   }

@@ -421,20 +421,30 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
   constexpr int kGates = widest(Shape);
   using Tile = TileShape<kGates>;
   constexpr Index kSliceBytes = kGates * vector_bytes;  // of a k
+  constexpr auto one_row = phase_sweep<Shape, T, 1, Tile::kSlicesOneRow, 0>;
+  constexpr auto many_rows = phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 0>;
+  const bool descending = call.descending;
   if (call.rows == 0) return;
+  if (call.rows == 1) {  // where all that can be left out counts
+    each_piece(call.slice_begin, call.slice_end, kFinishedVectors, descending,
+               [&](Index begin, Index end) {
+                 one_row(call, 0, 1, begin, end, {0, call.x.depth, 0, call.h.depth, true});
+                 if (finish) finish(call, begin, end);
+               });
+    return;
+  }
 
   const bool few_rows = call.rows <= Tile::kRows;
   const Index panel_bytes = (call.x.depth * Shape.x.count + call.h.depth * Shape.h.count) *
                             (call.slice_end - call.slice_begin) * vector_bytes;
   // With several slices side by side the next block is not one stretch of memory.
   constexpr bool kOneStretch = Tile::kSlices == 1;
-  const bool fetch = kOneStretch && call.rows > 1 && call.rows <= kFetchedRows &&
-                     panel_bytes >= kFetchedPanelBytes;
+  const bool fetch = kOneStretch && call.rows <= kFetchedRows && panel_bytes >= kFetchedPanelBytes;
 
   // A last row that would make another's tile a small one may go over several slices by itself.
   constexpr bool kSmallTiles = (Tile::kRows + 1) / 2 * kGates * Tile::kSlices < kEnoughChains;
-  const bool apart = kSmallTiles && !fetch && call.rows > 1 && call.rows % Tile::kRows == 1 &&
-                     call.rows <= 2 * Tile::kRows + 1;
+  const bool apart =
+      kSmallTiles && !fetch && call.rows % Tile::kRows == 1 && call.rows <= 2 * Tile::kRows + 1;
 
   // Slices that are finished together, and those of them that share a block of L1.
   const Index finished = few_rows ? kFinishedVectors / call.rows
@@ -450,11 +460,7 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
     const auto run = [&](auto sweep, Index row, Index row_end) {
       sweep(call, row, row_end, begin, end, block);
     };
-    constexpr auto one_row = phase_sweep<Shape, T, 1, Tile::kSlicesOneRow, 0>;
-    constexpr auto many_rows = phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 0>;
-    if (call.rows == 1) {
-      run(one_row, 0, 1);
-    } else if (apart) {
+    if (apart) {
       run(many_rows, 0, call.rows - 1);
       run(one_row, call.rows - 1, call.rows);
     } else if (fetch) {
@@ -468,7 +474,6 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
       run(many_rows, 0, call.rows);
     }
   };
-  const bool descending = call.descending;
   each_piece(call.slice_begin, call.slice_end, finished, descending, [&](Index first, Index last) {
     each_piece(first, last, slices, descending, [&](Index begin, Index end) {
       const Index x_depth = call.x.depth;
