@@ -1,4 +1,4 @@
-"""Tidegate itself. One step, stateful: `stream.step(x, out=y)`. Else calls from NumPy to NumPy."""
+"""Tidegate itself. One step, stateful: `stream.step(x, y)`. Else calls from NumPy to NumPy."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def _step(layer: Any, problem: Problem) -> Task:
     def results() -> dict[str, Any]:
         return _named({"y": y[np.newaxis].copy()}, "", stream.state, "_n")
 
-    return Task(partial(stream.step, x, out=y), results)
+    # By position: a partial object that holds keywords takes longer over them than the step does.
+    return Task(partial(stream.step, x, y), results)
 
 
 def _sequence(layer: Any, problem: Problem) -> Task:

@@ -206,7 +206,17 @@ Raises:
 
 // The arguments x, out and rows, whichever way they are given; false with a TypeError set.
 constexpr int kStepArguments = 3;
-constexpr const char* kStepNames[kStepArguments] = {"x", "out", "rows"};
+PyObject* step_names[kStepArguments];  // interned, as the names that Python code passes are
+
+// Which of them, or kStepArguments.
+int step_argument(PyObject* name) {
+  for (int i = 0; i < kStepArguments; ++i) {
+    if (name == step_names[i]) return i;
+  }
+  int i = 0;
+  while (i < kStepArguments && PyUnicode_Compare(name, step_names[i]) != 0) ++i;
+  return i;
+}
 
 bool parse_step(PyObject* const* args, Py_ssize_t positional, PyObject* keywords,
                 PyObject* (&values)[kStepArguments]) {
@@ -219,8 +229,7 @@ bool parse_step(PyObject* const* args, Py_ssize_t positional, PyObject* keywords
   const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
   for (Py_ssize_t k = 0; k < named; ++k) {
     PyObject* const name = PyTuple_GET_ITEM(keywords, k);
-    int i = 0;
-    while (i < kStepArguments && PyUnicode_CompareWithASCIIString(name, kStepNames[i]) != 0) ++i;
+    const int i = step_argument(name);
     if (i == kStepArguments) {
       PyErr_Format(PyExc_TypeError, "step() got an unexpected keyword argument '%U'", name);
       return false;
@@ -317,6 +326,11 @@ Raises:
             self.resize(self.batch() - count);
           },
           py::arg("count") = 1, "Drops rows at the end. The others keep their state. Allocates.");
+  const char* const names[kStepArguments] = {"x", "out", "rows"};
+  for (int i = 0; i < kStepArguments; ++i) {
+    step_names[i] = PyUnicode_InternFromString(names[i]);
+    if (step_names[i] == nullptr) throw py::error_already_set();
+  }
   static PyMethodDef step_method = {
       "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
       METH_FASTCALL | METH_KEYWORDS, step_doc};

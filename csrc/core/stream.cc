@@ -163,7 +163,7 @@ struct Stream<T>::Impl {
         work(std::make_unique<StreamWork<T>>(*model, *model->impl_, rows)) {}
 
   // One step on this thread; `rows` null: all.
-  void step_alone(Rows<const T> x, Rows<T> y, const Index* rows, Index count) {
+  void step_alone(const Rows<const T>& x, const Rows<T>& y, const Index* rows, Index count) {
     const FloatControl float_control;
     work->lay_out({x.stride, y.stride, rows != nullptr}, state);
     StepBases<T> step;
@@ -194,7 +194,7 @@ struct Stream<T>::Impl {
 
   // One step on up to `threads` threads, if that pays and they are to be had; else false, and
   // nothing has happened.
-  bool step_together(Rows<const T> x, Rows<T> y, const Index* rows, Index count,
+  bool step_together(const Rows<const T>& x, const Rows<T>& y, const Index* rows, Index count,
                      int threads) noexcept try {
     threads = std::min(allowed_threads(threads), work->most_threads);
     if (threads <= 1) return false;
