@@ -26,10 +26,11 @@ constexpr Index kPanelBlockBytes = (vector_bytes == 64 ? 128 : 16) * 1024;
 // Of several slices side by side, for few tiles: shorter ones spill their accumulators too often.
 constexpr Index kApartBlockBytes = 24 * 1024;
 
-// A panel of this size comes from far. While few rows pass over a block of it, the next one is
-// fetched; many rows hide the wait by themselves, and of smaller panels the processor's own
-// prefetching has enough.
+// A panel of this size comes from far. While some tiles of rows pass over a block of it, the next
+// one is fetched. With fewer tiles the processor's own prefetching keeps pace, and more requests
+// than it can hold make it wait; many rows hide the wait by themselves.
 constexpr Index kFetchedPanelBytes = 6 * 1024 * 1024;
+constexpr int kFetchedTiles = 4;
 constexpr Index kFetchedRows = 96;
 
 // With few rows, so many vectors of units are finished at once: enough to fill the latency of their
@@ -439,7 +440,9 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
                             (call.slice_end - call.slice_begin) * vector_bytes;
   // With several slices side by side the next block is not one stretch of memory.
   constexpr bool kOneStretch = Tile::kSlices == 1;
-  const bool fetch = kOneStretch && call.rows <= kFetchedRows && panel_bytes >= kFetchedPanelBytes;
+  const Index tiles = (call.rows + Tile::kRows - 1) / Tile::kRows;
+  const bool fetch = kOneStretch && tiles >= kFetchedTiles && call.rows <= kFetchedRows &&
+                     panel_bytes >= kFetchedPanelBytes;
 
   // A last row that would make another's tile a small one may go over several slices by itself.
   constexpr bool kSmallTiles = (Tile::kRows + 1) / 2 * kGates * Tile::kSlices < kEnoughChains;
@@ -465,8 +468,9 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
       run(one_row, call.rows - 1, call.rows);
     } else if (fetch) {
       if constexpr (kOneStretch) {
-        with_share<kUnrolled * kSliceBytes / kLineBytes>(
-            (call.rows + Tile::kRows - 1) / Tile::kRows, [&]<int Lines>() {
+        constexpr int kLines = kUnrolled * kSliceBytes / kLineBytes;
+        with_share<(kLines + kFetchedTiles - 1) / kFetchedTiles>(
+            tiles / kFetchedTiles, [&]<int Lines>() {
               run(phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, Lines>, 0, call.rows);
             });
       }
