@@ -130,7 +130,7 @@ class Walk {
     StepBases<T> step;
     step.count = rows.size();
     step.first = first;
-    step.descending = (s % 2 != 0) != run_.descending;
+    step.descending = s % 2 != 0;
     step.projected = projected;
     step.h_prev = previous(run_.h, timeline_, s, rows, zero, h_rows_).base;
     step.h_next = own(run_.h.slot(s + 1));

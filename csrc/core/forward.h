@@ -58,7 +58,6 @@ struct ForwardDirection {
   States<T> h, c;
   SavedGates<T> saved;
   const ForwardScratch<T>& scratch;
-  bool descending;  // step 0; see ForwardWorkspace
 
   // Steps [steps.begin, steps.end), those before having been run. `share` is this thread's;
   // `thread` its number among those that share the scratch.

@@ -214,7 +214,6 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
               .c = record ? record->direction(layer, d).c : workspace.states[index].c,
               .saved = record ? record->direction(layer, d).saved : SavedGates<T>{},
               .scratch = workspace.scratch[d],
-              .descending = workspace.descending,
           };
           direction.run(place.share, place.thread, steps);
         }

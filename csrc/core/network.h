@@ -30,7 +30,6 @@ struct ForwardWorkspace {
 
   ForwardScratch<T> scratch[kMaxDirections];
   Index steps_at_once = 0;
-  bool descending = false;          // the first step's slices (PhaseCall); steps turn about
   std::vector<LayerStates> states;  // by layer, then direction
   T* between = nullptr;             // (steps_at_once, N, D*S), dense
   Buffer memory;

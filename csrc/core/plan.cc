@@ -21,6 +21,7 @@ constexpr double kBytesPerNanosecond = 80;   // weights read from L2 or L3
 constexpr double kPointwise = 0.15;          // nanoseconds a gate, a byte of element size
 constexpr double kStep = 80;                 // nanoseconds of a step's own cost
 constexpr double kStart = 1500;              // a team that is awake gets a call, and ends it
+constexpr double kStartStep = 600;           // the same, of a stream's step
 constexpr double kWake = 100000;             // one that sleeps is woken
 constexpr double kShort = 50000;             // a call: as long as a team stays awake after one
 constexpr double kLong = 4 * kWake;  // a call: two threads will wake, if they share a core or not
@@ -94,13 +95,16 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
     return forced_plan(config, batch, threads, forced == Division::units);
   }
   const double all_steps = static_cast<double>(steps) * static_cast<double>(config.num_layers);
+  const double start = work == Work::step ? kStartStep : kStart;
   const double factor = work == Work::backward ? 2 : 1;
   const double meetings = config.proj_size > 0 || !config.reset_after ? 2 : 1;
   const auto directions = static_cast<double>(config.num_directions());
   Plan best;
   best.nanoseconds =
       all_steps * directions * factor * step_nanoseconds(config, batch, element_size, 1);
-  if (threads <= 1 || best.nanoseconds < 2 * kStart) return best;
+  // What the clock need not be asked for: even a perfect division would not pay.
+  if (threads <= 1 || start + best.nanoseconds / threads >= kWorthwhile * best.nanoseconds)
+    return best;
   // More threads than processors would wait for each other.
   if (const int processors = processors_now(); processors > 0)
     threads = std::min(threads, processors);
@@ -124,7 +128,7 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
             ? kWaiting * (slower * step_nanoseconds(config, batch, element_size, group_threads) +
                           meetings * pair.meeting)
             : slower * step_nanoseconds(config, (batch - 1) / group_threads + 1, element_size, 1);
-    const double time = kStart + all_steps * sequential * factor * step;
+    const double time = start + all_steps * sequential * factor * step;
     if (time < kWorthwhile * serial && time < best.nanoseconds) {
       best.threads = all_threads;
       best.groups = groups;

@@ -7,7 +7,11 @@
 
 namespace tidegate {
 
-enum class Work { forward, backward };
+enum class Work {
+  forward,
+  backward,
+  step,  // forward, of a stream, whose calls stand ready
+};
 
 struct Plan {
   int threads = 1;

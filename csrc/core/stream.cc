@@ -66,76 +66,120 @@ struct StreamState {
   Buffer memory;
 };
 
+// A step's threads, one or several, and each one's share of it and calls of every layer.
+template <class T>
+class StepDivision {
+ public:
+  // What the calls are made for; nearly always the same as for the last step.
+  struct Shape {
+    int threads = 0;
+    bool by_units = false;
+    Index count = 0;  // rows that are divided, or the most there can be
+    bool picked = false;
+    Index x_stride = 0, y_stride = 0;
+
+    bool operator==(const Shape& other) const {
+      return threads == other.threads && by_units == other.by_units && count == other.count &&
+             picked == other.picked && x_stride == other.x_stride && y_stride == other.y_stride;
+    }
+  };
+
+  // Room for so many, so that divide() allocates nothing.
+  StepDivision(int most_threads, Index layers) : layers_(static_cast<std::size_t>(layers)) {
+    shares_.reserve(static_cast<std::size_t>(most_threads));
+    steps_.reserve(static_cast<std::size_t>(most_threads) * layers_);
+  }
+  StepDivision(const StepDivision&) = delete;
+  StepDivision& operator=(const StepDivision&) = delete;
+
+  // `make(layer, thread, share)` gives a CellStep, laid out.
+  template <class Make>
+  void divide(const Shape& shape, Make&& make) {
+    if (shape == shape_) return;
+    shape_ = shape;
+    steps_.clear();
+    shares_.clear();
+    barrier_.emplace(shape.threads);
+    for (int thread = 0; thread < shape.threads; ++thread) {
+      const Range rows =
+          shape.by_units ? Range{0, shape.count} : part_of(shape.count, thread, shape.threads);
+      shares_.emplace_back(thread, shape.threads, shape.by_units, rows, *barrier_);
+      for (std::size_t layer = 0; layer < layers_; ++layer)
+        steps_.push_back(make(static_cast<Index>(layer), thread, shares_.back()));
+    }
+  }
+
+  const Share& share(int thread) const { return shares_[static_cast<std::size_t>(thread)]; }
+  CellStep<T>& step(int thread, Index layer) {
+    return steps_[static_cast<std::size_t>(thread) * layers_ + static_cast<std::size_t>(layer)];
+  }
+
+ private:
+  const std::size_t layers_;
+  Shape shape_;
+  std::optional<Barrier> barrier_;
+  std::vector<Share> shares_;       // by thread
+  std::vector<CellStep<T>> steps_;  // [thread][layer]
+};
+
 // What steps of up to `batch` rows need besides the state: a snapshot of the weights, the calls of
 // each layer, and room for what they write.
 template <class T>
 struct StreamWork {
-  StreamWork(const Model<T>& model, typename Model<T>::Impl& impl, Index batch)
+  StreamWork(const Model<T>& model, typename Model<T>::Impl& impl, Index rows)
       : version(impl.version.load(std::memory_order_acquire)),
         weights(impl.weights()),
+        batch(rows),
         most_threads(std::min(num_threads(), kMaxThreads)),
-        memory([&](Arena& arena) { take(arena, model.config(), batch); }) {
-    for (Index layer = 0; layer < model.config().num_layers; ++layer)
-      steps.emplace_back(model.config(), *weights, layer, 0, share, scratch, 0, 0, 0);
-    if (most_threads > 1) {
-      threaded = ForwardWorkspace<T>(model.config(), *weights, {1, batch}, most_threads, true);
-      picked.emplace(model.config(), batch);
-    }
-  }
+        memory([&](Arena& arena) { take(arena, model.config()); }),
+        alone(1, model.config().num_layers),
+        together(most_threads, model.config().num_layers) {}
   StreamWork(const StreamWork&) = delete;
   StreamWork& operator=(const StreamWork&) = delete;
 
-  void take(Arena& arena, const Config& config, Index batch) {
+  void take(Arena& arena, const Config& config) {
     const Index width = weights->kernels().width;
     scratch = StepScratch<T>::take(arena, config, weights->cell(), batch, batch, width);
     const Index stride = padded_row<T>(config.state_size(), width);
     for (Rows<T>& rows : h_next) rows = {arena.take<T>(batch, stride), stride, nullptr};
-    h_rows = arena.take<const T*>(batch);
-    c_rows = arena.take<T*>(batch);
+    h_rows = arena.take<const T*>(most_threads, batch);
+    c_rows = arena.take<T*>(most_threads, batch);
   }
 
-  // How the steps to come are laid out; nearly always as the last one was.
-  struct Layout {
-    Index x_stride, y_stride;
-    bool picked;
-    bool operator==(const Layout& other) const {
-      return x_stride == other.x_stride && y_stride == other.y_stride && picked == other.picked;
-    }
-  };
-  void lay_out(const Layout& wanted, const StreamState<T>& state) {
-    if (laid_out == wanted) return;
-    laid_out = wanted;
-    for (std::size_t layer = 0; layer < steps.size(); ++layer) {
+  // The tables of picked rows' states, of each thread its own.
+  const T** h_table(int thread) const { return h_rows + thread * batch; }
+  T** c_table(int thread) const { return c_rows + thread * batch; }
+
+  // Has `division` ready for steps of that shape.
+  void divide(StepDivision<T>& division, const typename StepDivision<T>::Shape& shape,
+              const Config& config, const StreamState<T>& state) {
+    division.divide(shape, [&](Index layer, int thread, const Share& share) {
       StepLayout<T> rows;
-      rows.x = {nullptr, layer == 0 ? wanted.x_stride : h_next[0].stride, nullptr};
-      rows.h_prev = {nullptr, state.h.stride, wanted.picked ? h_rows : nullptr};
+      rows.x = {nullptr, layer == 0 ? shape.x_stride : h_next[0].stride, nullptr};
+      rows.h_prev = {nullptr, state.h.stride, shape.picked ? h_table(thread) : nullptr};
       rows.h_next = {nullptr, h_next[0].stride, nullptr};
-      if (state.c) {
-        rows.c_next = {nullptr, state.c.stride, wanted.picked ? c_rows : nullptr};
-        rows.c_prev = rows.c_next;
-      }
-      if (layer + 1 == steps.size()) rows.y = {nullptr, wanted.y_stride, nullptr};
-      steps[layer].lay_out(rows);
-    }
+      rows.c_next = {nullptr, state.c.stride, shape.picked && state.c ? c_table(thread) : nullptr};
+      rows.c_prev = rows.c_next;
+      rows.y = {nullptr, shape.y_stride, nullptr};
+      const Index first = share.rows().begin;
+      CellStep<T> step(config, *weights, layer, 0, share, scratch, first, first, 0);
+      step.lay_out(rows);
+      return step;
+    });
   }
 
   const std::uint64_t version;
   const std::shared_ptr<const Weights<T>> weights;
+  const Index batch;
   const int most_threads;
-  Barrier alone{1};
-  const Share share{0, 1, false, {0, 0}, alone};
 
   StepScratch<T> scratch;
   Rows<T> h_next[2];  // of the layers in turn
-  const T** h_rows;   // picked rows of the state
+  const T** h_rows;   // [thread][row]
   T** c_rows;
   Buffer memory;
-  std::vector<CellStep<T>> steps;  // by layer
-  std::optional<Layout> laid_out;
 
-  // With several threads: the workspace of a call, and the states of picked rows.
-  ForwardWorkspace<T> threaded;
-  std::optional<StreamState<T>> picked;
+  StepDivision<T> alone, together;
 };
 
 Index checked_batch(Index batch) {
@@ -162,71 +206,83 @@ struct Stream<T>::Impl {
         state(config, checked_batch(rows)),
         work(std::make_unique<StreamWork<T>>(*model, *model->impl_, rows)) {}
 
-  // One step on this thread; `rows` null: all.
-  void step_alone(const Rows<const T>& x, const Rows<T>& y, const Index* rows, Index count) {
+  // A step: `rows` of the stream, null: all. On up to `threads` threads, if that pays and they are
+  // to be had.
+  struct Step {
+    const Rows<const T>& x;
+    const Rows<T>& y;
+    const Index* rows;
+    Index count;
+  };
+
+  void run(const Step& step, int threads) {
+    descending = !descending;
+    if (threads != 1 && work->most_threads > 1 && run_together(step, threads)) return;
+    divide(work->alone, step, {});
     const FloatControl float_control;
-    work->lay_out({x.stride, y.stride, rows != nullptr}, state);
-    StepBases<T> step;
-    step.count = count;
-    step.descending = descending = !descending;
-    step.x = x.base;
-    for (Index layer = 0; layer < config.num_layers; ++layer) {
-      const Rows<T> h = state.layer_of(state.h, layer);
-      const Rows<T> c = state.layer_of(state.c, layer);
-      if (rows) {
-        for (Index r = 0; r < count; ++r) {
-          work->h_rows[r] = h[rows[r]];
-          if (c) work->c_rows[r] = c[rows[r]];
-        }
-      } else {
-        step.h_prev = h.base;
-        step.c_prev = step.c_next = c.base;
-      }
-      const Rows<T> h_next = work->h_next[layer % 2];
-      step.h_next = h_next.base;
-      if (layer + 1 == config.num_layers) step.y = y.base;
-      work->steps[static_cast<std::size_t>(layer)].run(step, work->share);
-      for (Index r = 0; r < count; ++r)
-        copy_units<T>(h_next[r], h[rows ? rows[r] : r], {0, state.state_size});
-      step.x = step.h_next;
-    }
+    run_share(step, work->alone, 0);
   }
 
-  // One step on up to `threads` threads, if that pays and they are to be had; else false, and
-  // nothing has happened.
-  bool step_together(const Rows<const T>& x, const Rows<T>& y, const Index* rows, Index count,
-                     int threads) noexcept try {
-    threads = std::min(allowed_threads(threads), work->most_threads);
-    if (threads <= 1) return false;
-    const Plan plan = make_plan(config, Work::forward, 1, count, sizeof(T), threads);
-    if (plan.threads <= 1) return false;
-    StreamState<T>* const states = rows ? &*work->picked : &state;
-    if (rows) {
-      for (Index r = 0; r < count; ++r) states->copy_row(&state, rows[r], r);
-    }
-    const auto first = [&](View<T> all) {
-      all.shape[1] = count;
-      return all;
+  // False if one thread shall do it all, and nothing has happened.
+  bool run_together(const Step& step, int threads) noexcept try {
+    const auto planned = [&](int most) {
+      return make_plan(config, Work::step, 1, step.count, sizeof(T), most);
     };
-    Inputs<T> inputs;
-    inputs.x = view(x.base, 1, count, config.input_size);
-    inputs.x.stride[1] = x.stride;
-    inputs.h_0 = constant(first(states->h_view()));
-    inputs.c_0 = constant(first(states->c_view()));
-    Outputs<T> outputs;
-    outputs.y = view(y.base, 1, count, config.state_size());
-    outputs.y.stride[1] = y.stride;
-    outputs.h_n = first(states->h_view());
-    outputs.c_n = first(states->c_view());
-    work->threaded.descending = descending = !descending;
-    run_forward<T>(config, *work->weights, Schedule(1, count, nullptr, MaskView{}), inputs, outputs,
-                   work->threaded, nullptr, plan);
-    if (rows) {
-      for (Index r = 0; r < count; ++r) state.copy_row(states, r, rows[r]);
-    }
+    Plan plan = planned(std::min(allowed_threads(threads), work->most_threads));
+    if (plan.threads <= 1) return false;
+    ThreadLease lease(plan.threads);
+    if (lease.size() < plan.threads) plan = planned(lease.size());
+    if (plan.threads <= 1) return false;
+    divide(work->together, step, plan);
+    const FloatControl float_control;
+    lease.run([&](int thread) {
+      if (thread < plan.threads) run_share(step, work->together, thread);
+    });
     return true;
   } catch (const std::exception&) {
     return false;
+  }
+
+  void divide(StepDivision<T>& division, const Step& step, const Plan& plan) {
+    const bool by_rows = plan.threads > 1 && !plan.by_units;
+    work->divide(division,
+                 {plan.threads, plan.by_units, by_rows ? step.count : state.batch,
+                  step.rows != nullptr, step.x.stride, step.y.stride},
+                 config, state);
+  }
+
+  // One thread's share.
+  void run_share(const Step& step, StepDivision<T>& division, int thread) {
+    const Share& share = division.share(thread);
+    const Range own = share.live_rows(step.count);
+    const Range units = share.units(state.state_size, work->weights->kernels().width);
+    const Index* const picked = step.rows ? step.rows + own.begin : nullptr;
+    if (own.size() == 0) return;  // with rows divided nobody waits for it
+    StepBases<T> bases;
+    bases.count = own.size();
+    bases.descending = descending;
+    bases.x = step.x.base + own.begin * step.x.stride;
+    for (Index layer = 0; layer < config.num_layers; ++layer) {
+      const Rows<T> h = state.layer_of(state.h, layer);
+      const Rows<T> c = state.layer_of(state.c, layer);
+      const Rows<T> h_next = work->h_next[layer % 2];
+      if (picked) {
+        for (Index r = 0; r < own.size(); ++r) {
+          work->h_table(thread)[r] = h[picked[r]];
+          if (c) work->c_table(thread)[r] = c[picked[r]];
+        }
+      } else {
+        bases.h_prev = h[own.begin];
+        if (c) bases.c_prev = bases.c_next = c[own.begin];
+      }
+      bases.h_next = h_next[own.begin];
+      if (layer + 1 == config.num_layers) bases.y = step.y.base + own.begin * step.y.stride;
+      division.step(thread, layer).run(bases, share);
+      share.meet_if_by_units();
+      for (Index r = 0; r < own.size(); ++r)
+        copy_units<T>(h_next[own.begin + r], h[picked ? picked[r] : own.begin + r], units);
+      bases.x = bases.h_next;
+    }
   }
 
   const std::shared_ptr<const Model<T>> model;
@@ -274,10 +330,7 @@ void Stream<T>::step(const T* x, Index x_stride, T* y, Index y_stride, const Ind
   if (count <= 0) return;
   const Rows<const T> from = {x, x_stride, nullptr};
   const Rows<T> to = {y, y_stride, nullptr};
-  if (num_threads != 1 && impl_->work->most_threads > 1 &&
-      impl_->step_together(from, to, rows, count, num_threads))
-    return;
-  impl_->step_alone(from, to, rows, count);
+  impl_->run({from, to, rows, count}, num_threads);
 }
 
 template <class T>
@@ -336,7 +389,7 @@ void Stream<T>::resize(Index batch) {
 
 template <class T>
 double Stream<T>::step_cost(Index count) const noexcept {
-  return make_plan(impl_->config, Work::forward, 1, count, sizeof(T), 1).nanoseconds;
+  return make_plan(impl_->config, Work::step, 1, count, sizeof(T), 1).nanoseconds;
 }
 
 template class Stream<float>;
