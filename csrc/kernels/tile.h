@@ -85,12 +85,12 @@ inline __attribute__((always_inline)) int with_halved_constant(Index n, F&& f) {
   return Max;
 }
 
-// Rows of the next tile: full tiles, but never a last one of a single row beside others, whose few
-// chains would wait for each other.
+// Rows of the next tile: full tiles, but the last two share what is left, as small ones have too
+// few chains, and too few rows for each weight that is loaded.
 template <int Max>
 inline int tile_rows(Index left) {
-  if (left == Max + 1 && Max > 1) return (Max + 1) / 2;
-  return static_cast<int>(min_of(left, Max));
+  const bool last_two = left > Max && left < 2 * Max;
+  return static_cast<int>(last_two ? (left + 1) / 2 : min_of(left, Max));
 }
 
 // accumulators[r][s][g] += a[r] * panel[s][g], for one k. In registers stays the side that needs
