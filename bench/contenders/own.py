@@ -83,7 +83,8 @@ def _step(layer: Any, problem: Problem) -> Task:
     def results() -> dict[str, Any]:
         return _named({"y": y[np.newaxis].copy()}, "", stream.state, "_n")
 
-    # By position: a partial object that holds keywords takes longer over them than the step does.
+    # By position: a partial object needs longer for a keyword than Python code does, which writes
+    # `stream.step(x, out=y)` at the same cost.
     return Task(partial(stream.step, x, y), results)
 
 

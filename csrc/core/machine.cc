@@ -23,15 +23,16 @@ constexpr double kMostMeet = 2000;
 // A time of which some things were found out.
 class Found {
  public:
-  bool stale() const { return nanoseconds_now() - at_ > kStale; }
+  bool stale() const { return is_stale(at_); }
   // Whether it is for the caller, and no other thread, to find out anew.
   bool renews() {
     std::int64_t before = at_;
-    return nanoseconds_now() - before > kStale &&
-           at_.compare_exchange_strong(before, nanoseconds_now());
+    return is_stale(before) && at_.compare_exchange_strong(before, nanoseconds_now());
   }
 
  private:
+  static bool is_stale(std::int64_t at) { return nanoseconds_now() - at > kStale; }
+
   std::atomic<std::int64_t> at_{0};
 };
 
