@@ -64,6 +64,21 @@ double step_nanoseconds(const Config& config, Index rows, Index element_size, do
          kStep;
 }
 
+double factor_of(Work work) { return work == Work::backward ? 2 : 1; }
+double start_of(Work work) { return work == Work::step ? kStartStep : kStart; }
+
+double serial_nanoseconds(const Config& config, Work work, Index steps, Index batch,
+                          Index element_size) {
+  const double all_steps = static_cast<double>(steps) * static_cast<double>(config.num_layers) *
+                           static_cast<double>(config.num_directions());
+  return all_steps * factor_of(work) * step_nanoseconds(config, batch, element_size, 1);
+}
+
+// Whether a perfect division of so many nanoseconds would pay.
+bool divides_well(Work work, double serial, int threads) {
+  return start_of(work) + serial / threads < kWorthwhile * serial;
+}
+
 // Whether this call follows the last one that asked, which took about `call` nanoseconds, so soon
 // that a team that it had woken would still be awake.
 bool follows_another(double call) {
@@ -88,6 +103,13 @@ void select_division(const std::string& name) {
   }
 }
 
+bool may_pay(const Config& config, Work work, Index steps, Index batch, Index element_size,
+             int threads) {
+  if (threads <= 1) return false;
+  if (division.load(std::memory_order_relaxed) != Division::automatic) return true;
+  return divides_well(work, serial_nanoseconds(config, work, steps, batch, element_size), threads);
+}
+
 Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index element_size,
                int threads) {
   const Division forced = division.load(std::memory_order_relaxed);
@@ -95,16 +117,11 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
     return forced_plan(config, batch, threads, forced == Division::units);
   }
   const double all_steps = static_cast<double>(steps) * static_cast<double>(config.num_layers);
-  const double start = work == Work::step ? kStartStep : kStart;
-  const double factor = work == Work::backward ? 2 : 1;
   const double meetings = config.proj_size > 0 || !config.reset_after ? 2 : 1;
   const auto directions = static_cast<double>(config.num_directions());
   Plan best;
-  best.nanoseconds =
-      all_steps * directions * factor * step_nanoseconds(config, batch, element_size, 1);
-  // What the clock need not be asked for: even a perfect division would not pay.
-  if (threads <= 1 || start + best.nanoseconds / threads >= kWorthwhile * best.nanoseconds)
-    return best;
+  best.nanoseconds = serial_nanoseconds(config, work, steps, batch, element_size);
+  if (threads <= 1 || !divides_well(work, best.nanoseconds, threads)) return best;
   // More threads than processors would wait for each other.
   if (const int processors = processors_now(); processors > 0)
     threads = std::min(threads, processors);
@@ -128,7 +145,7 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
             ? kWaiting * (slower * step_nanoseconds(config, batch, element_size, group_threads) +
                           meetings * pair.meeting)
             : slower * step_nanoseconds(config, (batch - 1) / group_threads + 1, element_size, 1);
-    const double time = start + all_steps * sequential * factor * step;
+    const double time = start_of(work) + all_steps * sequential * factor_of(work) * step;
     if (time < kWorthwhile * serial && time < best.nanoseconds) {
       best.threads = all_threads;
       best.groups = groups;

@@ -31,6 +31,10 @@ struct Plan {
   int first_group() const { return (threads + 1) / 2; }
 };
 
+// Whether several threads could pay, were the machine at its best: without asking it.
+bool may_pay(const Config& config, Work work, Index steps, Index batch, Index element_size,
+             int threads);
+
 // The best use of at most `threads` threads.
 Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index element_size,
                int threads);

@@ -133,7 +133,11 @@ struct StreamWork {
         most_threads(std::min(num_threads(), kMaxThreads)),
         memory([&](Arena& arena) { take(arena, model.config()); }),
         alone(1, model.config().num_layers),
-        together(most_threads, model.config().num_layers) {}
+        together(most_threads, model.config().num_layers) {
+    while (least_together <= batch &&
+           !may_pay(model.config(), Work::step, 1, least_together, sizeof(T), most_threads))
+      ++least_together;
+  }
   StreamWork(const StreamWork&) = delete;
   StreamWork& operator=(const StreamWork&) = delete;
 
@@ -172,6 +176,7 @@ struct StreamWork {
   const std::shared_ptr<const Weights<T>> weights;
   const Index batch;
   const int most_threads;
+  Index least_together = 1;  // rows of a step that several threads may be worth
 
   StepScratch<T> scratch;
   Rows<T> h_next[2];  // of the layers in turn
@@ -217,7 +222,7 @@ struct Stream<T>::Impl {
 
   void run(const Step& step, int threads) {
     descending = !descending;
-    if (threads != 1 && work->most_threads > 1 && run_together(step, threads)) return;
+    if (threads != 1 && step.count >= work->least_together && run_together(step, threads)) return;
     divide(work->alone, step, {});
     const FloatControl float_control;
     run_share(step, work->alone, 0);
