@@ -57,6 +57,7 @@ struct StepBases {
   Index first = 0;          // among the scratch's accumulators
   bool descending = false;  // see PhaseCall
   bool projected = false;   // `project` has begun the accumulators: there is no x
+  bool arrived = false;     // with h_prev at a meeting whose end is awaited here
   const T* x = nullptr;
   const T* h_prev = nullptr;
   const T* c_prev = nullptr;
@@ -65,6 +66,10 @@ struct StepBases {
   T* y = nullptr;
   T* saved = nullptr;
 };
+
+// The most multiply-adds of a thread's product with h that begins before all of h is there: in
+// longer ones a meeting does not count.
+constexpr Index kOverlapped = 256 * 1024;
 
 template <class T>
 class CellStep {
@@ -104,6 +109,10 @@ class CellStep {
       call.activations = config.chosen_activations();
       call.reset_h = from(scratch.reset_h);
       call.z = from(scratch.z);
+      if (share.awaits_above()) {
+        const Index panel = phase.h.count * slices.size() * width * call.h.depth;
+        early_[p] = {share.units(call.h.depth, width).end, kOverlapped / std::max<Index>(1, panel)};
+      }
     }
     if (!has_projection_) return;
     const Rows<T> cell_output = from(scratch.cell_output);
@@ -169,10 +178,11 @@ class CellStep {
         call.h_next.base = step.h_next;
         call.y.base = step.y;
       }
-      kernels_.phase[cell_.phases[p].kind](call);
-      if (has_projection_ || p + 1 < cell_.phase_count) share.meet_if_by_units();
+      run_phase(p, share, step.arrived || p > 0);
+      if (p + 1 < cell_.phase_count) share.arrive_if_by_units();
     }
     if (!has_projection_) return;
+    share.meet_if_by_units();
     // h = weight_hr * (o * tanh(c)).
     projection_.rows = step.count;
     projection_.accumulators = step.h_next;
@@ -182,6 +192,35 @@ class CellStep {
   }
 
  private:
+  // Of h, the k's below the units of the threads above, for a product of so few rows that it begins
+  // with them.
+  struct Early {
+    Index end = 0;
+    Index most_rows = 0;
+  };
+
+  // awaits: the other threads are still writing their units of h's rows. A thread that need not
+  // wait for those above it runs ahead of them by as much as their signals take to arrive, and then
+  // nobody waits any more.
+  void run_phase(int p, const Share& share, bool awaits) {
+    PhaseCall<T>& call = calls_[p];
+    const auto kernel = kernels_.phase[cell_.phases[p].kind];
+    if (awaits) share.await_below_if_by_units();
+    if (awaits && call.rows <= early_[p].most_rows) {
+      call.h_left = call.h.depth - early_[p].end;
+      call.finish = false;
+      kernel(call);
+      call.x.depth = 0;
+      call.resume = true;
+      call.h_begin = early_[p].end;
+      call.h_left = 0;
+      call.finish = true;
+    }
+    if (awaits) share.await_above_if_by_units();
+    kernel(call);
+    call.h_begin = 0;
+  }
+
   bool reads_h(int phase) const { return cell_.phases[phase].operand == Operand::h_prev; }
 
   const Kernels<T>& kernels_;
@@ -189,6 +228,7 @@ class CellStep {
   const Index inputs_;
   const bool has_projection_;
   T* accumulators_[kMaxPhases] = {};
+  Early early_[kMaxPhases];
   PhaseCall<T> calls_[kMaxPhases];
   PhaseCall<T> projection_;
 };

@@ -77,8 +77,8 @@ class Walk {
     if (steps.begin == 0) {
       never_alive();
       begin(0);
-      share_.meet_if_by_units();
     }
+    share_.arrive_if_by_units();
     steps.end = std::min(steps.end, timeline_.steps());
     pad(steps);
     const Index chunk = run_.scratch.chunk;
@@ -89,13 +89,18 @@ class Walk {
       Index first = 0;  // this step's first row among the chunk's accumulators
       for (Index s = s0; s < s1; ++s) {
         const Range rows = live_rows(s);
-        if (rows.size() > 0) step(s, rows, first, projected);
+        if (rows.size() > 0) {
+          step(s, rows, first, projected);
+        } else {
+          share_.await_all_if_by_units();
+        }
         first += rows.size();
         end(s);
         begin(s + 1);
-        share_.meet_if_by_units();
+        share_.arrive_if_by_units();
       }
     }
+    share_.await_all_if_by_units();
   }
 
  private:
@@ -132,6 +137,7 @@ class Walk {
     step.first = first;
     step.descending = s % 2 != 0;
     step.projected = projected;
+    step.arrived = true;
     step.h_prev = previous(run_.h, timeline_, s, rows, zero, h_rows_).base;
     step.h_next = own(run_.h.slot(s + 1));
     if (cell_.has_cell_state) {

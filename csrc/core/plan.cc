@@ -27,7 +27,9 @@ constexpr double kShort = 50000;             // a call: as long as a team stays 
 constexpr double kLong = 4 * kWake;  // a call: two threads will wake, if they share a core or not
 // Threads that meet in every step wait for each other's every delay: dividing units must gain this
 // much over dividing rows.
-constexpr double kWaiting = 1.03;
+constexpr double kWaiting = 1.05;
+// Of a meeting, where a thread has something to do until the others come.
+constexpr double kOverlappedMeeting = 0.4;
 constexpr double kWorthwhile = 0.8;  // of the serial time: a gain worth another core's
 
 enum class Division { automatic, rows, units };
@@ -65,6 +67,7 @@ double step_nanoseconds(const Config& config, Index rows, Index element_size, do
 }
 
 double factor_of(Work work) { return work == Work::backward ? 2 : 1; }
+double meeting_of(Work work) { return work == Work::forward ? kOverlappedMeeting : 1; }
 double start_of(Work work) { return work == Work::step ? kStartStep : kStart; }
 
 double serial_nanoseconds(const Config& config, Work work, Index steps, Index batch,
@@ -117,7 +120,7 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
     return forced_plan(config, batch, threads, forced == Division::units);
   }
   const double all_steps = static_cast<double>(steps) * static_cast<double>(config.num_layers);
-  const double meetings = config.proj_size > 0 || !config.reset_after ? 2 : 1;
+  const double meetings = meeting_of(work) * (config.proj_size > 0 || !config.reset_after ? 2 : 1);
   const auto directions = static_cast<double>(config.num_directions());
   Plan best;
   best.nanoseconds = serial_nanoseconds(config, work, steps, batch, element_size);

@@ -21,7 +21,7 @@ inline Range part_of(Index size, Index i, Index count) {
 
 // The threads of one direction divide either the rows of the batch, and need not wait for each
 // other within the time loop, or the units of every step, and meet after each phase. Outputs are
-// divided, never sums: the bits do not change.
+// divided, never sums: the bits do not change. Thread by thread the units ascend.
 class Share {
  public:
   // Thread `index` of `count`, working on sorted rows `rows`; by_units: on all of them, but on its
@@ -54,6 +54,23 @@ class Share {
     if (by_units_) meet();
   }
   void meet() const { barrier_.wait(index_); }
+
+  // The same in parts, for who can do something meanwhile: this thread's units are there; those
+  // below its own are; those above.
+  void arrive_if_by_units() const {
+    if (by_units_) barrier_.arrive(index_);
+  }
+  void await_below_if_by_units() const {
+    if (by_units_) barrier_.await(index_, 0, index_);
+  }
+  void await_above_if_by_units() const {
+    if (by_units_) barrier_.await(index_, index_ + 1, count_);
+  }
+  void await_all_if_by_units() const {
+    if (by_units_) barrier_.await(index_, 0, count_);
+  }
+  // Whether there are threads whose units are above this one's.
+  bool awaits_above() const { return by_units_ && index_ + 1 < count_; }
 
  private:
   int index_;

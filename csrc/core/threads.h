@@ -74,15 +74,22 @@ class Barrier {
 
   // `thread` in [0, size): who comes.
   void wait(int thread) {
-    if (size_ == 1) return;
+    arrive(thread);
+    await(thread, 0, size_);
+  }
+
+  // The same in parts: between its arrivals a thread awaits each of the others, in any order.
+  void arrive(int thread) {
     std::atomic<std::uint32_t>& own = flags_[thread].epoch;
-    const std::uint32_t epoch = own.load(std::memory_order_relaxed) + 1;
-    own.store(epoch, std::memory_order_release);
+    own.store(own.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+  }
+  // Threads [begin, end) have come too.
+  void await(int thread, int begin, int end) {
+    const std::uint32_t epoch = flags_[thread].epoch.load(std::memory_order_relaxed);
     Waiting waiting;
-    for (int i = 1; i < size_; ++i) {
-      const int other = thread + i < size_ ? thread + i : thread + i - size_;
-      // A thread that has passed may already be at the next epoch, never further; epochs wrap
-      // around.
+    for (int other = begin; other < end; ++other) {
+      // A thread that awaits none any more may already be at the next epoch, never further; epochs
+      // wrap around.
       while (flags_[other].epoch.load(std::memory_order_acquire) - epoch > 1) waiting.pause();
     }
   }

@@ -53,6 +53,8 @@ struct PhaseCall {
 
   Product<T> x;
   Product<T> h;
+  Index h_begin = 0;        // of h, no k's before this one
+  Index h_left = 0;         // nor the last so many
   const T* bias = nullptr;  // [slice][gate][width]; null: zero
   // The accumulators of (row, slice): [gate][width] at row * row_stride + slice * slice_stride.
   T* accumulators = nullptr;

@@ -425,11 +425,12 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
   constexpr auto one_row = phase_sweep<Shape, T, 1, Tile::kSlicesOneRow, 0>;
   constexpr auto many_rows = phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 0>;
   const bool descending = call.descending;
+  const Index h_end = call.h.depth - call.h_left;
   if (call.rows == 0) return;
   if (call.rows == 1) {  // where all that can be left out counts
     each_piece(call.slice_begin, call.slice_end, kFinishedVectors, descending,
                [&](Index begin, Index end) {
-                 one_row(call, 0, 1, begin, end, {0, call.x.depth, 0, call.h.depth, true});
+                 one_row(call, 0, 1, begin, end, {0, call.x.depth, call.h_begin, h_end, true});
                  if (finish) finish(call, begin, end);
                });
     return;
@@ -454,7 +455,7 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
                          : apart  ? 2 * Tile::kSlicesOneRow
                                   : Tile::kSlices;
   const Index slices = apart ? Tile::kSlicesOneRow : finished;
-  const Index depth = call.x.depth + call.h.depth;
+  const Index depth = call.x.depth + h_end - call.h_begin;
   const Index most_depth = apart ? kApartBlockBytes / (Tile::kSlicesOneRow * kSliceBytes)
                                  : kPanelBlockBytes / (Tile::kSlices * kSliceBytes);
   const Index blocks = few_rows || depth <= most_depth ? 1 : (depth + most_depth - 1) / most_depth;
@@ -481,12 +482,12 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
   each_piece(call.slice_begin, call.slice_end, finished, descending, [&](Index first, Index last) {
     each_piece(first, last, slices, descending, [&](Index begin, Index end) {
       const Index x_depth = call.x.depth;
+      const auto of_h = [&](Index k) { return call.h_begin + (k > x_depth ? k - x_depth : 0); };
       for (Index b = 0; b < blocks; ++b) {
         const Index from = depth * b / blocks;
         const Index to = depth * (b + 1) / blocks;
         products(begin, end,
-                 {min_of(from, x_depth), min_of(to, x_depth), from > x_depth ? from - x_depth : 0,
-                  to > x_depth ? to - x_depth : 0, b == 0});
+                 {min_of(from, x_depth), min_of(to, x_depth), of_h(from), of_h(to), b == 0});
       }
     });
     if (finish) finish(call, first, last);

@@ -232,6 +232,34 @@ TEST(barrier_holds_every_thread) {
   }
 }
 
+// Each thread looks at those below it, then at those above, as the threads of a step do.
+TEST(barrier_in_parts_holds_those_who_are_awaited) {
+  set_num_threads(8);
+  for (const int size : {2, 3, 8}) {
+    ThreadLease lease(size);
+    CHECK(lease.size() == size);
+    Barrier barrier(size);
+    std::vector<int> steps[2] = {std::vector<int>(size, 0), std::vector<int>(size, 0)};
+    std::atomic<int> wrong{0};
+    constexpr int kSteps = 2000;
+    lease.run([&](int thread) {
+      barrier.arrive(thread);
+      for (int t = 0; t < kSteps; ++t) {
+        const std::vector<int>& last = steps[t % 2];
+        barrier.await(thread, 0, thread);
+        for (int other = 0; other < thread; ++other) wrong += last[other] != t;
+        barrier.await(thread, thread + 1, size);
+        for (int other = thread + 1; other < size; ++other) wrong += last[other] != t;
+        steps[(t + 1) % 2][thread] = t + 1;
+        barrier.arrive(thread);
+      }
+      barrier.await(thread, 0, size);
+      for (const int step : steps[kSteps % 2]) wrong += step != kSteps;
+    });
+    CHECK(wrong == 0);
+  }
+}
+
 // Waiting gives way to whoever is waited for, however long that takes.
 TEST(barrier_waits_for_a_late_thread) {
   set_num_threads(4);

@@ -119,6 +119,7 @@ class PhaseProblem {
     whole(false);
     whole(true);
     x_then_h();
+    for (const Index begun : {Index{0}, h_.columns / 3, h_.columns}) h_in_parts(begun);
     for (const Index piece : {1, 2, 5}) {
       for (const Index piece_slices : {1, 2, 3}) pieces(piece, piece_slices);
     }
@@ -242,6 +243,28 @@ class PhaseProblem {
     c = call(accumulators, results, 0, rows_);
     c.x = {};
     c.bias = nullptr;
+    c.resume = true;
+    phase<ProbeOf<Kind>::template Probe, T>(c);
+    CHECK(complete(results));
+  }
+
+  // As a thread does it that has not yet all of h: x and the first k's of h, then the others.
+  void h_in_parts(Index begun) {
+    std::vector<T> accumulators = begun_;
+    Results results(rows_, units_, slices_);
+    PhaseCall<T> c = call(accumulators, results, 0, rows_);
+    Matrix<T> first = h_;
+    for (Index r = 0; r < rows_; ++r) {
+      for (Index k = begun; k < h_.columns; ++k) first(r, k) = nan<T>;
+    }
+    c.h.rows = first.strided(0);
+    c.h_left = h_.columns - begun;
+    c.finish = false;
+    phase<ProbeOf<Kind>::template Probe, T>(c);
+    CHECK(untouched(results));
+    c = call(accumulators, results, 0, rows_);
+    c.x.depth = 0;
+    c.h_begin = begun;
     c.resume = true;
     phase<ProbeOf<Kind>::template Probe, T>(c);
     CHECK(complete(results));
