@@ -42,7 +42,7 @@ class Results:
             limits: flops; fma_rate, read_rate, sgemm_rate per second; thread_bytes, the working set
                 of read_rate; limit_ns, the least that the call can take.
             contenders: name -> status (ok, missing, lacks, wrong, failed), why; ns, the samples,
-                one a round; calls, how many a sample has; error against the reference; peak_bytes
+                one a round; calls, how many the last has; error against the reference; peak_bytes
                 of memory until the first call's end, call_bytes likewise in the second; quiet_ms,
                 how long the others waited after its turns.
             load: the system's load average before; seconds: what measuring it took.

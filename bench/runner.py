@@ -172,6 +172,7 @@ class Ring:
                 reply = self._turn(name, entry, running, "go")
                 if reply is not None:
                     entry["ns"].append(reply["ns"])
+                    entry["calls"] = reply["calls"]
             # At the first rounds, and ever more seldom: the machine changes slowly if at all.
             if rounds & (rounds - 1) == 0:
                 readings.append(self._workers[LIMITS].ask("limits", sgemm=rounds == 0, **request))

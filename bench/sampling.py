@@ -19,16 +19,18 @@ class Sampler:
     In training every call gets other parameters; giving them is not timed.
 
     Attributes:
-        calls: how many calls a sample has.
+        calls: how many calls the last sample had.
     """
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._short = True
+        self._sample_ns = 0.0
         self.calls = 1
 
     def calibrate(self, sample_ns: float) -> float:
         """Finds how many calls take so long; returns nanoseconds a call."""
+        self._sample_ns = sample_ns
         self._time(1)
         ns = self._time(self.calls)
         while True:
@@ -44,9 +46,16 @@ class Sampler:
             ns = again
 
     def sample(self) -> float:
-        """Nanoseconds a call, of one sample."""
+        """Nanoseconds a call, of one sample.
+
+        With more calls from now on, if they were found in a bad moment and take far less time.
+        """
         if self.calls > 1 or self._short:
             self._time(math.ceil(self.calls / 4))
+        ns = self._time(self.calls)
+        if ns * self.calls >= self._sample_ns / 2:
+            return ns
+        self.calibrate(self._sample_ns)
         return self._time(self.calls)
 
     def run_for(self, seconds: float) -> tuple[float, int]:

@@ -119,8 +119,8 @@ class Server:
         return {"ns": self._sampler.calibrate(sample_ns), "calls": self._sampler.calls}
 
     def do_go(self) -> dict[str, Any]:
-        """One sample: nanoseconds a call."""
-        return {"ns": self._sampler.sample()}
+        """One sample: nanoseconds a call, and how many calls."""
+        return {"ns": self._sampler.sample(), "calls": self._sampler.calls}
 
     def do_run_for(self, seconds: float) -> dict[str, Any]:
         """Calls for so long: how many, and nanoseconds of each."""

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from bench.processes import OutOfService, Worker, choose_cpus
 from bench.reference import solve
 from bench.results import Results, ResultsError, compare, load, run_settings, summarize
 from bench.runner import Budget, Ring, Settings, largest_error
+from bench.sampling import Sampler
 from bench.stats import estimate, geometric_mean, paired_ratios
 from bench.worker import LIMITS
 from tidegate import bench, reference
@@ -248,6 +250,29 @@ def test_a_cell_is_checked_and_measured():
     assert record["limits"]["limit_ns"] > 0
     assert told == []
     json.dumps(record, allow_nan=False)
+
+
+class _SlowAtFirst:
+    """A task whose first calls take long, whatever it is that keeps them."""
+
+    change = None
+
+    def __init__(self, calls):
+        self.left = calls
+
+    def run(self):
+        self.left -= 1
+        if self.left >= 0:
+            time.sleep(0.025)
+
+
+def test_a_sample_calibrated_in_a_bad_moment_gets_more_calls():
+    task = _SlowAtFirst(3)
+    sampler = Sampler(task)
+    sampler.calibrate(2e6)
+    assert (sampler.calls, task.left) == (1, 0)  # all that it saw was slow
+    sampler.sample()
+    assert sampler.calls > 1
 
 
 def test_a_wrong_contender_is_thrown_out_loudly(monkeypatch):
