@@ -146,7 +146,7 @@ class Ring:
             entry = entries[name]
             reply = self._turn(name, entry, running, "calibrate", sample_ns=self._sample_ns())
             if reply is not None:
-                entry.update(calls=reply["calls"], ns=[], quiet_ms=[])
+                entry.update(ns=[], quiet_ms=[])
 
     def _sample_ns(self) -> float:
         return self._settings.sample_ms * 1e6

@@ -116,7 +116,7 @@ class Server:
 
     def do_calibrate(self, sample_ns: float) -> dict[str, Any]:
         """Finds how many calls take so long."""
-        return {"ns": self._sampler.calibrate(sample_ns), "calls": self._sampler.calls}
+        return {"ns": self._sampler.calibrate(sample_ns)}
 
     def do_go(self) -> dict[str, Any]:
         """One sample: nanoseconds a call, and how many calls."""
