@@ -13,18 +13,24 @@ namespace tidegate {
 template <class T>
 struct StepScratch {
   T* accumulators[kMaxPhases] = {};  // [slice][row][gate][width]
+  T* partial_sums[kMaxPhases] = {};  // the same, of a block of h's k's; null for one thread
   Index accumulator_rows = 0;
+  Index partial_sum_rows = 0;
   Rows<T> reset_h, z;   // GRU, reset before: [row][hidden]
   Rows<T> cell_output;  // projection: [row][hidden]
 
   static StepScratch take(Arena& arena, const Config& config, const CellSpec& cell,
-                          Index accumulator_rows, Index batch, Index width) {
+                          Index accumulator_rows, Index batch, int threads, Index width) {
     StepScratch scratch;
     scratch.accumulator_rows = accumulator_rows;
+    scratch.partial_sum_rows = batch;
     const Index hidden = config.hidden_size;
     for (int p = 0; p < cell.phase_count; ++p) {
-      scratch.accumulators[p] = arena.take<T>(slice_count(hidden, width), accumulator_rows,
-                                              cell.phases[p].gates.count, width);
+      const auto take_tiles = [&](Index rows) {
+        return arena.take<T>(slice_count(hidden, width), rows, cell.phases[p].gates.count, width);
+      };
+      scratch.accumulators[p] = take_tiles(accumulator_rows);
+      if (threads > 1) scratch.partial_sums[p] = take_tiles(batch);
     }
     const auto take_rows = [&](bool needed) {
       const Index stride = padded_row<T>(hidden, width);
@@ -104,12 +110,14 @@ class CellStep {
       call.accumulators_slice_stride = scratch.accumulator_rows * call.accumulators_row_stride;
       accumulators_[p] =
           scratch.accumulators[p] + first_accumulator_row * call.accumulators_row_stride;
+      call.partial_sums = scratch.partial_sums[p];  // of threads that divide units: of all rows
+      call.partial_sums_slice_stride = scratch.partial_sum_rows * call.accumulators_row_stride;
       call.saved_gate_stride = saved_gate_stride;
       call.peephole = packed.peephole;
       call.activations = config.chosen_activations();
       call.reset_h = from(scratch.reset_h);
       call.z = from(scratch.z);
-      if (share.awaits_above()) {
+      if (share.awaits_above() && call.h.depth <= kSumGroup) {
         const Index panel = phase.h.count * slices.size() * width * call.h.depth;
         early_[p] = {share.units(call.h.depth, width).end, kOverlapped / std::max<Index>(1, panel)};
       }

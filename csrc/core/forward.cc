@@ -29,7 +29,7 @@ ForwardScratch<T> ForwardScratch<T>::take(Arena& arena, const Config& config, co
   ForwardScratch scratch;
   scratch.chunk = projected_steps<T>(config, steps, batch, width);
   const Index rows = checked_size(scratch.chunk, batch);
-  scratch.step = StepScratch<T>::take(arena, config, cell, rows, batch, width);
+  scratch.step = StepScratch<T>::take(arena, config, cell, rows, batch, threads, width);
   scratch.x_rows = arena.take<const T*>(threads, rows);
   scratch.y_rows = arena.take<T*>(threads, batch);
   scratch.h_rows = arena.take<const T*>(threads, batch);

@@ -127,7 +127,7 @@ class StepDivision {
 template <class T>
 struct StreamWork {
   StreamWork(const Model<T>& model, typename Model<T>::Impl& impl, Index rows)
-      : version(impl.version.load(std::memory_order_acquire)),
+      : version(impl.parameters.version()),
         weights(impl.weights()),
         batch(rows),
         most_threads(std::min(num_threads(), kMaxThreads)),

@@ -37,10 +37,24 @@ struct Product {
   const T* panel = nullptr;
 };
 
+// The order of summation. An output element is one accumulator, which begins at the bias and
+// receives the products with x by ascending k, then those with h. The k's of an operand form blocks
+// of kSumBlock, and blocks form groups of kSumGroup k's.
+// - A block's sum begins at zero (the first one of x at the bias), receives its products one by
+// one,
+//   each by one fused multiply-add, and is added to its group's sum.
+// - The sum of an operand's first group is the accumulator itself. Every other group's sum begins
+// at
+//   zero, and is added to the accumulator when it is complete.
+// So the error grows with kSumBlock + kSumGroup / kSumBlock + K / kSumGroup, not with K.
+constexpr Index kSumBlock = 128;
+constexpr Index kSumGroup = 1024;
+// The rows that a weight's gradient is summed over form blocks likewise, but no groups.
+constexpr Index kOuterSumBlock = 128;
+
 // One phase of a step, for some rows and slices. Accumulators begin at the bias, or where an
-// earlier call left them (resume); then x by ascending k, then h by ascending k, each one fused
-// multiply-add, and are left in `accumulators`; then the cell (finish). Rows of buffers marked
-// * are padded to whole slices.
+// earlier call left them (resume); then x and h are added, and they are left in `accumulators`;
+// then the cell (finish). Rows of buffers marked * are padded to whole slices.
 template <class T>
 struct PhaseCall {
   Index rows = 0;
@@ -53,13 +67,20 @@ struct PhaseCall {
 
   Product<T> x;
   Product<T> h;
-  Index h_begin = 0;        // of h, no k's before this one
-  Index h_left = 0;         // nor the last so many
+  Index h_begin = 0;  // of h, no k's before this one
+  Index h_left = 0;   // nor the last so many
+  // The sum of the block that h_left cuts, written; or that h_begin cuts, read. [gate][width] at
+  // row * accumulators_row_stride + slice * partial_sums_slice_stride. Needed where there is such a
+  // block.
+  T* partial_sums = nullptr;
+  Index partial_sums_slice_stride = 0;
   const T* bias = nullptr;  // [slice][gate][width]; null: zero
-  // The accumulators of (row, slice): [gate][width] at row * row_stride + slice * slice_stride.
+  // The accumulators of (row, slice): [gate][width] at row * row_stride +
+  // (slice - first_slice) * slice_stride.
   T* accumulators = nullptr;
   Index accumulators_row_stride = 0;
   Index accumulators_slice_stride = 0;
+  Index accumulators_first_slice = 0;
   bool resume = false;
   bool finish = true;
 
@@ -103,7 +124,8 @@ struct BackwardCall {
   Rows<const T> dreset_h;  // * by r * h_prev
 };
 
-// result[m][n] (+)= sum over r, ascending, of left[r][m] * right[r][n]: a weight gradient.
+// result[m][n] (+)= sum over r of left[r][m] * right[r][n]: a weight gradient. The rows are summed
+// in blocks of kOuterSumBlock, as k's are.
 template <class T>
 struct OuterCall {
   Index depth = 0;  // how many rows are summed over
@@ -137,7 +159,7 @@ struct Kernels {
   void (*backward[kPhaseKinds])(const BackwardCall<T>&);  // kLinear has none
   void (*outer)(const OuterCall<T>&);
   void (*pack)(const PackCall<T>&);
-  // sum[j] (+)= rows[0][j] + rows[1][j] + ..., in this order, for j < columns.
+  // sum[j] (+)= rows[0][j] + rows[1][j] + ..., for j < columns: in blocks of kOuterSumBlock rows.
   void (*sum_rows)(Rows<const T> rows, Index count, Index columns, T* sum, bool resume);
   // to[r][j] += from[r][j] for j < columns.
   void (*add_rows)(Rows<const T> from, Rows<T> to, Index count, Index columns);

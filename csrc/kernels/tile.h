@@ -1,9 +1,9 @@
 // The tile: products of a few rows with a few slices of panels, and the loops that cut a PhaseCall
 // or an OuterCall into tiles and run the cell on what is complete. No formula of a cell is in here.
 //
-// One rule keeps the bits the same however the work is cut: an output element is one accumulator,
-// and receives its products one by one, k ascending. Cutting k spills that accumulator and loads it
-// again; it never adds partial sums.
+// One rule, the order of summation in table.h, keeps the bits the same however the work is cut.
+// Work is cut between blocks of sums; a cut inside one (PhaseCall::partial_sums) spills the block's
+// sum and loads it again.
 #ifndef TIDEGATE_KERNELS_TILE_H_
 #define TIDEGATE_KERNELS_TILE_H_
 
@@ -21,7 +21,7 @@ constexpr int kAccumulators = vector_registers * 3 / 4;
 
 // A block of a panel that stays near while all rows pass over it: in L1 (half of 32 KiB), or, where
 // a vector is a whole line of the cache, in L2, which brings lines no slower than a tile's rows use
-// them up. The longer the block, the fewer times accumulators are spilled.
+// them up.
 constexpr Index kPanelBlockBytes = (vector_bytes == 64 ? 128 : 16) * 1024;
 // Of several slices side by side, for few tiles: shorter ones spill their accumulators too often.
 constexpr Index kApartBlockBytes = 24 * 1024;
@@ -179,12 +179,26 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S]
   }
 }
 
-// Some k of x, then some k of h.
+// Some k of x, then some k of h: what all rows pass over before the next is touched.
 struct DepthBlock {
   Index x_begin, x_end;
   Index h_begin, h_end;
   bool first;
 };
+
+// Where the block of sums ends that k lies in.
+constexpr Index sum_block_end(Index k, Index depth) {
+  static_assert((kSumBlock & (kSumBlock - 1)) == 0);
+  return min_of((k & -kSumBlock) + kSumBlock, depth);
+}
+
+// The end of as many k's from `begin` on as `most` allows: all up to `end`, or whole blocks of
+// sums.
+constexpr Index fitting_end(Index begin, Index end, Index most) {
+  if (end - begin <= most) return end;
+  const Index whole = (begin + most) - (begin + most) % kSumBlock;
+  return whole > begin ? whole : begin;
+}
 
 // What tile number `tile` of those that pass over a block is to fetch of the next one: so many
 // lines of every kUnrolled k's, so that the first few tiles together fetch all. Null: there is
@@ -219,6 +233,12 @@ class Accumulators {
   T* gates_;
 };
 
+template <class T>
+inline T* accumulators_of(const PhaseCall<T>& call, Index row, Index slice) {
+  return call.accumulators + row * call.accumulators_row_stride +
+         (slice - call.accumulators_first_slice) * call.accumulators_slice_stride;
+}
+
 // The cell, for all rows and slices [slice, slice_end), once their accumulators are complete. Two
 // loops, as one would be a long chain of activations whose latency the processor cannot fill with
 // the next vector's; and over many rows at once, not tile by tile, for the same reason.
@@ -229,7 +249,7 @@ __attribute__((noinline)) void finish(const PhaseCall<T>& given, Index slice, In
     for (Index s = slice; s < slice_end; ++s) {
       const Index unit = s * Vec<T>::width;
       const int lanes = static_cast<int>(min_of(call.units - unit, Vec<T>::width));
-      T* accumulators = call.accumulators + s * call.accumulators_slice_stride;
+      T* accumulators = accumulators_of(call, 0, s);
       for (Index row = 0; row < call.rows; ++row) {
         cell(Accumulators<T>(accumulators), Place<T>{row, unit, lanes});
         accumulators += call.accumulators_row_stride;
@@ -242,130 +262,157 @@ __attribute__((noinline)) void finish(const PhaseCall<T>& given, Index slice, In
            __attribute__((always_inline)) { Phase::template state<T>(call, a, at); });
 }
 
-// A tile's accumulators of the gates of a window, between memory and registers. They begin at the
-// bias.
-template <int Gates, Window Of, class T, int R, int S>
-inline __attribute__((always_inline)) void begin_tile(const PhaseCall<T>& call, Index slice,
-                                                      Vec<T> (&accumulators)[R][S][Of.count]) {
-#pragma GCC unroll 12
-  for (int s = 0; s < S; ++s) {
-#pragma GCC unroll 4
-    for (int g = 0; g < Of.count; ++g) {
-      const Index gate = (slice + s) * Gates + Of.first + g;
-      const Vec<T> start = call.bias ? load<T>(call.bias + gate * Vec<T>::width) : zero<T>();
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) accumulators[r][s][g] = start;
-    }
-  }
-}
+// The vectors of a tile's rows, slices and gates in memory: those of a gate are contiguous.
+template <class T, class Element = T>
+struct TileMemory {
+  Element* base;
+  Index row_stride;
+  Index slice_stride;
 
-// f(memory, accumulator) for each of them.
-template <Window Of, class T, int R, int S, class F>
-inline __attribute__((always_inline)) void each_accumulator(const PhaseCall<T>& call, Index row,
-                                                            Index slice,
-                                                            Vec<T> (&accumulators)[R][S][Of.count],
-                                                            F&& f) {
+  Element* at(int r, int s, int g) const {
+    return base + r * row_stride + s * slice_stride + g * Vec<T>::width;
+  }
+};
+
+// f(r, s, g) for each vector of a tile.
+template <int R, int S, int Count, class F>
+inline __attribute__((always_inline)) void each_vector(F&& f) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 12
     for (int s = 0; s < S; ++s) {
-      T* memory = call.accumulators + (row + r) * call.accumulators_row_stride +
-                  (slice + s) * call.accumulators_slice_stride;
 #pragma GCC unroll 4
-      for (int g = 0; g < Of.count; ++g)
-        f(memory + (Of.first + g) * Vec<T>::width, accumulators[r][s][g]);
+      for (int g = 0; g < Count; ++g) f(r, s, g);
     }
   }
 }
-template <Window Of, class T, int R, int S>
-inline __attribute__((always_inline)) void load_tile(const PhaseCall<T>& call, Index row,
-                                                     Index slice,
-                                                     Vec<T> (&accumulators)[R][S][Of.count]) {
-  each_accumulator<Of>(call, row, slice, accumulators,
-                       [](const T* memory, Vec<T>& accumulator)
-                           __attribute__((always_inline)) { accumulator = load<T>(memory); });
+
+template <class T>
+alignas(vector_bytes) constexpr T kZeros[kMaxGates * Vec<T>::width] = {};
+
+// A tile's accumulators of the gates from `gate` on.
+template <class T>
+inline TileMemory<T> accumulators_of(const PhaseCall<T>& call, Index row, Index slice, int gate) {
+  return {accumulators_of(call, row, slice) + gate * Vec<T>::width, call.accumulators_row_stride,
+          call.accumulators_slice_stride};
 }
-template <Window Of, class T, int R, int S>
-inline __attribute__((always_inline)) void store_tile(const PhaseCall<T>& call, Index row,
-                                                      Index slice,
-                                                      Vec<T> (&accumulators)[R][S][Of.count]) {
-  each_accumulator<Of>(call, row, slice, accumulators,
-                       [](T* memory, Vec<T>& accumulator)
-                           __attribute__((always_inline)) { store(memory, accumulator); });
+// Where they begin.
+template <int Gates, class T>
+inline TileMemory<T, const T> biases_of(const PhaseCall<T>& call, Index slice, int gate) {
+  constexpr Index kSlice = Gates * Vec<T>::width;
+  if (!call.bias) return {kZeros<T>, 0, 0};
+  return {call.bias + slice * kSlice + gate * Vec<T>::width, 0, kSlice};
 }
 
-// The k's [begin, end) of one operand's product, into a tile's accumulators of the gates that see
-// it.
-template <int Fetched, class T, int R, int S, int Count>
-inline __attribute__((always_inline)) void product_tile(const Product<T>& product, Index row,
+// The micro-kernel: the sums of a tile over `depth` k's, which begin at `start` and are written or
+// added to `to`.
+template <int Fetched, int R, int S, int Count, class T>
+inline __attribute__((always_inline)) void sum_tile(const T* const (&a)[R], const T* panel,
+                                                    Index slice_stride, Index depth, const T* ahead,
+                                                    TileMemory<T, const T> start, TileMemory<T> to,
+                                                    bool add) {
+  Vec<T> sums[R][S][Count];
+  each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
+    sums[r][s][g] = load<T>(start.at(r, s, g));
+  });
+  multiply<Fetched>(sums, a, 1, panel, slice_stride, depth, ahead);
+  if (add) {
+    each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
+      store(to.at(r, s, g), load<T>(to.at(r, s, g)) + sums[r][s][g]);
+    });
+  } else {
+    each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
+      store(to.at(r, s, g), sums[r][s][g]);
+    });
+  }
+}
+
+// The k's [begin, end) of one operand's product, for the gates of a tile that see it: block by
+// block of sums. `begins`: the accumulators begin here.
+template <int Gates, Window Of, int Fetched, int R, int S, class T>
+inline __attribute__((always_inline)) void product_tile(const PhaseCall<T>& call,
+                                                        const Product<T>& product, Index row,
                                                         Index slice, Index begin, Index end,
-                                                        bool descending, Index tile,
-                                                        Vec<T> (&accumulators)[R][S][Count]) {
-  constexpr Index kStep = Count * Vec<T>::width;
+                                                        bool begins, Index tile) {
+  constexpr Index kStep = Of.count * Vec<T>::width;
   const Index slice_stride = product.depth * kStep;
-  const T* panel = product.panel + slice * slice_stride + begin * kStep;
-  const T* a[R];
+  const T* const panel = product.panel + slice * slice_stride;
+  // Where this tile's share of the next block of the panel begins. Behind a slice's last block lies
+  // the first one of the slice above.
+  const bool turns_back = call.descending && end == product.depth;
+  const Index to_next = turns_back ? -slice_stride - begin * kStep : (end - begin) * kStep;
+  const TileMemory<T> accumulators = accumulators_of(call, row, slice, Of.first);
+  const auto partial_sums = [&] {
+    return TileMemory<T>{call.partial_sums + row * call.accumulators_row_stride +
+                             slice * call.partial_sums_slice_stride + Of.first * Vec<T>::width,
+                         call.accumulators_row_stride, call.partial_sums_slice_stride};
+  };
+  for (Index k = begin; k < end;) {
+    const Index block_end = sum_block_end(k, product.depth);
+    const Index k_end = min_of(block_end, end);
+    TileMemory<T, const T> start = {kZeros<T>, 0, 0};
+    if (begins) start = biases_of<Gates>(call, slice, Of.first);
+    if (k % kSumBlock != 0) {
+      const TileMemory<T> spilled = partial_sums();
+      start = {spilled.base, spilled.row_stride, spilled.slice_stride};
+    }
+    const bool complete = k_end == block_end;
+    const TileMemory<T> to = complete ? accumulators : partial_sums();
+    const T* a[R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) a[r] = product.rows[row + r] + begin;
-  // Behind a slice's last block lies the first one of the slice above.
-  const bool turns_back = descending && end == product.depth;
-  const T* next =
-      turns_back ? product.panel + (slice - 1) * slice_stride : panel + (end - begin) * kStep;
-  multiply<Fetched>(accumulators, a, 1, panel, slice_stride, end - begin,
-                    share_ahead<Count, Fetched>(next, tile));
+    for (int r = 0; r < R; ++r) a[r] = product.rows[row + r] + k;
+    sum_tile<Fetched, R, S, Of.count>(
+        a, panel + k * kStep, slice_stride, k_end - k,
+        share_ahead<Of.count, Fetched>(panel + k * kStep + to_next, tile), start, to,
+        complete && !begins);
+    begins = false;
+    k = k_end;
+  }
 }
 
 // One tile of a phase: R rows from `row` on, S slices from `slice` on; number `tile` of those of a
-// block. Where x and h are seen by different gates, their accumulators take turns in the registers.
+// block.
 template <PhaseShape Shape, int Fetched, class T, int R, int S>
 inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row,
                                                       Index slice, const DepthBlock& block,
                                                       Index tile) {
-  const auto product = [&]<int Count>(
-                           const Product<T>& of, Index begin, Index end,
-                           Vec<T>(&accumulators)[R][S][Count]) __attribute__((always_inline)) {
-    product_tile<Fetched>(of, row, slice, begin, end, call.descending, tile, accumulators);
-  };
-  constexpr Window kAll = {0, Shape.gates};
-  constexpr bool kOneWindow = Shape.x.count == Shape.gates;
+  static_assert(Shape.x.first == 0);
   const bool begins = block.first && !call.resume;
   const bool sees_x = block.x_begin < block.x_end;
-  const bool sees_h = Shape.h.count > 0 && block.h_begin < block.h_end;
-  if constexpr (kOneWindow) {
-    Vec<T> accumulators[R][S][Shape.gates];
-    if (begins) {
-      begin_tile<Shape.gates, kAll>(call, slice, accumulators);
-    } else {
-      load_tile<kAll>(call, row, slice, accumulators);
-    }
-    if (sees_x) product(call.x, block.x_begin, block.x_end, accumulators);
-    if constexpr (Shape.h.count > 0) {
-      if (sees_h) product(call.h, block.h_begin, block.h_end, accumulators);
-    }
-    store_tile<kAll>(call, row, slice, accumulators);
-  } else {
-    static_assert(Shape.x.first == 0 && Shape.h.end() == Shape.gates);
-    if (begins) {
-      constexpr Window kUnseen = {Shape.x.end(), Shape.gates - Shape.x.end()};
-      Vec<T> unseen[R][S][kUnseen.count];
-      begin_tile<Shape.gates, kUnseen>(call, slice, unseen);
-      store_tile<kUnseen>(call, row, slice, unseen);
-    }
-    if (begins || sees_x) {
-      Vec<T> accumulators[R][S][Shape.x.count];
-      if (begins) {
-        begin_tile<Shape.gates, Shape.x>(call, slice, accumulators);
-      } else {
-        load_tile<Shape.x>(call, row, slice, accumulators);
+  // The accumulators that no product with x begins.
+  const auto begin_gates = [&]<int First, int End>() __attribute__((always_inline)) {
+    const TileMemory<T> to = accumulators_of(call, row, slice, First);
+    const TileMemory<T, const T> start = biases_of<Shape.gates>(call, slice, First);
+    each_vector<R, S, End - First>([&](int r, int s, int g) __attribute__((always_inline)) {
+      store(to.at(r, s, g), load<T>(start.at(r, s, g)));
+    });
+  };
+  if (begins && !sees_x) begin_gates.template operator()<0, Shape.gates>();
+  if constexpr (Shape.x.count == Shape.gates && Shape.h.count == Shape.gates) {
+    // One copy of the micro-kernel for both operands.
+#pragma GCC unroll 1
+    for (int operand = 0; operand < 2; ++operand) {
+      const bool of_h = operand == 1;
+      const Index begin = of_h ? block.h_begin : block.x_begin;
+      const Index end = of_h ? block.h_end : block.x_end;
+      if (begin < end) {
+        product_tile<Shape.gates, Shape.x, Fetched, R, S>(call, of_h ? call.h : call.x, row, slice,
+                                                          begin, end, begins && !of_h, tile);
       }
-      if (sees_x) product(call.x, block.x_begin, block.x_end, accumulators);
-      store_tile<Shape.x>(call, row, slice, accumulators);
     }
-    if (sees_h) {
-      Vec<T> accumulators[R][S][Shape.h.count];
-      load_tile<Shape.h>(call, row, slice, accumulators);
-      product(call.h, block.h_begin, block.h_end, accumulators);
-      store_tile<Shape.h>(call, row, slice, accumulators);
+  } else {
+    if (sees_x) {
+      if constexpr (Shape.x.count < Shape.gates) {
+        if (begins) begin_gates.template operator()<Shape.x.end(), Shape.gates>();
+      }
+      product_tile<Shape.gates, Shape.x, Fetched, R, S>(call, call.x, row, slice, block.x_begin,
+                                                        block.x_end, begins, tile);
+    }
+    if constexpr (Shape.h.count > 0) {
+      if (block.h_begin < block.h_end) {
+        product_tile<Shape.gates, Shape.h, Fetched, R, S>(call, call.h, row, slice, block.h_begin,
+                                                          block.h_end, false, tile);
+      }
     }
   }
 }
@@ -415,6 +462,68 @@ __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index row_b
           });
 }
 
+template <class T>
+inline Rows<T> rows_from(Rows<T> rows, Index row) {
+  return rows.table ? Rows<T>{nullptr, 0, rows.table + row}
+                    : Rows<T>{rows.base + row * rows.stride, rows.stride, nullptr};
+}
+
+// The sums of groups in memory: those of 96 rows of the widest tile, and of all rows where they are
+// few.
+constexpr Index kGroupVectors = 96 * 4;
+
+// Slices [begin, end) of products of several groups of k's. sum_blocks(call, depths) adds the
+// blocks of a part of the k's to that call's accumulators.
+template <PhaseShape Shape, class T, class SumBlocks>
+__attribute__((noinline)) void sum_groups(const PhaseCall<T>& call, const DepthBlock& all,
+                                          Index begin, Index end, const SumBlocks& sum_blocks) {
+  constexpr Index kWidth = Vec<T>::width;
+  alignas(vector_bytes) T sums[kGroupVectors * kWidth];
+  const Index most_rows = kGroupVectors / ((end - begin) * Shape.gates);
+  for (Index row = 0; row < call.rows; row += most_rows) {
+    PhaseCall<T> whole = call;
+    whole.rows = min_of(most_rows, call.rows - row);
+    whole.x.rows = rows_from(call.x.rows, row);
+    whole.h.rows = rows_from(call.h.rows, row);
+    whole.accumulators = call.accumulators + row * call.accumulators_row_stride;
+    if (call.partial_sums)
+      whole.partial_sums = call.partial_sums + row * call.accumulators_row_stride;
+    PhaseCall<T> group = whole;
+    group.bias = nullptr;
+    group.resume = false;
+    group.accumulators = sums;
+    group.accumulators_row_stride = Shape.gates * kWidth;
+    group.accumulators_slice_stride = whole.rows * group.accumulators_row_stride;
+    group.accumulators_first_slice = begin;
+    const auto add_group = [&](Window window) {
+      for (Index slice = begin; slice < end; ++slice) {
+        for (Index r = 0; r < whole.rows; ++r) {
+          const T* const from = accumulators_of(group, r, slice);
+          T* const to = accumulators_of(whole, r, slice);
+          for (Index i = window.first * kWidth; i < window.end() * kWidth; i += kWidth)
+            store(to + i, load<T>(to + i) + load<T>(from + i));
+        }
+      }
+    };
+    // The first group of x, and of h if x has no other, are added to the accumulators themselves.
+    const Index x_end = min_of(all.x_end, kSumGroup);
+    Index h = all.h_begin;
+    if (x_end == all.x_end) h = min_of(all.h_end, kSumGroup);
+    sum_blocks(whole, DepthBlock{0, x_end, all.h_begin, h, true});
+    for (Index k = x_end; k < all.x_end; k += kSumGroup) {
+      sum_blocks(group, DepthBlock{k, min_of(k + kSumGroup, all.x_end), 0, 0, true});
+      add_group(Shape.x);
+    }
+    if (h < min_of(all.h_end, kSumGroup)) {
+      sum_blocks(whole, DepthBlock{0, 0, h, min_of(all.h_end, kSumGroup), false});
+    }
+    for (Index k = kSumGroup; k < all.h_end; k += kSumGroup) {
+      sum_blocks(group, DepthBlock{0, 0, k, min_of(k + kSumGroup, all.h_end), true});
+      add_group(Shape.h);
+    }
+  }
+}
+
 // All rows pass over one block of a panel before the next is touched. `finish` may be null.
 template <PhaseShape Shape, class T>
 __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
@@ -425,12 +534,20 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
   constexpr auto one_row = phase_sweep<Shape, T, 1, Tile::kSlicesOneRow, 0>;
   constexpr auto many_rows = phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, 0>;
   const bool descending = call.descending;
-  const Index h_end = call.h.depth - call.h_left;
+  const DepthBlock all = {0, call.x.depth, call.h_begin, call.h.depth - call.h_left, true};
+  const bool groups = call.x.depth > kSumGroup || call.h.depth > kSumGroup;
   if (call.rows == 0) return;
   if (call.rows == 1) {  // where all that can be left out counts
     each_piece(call.slice_begin, call.slice_end, kFinishedVectors, descending,
                [&](Index begin, Index end) {
-                 one_row(call, 0, 1, begin, end, {0, call.x.depth, call.h_begin, h_end, true});
+                 const auto sum_blocks = [&](const PhaseCall<T>& part, const DepthBlock& block) {
+                   one_row(part, 0, 1, begin, end, block);
+                 };
+                 if (groups) {
+                   sum_groups<Shape>(call, all, begin, end, sum_blocks);
+                 } else {
+                   sum_blocks(call, all);
+                 }
                  if (finish) finish(call, begin, end);
                });
     return;
@@ -455,39 +572,50 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
                          : apart  ? 2 * Tile::kSlicesOneRow
                                   : Tile::kSlices;
   const Index slices = apart ? Tile::kSlicesOneRow : finished;
-  const Index depth = call.x.depth + h_end - call.h_begin;
-  const Index most_depth = apart ? kApartBlockBytes / (Tile::kSlicesOneRow * kSliceBytes)
-                                 : kPanelBlockBytes / (Tile::kSlices * kSliceBytes);
-  const Index blocks = few_rows || depth <= most_depth ? 1 : (depth + most_depth - 1) / most_depth;
+  const Index all_depth = all.x_end + all.h_end - all.h_begin;
+  const Index fitting_depth = apart ? kApartBlockBytes / (Tile::kSlicesOneRow * kSliceBytes)
+                                    : kPanelBlockBytes / (Tile::kSlices * kSliceBytes);
+  const Index most_depth = few_rows                    ? all_depth
+                           : fitting_depth < kSumBlock ? kSumBlock
+                                                       : fitting_depth;
 
-  const auto products = [&](Index begin, Index end, const DepthBlock& block) {
+  const auto products = [&](const PhaseCall<T>& part, Index begin, Index end,
+                            const DepthBlock& block) {
     const auto run = [&](auto sweep, Index row, Index row_end) {
-      sweep(call, row, row_end, begin, end, block);
+      sweep(part, row, row_end, begin, end, block);
     };
     if (apart) {
-      run(many_rows, 0, call.rows - 1);
-      run(one_row, call.rows - 1, call.rows);
+      run(many_rows, 0, part.rows - 1);
+      run(one_row, part.rows - 1, part.rows);
     } else if (fetch) {
       if constexpr (kOneStretch) {
         constexpr int kLines = kUnrolled * kSliceBytes / kLineBytes;
         with_share<(kLines + kFetchedTiles - 1) / kFetchedTiles>(
             tiles / kFetchedTiles, [&]<int Lines>() {
-              run(phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, Lines>, 0, call.rows);
+              run(phase_sweep<Shape, T, Tile::kRows, Tile::kSlices, Lines>, 0, part.rows);
             });
       }
     } else {
-      run(many_rows, 0, call.rows);
+      run(many_rows, 0, part.rows);
     }
   };
   each_piece(call.slice_begin, call.slice_end, finished, descending, [&](Index first, Index last) {
     each_piece(first, last, slices, descending, [&](Index begin, Index end) {
-      const Index x_depth = call.x.depth;
-      const auto of_h = [&](Index k) { return call.h_begin + (k > x_depth ? k - x_depth : 0); };
-      for (Index b = 0; b < blocks; ++b) {
-        const Index from = depth * b / blocks;
-        const Index to = depth * (b + 1) / blocks;
-        products(begin, end,
-                 {min_of(from, x_depth), min_of(to, x_depth), of_h(from), of_h(to), b == 0});
+      const auto sum_blocks = [&](const PhaseCall<T>& part, const DepthBlock& depths) {
+        DepthBlock block = depths;
+        do {
+          block.x_end = fitting_end(block.x_begin, depths.x_end, most_depth);
+          const Index left = most_depth - (block.x_end - block.x_begin);
+          block.h_end = block.x_end == depths.x_end ? fitting_end(block.h_begin, depths.h_end, left)
+                                                    : block.h_begin;
+          products(part, begin, end, block);
+          block = {block.x_end, block.x_end, block.h_end, block.h_end, false};
+        } while (block.x_end < depths.x_end || block.h_end < depths.h_end);
+      };
+      if (groups) {
+        sum_groups<Shape>(call, all, begin, end, sum_blocks);
+      } else {
+        sum_blocks(call, all);
       }
     });
     if (finish) finish(call, first, last);
@@ -506,16 +634,16 @@ void phase(const PhaseCall<T>& call) {
 
 // ---- Weight gradients: the depth is the rows of all steps, both operands are packed on the fly.
 
-// Rows packed at once: a block of `right`'s panel is 16 or 32 KiB. Columns of `left` packed at
+// A block of sums is packed at once: of `right`'s panel 16 or 32 KiB. Columns of `left` packed at
 // once: 192 KiB of float, in L2.
-constexpr Index kOuterDepth = 128;
 constexpr Index kOuterLeft = 384;
 
 template <class T>
 struct OuterShape {
   static constexpr int kColumns = TileShape<1>::kSlices;  // vectors of `right`
   static constexpr int kRows = TileShape<1>::kRows;
-  static constexpr Index kScratch = kOuterDepth * (kOuterLeft + kRows + kColumns * Vec<T>::width);
+  static constexpr Index kScratch =
+      kOuterSumBlock * (kOuterLeft + kRows + kColumns * Vec<T>::width);
 };
 
 // Packs rows of `left` for `Tiles` tiles of R columns each: [tile][k][row of the tile].
@@ -542,26 +670,26 @@ inline __attribute__((always_inline)) void outer_tile(const T* left, const T* ri
   for (Index next = row + R; next < min_of(row + R + OuterShape<T>::kRows, rows_end); ++next) {
     for (int i = 0; i < S * kWidth; i += kLine) __builtin_prefetch(result[next] + column + i, 1);
   }
-  Vec<T> accumulators[R][S][1];
+  Vec<T> sums[R][S][1];
   const T* a[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     a[r] = left + r;
-    const T* start = result[row + r] + column;
 #pragma GCC unroll 12
-    for (int s = 0; s < S; ++s) {
-      accumulators[r][s][0] = !resume     ? zero<T>()
-                              : s + 1 < S ? load<T>(start + s * kWidth)
-                                          : load_partial<T>(start + s * kWidth, last_lanes);
-    }
+    for (int s = 0; s < S; ++s) sums[r][s][0] = zero<T>();
   }
-  multiply(accumulators, a, R, right, depth * kWidth, depth);
+  multiply(sums, a, R, right, depth * kWidth, depth);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    T* end = result[row + r] + column;
+    T* const to = result[row + r] + column;
 #pragma GCC unroll 12
-    for (int s = 0; s + 1 < S; ++s) store(end + s * kWidth, accumulators[r][s][0]);
-    store_partial<T>(end + (S - 1) * kWidth, accumulators[r][S - 1][0], last_lanes);
+    for (int s = 0; s + 1 < S; ++s) {
+      T* const at = to + s * kWidth;
+      store(at, resume ? load<T>(at) + sums[r][s][0] : sums[r][s][0]);
+    }
+    T* const last = to + (S - 1) * kWidth;
+    const Vec<T> sum = sums[r][S - 1][0];
+    store_partial<T>(last, resume ? load_partial<T>(last, last_lanes) + sum : sum, last_lanes);
   }
 }
 
@@ -572,10 +700,10 @@ void outer(const OuterCall<T>& call) {
   constexpr int kColumns = OuterShape<T>::kColumns;
   constexpr int kTilesPacked = 4;
   T* const packed_left = call.scratch;  // [tile][k][row of the tile]
-  T* const packed_right = packed_left + kOuterDepth * (kOuterLeft + kRows);  // [slice][k][width]
+  T* const packed_right = packed_left + kOuterSumBlock * (kOuterLeft + kRows);  // [slice][k][width]
 
-  for (Index k0 = 0; k0 < call.depth || k0 == 0; k0 += kOuterDepth) {
-    const Index depth = min_of(call.depth - k0, kOuterDepth);
+  for (Index k0 = 0; k0 < call.depth || k0 == 0; k0 += kOuterSumBlock) {
+    const Index depth = min_of(call.depth - k0, kOuterSumBlock);
     const bool resume = call.resume || k0 > 0;
     for (Index m0 = 0; m0 < call.left_columns; m0 += kOuterLeft) {
       const Index m1 = min_of(m0 + kOuterLeft, call.left_columns);
@@ -633,7 +761,12 @@ void sum_rows(Rows<const T> rows, Index count, Index columns, T* sum, bool resum
   for (Index j = 0; j < columns; j += kWidth) {
     const int lanes = static_cast<int>(min_of(columns - j, kWidth));
     Vec<T> total = resume ? load_partial<T>(sum + j, lanes) : zero<T>();
-    for (Index r = 0; r < count; ++r) total = total + load_partial<T>(rows[r] + j, lanes);
+    for (Index first = 0; first < count; first += kOuterSumBlock) {
+      const Index end = min_of(first + kOuterSumBlock, count);
+      Vec<T> block = load_partial<T>(rows[first] + j, lanes);
+      for (Index r = first + 1; r < end; ++r) block = block + load_partial<T>(rows[r] + j, lanes);
+      total = total + block;
+    }
     store_partial<T>(sum + j, total, lanes);
   }
 }

@@ -119,7 +119,9 @@ class PhaseProblem {
     whole(false);
     whole(true);
     x_then_h();
-    for (const Index begun : {Index{0}, h_.columns / 3, h_.columns}) h_in_parts(begun);
+    if (h_.columns <= kSumGroup) {
+      for (const Index begun : {Index{0}, h_.columns / 3, h_.columns}) h_in_parts(begun);
+    }
     for (const Index piece : {1, 2, 5}) {
       for (const Index piece_slices : {1, 2, 3}) pieces(piece, piece_slices);
     }
@@ -177,9 +179,19 @@ class PhaseProblem {
     }
     const auto add = [&](Matrix<T>& a, const std::vector<T>& panel, Window window) {
       if (gate < window.first || gate >= window.end()) return;
-      for (Index k = 0; k < a.columns; ++k) {
-        const T w = element(panel, a.columns, window.count, k, gate - window.first, unit);
-        sum = multiply_add(a(r, k), w, sum);
+      for (Index group = 0; group < a.columns; group += kSumGroup) {
+        T group_sum = group == 0 ? sum : T(0);
+        for (Index begin = group; begin < std::min(group + kSumGroup, a.columns);
+             begin += kSumBlock) {
+          const bool at_bias = start_ != Start::accumulators && &a == &x_ && begin == 0;
+          T block = at_bias ? sum : T(0);
+          for (Index k = begin; k < std::min(begin + kSumBlock, a.columns); ++k) {
+            const T w = element(panel, a.columns, window.count, k, gate - window.first, unit);
+            block = multiply_add(a(r, k), w, block);
+          }
+          group_sum = at_bias ? block : group_sum + block;
+        }
+        sum = group == 0 ? group_sum : sum + group_sum;
       }
     };
     add(x_, x_panel_, spec.x);
@@ -248,9 +260,11 @@ class PhaseProblem {
     CHECK(complete(results));
   }
 
-  // As a thread does it that has not yet all of h: x and the first k's of h, then the others.
+  // As a thread does it that has not yet all of h: x and the first k's of h, then the others. The
+  // cut is inside a block of sums, or between two.
   void h_in_parts(Index begun) {
     std::vector<T> accumulators = begun_;
+    std::vector<T> partial_sums(accumulators.size(), nan<T>);
     Results results(rows_, units_, slices_);
     PhaseCall<T> c = call(accumulators, results, 0, rows_);
     Matrix<T> first = h_;
@@ -260,12 +274,16 @@ class PhaseProblem {
     c.h.rows = first.strided(0);
     c.h_left = h_.columns - begun;
     c.finish = false;
+    c.partial_sums = partial_sums.data();
+    c.partial_sums_slice_stride = accumulators_slice_stride();
     phase<ProbeOf<Kind>::template Probe, T>(c);
     CHECK(untouched(results));
     c = call(accumulators, results, 0, rows_);
     c.x.depth = 0;
     c.h_begin = begun;
     c.resume = true;
+    c.partial_sums = partial_sums.data();
+    c.partial_sums_slice_stride = accumulators_slice_stride();
     phase<ProbeOf<Kind>::template Probe, T>(c);
     CHECK(complete(results));
   }
@@ -360,9 +378,17 @@ void check_phase() {
       check(rows, units, 300, 127);
       check(rows, units, 700, 0);
       check(rows, units, 0, 700);
+      check(rows, units, kSumBlock, 2 * kSumBlock);
     }
   }
   check(33, 33, 300, 700);
+  // Several groups of k's.
+  for (const Index rows : {1, 2, 7, 100}) {
+    check(rows, 17, kSumGroup + 1, 40);
+    check(rows, 33, 40, 2 * kSumGroup + 130);
+    check(rows, 5, 2 * kSumGroup, kSumGroup + 300);
+    check(rows, 5, 0, kSumGroup + 1);
+  }
 }
 
 // ---- Weight gradients
@@ -379,11 +405,16 @@ void check_outer(Random& random, Index depth, Index left_columns, Index right_co
     for (Index m = 0; m < left_columns; ++m) {
       for (Index n = 0; n < right_columns; ++n) {
         T sum = resume ? before[wanted.size()] : T(0);
-        for (Index r = 0; r < depth; ++r) sum = multiply_add(left(r, m), right(r, n), sum);
+        for (Index begin = 0; begin < depth; begin += kOuterSumBlock) {
+          T block = T(0);
+          for (Index r = begin; r < std::min(begin + kOuterSumBlock, depth); ++r)
+            block = multiply_add(left(r, m), right(r, n), block);
+          sum += block;
+        }
         wanted.push_back(sum);
       }
     }
-    // Whole; in two parts of the rows of the result; and the depth in two calls.
+    // Whole; in two parts of the rows of the result; and the depth in two calls, between blocks.
     enum Cut { none, columns, depths };
     for (const Cut cut : {none, columns, depths}) {
       Matrix<T> result(left_columns, right_columns, 3, canary<T>);
@@ -406,7 +437,7 @@ void check_outer(Random& random, Index depth, Index left_columns, Index right_co
         call.scratch = scratch.data();
         outer<T>(call);
       };
-      const Index third = left_columns / 3, half = depth / 2;
+      const Index third = left_columns / 3, half = depth / 2 / kOuterSumBlock * kOuterSumBlock;
       if (cut == none) run(0, depth, 0, left_columns);
       if (cut == columns) {
         run(0, depth, 0, third);
@@ -440,11 +471,12 @@ void check_outer() {
     }
   }
   // More than is packed at once.
-  for (const Index depth : {kOuterDepth - 1, kOuterDepth, kOuterDepth + 1, 2 * kOuterDepth + 44}) {
+  for (const Index depth :
+       {kOuterSumBlock - 1, kOuterSumBlock, kOuterSumBlock + 1, 2 * kOuterSumBlock + 44}) {
     check_outer<T>(random, depth, 7, 17);
   }
   for (const Index more : {0, 1, 2, 17}) check_outer<T>(random, 5, kOuterLeft + more, 17);
-  check_outer<T>(random, kOuterDepth + 5, 2 * kOuterLeft + 1, 3);
+  check_outer<T>(random, kOuterSumBlock + 5, 2 * kOuterLeft + 1, 3);
 }
 
 // ---- Sums of rows
@@ -452,7 +484,7 @@ void check_outer() {
 template <class T>
 void check_sums() {
   Random random(20);
-  for (const Index rows : {0, 1, 2, 13}) {
+  for (const Index rows : {Index{0}, Index{1}, Index{2}, Index{13}, 2 * kOuterSumBlock + 1}) {
     for (const Index columns : {0, 1, 3, 15, 16, 17, 33, 100}) {
       Matrix<T> from = Matrix<T>::random(random, rows, columns);
       const std::vector<T> before = random.numbers<T>(columns);
@@ -463,7 +495,12 @@ void check_sums() {
           sum_rows<T>(table ? from.scattered() : from.strided(), rows, columns, sum.row(0), resume);
           for (Index j = 0; j < columns; ++j) {
             T wanted = resume ? before[static_cast<std::size_t>(j)] : T(0);
-            for (Index r = 0; r < rows; ++r) wanted += from(r, j);
+            for (Index begin = 0; begin < rows; begin += kOuterSumBlock) {
+              T block = T(0);
+              for (Index r = begin; r < std::min(begin + kOuterSumBlock, rows); ++r)
+                block += from(r, j);
+              wanted += block;
+            }
             CHECK(same(sum(0, j), wanted));
           }
           CHECK(sum.gaps_are(canary<T>));
