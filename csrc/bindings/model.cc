@@ -7,6 +7,7 @@
 #include "arguments.h"
 #include "gil.h"
 #include "module.h"
+#include "parameters.h"
 
 namespace tidegate::bindings {
 namespace {
@@ -222,26 +223,10 @@ class TypedModel final : public Model {
   bool batch_first() const override { return batch_first_; }
 
   py::array flat(const py::object& owner) const override {
-    py::array_t<T> array({model_->parameter_count()}, model_->parameters(), owner);
-    array.attr("setflags")(py::arg("write") = false);
-    return array;
+    return flat_parameters<T>(*model_, owner);
   }
-
   void write(Index offset, py::handle values) override {
-    const py::array array = read_array<T>("values", values);
-    const Index count = model_->parameter_count();
-    if (array.ndim() != 1) fail_shape("values", array, "one axis");
-    if (offset < 0 || offset > count || array.size() > count - offset) {
-      throw py::value_error("offset: got " + std::to_string(offset) + " for " +
-                            std::to_string(array.size()) + " values, wanted a range within " +
-                            std::to_string(count) + " parameters");
-    }
-    const py::array memory = readable<T>(array);
-    const double copying =
-        static_cast<double>(memory.nbytes()) / 10;  // at some 10 bytes a nanosecond
-    without_gil(copying, [&] {
-      model_->write_parameters(offset, static_cast<const T*>(memory.data()), memory.size());
-    });
+    write_parameters<T>(*model_, offset, values);
   }
 
   py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset,

@@ -2,8 +2,6 @@
 #include "tidegate/model.h"
 
 #include <algorithm>
-#include <cstring>
-#include <mutex>
 #include <stdexcept>
 
 #include "core/model_impl.h"
@@ -11,24 +9,29 @@
 
 namespace tidegate {
 
-template <class T>
-Model<T>::Impl::Impl(const Config& network) : config(network) {
+namespace {
+
+Config validated(const Config& config) {
   config.validate();
-  Index count = 0;
-  for (const Parameter& parameter : tidegate::parameters(config)) count += parameter.size();
-  parameters.resize(static_cast<std::size_t>(count));
+  return config;
 }
+
+Index flat_size(const Config& config) {
+  const Parameter last = parameters(config).back();
+  return last.offset + last.size();
+}
+
+}  // namespace
+
+template <class T>
+Model<T>::Impl::Impl(const Config& network)
+    : config(validated(network)), parameters(flat_size(config)) {}
 
 template <class T>
 std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads) {
-  const std::lock_guard lock(mutex_);
-  const std::uint64_t current = version.load(std::memory_order_relaxed);
-  if (!packed_ || packed_version_ != current || &packed_->kernels() != &kernels<T>()) {
-    packed_.reset();  // its memory, if nobody else has it, is the next one's
-    packed_ = std::make_shared<const Weights<T>>(config, parameters.data(), threads);
-    packed_version_ = current;
-  }
-  return packed_;
+  return parameters.packed([&](const T* values) {
+    return std::make_shared<const Weights<T>>(config, values, threads);
+  });
 }
 
 template <class T>
@@ -44,28 +47,17 @@ const Config& Model<T>::config() const {
 
 template <class T>
 Index Model<T>::parameter_count() const {
-  return static_cast<Index>(impl_->parameters.size());
+  return impl_->parameters.count();
 }
 
 template <class T>
 const T* Model<T>::parameters() const {
-  return impl_->parameters.data();
+  return impl_->parameters.values();
 }
 
 template <class T>
 void Model<T>::write_parameters(Index offset, const T* values, Index count) {
-  if (offset < 0 || count < 0 || count > parameter_count() || offset > parameter_count() - count) {
-    throw std::invalid_argument("offset: got " + std::to_string(offset) + " with " +
-                                std::to_string(count) + " values, wanted a part of " +
-                                std::to_string(parameter_count()) + " parameters");
-  }
-  const std::lock_guard lock(impl_->mutex_);
-  T* const to = impl_->parameters.data() + offset;
-  // What is there already need not be packed again. Bits are compared: -0 equals 0, NaN not itself.
-  if (count == 0 || std::memcmp(to, values, static_cast<std::size_t>(count) * sizeof(T)) == 0)
-    return;
-  std::copy(values, values + count, to);
-  impl_->version.fetch_add(1, std::memory_order_release);
+  impl_->parameters.write(offset, values, count);
 }
 
 template <class T>

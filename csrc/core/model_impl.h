@@ -2,13 +2,9 @@
 #ifndef TIDEGATE_CORE_MODEL_IMPL_H_
 #define TIDEGATE_CORE_MODEL_IMPL_H_
 
-#include <atomic>
-#include <cstdint>
 #include <memory>
-#include <vector>
 
-#include "core/fork_safe_mutex.h"
-#include "core/isa.h"
+#include "core/parameter_store.h"
 #include "core/weights.h"
 #include "tidegate/model.h"
 
@@ -23,14 +19,7 @@ struct Model<T>::Impl {
   std::shared_ptr<const Weights<T>> weights(int threads = 1);
 
   const Config config;
-  std::vector<T> parameters;
-  std::atomic<std::uint64_t> version{1};  // counts writes
-
- private:
-  friend class Model<T>;
-  ForkSafeMutex mutex_;  // of parameters and what follows
-  std::shared_ptr<const Weights<T>> packed_;
-  std::uint64_t packed_version_ = 0;
+  ParameterStore<T, Weights<T>> parameters;
 };
 
 }  // namespace tidegate

@@ -143,7 +143,8 @@ struct StreamWork {
 
   void take(Arena& arena, const Config& config) {
     const Index width = weights->kernels().width;
-    scratch = StepScratch<T>::take(arena, config, weights->cell(), batch, batch, width);
+    scratch =
+        StepScratch<T>::take(arena, config, weights->cell(), batch, batch, most_threads, width);
     const Index stride = padded_row<T>(config.state_size(), width);
     for (Rows<T>& rows : h_next) rows = {arena.take<T>(batch, stride), stride, nullptr};
     h_rows = arena.take<const T*>(most_threads, batch);
@@ -318,7 +319,7 @@ template <class T>
 void Stream<T>::renew() {
   const StreamWork<T>& work = *impl_->work;
   auto& model = *impl_->model->impl_;
-  if (work.version == model.version.load(std::memory_order_acquire) &&
+  if (work.version == model.parameters.version() &&
       &work.weights->kernels() == &kernels<T>())
     return;
   impl_->work = std::make_unique<StreamWork<T>>(*impl_->model, model, batch());

@@ -1,0 +1,40 @@
+// The flat vector of a layer's parameters, as Python reads and writes it. A layer is anything with
+// parameter_count(), parameters() and write_parameters().
+#ifndef TIDEGATE_BINDINGS_PARAMETERS_H_
+#define TIDEGATE_BINDINGS_PARAMETERS_H_
+
+#include <string>
+
+#include "arrays.h"
+#include "gil.h"
+
+namespace tidegate::bindings {
+
+// A read-only, live view, which keeps `owner`, the Python object of the layer, alive.
+template <class T, class Layer>
+py::array flat_parameters(const Layer& layer, const py::object& owner) {
+  py::array_t<T> array({layer.parameter_count()}, layer.parameters(), owner);
+  array.attr("setflags")(py::arg("write") = false);
+  return array;
+}
+
+template <class T, class Layer>
+void write_parameters(Layer& layer, Index offset, py::handle values) {
+  const py::array array = read_array<T>("values", values);
+  const Index count = layer.parameter_count();
+  if (array.ndim() != 1) fail_shape("values", array, "one axis");
+  if (offset < 0 || offset > count || array.size() > count - offset) {
+    throw py::value_error("offset: got " + std::to_string(offset) + " for " +
+                          std::to_string(array.size()) + " values, wanted a range within " +
+                          std::to_string(count) + " parameters");
+  }
+  const py::array memory = readable<T>(array);
+  const double copying = static_cast<double>(memory.nbytes()) / 10;  // 10 bytes a nanosecond
+  without_gil(copying, [&] {
+    layer.write_parameters(offset, static_cast<const T*>(memory.data()), memory.size());
+  });
+}
+
+}  // namespace tidegate::bindings
+
+#endif  // TIDEGATE_BINDINGS_PARAMETERS_H_

@@ -1,0 +1,72 @@
+// Parameters as a flat vector, and the packed snapshot of them that calls run on.
+#ifndef TIDEGATE_CORE_PARAMETER_STORE_H_
+#define TIDEGATE_CORE_PARAMETER_STORE_H_
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/fork_safe_mutex.h"
+#include "core/isa.h"
+#include "kernels/table.h"
+
+namespace tidegate {
+
+// Any number of threads may take snapshots and write. Packed is immutable, and tells by kernels()
+// for which ISA it was packed.
+template <class T, class Packed>
+class ParameterStore {
+ public:
+  explicit ParameterStore(Index count) : values_(static_cast<std::size_t>(count)) {}
+
+  Index count() const { return static_cast<Index>(values_.size()); }
+  const T* values() const { return values_.data(); }
+  // Counts writes.
+  std::uint64_t version() const { return version_.load(std::memory_order_acquire); }
+
+  // Throws std::invalid_argument unless [offset, offset + count) is a part of the vector.
+  void write(Index offset, const T* values, Index count) {
+    if (offset < 0 || count < 0 || count > this->count() || offset > this->count() - count) {
+      throw std::invalid_argument("offset: got " + std::to_string(offset) + " with " +
+                                  std::to_string(count) + " values, wanted a part of " +
+                                  std::to_string(this->count()) + " parameters");
+    }
+    const std::lock_guard lock(mutex_);
+    T* const to = values_.data() + offset;
+    // Skip repacking if the values are bitwise unchanged (-0 equals 0, NaN does not equal itself).
+    if (count == 0 || std::memcmp(to, values, static_cast<std::size_t>(count) * sizeof(T)) == 0)
+      return;
+    std::copy(values, values + count, to);
+    version_.fetch_add(1, std::memory_order_release);
+  }
+
+  // The snapshot of the current values for the ISA in force: pack(values), if there is none yet.
+  template <class Pack>
+  std::shared_ptr<const Packed> packed(const Pack& pack) {
+    const std::lock_guard lock(mutex_);
+    const std::uint64_t current = version_.load(std::memory_order_relaxed);
+    if (!packed_ || packed_version_ != current || &packed_->kernels() != &kernels<T>()) {
+      packed_.reset();  // The next snapshot reuses its memory if no call holds it.
+      packed_ = pack(values_.data());
+      packed_version_ = current;
+    }
+    return packed_;
+  }
+
+ private:
+  ForkSafeMutex mutex_;
+  std::vector<T> values_;
+  std::atomic<std::uint64_t> version_{1};
+  std::shared_ptr<const Packed> packed_;
+  std::uint64_t packed_version_ = 0;
+};
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_PARAMETER_STORE_H_
