@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from tidegate import Dropout, Linear
+from tidegate import Dropout, Linear, _core
 
 
 def rand(*shape, dtype=np.float64, seed=0):
@@ -48,6 +48,33 @@ def test_linear_is_its_formula(shape, bias, dtype):
     assert grads.x.shape == x.shape
     assert grads.x.dtype == grads.params.dtype == dtype
     assert list(grads.params) == list(layer.params)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("features", [(1, 1), (17, 33), (100, 3), (257, 130), (1500, 16)])
+def test_linear_has_the_same_bits_for_any_batch_and_threads(features, dtype, isa):
+    layer = Linear(*features, dtype=dtype, seed=1)
+    x = rand(101, features[0], dtype=dtype)
+    y, tape = layer.forward(x, num_threads=1)
+    dy = rand(*y.shape, dtype=dtype, seed=2)
+    grads = layer.backward(tape, dy, num_threads=1)
+    # Within (K + 1) eps of the sizes of the products: they are summed in short blocks.
+    size = np.abs(x) @ np.abs(layer.params["weight"].T) + 1
+    want = x.astype(np.longdouble) @ layer.params["weight"].T + layer.params["bias"]
+    assert (np.abs(y - want) <= np.finfo(dtype).eps * min(features[0] + 1, 160) * size).all()
+    _core.select_division("rows")  # all the threads that are asked for
+    try:
+        for threads in (2, 3):
+            assert np.array_equal(layer(x, num_threads=threads), y)
+            other = layer.backward(tape, dy, num_threads=threads)
+            assert np.array_equal(other.x, grads.x)
+            assert np.array_equal(other.params.flat, grads.params.flat)
+            for rows in (slice(0, 1), slice(7, 10), slice(5, 38)):
+                assert np.array_equal(layer(x[rows], num_threads=threads), y[rows])
+                _, part = layer.forward(x[rows], num_threads=threads)
+                assert np.array_equal(layer.backward(part, dy[rows]).x, grads.x[rows])
+    finally:
+        _core.select_division("auto")
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -205,7 +232,7 @@ def test_linear_refuses_wrong_arrays():
         layer.backward((1, 2), y)
     with pytest.raises(TypeError, match=r"tape.*float32.*float64"):
         layer.astype(float).backward(tape, y.astype(float))
-    with pytest.raises(ValueError, match=r"tape.*\(2, 3\).*\(5, 3\)"):
+    with pytest.raises(ValueError, match=r"tape: got .*\(3, 2, True\), wanted \(3, 5, True\)"):
         Linear(3, 5).backward(tape, y)
 
 
@@ -294,3 +321,21 @@ def test_dropout_refuses_wrong_arguments():
         dropout.backward(tape, x.astype(np.float32))
     with pytest.raises(TypeError, match=r"tape.*ndarray.*DropoutTape"):
         dropout.backward(x, x)
+
+
+@pytest.mark.parametrize("size", [1000, 4096, 20000])
+def test_errors_do_not_grow_with_the_length_of_a_sum(size, isa):
+    """Equal terms make the roundings of one chain add up; blocks and groups of them do not."""
+    layer = Linear(size, 3, seed=0)
+    layer.params.flat = np.full(layer.params.flat.size, np.float32(0.1))
+    x = np.ones((5, size), np.float32)
+    exact = float(np.float32(0.1)) * (size + 1)
+    # At most 128 roundings within a block, 8 of blocks within a group, and one for each group.
+    bound = (128 + 8 + math.ceil(size / 1024)) * np.finfo(np.float32).eps / 2 * exact
+    assert np.abs(layer(x) - exact).max() <= bound
+    rows = np.full((size, 2), np.float32(0.1))
+    _, tape = Linear(2, 1).forward(np.ones((size, 2), np.float32))
+    grads = Linear(2, 1).backward(tape, rows[:, :1])
+    exact = float(np.float32(0.1)) * size
+    bound = (128 + math.ceil(size / 128)) * np.finfo(np.float32).eps / 2 * exact
+    assert np.abs(grads.params.flat - exact).max() <= bound

@@ -13,5 +13,6 @@ PYBIND11_MODULE(_core, m) {
   tidegate::bindings::bind_tape(m);
   tidegate::bindings::bind_model(m);
   tidegate::bindings::bind_stream(m);
+  tidegate::bindings::bind_linear(m);
   tidegate::bindings::bind_safetensors(m);
 }

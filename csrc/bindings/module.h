@@ -11,6 +11,7 @@ void bind_config(pybind11::module_& m);       // Config: what a layer is
 void bind_tape(pybind11::module_& m);         // Tape: what backward needs
 void bind_model(pybind11::module_& m);        // Model: parameters; run, record, backward
 void bind_stream(pybind11::module_& m);       // Stream: live input
+void bind_linear(pybind11::module_& m);       // Linear: rows in, rows out
 void bind_safetensors(pybind11::module_& m);  // files of layers and of tensors
 
 }  // namespace tidegate::bindings

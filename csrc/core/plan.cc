@@ -171,4 +171,23 @@ Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index 
   return alone;
 }
 
+int product_threads(double flops, Index element_size, int threads) {
+  if (threads <= 1) return 1;
+  if (division.load(std::memory_order_relaxed) != Division::automatic) return threads;
+  const double serial = flops * static_cast<double>(element_size) / kFlopsPerNanosecond;
+  if (!divides_well(Work::forward, serial, threads)) return 1;
+  if (const int processors = processors_now(); processors > 0)
+    threads = std::min(threads, processors);
+  if (threads <= 1) return 1;
+  // A sleeping team is woken for long products, or while calls follow each other.
+  const bool awake = threads_awake(2);
+  if (!awake && serial < kLong) {
+    if (follows_another(serial)) wake_threads(2);
+    return 1;
+  }
+  const double slower =
+      threads / (1 + (threads - 1) * (pair_of_threads(true).speedup - 1));  // of shared cores
+  return kStart + serial * slower / threads < kWorthwhile * serial ? threads : 1;
+}
+
 }  // namespace tidegate

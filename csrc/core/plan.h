@@ -39,6 +39,10 @@ bool may_pay(const Config& config, Work work, Index steps, Index batch, Index el
 Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index element_size,
                int threads);
 
+// The threads, at most `threads`, that a product of this many flops is worth, for elements of this
+// many bytes.
+int product_threads(double flops, Index element_size, int threads);
+
 }  // namespace tidegate
 
 #endif  // TIDEGATE_CORE_PLAN_H_

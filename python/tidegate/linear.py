@@ -1,4 +1,4 @@
-"""What stands around a recurrent layer: Linear and Dropout, forward and backward, in NumPy."""
+"""What stands around a recurrent layer: Linear, on the core's tiles, and Dropout, in NumPy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tidegate import _core
 from tidegate.checks import Array, check_array, check_dtype, check_number, check_size
-from tidegate.params import ArrayStore, Gradients, Params, Specs
+from tidegate.params import Gradients, Params, Specs
 
 
 @dataclass(frozen=True, eq=False)
 class LinearTape:
-    """What Linear.backward needs: copies of the input and of the weight that was used."""
+    """What `Linear.backward` needs: the shape of x, and the core's copy of x and of the weights."""
 
-    x: Array
-    weight: Array
+    shape: tuple[int, ...]
+    core: _core.LinearTape
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +36,10 @@ class Linear:
     """y = x W^T + b, as `torch.nn.Linear`.
 
     Parameters: `weight` (out_features, in_features) and `bias` (out_features,), drawn from
-    U(-1/sqrt(in_features), 1/sqrt(in_features)). The products are NumPy's, threads and rounding
-    included: unlike a recurrent layer, it neither promises the same bits in every batch nor knows
-    padding (every row is read). Pickled or copied (`copy.copy` too), it becomes a layer with
+    U(-1/sqrt(in_features), 1/sqrt(in_features)). The products run on the recurrent layers' kernels
+    and threads, with their promises: a row of y has the same bits whatever the batch and the number
+    of threads, and gradients have the same bits whatever the number of threads. It does not know
+    padding: every row is read. Pickled or copied (`copy.copy` too), it becomes a layer with
     parameters of its own.
 
     Args:
@@ -65,13 +67,15 @@ class Linear:
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
         self.bias = bool(bias)
-        dtype = check_dtype(dtype)
-        specs = self._specs()
-        size = sum(math.prod(shape) for _, shape, _ in specs)
+        self._build(check_dtype(dtype))
         bound = 1 / math.sqrt(self.in_features)
         # Drawn in double whatever the dtype: the same seed gives the same layer, rounded.
-        flat = np.random.default_rng(seed).uniform(-bound, bound, size)
-        self.params = Params(specs, ArrayStore(flat.astype(dtype)))
+        flat = np.random.default_rng(seed).uniform(-bound, bound, self.params.flat.size)
+        self.params.flat = flat.astype(self.dtype)
+
+    def _build(self, dtype: np.dtype[Any]) -> None:
+        self._layer = _core.Linear(self.in_features, self.out_features, self.bias, dtype)
+        self.params = Params(self._specs(), self._layer)
 
     def _specs(self) -> Specs:
         specs: list[tuple[str, tuple[int, ...], int]]
@@ -85,11 +89,12 @@ class Linear:
         """float32 or float64."""
         return self.params.dtype
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, num_threads: int | None = None) -> Array:
         """Inference: keeps nothing.
 
         Args:
             x: (..., in_features), of the layer's dtype.
+            num_threads: at most this many; None is the setting in force (`get_num_threads`).
 
         Returns:
             y: (..., out_features), a new array.
@@ -98,29 +103,33 @@ class Linear:
             TypeError: x is no ndarray of the layer's dtype.
             ValueError: its last axis is not in_features.
         """
+        self._check_x(x)
+        y = self._layer.run(x.reshape(-1, self.in_features), num_threads)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _check_x(self, x: Array) -> None:
         check_array("x", x, dtype=self.dtype)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x: got shape {x.shape}, wanted (..., {self.in_features})")
-        rows = x.reshape(-1, self.in_features)
-        y: Array = rows @ self.params["weight"].T
-        if self.bias:
-            y += self.params["bias"]
-        return y.reshape(*x.shape[:-1], self.out_features)
 
-    def forward(self, x: Array) -> tuple[Array, LinearTape]:
+    def forward(self, x: Array, num_threads: int | None = None) -> tuple[Array, LinearTape]:
         """Training: what `__call__` returns, and the tape that `backward` needs.
 
         The tape outlives changes of x and of the parameters, and may be used any number of times.
         """
-        y = self(x)
-        return y, LinearTape(x.copy(), self.params["weight"].copy())
+        self._check_x(x)
+        y, tape = self._layer.record(x.reshape(-1, self.in_features), num_threads)
+        return y.reshape(*x.shape[:-1], self.out_features), LinearTape(x.shape, tape)
 
-    def backward(self, tape: LinearTape, dy: Array) -> LinearGrads:
+    def backward(self, tape: LinearTape, dy: Array, num_threads: int | None = None) -> LinearGrads:
         """Gradients of a scalar, given dy by y: dx = dy W, dW = dy^T x, db = dy summed over rows.
+
+        They have the same bits whatever num_threads. The weights are those of the forward call.
 
         Args:
             tape: from `forward` of a layer of this shape.
             dy: (..., out_features), shaped like y, of the layer's dtype.
+            num_threads: at most this many; None is the setting in force.
 
         Returns:
             grads: `grads.x` like x, `grads.params["weight"]`, `grads.params["bias"]`.
@@ -131,19 +140,19 @@ class Linear:
         """
         if not isinstance(tape, LinearTape):
             raise TypeError(f"tape: got {type(tape).__name__}, wanted a LinearTape")
-        check_array("tape", tape.weight, dtype=self.dtype)
-        if tape.weight.shape != (self.out_features, self.in_features):
+        core = tape.core
+        if core.dtype != self.dtype:
+            raise TypeError(f"tape: got dtype {core.dtype}, wanted {self.dtype}")
+        got = (core.in_features, core.out_features, core.has_bias)
+        wanted = (self.in_features, self.out_features, self.bias)
+        if got != wanted:
             raise ValueError(
-                f"tape: got one of a layer with weight {tape.weight.shape}, "
-                f"wanted {(self.out_features, self.in_features)}"
+                f"tape: got one of a layer with (in_features, out_features, bias) = {got}, "
+                f"wanted {wanted}"
             )
-        check_array("dy", dy, shape=(*tape.x.shape[:-1], self.out_features), dtype=self.dtype)
-        dy_rows = dy.reshape(-1, self.out_features)
-        params = Gradients(self._specs(), np.empty(self.params.flat.size, self.dtype))
-        np.matmul(dy_rows.T, tape.x.reshape(-1, self.in_features), out=params["weight"])
-        if self.bias:
-            np.sum(dy_rows, axis=0, out=params["bias"])
-        return LinearGrads((dy_rows @ tape.weight).reshape(tape.x.shape), params)
+        check_array("dy", dy, shape=(*tape.shape[:-1], self.out_features), dtype=self.dtype)
+        dx, flat = core.backward(dy.reshape(-1, self.out_features), num_threads)
+        return LinearGrads(dx.reshape(tape.shape), Gradients(self._specs(), flat))
 
     def state_dict(self) -> dict[str, Array]:
         """Names -> copies of the parameters."""
@@ -176,7 +185,8 @@ class Linear:
     def _from_flat(cls, in_features: int, out_features: int, bias: bool, flat: Array) -> Linear:
         layer = cls.__new__(cls)
         layer.in_features, layer.out_features, layer.bias = in_features, out_features, bias
-        layer.params = Params(layer._specs(), ArrayStore(flat))
+        layer._build(flat.dtype)
+        layer.params.flat = flat
         return layer
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@
 #include "tidegate/config.h"
 #include "tidegate/export.h"
 #include "tidegate/limits.h"
+#include "tidegate/linear.h"
 #include "tidegate/model.h"
 #include "tidegate/safetensors.h"
 #include "tidegate/settings.h"

@@ -1,0 +1,318 @@
+// Linear layers: products of rows with one panel, and their gradients.
+#include "tidegate/linear.h"
+
+#include <mutex>
+#include <optional>
+
+#include "core/check.h"
+#include "core/float_control.h"
+#include "core/memory.h"
+#include "core/panels.h"
+#include "core/parameter_store.h"
+#include "core/plan.h"
+#include "core/threads.h"
+
+namespace tidegate {
+
+namespace {
+
+// Rows of x at once, and the accumulators of a piece of y, which lie on a thread's stack: both stay
+// in L1 or L2 while the pieces' panels pass.
+constexpr Index kPieceRows = 96;
+constexpr Index kPieceBytes = 32 * 1024;
+
+// A thread takes at least this many rows before outputs are divided instead: fewer make small tiles.
+constexpr Index kFewRows = 12;
+
+// A product that weights of `depth` inputs and `units` outputs make of a row.
+template <class T>
+struct PackedProduct {
+  const T* panel = nullptr;
+  const T* bias = nullptr;  // null: zero
+  Index depth = 0;
+  Index units = 0;
+};
+
+// The packed weights of a layer.
+template <class T>
+class LinearWeights {
+ public:
+  LinearWeights(Index in_features, Index out_features, bool bias, const T* parameters, int threads)
+      : kernels_(tidegate::kernels<T>()) {
+    Panels<T> panels(kernels_);
+    memory_ = Buffer([&](Arena& arena) {
+      forward_.depth = in_features;
+      forward_.units = out_features;
+      forward_.panel =
+          panels.take(arena, out_features, in_features, 1, [=](Index k, Index) {
+            return Column<T>{parameters + k, in_features, in_features - k};
+          });
+      if (!bias) return;
+      const T* const values = parameters + out_features * in_features;
+      forward_.bias = panels.take(arena, out_features, 1, 1,
+                                  [=](Index, Index) { return Column<T>{values, 1, 1}; });
+    });
+    panels.pack(threads);
+  }
+
+  const Kernels<T>& kernels() const { return kernels_; }
+  const PackedProduct<T>& forward() const { return forward_; }
+
+  // The product with the transposed weights, packed by the first call.
+  const PackedProduct<T>& backward(int threads) const {
+    const std::lock_guard lock(mutex_);
+    if (backward_) return *backward_;
+    PackedProduct<T> product;
+    product.depth = forward_.units;
+    product.units = forward_.depth;
+    const Index width = kernels_.width;
+    Panels<T> panels(kernels_);
+    backward_memory_ = Buffer([&](Arena& arena) {
+      product.panel = panels.take(arena, product.units, product.depth, 1, [=, this](Index k, Index) {
+        return panel_column(forward_.panel, width, product.depth, product.units, 1, 0, k);
+      });
+    });
+    panels.pack(threads);
+    return backward_.emplace(product);
+  }
+
+ private:
+  const Kernels<T>& kernels_;
+  PackedProduct<T> forward_;
+  Buffer memory_;
+
+  mutable ForkSafeMutex mutex_;  // Guards the members below while they are made.
+  mutable std::optional<PackedProduct<T>> backward_;
+  mutable Buffer backward_memory_;
+};
+
+// y = x * weights + bias, for some rows and slices of outputs.
+template <class T>
+void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<const T> x, Rows<T> y,
+              Range rows, Range slices) {
+  constexpr Index kPieceElements = kPieceBytes / static_cast<Index>(sizeof(T));
+  alignas(Arena::kAlignment) T accumulators[kPieceElements];
+  const Index piece_rows = std::min(kPieceRows, rows.size());
+  if (piece_rows <= 0) return;
+  const Index piece_slices = kPieceElements / (piece_rows * kernels.width);
+  for (Index slice = slices.begin; slice < slices.end; slice += piece_slices) {
+    for (Index row = rows.begin; row < rows.end; row += piece_rows) {
+      PhaseCall<T> call;
+      call.rows = std::min(piece_rows, rows.end - row);
+      call.slice_begin = slice;
+      call.slice_end = std::min(slice + piece_slices, slices.end);
+      call.units = product.units;
+      call.x = {{x.base + row * x.stride, x.stride, nullptr}, product.depth, product.panel};
+      call.bias = product.bias;
+      call.accumulators_row_stride = kernels.width;
+      call.accumulators_slice_stride = piece_rows * kernels.width;
+      call.accumulators_first_slice = slice;
+      call.accumulators = accumulators;
+      call.y = {y.base + row * y.stride, y.stride, nullptr};
+      kernels.phase[kLinear](call);
+    }
+  }
+}
+
+// The part of a thread: some of the rows, or, where they are few, some of the outputs.
+template <class T>
+void multiply_part(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<const T> x,
+                   Rows<T> y, Index rows, int thread, int threads) {
+  const Index slices = slice_count(product.units, kernels.width);
+  const bool by_rows = rows >= kFewRows * threads || slices < threads;
+  multiply(kernels, product, x, y, by_rows ? part_of(rows, thread, threads) : Range{0, rows},
+           by_rows ? Range{0, slices} : part_of(slices, thread, threads));
+}
+
+// Multiply-adds of a product of all rows.
+double product_flops(Index rows, Index in_features, Index out_features) {
+  return 2 * static_cast<double>(rows) * static_cast<double>(in_features) *
+         static_cast<double>(out_features);
+}
+
+void check_rows(Index rows) { require_size("rows", rows, 0); }
+
+}  // namespace
+
+template <class T>
+struct Linear<T>::Impl {
+  Impl(Index in, Index out, bool has_bias)
+      : in_features(in),
+        out_features(out),
+        bias(has_bias),
+        parameters((require_size("in_features", in, 1), require_size("out_features", out, 1),
+                    checked_size(out, checked_size(in) + (has_bias ? 1 : 0)))) {}
+
+  std::shared_ptr<const LinearWeights<T>> weights(int threads) {
+    return parameters.packed([&](const T* values) {
+      return std::make_shared<const LinearWeights<T>>(in_features, out_features, bias, values,
+                                                      threads);
+    });
+  }
+
+  void run(const LinearWeights<T>& weights, const T* x, Index x_stride, T* y, Index y_stride,
+           Index rows, int threads) const {
+    ThreadLease lease(
+        product_threads(product_flops(rows, in_features, out_features), sizeof(T), threads));
+    const FloatControl float_control;
+    lease.run([&](int thread) {
+      multiply_part<T>(weights.kernels(), weights.forward(), {x, x_stride, nullptr},
+                       {y, y_stride, nullptr}, rows, thread, lease.size());
+    });
+  }
+
+  const Index in_features;
+  const Index out_features;
+  const bool bias;
+  ParameterStore<T, LinearWeights<T>> parameters;
+};
+
+template <class T>
+struct LinearTape<T>::Impl {
+  Impl(std::shared_ptr<const LinearWeights<T>> snapshot, Index row_count, bool has_bias)
+      : weights(std::move(snapshot)), rows(row_count), bias(has_bias), memory([&](Arena& arena) {
+          x = arena.take<T>(rows, weights->forward().depth);
+        }) {}
+
+  std::shared_ptr<const LinearWeights<T>> weights;
+  const Index rows;
+  const bool bias;
+  T* x = nullptr;  // (rows, in_features), dense
+  Buffer memory;
+};
+
+template <class T>
+Linear<T>::Linear(Index in_features, Index out_features, bool bias)
+    : impl_(std::make_unique<Impl>(in_features, out_features, bias)) {}
+
+template <class T>
+Linear<T>::~Linear() = default;
+
+template <class T>
+Index Linear<T>::in_features() const {
+  return impl_->in_features;
+}
+
+template <class T>
+Index Linear<T>::out_features() const {
+  return impl_->out_features;
+}
+
+template <class T>
+bool Linear<T>::has_bias() const {
+  return impl_->bias;
+}
+
+template <class T>
+Index Linear<T>::parameter_count() const {
+  return impl_->parameters.count();
+}
+
+template <class T>
+const T* Linear<T>::parameters() const {
+  return impl_->parameters.values();
+}
+
+template <class T>
+void Linear<T>::write_parameters(Index offset, const T* values, Index count) {
+  impl_->parameters.write(offset, values, count);
+}
+
+template <class T>
+void Linear<T>::run(const T* x, Index x_stride, T* y, Index y_stride, Index rows,
+                    int num_threads) const {
+  check_rows(rows);
+  const int threads = allowed_threads(num_threads);
+  impl_->run(*impl_->weights(threads), x, x_stride, y, y_stride, rows, threads);
+}
+
+template <class T>
+std::unique_ptr<LinearTape<T>> Linear<T>::record(const T* x, Index x_stride, T* y, Index y_stride,
+                                                 Index rows, int num_threads) const {
+  check_rows(rows);
+  const int threads = allowed_threads(num_threads);
+  auto tape =
+      std::make_unique<typename LinearTape<T>::Impl>(impl_->weights(threads), rows, impl_->bias);
+  const Index depth = impl_->in_features;
+  for (Index r = 0; r < rows; ++r)
+    std::copy(x + r * x_stride, x + r * x_stride + depth, tape->x + r * depth);
+  impl_->run(*tape->weights, tape->x, depth, y, y_stride, rows, threads);
+  return std::unique_ptr<LinearTape<T>>(new LinearTape<T>(std::move(tape)));
+}
+
+template <class T>
+LinearTape<T>::LinearTape(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+template <class T>
+LinearTape<T>::~LinearTape() = default;
+
+template <class T>
+Index LinearTape<T>::rows() const {
+  return impl_->rows;
+}
+
+template <class T>
+Index LinearTape<T>::in_features() const {
+  return impl_->weights->forward().depth;
+}
+
+template <class T>
+Index LinearTape<T>::out_features() const {
+  return impl_->weights->forward().units;
+}
+
+template <class T>
+bool LinearTape<T>::has_bias() const {
+  return impl_->bias;
+}
+
+template <class T>
+void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_stride, T* dparameters,
+                             int num_threads) const {
+  const Index rows = impl_->rows;
+  const Index in = in_features();
+  const Index out = out_features();
+  const Kernels<T>& kernels = impl_->weights->kernels();
+  const int threads = allowed_threads(num_threads);
+  const PackedProduct<T>* const transposed = dx ? &impl_->weights->backward(threads) : nullptr;
+  const double products = (dx ? 1 : 0) + (dparameters ? 1 : 0);
+  ThreadLease lease(
+      product_threads(products * product_flops(rows, in, out), sizeof(T), threads));
+  T* scratch = nullptr;
+  const Buffer memory([&](Arena& arena) {
+    if (dparameters) scratch = arena.take<T>(lease.size(), kernels.outer_scratch);
+  });
+  const Rows<const T> dy_rows = {dy, dy_stride, nullptr};
+  const FloatControl float_control;
+  lease.run([&](int thread) {
+    const auto part = [&](Index size) { return part_of(size, thread, lease.size()); };
+    if (dx) {
+      multiply_part<T>(kernels, *transposed, dy_rows, {dx, dx_stride, nullptr}, rows, thread,
+                       lease.size());
+    }
+    if (!dparameters) return;
+    // Threads divide the longer side of dW.
+    const Range outputs = out >= in ? part(out) : Range{0, out};
+    const Range inputs = out >= in ? Range{0, in} : part(in);
+    OuterCall<T> call;
+    call.depth = rows;
+    call.left = {dy + outputs.begin, dy_stride, nullptr};
+    call.left_columns = outputs.size();
+    call.right = {impl_->x + inputs.begin, in, nullptr};
+    call.right_columns = inputs.size();
+    call.result = {dparameters + outputs.begin * in + inputs.begin, in, nullptr};
+    call.scratch = scratch + thread * kernels.outer_scratch;
+    kernels.outer(call);
+    if (!impl_->bias) return;
+    const Range sums = part(out);
+    kernels.sum_rows({dy + sums.begin, dy_stride, nullptr}, rows, sums.size(),
+                     dparameters + out * in + sums.begin, false);
+  });
+}
+
+template class Linear<float>;
+template class Linear<double>;
+template class LinearTape<float>;
+template class LinearTape<double>;
+
+}  // namespace tidegate
