@@ -10,7 +10,9 @@ needs it, and arrays need none: a PyTorch state_dict of ndarrays, `keras_lstm`, 
 """
 
 from tidegate.convert._keras import Merged, from_keras, keras_gru, keras_lengths, keras_lstm
-from tidegate.convert._onnx import OnnxNode, from_onnx, onnx_gru, onnx_lstm, onnx_nodes, to_onnx
+from tidegate.convert._onnx import OnnxNode, from_onnx, onnx_nodes
+from tidegate.convert._onnx_operators import onnx_gru, onnx_lstm
+from tidegate.convert._onnx_write import to_onnx
 from tidegate.convert._torch import from_torch, to_torch
 
 __all__ = [

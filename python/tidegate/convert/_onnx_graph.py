@@ -1,77 +1,62 @@
-"""ONNX graphs: nodes at any depth, and the constants that reach their inputs.
+"""ONNX graphs: files, local functions, and nodes at any depth with the names around them.
 
-What an LSTM or a GRU node means is not in here.
+Constants are worked out in `_onnx_fold`; what an LSTM or a GRU node means is in `_onnx_operators`.
 """
 
 from __future__ import annotations
 
-import math
 import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
-from tidegate.checks import Array
-from tidegate.convert._weights import import_extra
+from tidegate.convert._paths import check_regular_file, other_format
+from tidegate.convert._weights import import_extra, listed
 
 if TYPE_CHECKING:
     import onnx
 
 DOMAINS = ("", "ai.onnx")
 
-# Operators through which a constant stays one: they move values or convert them. onnx's own
-# reference implementation runs them. The first of them make zeros of zeros, whatever their other
-# inputs say.
-_KEEPS_ZEROS = frozenset(
-    {
-        "Cast",
-        "CastLike",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
-_MOVING = _KEEPS_ZEROS | {"Concat", "Constant", "ConstantOfShape", "Shape"}
-
-# Operators may make this many elements in one model, and so many more for each that it stores: a
-# few bytes cannot ask for gigabytes.
-_MADE_ELEMENTS = 2**22
-_MADE_PER_STORED = 16
-# Longer chains are no model's; Python's recursion ends at about 1000 calls.
-_LONGEST_CHAIN = 200
+# Deeper nesting of graphs or of calls is found in no model. Protobuf and the inliner of the onnx
+# package have limits of the same size.
+_DEEPEST = 100
+# What inlining may make: this much in any model, and this multiple of what the file holds. A chain
+# of functions that each call the previous one twice would make 2^n nodes.
+_INLINED_NODES = 100_000
+_INLINED_BYTES = 1 << 26
+_INLINED_RATIO = 16
 
 
 @dataclass(eq=False)
 class Scope:
-    """A graph's names: those of its own, and through `outer` those of the graphs around it.
+    """A graph's names: its own, and through `outer` those of the graphs around it.
 
     Attributes:
+        outer: the scope around this one; None for the main graph.
         path: names of the nodes and branches that lead here.
-        inputs: names that are given from outside when the graph runs.
-        tensors: initialisers.
+        graph: the graph itself.
+        inputs: the graph's inputs, by name.
+        tensors: initialisers, by name.
         makers: name -> the node of this graph that makes it, and as which output.
-        values: constants that have been worked out already; None for what is no constant.
-        zeros: answers of `is_zero`.
+        replaceable: whether a caller may replace an initialiser that is an input as well. Before
+            IR version 4 every initialiser had to be an input.
     """
 
-    model: Model
     outer: Scope | None
     path: tuple[str, ...]
-    inputs: set[str] = field(default_factory=set)
+    graph: onnx.GraphProto
+    replaceable: bool
+    inputs: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
     tensors: dict[str, Any] = field(default_factory=dict)
     makers: dict[str, tuple[onnx.NodeProto, int]] = field(default_factory=dict)
-    values: dict[str, Array | None] = field(default_factory=dict)
-    zeros: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.inputs.update((value.name, value) for value in self.graph.input)
+        self.tensors.update((tensor.name, tensor) for tensor in self.graph.initializer)
+        self.tensors.update((t.values.name, t) for t in self.graph.sparse_initializer)
+        for node in self.graph.node:
+            self.makers.update((name, (node, i)) for i, name in enumerate(node.output) if name)
 
     def owner(self, name: str) -> Scope | None:
         """The scope in which the name is defined."""
@@ -83,189 +68,93 @@ class Scope:
         return None
 
     def is_input(self, name: str) -> bool:
-        """Whether the caller may give it. Before IR version 4 initialisers had to be inputs too."""
+        """Whether a value is given from outside, or may be, whenever the graph runs."""
         scope = self.owner(name)
-        if scope is None:
+        if scope is None or name not in scope.inputs:
             return False
-        fixed = name in scope.tensors and scope.model.proto.ir_version < 4
-        return name in scope.inputs and not fixed
+        return name not in scope.tensors or scope.replaceable
 
-    def constant(self, name: str, depth: int = 0) -> Array | None:
-        """The value of a name, if it is the same whenever the graph runs; an input's default.
-
-        Raises:
-            ValueError: it is damaged, or too large to be meant.
-        """
+    def declared(self, name: str) -> tuple[int | None, ...] | None:
+        """The shape that the main graph declares for an input; None for what it leaves open."""
         scope = self.owner(name)
-        if scope is None:
-            raise ValueError(f"{name!r}: nothing in the graph has this name")
-        if name not in scope.values:
-            if depth > _LONGEST_CHAIN:
-                raise ValueError(f"{name!r}: comes from more than {_LONGEST_CHAIN} nodes in a row")
-            scope.values[name] = scope._find(name, depth + 1)
-        return scope.values[name]
-
-    def _find(self, name: str, depth: int) -> Array | None:
-        if name in self.tensors:
-            return self.model.array(self.tensors[name], name)
-        if name not in self.makers:
+        if scope is None or scope.outer is not None or name not in scope.inputs:
             return None
-        node, position = self.makers[name]
-        if node.domain not in DOMAINS or node.op_type not in _MOVING:
+        tensor = scope.inputs[name].type.tensor_type
+        if not tensor.HasField("shape"):
             return None
-        feeds: dict[str, Array] = {}
-        for key in node.input:
-            value = self.constant(key, depth) if key else None
-            if key and value is None:
-                return None
-            if value is not None:
-                feeds[key] = value
-        return self.model.run(node, feeds)[position]
-
-    def is_zero(self, name: str, depth: int = 0) -> bool:
-        """Whether all of its elements are zero, even where its shape is known only at run time."""
-        scope = self.owner(name)
-        if scope is None or depth > _LONGEST_CHAIN or scope.is_input(name):
-            return False
-        if name not in scope.zeros:
-            scope.zeros[name] = scope._find_zero(name, depth + 1)
-        return scope.zeros[name]
-
-    def _find_zero(self, name: str, depth: int) -> bool:
-        value = self.constant(name, depth)
-        if value is not None:
-            return not np.any(value)
-        node, _ = self.makers.get(name, (None, 0))
-        if node is None or node.domain not in DOMAINS or not node.input:
-            return False
-        if node.op_type == "ConstantOfShape":
-            fills = [self.model.array(a.t, name) for a in node.attribute if a.name == "value"]
-            return not any(np.any(fill) for fill in fills)
-        if node.op_type == "Concat":
-            return all(self.is_zero(key, depth) for key in node.input)
-        return node.op_type in _KEEPS_ZEROS and self.is_zero(node.input[0], depth)
+        # Exporters write 0 and -1 for what they do not know.
+        return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
 
 
 class Model:
-    """A model whose nodes and constants can be looked at.
+    """A model whose nodes can be visited.
 
     Args:
         proto: an `onnx.ModelProto`; its local functions are put where they are called.
-        directory: where its external data are; None if it did not come from a file.
+        directory: the folder of its external data; None if it did not come from a file.
+
+    Attributes:
+        proto: the model after inlining.
+        directory: as given.
+        opset: the version of ONNX's own operators that it uses.
+
+    Raises:
+        ValueError: the local functions call each other in a circle, would make too much, or cannot
+            be inlined.
     """
 
     def __init__(self, proto: onnx.ModelProto, directory: pathlib.Path | None) -> None:
-        self.onnx = import_extra("onnx", "onnx")
         if len(proto.functions) > 0:
-            inliner = import_extra("onnx.inliner", "onnx")
-            try:
-                proto = inliner.inline_local_functions(proto)
-            except Exception as error:  # onnx's own, of several types
-                raise ValueError(f"local functions cannot be inlined: {error}") from error
+            proto = _inlined(proto)
         self.proto = proto
-        self._directory = directory
-        self._stored = 0
-        self._made = 0
+        self.directory = directory
+        self.opset = _opset(proto.opset_import)
+        self._checker = import_extra("onnx.checker", "onnx")
+        self._context = type(self._checker.DEFAULT_CONTEXT)()
+        self._context.ir_version = max(3, proto.ir_version)
+        self._context.opset_imports = dict.fromkeys(DOMAINS, self.opset)
 
-    def recurrent_nodes(self) -> Iterator[tuple[onnx.NodeProto, Scope]]:
-        """Every LSTM and GRU node, in the order of the file, with the scope that it is in."""
-        for node, scope in self._walk(self.proto.graph, None, ()):
-            if node.domain in DOMAINS and node.op_type in ("LSTM", "GRU"):
-                yield node, scope
+    def check(self, node: onnx.NodeProto) -> None:
+        """Raises a ValueError unless a node keeps to its operator's rules in the model's opset.
 
-    def operators(self) -> set[str]:
-        """The types of all nodes."""
-        return {node.op_type for node, _ in self._walk(self.proto.graph, None, ())}
+        Those are the number of inputs and outputs, and the names and types of attributes. A tensor
+        among them must not have external data: the onnx package would look for them in the current
+        folder.
+        """
+        try:
+            self._checker.check_node(node, self._context)
+        except Exception as error:  # the package's ValidationError, which is no ValueError
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{reason} (in opset {self.opset})") from error
+
+    def nodes(self) -> Iterator[tuple[onnx.NodeProto, Scope]]:
+        """Every node, in the order of the file, with the scope that it is in."""
+        yield from self._walk(self.proto.graph, None, ())
 
     def _walk(
         self, graph: onnx.GraphProto, outer: Scope | None, path: tuple[str, ...]
     ) -> Iterator[tuple[onnx.NodeProto, Scope]]:
-        scope = Scope(self, outer, path)
-        scope.inputs.update(value.name for value in graph.input)
-        scope.tensors.update((tensor.name, tensor) for tensor in graph.initializer)
-        scope.tensors.update((t.values.name, t) for t in graph.sparse_initializer)
-        for node in graph.node:
-            makes = ((name, (node, i)) for i, name in enumerate(node.output) if name)
-            scope.makers.update(makes)
+        if len(path) > 2 * _DEEPEST:  # a node's name and a branch's for each level
+            raise ValueError(f"graphs are nested more than {_DEEPEST} levels deep")
+        scope = Scope(outer, path, graph, self.proto.ir_version >= 4)
         for node in graph.node:
             yield node, scope
-            for attribute in node.attribute:
-                bodies = list(attribute.graphs)
-                if attribute.type == self.onnx.AttributeProto.GRAPH:
-                    bodies.append(attribute.g)
-                for body in bodies:
-                    yield from self._walk(body, scope, (*path, node_label(node), attribute.name))
-
-    def array(self, tensor: Any, name: str) -> Array:
-        """A tensor's values; external data are read from the model's folder.
-
-        Raises:
-            ValueError: it is damaged, sparse, or its data are not there.
-        """
-        proto = self.onnx.TensorProto
-        if not isinstance(tensor, proto):
-            raise ValueError(f"{name!r}: got a sparse tensor, wanted a dense one")
-        external = tensor.data_location == proto.EXTERNAL
-        if external and self._directory is None:
-            raise ValueError(
-                f"{name!r}: its data are in another file: give the model's path, or load them with "
-                "onnx.load_external_data_for_model"
-            )
-        numpy_helper = import_extra("onnx.numpy_helper", "onnx")
-        try:
-            array: Array = numpy_helper.to_array(tensor, str(self._directory or ""))
-        except Exception as error:  # onnx raises many types for a damaged tensor
-            raise ValueError(f"{name!r}: cannot be read: {error}") from error
-        self._stored += array.size
-        return array
-
-    def run(self, node: onnx.NodeProto, feeds: dict[str, Array]) -> list[Array]:
-        """The outputs of one node.
-
-        Raises:
-            ValueError: it fails on these inputs, or asks for more than a model can mean.
-        """
-        label = f"{node.op_type} node {node_label(node)!r}"
-        try:
-            self._made += _made_elements(node, [feeds[key] for key in node.input if key])
-        except (IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"{label}: cannot be worked out: {error}") from error
-        if self._made > _MADE_ELEMENTS + _MADE_PER_STORED * self._stored:
-            raise ValueError(f"{label}: makes too much of the {self._stored} elements stored")
-        helper = import_extra("onnx.helper", "onnx")
-        reference = import_extra("onnx.reference", "onnx")
-
-        def described(names: Any) -> list[Any]:
-            undefined = self.onnx.TensorProto.UNDEFINED
-            return [helper.make_tensor_value_info(name, undefined, None) for name in names]
-
-        outputs = [name for name in node.output if name]
-        graph = helper.make_graph([node], "constant", described(feeds), described(outputs))
-        try:
-            model = helper.make_model(graph, opset_imports=self.proto.opset_import)
-            results = dict(zip(outputs, reference.ReferenceEvaluator(model).run(None, feeds)))
-        except Exception as error:  # whatever the reference implementation stumbles over
-            raise ValueError(f"{label}: cannot be worked out: {error}") from error
-        arrays = [np.asarray(results[name]) if name else np.empty(0) for name in node.output]
-        if node.op_type == "Constant":
-            self._stored += arrays[0].size
-        return arrays
+            for name, body in _bodies(node):
+                yield from self._walk(body, scope, (*path, node_label(node), name))
 
 
-def _made_elements(node: onnx.NodeProto, inputs: list[Array]) -> int:
-    """How many elements the result has of an operator that makes more than it is given; else 0."""
-    if node.op_type == "ConstantOfShape":
-        return math.prod(map(int, inputs[0]))
-    if node.op_type == "Concat":
-        return sum(array.size for array in inputs)
-    if node.op_type == "Expand":
-        return math.prod(np.broadcast_shapes(inputs[0].shape, tuple(inputs[1].tolist())))
-    if node.op_type == "Tile":
-        return inputs[0].size * math.prod(map(int, inputs[1]))
-    if node.op_type == "Gather":
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-        return int(inputs[0].size // max(1, inputs[0].shape[axis]) * inputs[1].size)
-    return 0
+def _bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graphs among a node's attributes, with the attributes' names."""
+    for attribute in node.attribute:
+        if attribute.type == attribute.GRAPH:
+            yield attribute.name, attribute.g
+        for body in attribute.graphs:
+            yield attribute.name, body
+
+
+def _opset(imports: Any) -> int:
+    """The version of ONNX's own operators; files from before there were versions have none."""
+    return max((entry.version for entry in imports if entry.domain in DOMAINS), default=1)
 
 
 def node_label(node: onnx.NodeProto) -> str:
@@ -273,12 +162,119 @@ def node_label(node: onnx.NodeProto) -> str:
     return node.name or next((name for name in node.output if name), "")
 
 
+def node_title(node: onnx.NodeProto) -> str:
+    """A node's operator and name, for messages."""
+    domain = "" if node.domain in DOMAINS else f"{node.domain}."
+    return f"{domain}{node.op_type} node {node_label(node)!r}"
+
+
+# ---- Local functions -----------------------------------------------------------------------------
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its local functions in the place of their calls."""
+    _Calls(proto).check()
+    inliner = import_extra("onnx.inliner", "onnx")
+    try:
+        result: onnx.ModelProto = inliner.inline_local_functions(proto)
+    except Exception as error:  # the package's own, of several types
+        raise ValueError(f"local functions cannot be inlined: {error}") from error
+    # Functions of another opset than the model's stay as they are.
+    opset = _opset(proto.opset_import)
+    for function in result.functions:
+        if any(node.op_type in ("LSTM", "GRU") for node in _flat(function.node)):
+            raise ValueError(
+                f"local function {function.name!r}: uses opset {_opset(function.opset_import)}, "
+                f"the model {opset}, so that it cannot be inlined: bring both to one version with "
+                "onnx.version_converter"
+            )
+    return result
+
+
+_Key: TypeAlias = tuple[str, str, str]
+
+
+def _key(domain: str, name: str, overload: str) -> _Key:
+    return ("" if domain in DOMAINS else domain, name, overload)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What inlining makes of a graph's or a function's nodes."""
+
+    nodes: int
+    bytes: int
+    depth: int  # of calls
+
+
+class _Calls:
+    """The calls between local functions, and what inlining them would make."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._proto = proto
+        # Overloads are a field since IR version 10.
+        self._functions: dict[_Key, onnx.FunctionProto] = {
+            _key(f.domain, f.name, getattr(f, "overload", "")): f for f in proto.functions
+        }
+        self._sizes: dict[_Key, _Size] = {}
+        self._open: set[_Key] = set()
+
+    def check(self) -> None:
+        """Raises a ValueError unless inlining ends, and makes no more than is allowed."""
+        size = self._measure(self._proto.graph.node, 0)
+        stored = sum(1 for _ in _flat(self._proto.graph.node))
+        stored += sum(1 for function in self._functions.values() for _ in _flat(function.node))
+        if (
+            size.nodes > _INLINED_NODES + _INLINED_RATIO * stored
+            or size.bytes > _INLINED_BYTES + _INLINED_RATIO * self._proto.ByteSize()
+        ):
+            raise ValueError(
+                f"local functions: inlining them makes too much of the {stored} nodes stored: "
+                f"{size.nodes} nodes, {size.bytes} bytes"
+            )
+
+    def _measure(self, nodes: Any, depth: int) -> _Size:
+        """The size of these nodes and of what they call; `depth` counts the calls around them."""
+        count, length, deepest = 0, sum(node.ByteSize() for node in nodes), 0
+        for node in _flat(nodes):
+            key = _key(node.domain, node.op_type, getattr(node, "overload", ""))
+            called = self._called(key, depth + 1) if key in self._functions else _Size(0, 0, -1)
+            count += 1 + called.nodes
+            length += called.bytes
+            deepest = max(deepest, called.depth + 1)
+        return _Size(count, length, deepest)
+
+    def _called(self, key: _Key, depth: int) -> _Size:
+        if key in self._open:
+            raise ValueError(f"local function {key[1]!r}: calls itself")
+        if key not in self._sizes and depth <= _DEEPEST:
+            self._open.add(key)
+            self._sizes[key] = self._measure(self._functions[key].node, depth)
+            self._open.remove(key)
+        if depth > _DEEPEST or self._sizes[key].depth > _DEEPEST:
+            raise ValueError(f"local functions: calls are nested more than {_DEEPEST} levels deep")
+        return self._sizes[key]
+
+
+def _flat(nodes: Any) -> Iterator[onnx.NodeProto]:
+    """The nodes and those of their bodies, in no particular order."""
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        yield node
+        for _, body in _bodies(node):
+            stack.extend(body.node)
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+
 def load(path_or_model: object, path: pathlib.Path | None) -> Model:
     """The model of a file, whose external data are read as they are needed, or of a ModelProto.
 
     Raises:
         TypeError: neither.
-        ValueError: the file is none of ONNX.
+        ValueError: the path is no regular file, or its format is another one.
         ImportError: onnx is not installed.
     """
     onnx = import_extra("onnx", "onnx")
@@ -289,10 +285,23 @@ def load(path_or_model: object, path: pathlib.Path | None) -> Model:
                 "onnx.ModelProto"
             )
         return Model(path_or_model, None)
-    with path.open("rb"):  # that there is none is no fault of its format
-        pass
+    if path.is_dir() or not path.exists():
+        _refuse_other_format(path)
+    if path.is_dir() and (files := sorted(file.name for file in path.glob("*.onnx"))):
+        raise ValueError(f"path_or_model: {str(path)!r} is a folder, wanted one of {listed(files)}")
+    check_regular_file("path_or_model", path)
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError, and what other serialisations raise
+        _refuse_other_format(path)
         raise ValueError(f"{path}: not an ONNX model: {error}") from error
+    if not proto.graph.node:
+        _refuse_other_format(path)
+        raise ValueError(f"{path}: not an ONNX model, or an empty one: its graph has no nodes")
     return Model(proto, path.parent)
+
+
+def _refuse_other_format(path: pathlib.Path) -> None:
+    found = other_format(path)
+    if found is not None:
+        raise ValueError(f"{path}: not an ONNX model, but {found}")

@@ -1,0 +1,616 @@
+"""Constants of ONNX graphs: stored tensors, and what operators make of them, within bounds.
+
+The operators are run by the reference implementation of the onnx package. What each of them makes
+is computed from its inputs before it runs, so that a small file cannot ask for gigabytes.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from tidegate.checks import Array
+from tidegate.convert._onnx_graph import DOMAINS, Model, Scope, node_title
+from tidegate.convert._paths import check_regular_file
+from tidegate.convert._weights import import_extra
+
+if TYPE_CHECKING:
+    import onnx
+
+# Operators and layers may make this many elements for one model, and this many times the elements
+# that it stores.
+_MADE_ELEMENTS = 1 << 22
+_MADE_PER_STORED = 16
+# An operator costs one or two milliseconds whatever it makes: as many elements as this.
+_ELEMENTS_PER_NODE = 1024
+# Products and sums of a MatMul that take as long as making one element.
+_PRODUCTS_PER_ELEMENT = 256
+# The search for zeros ends at longer chains: it is recursive, and no exporter writes such.
+_LONGEST_CHAIN = 200
+
+# Bits of the elements that share bytes.
+_PACKED_BITS = {
+    **dict.fromkeys(("INT2", "UINT2"), 2),
+    **dict.fromkeys(("INT4", "UINT4", "FLOAT4E2M1"), 4),
+    **dict.fromkeys(("FLOAT6E2M3", "FLOAT6E3M2"), 6),
+}
+# Operators with a tensor as an attribute, which are worked out here: the onnx package would look
+# for its external data in the current folder.
+_HOLDS_TENSOR = ("Constant", "ConstantOfShape")
+# NumPy's kinds of arrays of strings.
+_TEXT = "OSU"
+
+_Key: TypeAlias = tuple[Scope, str]
+
+
+# ---- Operators -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A node with the values of its inputs.
+
+    Attributes:
+        inputs: the values; None for an input that is left out.
+        attributes: those that are no tensors.
+        outputs: how many outputs the node has.
+    """
+
+    inputs: Sequence[Array | None]
+    attributes: Mapping[str, Any]
+    outputs: int
+
+    @property
+    def given(self) -> list[Array]:
+        """The inputs that are not left out."""
+        return [array for array in self.inputs if array is not None]
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """An operator that makes constants of constants.
+
+    Attributes:
+        made: the number of elements that it makes; raises where the reference implementation would
+            pass over a contradiction.
+        since: the first opset whose rules the reference implementation follows.
+        keeps_zeros: whether it makes zeros of a first input of zeros, whatever the other inputs.
+    """
+
+    made: Callable[[_Call], int]
+    since: int = 1
+    keeps_zeros: bool = False
+
+
+def _of_first(call: _Call) -> int:
+    return call.given[0].size
+
+
+def _of_all(call: _Call) -> int:
+    return sum(array.size for array in call.given)
+
+
+def _of_broadcast(call: _Call) -> int:
+    return math.prod(np.broadcast_shapes(*(array.shape for array in call.given)))
+
+
+def _of_rank(call: _Call) -> int:
+    return call.given[0].ndim
+
+
+def _of_expand(call: _Call) -> int:
+    data, shape = call.given
+    return math.prod(np.broadcast_shapes(data.shape, _sizes(shape)))
+
+
+def _of_fill(call: _Call) -> int:
+    return math.prod(_sizes(call.given[0]))
+
+
+def _of_tile(call: _Call) -> int:
+    data, repeats = call.given
+    return data.size * math.prod(_sizes(repeats))
+
+
+def _of_gather(call: _Call) -> int:
+    data, indices = call.given
+    length: int = data.shape[call.attributes.get("axis", 0)]
+    return data.size // max(1, length) * indices.size
+
+
+def _of_range(call: _Call) -> int:
+    start, limit, delta = (array.item() for array in call.given)
+    steps: int = math.ceil((limit - start) / delta)
+    return max(0, steps)
+
+
+def _of_matmul(call: _Call) -> int:
+    a, b = call.given
+    if a.ndim == 0 or b.ndim == 0:
+        raise ValueError(f"got shapes {a.shape} and {b.shape}, wanted at least one axis")
+    rows = a.shape[-2] if a.ndim > 1 else 1
+    columns = b.shape[-1] if b.ndim > 1 else 1
+    batches = math.prod(np.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
+    elements: int = batches * rows * columns
+    products: int = elements * a.shape[-1]
+    return max(elements, products // _PRODUCTS_PER_ELEMENT)
+
+
+def _of_split(call: _Call) -> int:
+    data = call.given[0]
+    length = data.shape[call.attributes.get("axis", 0)]
+    parts = call.attributes.get("split", call.given[1] if len(call.given) > 1 else None)
+    wanted = call.attributes.get("num_outputs")
+    if parts is not None:
+        wanted = len(parts)
+        lengths = [int(part) for part in parts]
+        if min(lengths, default=0) < 0 or sum(lengths) != length:
+            raise ValueError(f"split: got {lengths} for an axis of {length}")
+    if wanted not in (None, call.outputs):
+        raise ValueError(f"it has {call.outputs} outputs, but is told to make {wanted}")
+    return data.size
+
+
+def _of_slice(call: _Call) -> int:
+    bounds = [*call.inputs[1:], *(call.attributes.get(name) for name in ("starts", "ends", "axes"))]
+    lengths = {np.size(bound) for bound in bounds if bound is not None}
+    if len(lengths) > 1:
+        raise ValueError(f"starts, ends, axes and steps differ in length: {sorted(lengths)}")
+    return call.given[0].size
+
+
+def _sizes(shape: Array) -> tuple[int, ...]:
+    sizes = tuple(map(int, shape.reshape(-1)))
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"got {list(sizes)} as sizes, wanted none below 0")
+    return sizes
+
+
+def _named(names: str, operator: _Operator) -> dict[str, _Operator]:
+    return dict.fromkeys(names.split(), operator)
+
+
+_FOLDED: dict[str, _Operator] = {
+    **_named(
+        "Cast CastLike Flatten Identity Reshape Squeeze Transpose Unsqueeze",
+        _Operator(_of_first, keeps_zeros=True),
+    ),
+    "Expand": _Operator(_of_expand, keeps_zeros=True),
+    "Gather": _Operator(_of_gather, keeps_zeros=True),
+    "Slice": _Operator(_of_slice, keeps_zeros=True),
+    "Split": _Operator(_of_split, keeps_zeros=True),
+    "Tile": _Operator(_of_tile, keeps_zeros=True),
+    "Concat": _Operator(_of_all),
+    "Constant": _Operator(_of_all),
+    "ConstantOfShape": _Operator(_of_fill),
+    "MatMul": _Operator(_of_matmul),
+    "Range": _Operator(_of_range),
+    "Shape": _Operator(_of_rank),
+    "Size": _Operator(_of_rank),
+    # Up to opset 6 these aligned their inputs' axes by attributes of their own.
+    **_named("Add Sub Mul Div Pow And Or Equal Greater Less", _Operator(_of_broadcast, since=7)),
+    **_named("GreaterOrEqual LessOrEqual Max Mean Min Sum Where", _Operator(_of_broadcast)),
+    **_named(
+        "Abs Ceil Clip DequantizeLinear Exp Floor Log Neg Not QuantizeLinear Reciprocal Relu Round "
+        "Sigmoid Sign Softplus Sqrt Tanh",
+        _Operator(_of_first),
+    ),
+    **_named(
+        "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
+        "ReduceSum ReduceSumSquare",
+        _Operator(_of_first),
+    ),
+}
+
+
+# ---- Names ---------------------------------------------------------------------------------------
+
+
+class Constants:
+    """The constants of a model's graphs, each worked out once.
+
+    Args:
+        model: the model whose scopes the names belong to.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._tensors = _Tensors(model)
+        self._opset = model.opset
+        self._endings: dict[_Key, str | None] = {}
+        self._values: dict[_Key, Array] = {}
+        self._zeros: dict[_Key, bool] = {}
+
+    def count(self, elements: int, what: str) -> None:
+        """Adds to what has been made for this model.
+
+        Raises:
+            ValueError: it is too much for what the model stores; the message begins with `what`.
+        """
+        self._tensors.count_made(elements, what)
+
+    def ending(self, scope: Scope, name: str) -> str | None:
+        """What keeps a name from being a constant, as the end of a sentence; None if it is one.
+
+        An initialiser that a caller may replace counts as a constant.
+
+        Raises:
+            ValueError: nothing has this name, or it depends on itself.
+        """
+        for key in _in_order(scope, name, self._inputs_of, self._endings):
+            own = self._own_ending(*key)
+            inputs = (self._endings[needed] for needed in self._inputs_of(*key))
+            self._endings[key] = own or next((ending for ending in inputs if ending), None)
+        return self._endings[_key(scope, name)]
+
+    def value(self, scope: Scope, name: str) -> Array | None:
+        """The value of a name, if it is the same whenever the graph runs; else None.
+
+        Raises:
+            ValueError: it is damaged, cannot be worked out, or is too large to be meant.
+        """
+        if self.ending(scope, name) is not None:
+            return None
+        for key in _in_order(scope, name, self._inputs_of, self._values):
+            if key not in self._values:  # another output of the same node may have brought it
+                self._work_out(*key)
+        return self._values[_key(scope, name)]
+
+    def _own_ending(self, scope: Scope, name: str) -> str | None:
+        """What keeps a name from being a constant even if all that it is made of were one."""
+        if name in scope.tensors:
+            return None
+        if name not in scope.makers:
+            where = f" of the graph in {'/'.join(scope.path)}" if scope.path else ""
+            return f"it depends on the input {name!r}{where}"
+        node, _ = scope.makers[name]
+        operator = _FOLDED.get(node.op_type) if node.domain in DOMAINS else None
+        if operator is None:
+            return (
+                f"it comes from the {node_title(node)}, an operator that is not folded here: fold "
+                "constants first, with onnxsim or a session of ONNX Runtime that writes its "
+                "optimized_model_filepath, or pass the arrays to onnx_lstm or onnx_gru"
+            )
+        if self._opset < operator.since:
+            return (
+                f"it comes from the {node_title(node)}, which is not folded for opsets before "
+                f"{operator.since}: convert the model with onnx.version_converter"
+            )
+        return None
+
+    def _inputs_of(self, scope: Scope, name: str) -> list[_Key]:
+        """The names that a name is made of; none where constants end."""
+        if name in scope.tensors or self._own_ending(scope, name) is not None:
+            return []
+        node, _ = scope.makers[name]
+        return [_key(scope, needed) for needed in node.input if needed]
+
+    def _work_out(self, scope: Scope, name: str) -> None:
+        """Stores the value of a name; that of everything it is made of is known."""
+        if name in scope.tensors:
+            self._values[scope, name] = self._tensors.read(scope.tensors[name], name)
+            return
+        node, _ = scope.makers[name]
+        inputs = [self._values[_key(scope, needed)] if needed else None for needed in node.input]
+        for output, value in zip(node.output, self._tensors.run(node, inputs), strict=True):
+            if output:
+                self._values[scope, output] = value
+
+    # Zeros whose shape is known only when the graph runs, as exporters write a default state.
+
+    def is_zero(self, scope: Scope, name: str, depth: int = 0) -> bool:
+        """Whether all elements of a name are zero whenever the graph runs."""
+        key = _key(scope, name)
+        if depth > _LONGEST_CHAIN or key[0].is_input(name):
+            return False
+        if key not in self._zeros:
+            self._zeros[key] = self._find_zero(*key, depth + 1)
+        return self._zeros[key]
+
+    def _find_zero(self, scope: Scope, name: str, depth: int) -> bool:
+        value = self.value(scope, name)
+        if value is not None:
+            return not np.any(value)
+        if self._own_ending(scope, name) is not None:
+            return False
+        node, _ = scope.makers[name]
+        if node.op_type == "ConstantOfShape":
+            return not np.any(self._tensors.fill(node))
+        if node.op_type == "Concat":
+            return all(self.is_zero(scope, key, depth) for key in node.input)
+        return _FOLDED[node.op_type].keeps_zeros and self.is_zero(scope, node.input[0], depth)
+
+    def sizes(self, scope: Scope, name: str, rank: int) -> tuple[int | None, ...] | None:
+        """What is known of the shape of a name that should have this rank, or None.
+
+        That of a constant; what the main graph declares for an input; and of zeros whose shape is
+        put together when the graph runs, those sizes that are constant.
+        """
+        scope = _key(scope, name)[0]
+        while (maker := scope.makers.get(name)) and self.ending(scope, name) is not None:
+            node = maker[0]
+            if self._own_ending(scope, name) is not None:
+                return None
+            if node.op_type == "ConstantOfShape":
+                return self._listed_sizes(scope, node.input[0], rank)
+            if node.op_type == "Expand":
+                least = self.value(scope, node.input[0])
+                sizes = self._listed_sizes(scope, node.input[1], rank)
+                if least is None or sizes is None or least.ndim > rank:
+                    return None
+                padded = (1,) * (rank - least.ndim) + least.shape
+                return tuple(size if own == 1 else own for size, own in zip(sizes, padded))
+            if node.op_type not in ("Identity", "Cast"):
+                return None
+            scope, name = _key(scope, node.input[0])
+        value = self.value(scope, name)
+        return scope.declared(name) if value is None else value.shape
+
+    def _listed_sizes(self, scope: Scope, name: str, rank: int) -> tuple[int | None, ...] | None:
+        """The elements of a shape of this rank, as far as they are constant."""
+        scope = _key(scope, name)[0]
+        maker = scope.makers.get(name)
+        parts = maker[0].input if maker and maker[0].op_type == "Concat" else [name]
+        values = [self.value(scope, part) for part in parts]
+        first: list[int] = []
+        last: list[int] = []
+        for value in values:
+            if value is None:
+                break
+            first += map(int, value.reshape(-1))
+        else:
+            return tuple(first)
+        for value in reversed(values):
+            if value is None:
+                break
+            last[:0] = map(int, value.reshape(-1))
+        unknown = rank - len(first) - len(last)
+        return (*first, *[None] * unknown, *last) if unknown > 0 else None
+
+
+def _key(scope: Scope, name: str) -> _Key:
+    """The name with the scope that it is defined in."""
+    owner = scope.owner(name)
+    if owner is None:
+        raise ValueError(f"{name!r}: nothing in the graph has this name")
+    return owner, name
+
+
+def _in_order(
+    scope: Scope,
+    name: str,
+    inputs_of: Callable[[Scope, str], list[_Key]],
+    done: Mapping[_Key, object],
+) -> Iterator[_Key]:
+    """The names that a name is made of and which are not done, each after those it is made of."""
+    stack = [(_key(scope, name), False)]
+    open_keys: set[_Key] = set()
+    while stack:
+        key, ready = stack.pop()
+        if ready:
+            open_keys.remove(key)
+            yield key
+        elif key not in done:
+            if key in open_keys:
+                raise ValueError(f"{key[1]!r}: depends on itself")
+            open_keys.add(key)
+            stack.append((key, True))
+            stack.extend((needed, False) for needed in reversed(inputs_of(*key)))
+
+
+# ---- Values --------------------------------------------------------------------------------------
+
+
+class _Tensors:
+    """Arrays of a model: reads stored tensors and runs operators, and counts what comes of it."""
+
+    def __init__(self, model: Model) -> None:
+        self._onnx = import_extra("onnx", "onnx")
+        self._helper = import_extra("onnx.helper", "onnx")
+        self._model = model
+        self._directory = model.directory
+        self._opset = model.opset
+        self._stored = 0
+        self._made = 0
+        self._read_bytes: dict[pathlib.Path, int] = {}
+
+    def count_made(self, elements: int, what: str) -> None:
+        """Raises a ValueError if these elements and those made before are too many."""
+        self._made += elements
+        if self._made > _MADE_ELEMENTS + _MADE_PER_STORED * self._stored:
+            raise ValueError(f"{what}: makes too much of the {self._stored} elements stored")
+
+    def read(self, tensor: Any, name: str) -> Array:
+        """A tensor's values; external data are read from the model's folder.
+
+        Raises:
+            ValueError: it is damaged, sparse, or its data are not there.
+        """
+        proto = self._onnx.TensorProto
+        if not isinstance(tensor, proto):
+            raise ValueError(
+                f"{name!r}: got a sparse tensor, wanted a dense one (onnx.SparseTensorProto has "
+                "its values and indices)"
+            )
+        external = tensor.data_location == proto.EXTERNAL
+        if external and self._directory is None:
+            raise ValueError(
+                f"{name!r}: its data are in another file: give the model's path, or load them with "
+                "onnx.load_external_data_for_model"
+            )
+        try:
+            elements = math.prod(_sizes(np.array(tensor.dims, np.int64)))
+            bits = self._bits(tensor.data_type)
+            if external:
+                self._check_external(tensor, elements, _bytes_of(elements, bits))
+            else:
+                _check_held(tensor, elements, bits)
+                self._stored += elements
+            numpy_helper = import_extra("onnx.numpy_helper", "onnx")
+            array: Array = numpy_helper.to_array(tensor, str(self._directory or ""))
+        except Exception as error:  # onnx raises many types for a damaged tensor
+            raise ValueError(f"{name!r}: cannot be read: {error}") from error
+        return array
+
+    def _bits(self, data_type: int) -> int:
+        """The size of a stored element."""
+        kind = self._onnx.TensorProto.DataType.Name(data_type)
+        if kind in ("STRING", "UNDEFINED"):
+            raise ValueError(f"got elements of type {kind}, wanted numbers")
+        if kind in _PACKED_BITS:
+            return _PACKED_BITS[kind]
+        return 8 * int(self._helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+
+    def _check_external(self, tensor: Any, elements: int, wanted: int) -> None:
+        """Raises unless the model's folder has a file that holds just these bytes.
+
+        Elements are counted as stored as long as no more is read of the file than there is in it:
+        any number of tensors can point to the same bytes.
+        """
+        assert self._directory is not None
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        if pathlib.PurePath(location).is_absolute() or ".." in pathlib.PurePath(location).parts:
+            raise ValueError(f"external data {location!r}: not in the model's folder")
+        file = self._directory / location
+        check_regular_file("external data", file)
+        size = file.stat().st_size
+        offset = int(entries.get("offset", 0))
+        length = int(entries.get("length", size - offset))
+        if not 0 <= offset <= offset + length <= size or length != wanted:
+            raise ValueError(
+                f"external data {location!r}: got {length} bytes at {offset} in a file of {size}, "
+                f"wanted {wanted} for dimensions {list(tensor.dims)}"
+            )
+        before = self._read_bytes.get(file, 0)
+        self._read_bytes[file] = before + wanted
+        if before + wanted <= size:
+            self._stored += elements
+        else:
+            self.count_made(elements, f"external data {location!r}")
+
+    def run(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> list[Array]:
+        """The outputs of a node whose operator is folded.
+
+        Args:
+            node: the node.
+            inputs: the values of its inputs, None for one that is left out.
+
+        Raises:
+            ValueError: the node breaks the rules of its operator, fails on these inputs, or asks
+                for more than a model can mean.
+        """
+        title = node_title(node)
+        try:
+            call = self._call(node, inputs)
+            made = _FOLDED[node.op_type].made(call)
+        except Exception as error:  # whatever contradictory inputs lead to
+            raise ValueError(f"{title}: cannot be worked out: {error}") from error
+        work = max(made, sum(array.size for array in call.given))
+        self.count_made(work + _ELEMENTS_PER_NODE, title)
+        try:
+            if node.op_type == "Constant":
+                return [self._constant(node)]
+            if node.op_type == "ConstantOfShape":
+                return [np.full(_sizes(call.given[0]), self.fill(node))]
+            with np.errstate(all="ignore"):
+                return self._evaluate(node, call)
+        except Exception as error:  # whatever the reference implementation stumbles over
+            raise ValueError(f"{title}: cannot be worked out: {error}") from error
+
+    def _call(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> _Call:
+        """A node that keeps to its operator's rules and works on numbers."""
+        if node.op_type not in _HOLDS_TENSOR:
+            self._model.check(node)
+        attributes = {
+            attribute.name: self._helper.get_attribute_value(attribute)
+            for attribute in node.attribute
+            if attribute.type != attribute.TENSOR
+        }
+        call = _Call(inputs, attributes, len(node.output))
+        texts = [array for array in call.given if array.dtype.kind in _TEXT]
+        if texts or attributes.get("to") == self._onnx.TensorProto.STRING:
+            raise ValueError("got strings, wanted numbers")
+        return call
+
+    def _constant(self, node: onnx.NodeProto) -> Array:
+        """What a Constant node holds; its tensor may have external data, like any other."""
+        (attribute,) = node.attribute
+        if attribute.name == "value":
+            return self.read(attribute.t, node.output[0])
+        dtype = {
+            "value_float": np.float32,
+            "value_floats": np.float32,
+            "value_int": np.int64,
+            "value_ints": np.int64,
+        }.get(attribute.name)
+        if dtype is None:
+            raise ValueError(f"got {attribute.name}, wanted a dense tensor or numbers")
+        array: Array = np.array(self._helper.get_attribute_value(attribute), dtype)
+        self._stored += array.size
+        return array
+
+    def fill(self, node: onnx.NodeProto) -> Array:
+        """The element () that a ConstantOfShape node repeats."""
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                return self.read(attribute.t, node.output[0]).reshape(())
+        return np.zeros((), np.float32)
+
+    def _evaluate(self, node: onnx.NodeProto, call: _Call) -> list[Array]:
+        """The outputs by the reference implementation."""
+        opset, axes = self._opset, call.attributes.get("axes")
+        names = [f"input{i}" if array is not None else "" for i, array in enumerate(call.inputs)]
+        feeds = {name: array for name, array in zip(names, call.inputs) if array is not None}
+        own = type(node)()
+        own.CopyFrom(node)
+        own.domain = ""
+        # The reference implementation lacks the first of these in older opsets, and takes the axes
+        # of the others one after another.
+        if node.op_type == "DequantizeLinear":
+            opset = max(opset, 19)
+        elif node.op_type in ("Squeeze", "Unsqueeze") and axes is not None:
+            opset = max(opset, 13)
+            del own.attribute[:]
+            names.append("axes")
+            feeds["axes"] = np.array(axes, np.int64)
+        del own.input[:], own.output[:]
+        own.input.extend(names)
+        outputs = [f"output{i}" for i in range(len(node.output))]
+        own.output.extend(outputs)
+
+        def described(names: Any) -> list[Any]:
+            undefined = self._onnx.TensorProto.UNDEFINED
+            return [self._helper.make_tensor_value_info(name, undefined, None) for name in names]
+
+        graph = self._helper.make_graph([own], "constant", described(feeds), described(outputs))
+        model = self._helper.make_model(graph, opset_imports=[self._helper.make_opsetid("", opset)])
+        reference = import_extra("onnx.reference", "onnx")
+        results = reference.ReferenceEvaluator(model).run(None, feeds)
+        return [np.asarray(result) for result in results]
+
+
+def _bytes_of(elements: int, bits: int) -> int:
+    return -(-elements * bits // 8)
+
+
+def _check_held(tensor: Any, elements: int, bits: int) -> None:
+    """Raises unless the data have the length that the dimensions want.
+
+    Only where onnx would pad or cut them: in elements of which a byte holds several.
+    """
+    if tensor.HasField("raw_data"):
+        held = len(tensor.raw_data)
+    elif bits in (2, 4):
+        held = len(tensor.int32_data)  # a byte in each
+    else:
+        return
+    if held != _bytes_of(elements, bits):
+        raise ValueError(
+            f"got {held} bytes, wanted {_bytes_of(elements, bits)} for dimensions "
+            f"{list(tensor.dims)}"
+        )

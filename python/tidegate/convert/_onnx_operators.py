@@ -1,0 +1,341 @@
+"""What ONNX's LSTM and GRU operators mean: their inputs and attributes as layers.
+
+No onnx package in here: `_onnx` reads nodes of models, `_onnx_write` writes them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tidegate.checks import Array
+from tidegate.convert._weights import (
+    GATES,
+    ONNX_LSTM,
+    ONNX_PEEPHOLE,
+    ZRH_GRU,
+    RecurrentLayer,
+    as_weights,
+    check_rank,
+    check_shape,
+    listed,
+    make_layer,
+    named_parameters,
+    regroup,
+)
+from tidegate.layers import GRU, LSTM
+
+ORDERS = {"LSTM": ONNX_LSTM, "GRU": ZRH_GRU}
+INPUTS = {
+    "LSTM": ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"),
+    "GRU": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
+}
+DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+# What the operators' activations do: gates, candidate, and for an LSTM c' on its way into h'.
+ROLES = {
+    "LSTM": ("recurrent_activation", "activation", "output_activation"),
+    "GRU": ("recurrent_activation", "activation"),
+}
+STANDARD = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
+_USUAL = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh")}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation of the operators: our name, and its parameters' usual values, which are ours.
+
+    For the first `unagreed` of them a node must say them: where it does not, the standard's text
+    and ONNX Runtime take different values.
+    """
+
+    name: str
+    usual: tuple[float, ...] = ()
+    unagreed: int = 0
+
+
+ACTIVATIONS = {
+    "Sigmoid": Activation("sigmoid"),
+    "Tanh": Activation("tanh"),
+    "Relu": Activation("relu"),
+    "HardSigmoid": Activation("hard_sigmoid", (0.2, 0.5)),
+    "Affine": Activation("affine", (1.0, 0.0), unagreed=1),
+    "LeakyRelu": Activation("leaky_relu", (0.01,)),
+    "ThresholdedRelu": Activation("thresholded_relu", (1.0,), unagreed=1),
+    "ScaledTanh": Activation("scaled_tanh", (1.0, 1.0), unagreed=2),
+    "Elu": Activation("elu", (1.0,)),
+    "Softsign": Activation("softsign"),
+    "Softplus": Activation("softplus"),
+}
+KINDS = ("alpha", "beta")
+# Beyond, sigmoid and tanh have their limits as values, in double too: such a clip does nothing.
+_NO_CLIP = 750.0
+
+
+def onnx_lstm(
+    W: Array,
+    R: Array,
+    B: Array | None = None,
+    P: Array | None = None,
+    *,
+    direction: str = "forward",
+    activations: Sequence[str] | None = None,
+    activation_alpha: Sequence[float] = (),
+    activation_beta: Sequence[float] = (),
+    clip: float | None = None,
+    input_forget: int = 0,
+    layout: int = 0,
+    hidden_size: int | None = None,
+) -> LSTM:
+    """An LSTM from the inputs and attributes of ONNX's LSTM operator.
+
+    The layer's y is (T, N, D*H), ONNX's Y (T, D, N, H); h and c are alike, (D, N, H), but that
+    `layout=1` moves ONNX's batch axis to the front in states too, `batch_first=True` in x and y
+    alone.
+
+    Args:
+        W: (D, 4*H, I), D 2 if bidirectional else 1; gates in the order i, o, f, c.
+        R: (D, 4*H, H).
+        B: (D, 8*H), the biases of W, then those of R; None: none.
+        P: (D, 3*H), peepholes in the order i, o, f; None: none.
+        direction: "forward", "reverse" or "bidirectional".
+        activations: three of ONNX's names for each direction; both directions must have the same.
+        activation_alpha: parameters of those activations that have some, in their order.
+        activation_beta: likewise.
+        clip: the bound of all arguments of gates and candidate.
+        input_forget: 1 couples the gates: f = 1 - i.
+        layout: 1 has the batch first.
+        hidden_size: H, to be held against R.
+
+    Raises:
+        TypeError: an array is no float32, float64, float16 or bfloat16 ndarray.
+        ValueError: a shape does not fit; an attribute is out of range or cannot be represented.
+    """
+    attributes = {
+        "direction": direction,
+        "activations": activations,
+        "activation_alpha": activation_alpha,
+        "activation_beta": activation_beta,
+        "clip": clip,
+        "input_forget": input_forget,
+        "layout": layout,
+        "hidden_size": hidden_size,
+    }
+    layer = from_arrays("LSTM", {"W": W, "R": R, "B": B, "P": P}, attributes)
+    assert isinstance(layer, LSTM)
+    return layer
+
+
+def onnx_gru(
+    W: Array,
+    R: Array,
+    B: Array | None = None,
+    *,
+    direction: str = "forward",
+    activations: Sequence[str] | None = None,
+    activation_alpha: Sequence[float] = (),
+    activation_beta: Sequence[float] = (),
+    clip: float | None = None,
+    linear_before_reset: int = 0,
+    layout: int = 0,
+    hidden_size: int | None = None,
+) -> GRU:
+    """A GRU from the inputs and attributes of ONNX's GRU operator; `onnx_lstm` tells the rest.
+
+    Args:
+        W: (D, 3*H, I); gates in the order z, r, h.
+        R: (D, 3*H, H).
+        B: (D, 6*H), the biases of W, then those of R; None: none.
+        direction: as `onnx_lstm`'s, and likewise the others.
+        activations: two for each direction.
+        activation_alpha: as `onnx_lstm`'s.
+        activation_beta: as `onnx_lstm`'s.
+        clip: as `onnx_lstm`'s.
+        linear_before_reset: 1 is a layer's `reset_after=True`. ONNX's default is 0.
+        layout: as `onnx_lstm`'s.
+        hidden_size: as `onnx_lstm`'s.
+
+    Raises:
+        TypeError, ValueError: as `onnx_lstm`.
+    """
+    attributes = {
+        "direction": direction,
+        "activations": activations,
+        "activation_alpha": activation_alpha,
+        "activation_beta": activation_beta,
+        "clip": clip,
+        "linear_before_reset": linear_before_reset,
+        "layout": layout,
+        "hidden_size": hidden_size,
+    }
+    layer = from_arrays("GRU", {"W": W, "R": R, "B": B}, attributes)
+    assert isinstance(layer, GRU)
+    return layer
+
+
+def from_arrays(
+    cell: str, inputs: Mapping[str, Any], attributes: Mapping[str, Any]
+) -> RecurrentLayer:
+    """The layer of one operator.
+
+    Args:
+        cell: "LSTM" or "GRU".
+        inputs: W, R, and those of B and P that there are (or None).
+        attributes: ONNX's, by name; None is as good as absent.
+
+    Raises:
+        TypeError, ValueError: as `onnx_lstm`.
+    """
+    direction = attributes.get("direction")
+    if direction is None:
+        direction = "forward"
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction: got {direction!r}, wanted one of {listed(DIRECTIONS)}")
+    directions, gates = DIRECTIONS[direction], GATES[cell]
+    arrays = as_weights(inputs)
+    for name in ("W", "R"):
+        if name not in arrays:
+            raise TypeError(f"{name}: got None, wanted an ndarray")
+        check_rank(name, arrays[name], 3, "three axes, none of them empty")
+    hidden_size, input_size = arrays["R"].shape[2], arrays["W"].shape[2]
+    sizes = (
+        f"for a hidden_size of {hidden_size} (R has shape {arrays['R'].shape}) and "
+        f"direction={direction!r}"
+    )
+    shapes = {
+        "W": (directions, gates * hidden_size, input_size),
+        "R": (directions, gates * hidden_size, hidden_size),
+        "B": (directions, 2 * gates * hidden_size),
+        "P": (directions, 3 * hidden_size),
+    }
+    for name, array in arrays.items():
+        check_shape(name, array, shapes[name], sizes)
+    if attributes.get("hidden_size") not in (None, hidden_size):
+        raise ValueError(
+            f"hidden_size: got {attributes['hidden_size']!r}, but R has {hidden_size} columns"
+        )
+    params = named_parameters(
+        _direction_parameters(cell, {name: array[d] for name, array in arrays.items()})
+        for d in range(directions)
+    )
+    return make_layer(
+        cell,
+        params,
+        input_size=input_size,
+        hidden_size=hidden_size,
+        bias="B" in arrays,
+        bidirectional=direction == "bidirectional",
+        reverse=direction == "reverse",
+        batch_first=_flag("layout", attributes),
+        **({"peephole": True} if "P" in arrays else {}),
+        **_cell_options(cell, directions, attributes),
+    )
+
+
+def _direction_parameters(cell: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """One direction's parameters in our order, without the suffix of their names."""
+    order = ORDERS[cell]
+    result = {
+        "weight_ih": regroup(arrays["W"], order),
+        "weight_hh": regroup(arrays["R"], order),
+    }
+    if "B" in arrays:
+        bias_ih, bias_hh = np.split(arrays["B"], 2)
+        result["bias_ih"], result["bias_hh"] = regroup(bias_ih, order), regroup(bias_hh, order)
+    if "P" in arrays:
+        result["weight_peephole"] = regroup(arrays["P"], ONNX_PEEPHOLE)
+    return result
+
+
+def _flag(name: str, attributes: Mapping[str, Any]) -> bool:
+    value = attributes.get(name) or 0
+    if value not in (0, 1):
+        raise ValueError(f"{name}: got {value!r}, wanted 0 or 1")
+    return bool(value)
+
+
+def _cell_options(cell: str, directions: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor's options for what is not the standard cell; what is usual is left out."""
+    options: dict[str, Any] = {}
+    if cell == "GRU":
+        options["reset_after"] = _flag("linear_before_reset", attributes)
+    elif _flag("input_forget", attributes):
+        options["input_forget"] = True
+    names = list(attributes.get("activations") or _USUAL[cell] * directions)
+    found = _read_activations(cell, directions, names, attributes)
+    for role, usual, activation in zip(ROLES[cell], STANDARD[cell], found):
+        if activation != usual:
+            options[role] = activation
+    # A layer's output_activation is that of the candidate unless it is named.
+    if "activation" in options and cell == "LSTM":
+        options.setdefault("output_activation", found[2])
+    clip = attributes.get("clip")
+    if clip is not None:
+        if not clip > 0:
+            raise ValueError(f"clip: got {clip!r}, wanted a number above 0")
+        if clip < _NO_CLIP or {"recurrent_activation", "activation"} & options.keys():
+            options["clip"] = float(clip)
+    return options
+
+
+def _read_activations(
+    cell: str, directions: int, names: list[str], attributes: Mapping[str, Any]
+) -> list[Any]:
+    """One direction's activations as a layer takes them.
+
+    Parameters are consumed in the order of the activations that have some, as ONNX's text says and
+    ONNX Runtime does.
+    """
+    roles = ROLES[cell]
+    if len(names) != directions * len(roles):
+        raise ValueError(
+            f"activations: got {len(names)}, wanted {len(roles)} for each of the {directions} "
+            "direction(s)"
+        )
+    lists = {kind: list(attributes.get(f"activation_{kind}") or ()) for kind in KINDS}
+    left = {kind: list(values) for kind, values in lists.items()}
+    found = [_read_activation(name, left) for name in names]
+    for kind, values in left.items():
+        if values and len(values) < len(lists[kind]):
+            raise ValueError(
+                f"activation_{kind}: got {len(lists[kind])} values, {len(values)} more than "
+                f"{listed(names)} have"
+            )
+        if any(values):
+            warnings.warn(
+                f"activation_{kind}: got {values}, which has no effect: {listed(names)} have no "
+                "such parameter",
+                stacklevel=2,
+            )
+    if found[: len(roles)] * directions != found:
+        raise ValueError(
+            f"activations: got {found}, wanted the same for both directions: convert each "
+            f"direction to a layer of its own with onnx_{cell.lower()}"
+        )
+    return found[: len(roles)]
+
+
+def _read_activation(name: str, left: Mapping[str, list[float]]) -> Any:
+    """A layer's activation; takes its parameters off the lists."""
+    known = {key.lower(): key for key in ACTIVATIONS}
+    key = known.get(str(name).lower())
+    if key is None:
+        raise ValueError(f"activations: got {name!r}, wanted one of {listed(ACTIVATIONS)}")
+    activation = ACTIVATIONS[key]
+    values: list[float] = []
+    for position, (kind, usual) in enumerate(zip(KINDS, activation.usual)):
+        if left[kind]:
+            value = float(left[kind].pop(0))
+            # Attributes are float32, in which 0.2 is another number.
+            values.append(usual if np.float32(value) == np.float32(usual) else value)
+        elif position >= activation.unagreed:
+            values.append(usual)
+        else:
+            raise ValueError(
+                f"activation_{kind}: got none for {key}, of which implementations disagree what "
+                "that means"
+            )
+    return activation.name if tuple(values) == activation.usual else (activation.name, *values)
