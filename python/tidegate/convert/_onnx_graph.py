@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tidegate.convert._paths import check_regular_file, other_format
+from tidegate.convert._onnx_files import other_format
+from tidegate.convert._paths import check_regular_file
 from tidegate.convert._weights import import_extra, listed
 
 if TYPE_CHECKING:
@@ -287,8 +288,11 @@ def load(path_or_model: object, path: pathlib.Path | None) -> Model:
         return Model(path_or_model, None)
     if path.is_dir() or not path.exists():
         _refuse_other_format(path)
-    if path.is_dir() and (files := sorted(file.name for file in path.glob("*.onnx"))):
-        raise ValueError(f"path_or_model: {str(path)!r} is a folder, wanted one of {listed(files)}")
+    if path.is_dir():
+        files = listed(sorted(file.name for file in path.glob("*.onnx")))
+        raise ValueError(
+            f"path_or_model: {str(path)!r} is a folder, wanted a file; its .onnx files: {files}"
+        )
     check_regular_file("path_or_model", path)
     try:
         proto = onnx.load(str(path), load_external_data=False)
