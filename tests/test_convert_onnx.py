@@ -336,6 +336,18 @@ def test_no_node_but_others_of_the_kind() -> None:
         convert.from_onnx(model, "q")
 
 
+def test_models_of_quantize_dynamic(tmp_path: pathlib.Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    pytest.importorskip("onnx")
+    paths = tmp_path / "float.onnx", tmp_path / "dynamic.onnx"
+    tg.LSTM(5, 7, seed=0).to_onnx(paths[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantization.quantize_dynamic(*paths)
+    with pytest.raises(ValueError, match=r"DynamicQuantizeLSTM node .* is quantised, which conver"):
+        convert.from_onnx(paths[1])
+
+
 def cell_nodes(cell: str, h: str, out: str) -> list[Any]:
     """A step of an LSTM or a GRU in operators of its own, as exporters unroll them."""
     gates = [

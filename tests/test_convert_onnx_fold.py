@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import pathlib
 import tracemalloc
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -370,6 +371,25 @@ def test_every_operator_that_is_folded_is_tried(monkeypatch: pytest.MonkeyPatch)
     for chain in CHAINS:
         convert.from_onnx(chain_model(chain))
     assert tried == set(_onnx_fold._FOLDED)
+
+
+@pytest.mark.parametrize("name", ["weight_hh_l0", "weight_ih_l0"])
+def test_pytorchs_weight_norm(name: str, tmp_path: pathlib.Path) -> None:
+    """The exporter leaves the norm in the graph."""
+    pytest.importorskip("onnx")
+    torch = pytest.importorskip("torch")
+    module = torch.nn.LSTM(5, 7).eval()
+    torch.nn.utils.parametrizations.weight_norm(module, name)
+    path = tmp_path / "model.onnx"
+    x = torch.randn(9, 3, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (x,), path, dynamo=False)
+    layer = convert.from_onnx(path)
+    parameters = dict(zip(layer.params, (p.detach().numpy() for p in module._flat_weights)))
+    for key, array in layer.params.items():
+        np.testing.assert_allclose(array, parameters[key], rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(layer(x.numpy())[0], module(x)[0].detach(), rtol=1e-5, atol=1e-6)
 
 
 # ---- Stored tensors ------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ _QUANTISED = (
 _RNN = "is a plain recurrent network without gates, of which Tidegate has no cell"
 _PYTORCH = "is PyTorch's own operator: export the module again, to operators of ONNX"
 
-# A cell in operators of its own: gates are products of these, reached through operators that only
-# move values or subtract them from one.
+# A cell in operators of its own: gates are products of these, reached through operators that move
+# their first input, and through differences: 1 - z, h - n.
 _SIGMOIDS = ("Sigmoid", "HardSigmoid")
-_MOVES = ("Split", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Gather", "Sub")
+_MOVES = ("Split", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Gather")
 _MATRIX_PRODUCTS = (
     *("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"),
     *("FusedMatMul", "FusedGemm", "MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
@@ -113,6 +113,8 @@ def _sources(name: str, scope: Scope, distance: int = 0) -> set[str]:
     if owner is None or name not in owner.makers or distance > _FARTHEST:
         return set()
     node, _ = owner.makers[name]
-    if node.op_type not in _MOVES:
+    operands = {"Sub": 2, **dict.fromkeys(_MOVES, 1)}.get(node.op_type)
+    if operands is None:
         return {node.op_type}
-    return set().union(*(_sources(needed, owner, distance + 1) for needed in node.input))
+    inputs = node.input[:operands]
+    return set().union(*(_sources(needed, owner, distance + 1) for needed in inputs))
