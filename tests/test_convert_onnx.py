@@ -1045,11 +1045,13 @@ def test_any_arrays_convert_or_are_refused_by_name(data: st.DataObject) -> None:
 def serialised() -> bytes:
     pytest.importorskip("onnx")
     tensors = {**weights(), "h": np.ones((1, 1, 3), np.float32), "i": np.array([0])}
-    w = tensors.pop("W")
-    tensors["a"] = w[0].T.copy()
+    tensors["q"] = (100 * tensors.pop("W")[0].T).astype(np.int8)
+    tensors["scale"] = np.full(12, 0.01, np.float32)
     nodes = [
+        make_node("DequantizeLinear", ["q", "scale"], ["a"]),
         make_node("Transpose", ["a"], ["b"]),
-        make_node("Unsqueeze", ["b", "i"], ["W"]),
+        make_node("Unsqueeze", ["b", "i"], ["c"]),
+        make_node("Mul", ["c", "c"], ["W"]),
         make_node(
             "LSTM",
             ["X", "W", "R", "B", "", "h"],

@@ -556,6 +556,7 @@ BOMBS: dict[str, tuple[list[str], dict[str, np.ndarray]]] = {
     "Gather": (["W = Gather(a, s)"], {"a": LINE[None], "s": np.zeros(2**14, int)}),
     "Add": (["b = Unsqueeze(a, i)", "W = Add(a, b)"], {"a": LINE, "i": np.array([1])}),
     "Equal": (["b = Unsqueeze(a, i)", "W = Equal(b, a)"], {"a": LINE, "i": np.array([1])}),
+    "Clip": (["b = Unsqueeze(a, i)", "W = Clip(b, a)"], {"a": LINE, "i": np.array([1])}),
     "MatMul": (["W = MatMul(a, b)"], {"a": LINE[:, None], "b": LINE[None]}),
     "Concat": (
         [f"a{k + 1} = Concat<axis = 0>(a{k}, a{k})" for k in range(100)] + ["W = Neg(a100)"],
@@ -585,7 +586,7 @@ def test_what_is_made_is_bounded_before_it_is_made(operator: str, little_memory:
         convert.from_onnx(model)
 
 
-def made_wrong(text: str, **tensors: Any) -> str:
+def made_wrong(text: str, opset: int = 18, **tensors: Any) -> str:
     """What is said of a node that makes W."""
     onnx = pytest.importorskip("onnx")
     lstm = make_node("LSTM", ["X", "W", "R"], ["Y"], hidden_size=3)
@@ -594,7 +595,7 @@ def made_wrong(text: str, **tensors: Any) -> str:
     with pytest.raises(
         ValueError, match=r"node 'Y': .* node 'W': cannot be worked out: "
     ) as caught:
-        convert.from_onnx(make_model(nodes, {**arrays, "R": weights()["R"]}, opset=18))
+        convert.from_onnx(make_model(nodes, {**arrays, "R": weights()["R"]}, opset=opset))
     return str(caught.value).partition("worked out: ")[2]
 
 
@@ -610,6 +611,20 @@ def test_contradictory_operators(little_memory: None) -> None:
     assert "differ in length: [1, 2]" in made_wrong("W = Slice(a, s, s, t)", a=a, s=[0, 0], t=[0])
     assert "wanted none below 0" in made_wrong("W = Tile(a, s)", a=a, s=[-1])
     assert "wanted none below 0" in made_wrong("W = Expand(a, s)", a=a, s=[-1])
+    quantised = "W = DequantizeLinear<axis = 1>(a, b)"
+    scales = np.ones(2**14, np.float32)
+    data = np.ones((2**14, 1), np.int8)
+    assert "scale: got shape (16384,) for data of shape (16384, 1)" in made_wrong(
+        quantised, a=data, b=scales
+    )
+    data = np.ones((4, 12), np.int8)
+    for opset, block, shape in ((21, 2**40, (4, 1)), (21, 5, (4, 2)), (21, 5, (3, 3))):
+        text = f"W = DequantizeLinear<axis = 1, block_size = {block}>(a, b)"
+        message = made_wrong(text, opset, a=data, b=np.ones(shape, np.float32))
+        assert message.startswith(f"scale: got shape {shape} for data of shape (4, 12), axis 1 and")
+    zero = np.ones(11, np.int8)
+    message = made_wrong("W = DequantizeLinear(a, b, c)", a=data, b=scales[:12], c=zero)
+    assert message == "zero point: got (11,), wanted (12,) of scale"
     assert "at least one axis" in made_wrong("W = MatMul(a, s)", a=a, s=np.float32(1))
     assert made_wrong("W = Range(a, b, a)", a=np.float32(0), b=np.float32(1))
     assert made_wrong("W = Range(a, b, b)", a=np.float32(0), b=np.float32("nan"))

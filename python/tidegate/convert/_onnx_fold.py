@@ -29,7 +29,7 @@ _MADE_PER_STORED = 16
 # An operator costs one or two milliseconds whatever it makes: as many elements as this.
 _ELEMENTS_PER_NODE = 1024
 # Products and sums of a MatMul that take as long as making one element.
-_PRODUCTS_PER_ELEMENT = 256
+_PRODUCTS_PER_ELEMENT = 64
 # The search for zeros ends at longer chains: it is recursive, and no exporter writes such.
 _LONGEST_CHAIN = 200
 
@@ -164,6 +164,24 @@ def _of_slice(call: _Call) -> int:
     return call.given[0].size
 
 
+def _of_quantised(call: _Call) -> int:
+    data, scale = call.given[:2]
+    axis, block = call.attributes.get("axis", 1), call.attributes.get("block_size", 0)
+    if scale.size != 1:
+        wanted = list(data.shape)
+        length: int = wanted[axis]
+        if block > 0:
+            wanted[axis] = -(-length // block)
+        if scale.shape != (tuple(wanted) if block > 0 else (length,)) or block > length:
+            raise ValueError(
+                f"scale: got shape {scale.shape} for data of shape {data.shape}, axis {axis} and "
+                f"block_size {block}"
+            )
+    if any(zero_point.shape != scale.shape for zero_point in call.given[2:]):
+        raise ValueError(f"zero point: got {call.given[2].shape}, wanted {scale.shape} of scale")
+    return data.size
+
+
 def _sizes(shape: Array) -> tuple[int, ...]:
     sizes = tuple(map(int, shape.reshape(-1)))
     if min(sizes, default=0) < 0:
@@ -194,10 +212,10 @@ _FOLDED: dict[str, _Operator] = {
     "Size": _Operator(_of_rank),
     # Up to opset 6 these aligned their inputs' axes by attributes of their own.
     **_named("Add Sub Mul Div Pow And Or Equal Greater Less", _Operator(_of_broadcast, since=7)),
-    **_named("GreaterOrEqual LessOrEqual Max Mean Min Sum Where", _Operator(_of_broadcast)),
+    **_named("Clip GreaterOrEqual LessOrEqual Max Mean Min Sum Where", _Operator(_of_broadcast)),
+    **_named("DequantizeLinear QuantizeLinear", _Operator(_of_quantised)),
     **_named(
-        "Abs Ceil Clip DequantizeLinear Exp Floor Log Neg Not QuantizeLinear Reciprocal Relu Round "
-        "Sigmoid Sign Softplus Sqrt Tanh",
+        "Abs Ceil Exp Floor Log Neg Not Reciprocal Relu Round Sigmoid Sign Softplus Sqrt Tanh",
         _Operator(_of_first),
     ),
     **_named(
@@ -433,8 +451,8 @@ class _Tensors:
         proto = self._onnx.TensorProto
         if not isinstance(tensor, proto):
             raise ValueError(
-                f"{name!r}: got a sparse tensor, wanted a dense one (onnx.SparseTensorProto has "
-                "its values and indices)"
+                f"{name!r}: got a sparse tensor, wanted a dense one: store it densely, or pass the "
+                "arrays to onnx_lstm or onnx_gru"
             )
         external = tensor.data_location == proto.EXTERNAL
         if external and self._directory is None:
