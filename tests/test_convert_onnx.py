@@ -926,6 +926,8 @@ OTHER_FILES = {
         b"\x0a\x02ab",
         "another protobuf; if it is a frozen graph of TensorFlow, convert",
     ),
+    "deep.onnxtxt": (b"seq(" * 200_000, "text: if it is a model, pass onnx.load(path) instead of"),
+    "model.json": (b'{"graph": {"node": []}}', "text: if it is a model, pass onnx.load(path)"),
     "a.ckpt.index": (b"\0\0", "a part of a TensorFlow checkpoint: convert it with tf2onnx"),
     "a.ckpt.data-00000-of-00001": (b"\0", "a part of a TensorFlow checkpoint: convert it"),
 }

@@ -6,6 +6,8 @@ import pathlib
 
 _TO_ONNX = "convert it with tf2onnx (python -m tf2onnx.convert)"
 _HEADER_BYTES = 64
+# Their parsers in the onnx package recurse without a limit.
+_TEXTS = (".onnxtxt", ".onnxtext", ".onnxjson", ".json", ".textproto", ".txtpb", ".prototxt")
 
 # First bytes of files, from an offset: what the file is, and what to do with it.
 _SIGNATURES = (
@@ -51,6 +53,8 @@ def other_format(path: pathlib.Path) -> str | None:
         return f"the graph of a SavedModel folder of TensorFlow: {_TO_ONNX}"
     if path.suffix == ".pb":
         return f"another protobuf; if it is a frozen graph of TensorFlow, {_TO_ONNX}"
+    if path.suffix in _TEXTS:
+        return "text: if it is a model, pass onnx.load(path) instead of the path"
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     for offset, signature, meaning in _SIGNATURES:

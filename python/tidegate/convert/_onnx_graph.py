@@ -295,7 +295,7 @@ def load(path_or_model: object, path: pathlib.Path | None) -> Model:
         )
     check_regular_file("path_or_model", path)
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except Exception as error:  # protobuf's DecodeError, and what other serialisations raise
         _refuse_other_format(path)
         raise ValueError(f"{path}: not an ONNX model: {error}") from error
