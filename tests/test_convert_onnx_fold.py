@@ -15,12 +15,13 @@ from onnx_models import make_model, make_node, node_model, same, weights
 from tidegate import convert
 from tidegate.convert import _onnx_fold
 
+onnx = pytest.importorskip("onnx")
+
 # ---- Operators -----------------------------------------------------------------------------------
 
 
 def chains() -> dict[str, tuple[int, list[Any], dict[str, np.ndarray]]]:
     """Opset, nodes that make W out of something, and that something."""
-    onnx = pytest.importorskip("onnx")
     from_array, w = onnx.numpy_helper.from_array, weights()["W"]
 
     def one(*args: Any, **attributes: Any) -> Any:
@@ -323,7 +324,6 @@ ARITHMETIC: dict[str, tuple[int, list[str], dict[str, np.ndarray]]] = {
 
 def arithmetic_model(name: str) -> Any:
     """An LSTM node whose W is worked out."""
-    onnx = pytest.importorskip("onnx")
     opset, texts, tensors = ARITHMETIC[name]
     w = weights()
     lstm = make_node("LSTM", ["X", "W", "R", "B"], ["Y"], hidden_size=3)
@@ -376,7 +376,6 @@ def test_every_operator_that_is_folded_is_tried(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", ["weight_hh_l0", "weight_ih_l0"])
 def test_pytorchs_weight_norm(name: str, tmp_path: pathlib.Path) -> None:
     """The exporter leaves the norm in the graph."""
-    pytest.importorskip("onnx")
     torch = pytest.importorskip("torch")
     module = torch.nn.LSTM(5, 7).eval()
     torch.nn.utils.parametrizations.weight_norm(module, name)
@@ -396,7 +395,6 @@ def test_pytorchs_weight_norm(name: str, tmp_path: pathlib.Path) -> None:
 
 
 def test_external_data(tmp_path: pathlib.Path) -> None:
-    onnx = pytest.importorskip("onnx")
     model = node_model("LSTM", weights(), {"hidden_size": 3})
     path = tmp_path / "model.onnx"
     onnx.save(model, path, save_as_external_data=True, location="data.bin", size_threshold=0)
@@ -415,7 +413,6 @@ def test_external_data(tmp_path: pathlib.Path) -> None:
 
 
 def test_external_data_stay_in_the_models_folder(tmp_path: pathlib.Path) -> None:
-    onnx = pytest.importorskip("onnx")
     inside = tmp_path / "inside"
     inside.mkdir()
     (tmp_path / "secret").write_bytes(bytes(10_000))
@@ -433,7 +430,6 @@ def test_external_data_of_constants_are_in_the_models_folder(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not in the current one, where files of the same names are."""
-    onnx = pytest.importorskip("onnx")
     w = weights()
     folder = tmp_path / "model"
     folder.mkdir()
@@ -486,7 +482,6 @@ def test_external_data_of_constants_are_in_the_models_folder(
 def test_damaged_external_data(
     entries: dict[str, str], message: str, tmp_path: pathlib.Path
 ) -> None:
-    onnx = pytest.importorskip("onnx")
     weights()["W"].tofile(tmp_path / "w")
     os.mkfifo(tmp_path / "fifo")
     model = node_model("LSTM", weights(), {"hidden_size": 3})
@@ -502,7 +497,6 @@ def test_damaged_external_data(
 
 
 def test_damaged_tensors() -> None:
-    onnx = pytest.importorskip("onnx")
 
     def refused(message: str, **fields: Any) -> None:
         model = node_model("LSTM", weights(), {"hidden_size": 3})
@@ -576,7 +570,6 @@ BOMBS: dict[str, tuple[list[str], dict[str, np.ndarray]]] = {
 
 @pytest.mark.parametrize("operator", BOMBS)
 def test_what_is_made_is_bounded_before_it_is_made(operator: str, little_memory: None) -> None:
-    onnx = pytest.importorskip("onnx")
     texts, tensors = BOMBS[operator]
     nodes = [onnx.parser.parse_node(text) for text in texts]
     lstm = make_node("LSTM", ["X", "W", "R"], ["Y"], hidden_size=3)
@@ -588,7 +581,6 @@ def test_what_is_made_is_bounded_before_it_is_made(operator: str, little_memory:
 
 def made_wrong(text: str, opset: int = 18, **tensors: Any) -> str:
     """What is said of a node that makes W."""
-    onnx = pytest.importorskip("onnx")
     lstm = make_node("LSTM", ["X", "W", "R"], ["Y"], hidden_size=3)
     nodes = [onnx.parser.parse_node(text), lstm]
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
@@ -642,7 +634,6 @@ def test_contradictory_operators(little_memory: None) -> None:
 
 
 def test_sparse_tensors_are_refused() -> None:
-    onnx = pytest.importorskip("onnx")
     values = onnx.helper.make_tensor("W", 1, [1], [1.0])
     sparse = onnx.helper.make_sparse_tensor(
         values, onnx.helper.make_tensor("i", 7, [1], [0]), [2**20, 2**20]
@@ -660,7 +651,6 @@ def test_sparse_tensors_are_refused() -> None:
 
 def test_tensors_that_share_external_data(tmp_path: pathlib.Path, little_memory: None) -> None:
     """A file of 1 MB is read as often as it is asked for, within bounds."""
-    onnx = pytest.importorskip("onnx")
     np.zeros(2**18, np.float32).tofile(tmp_path / "data")
     count = 200
     tensors = []
@@ -683,7 +673,6 @@ def test_tensors_that_share_external_data(tmp_path: pathlib.Path, little_memory:
 
 def test_nodes_that_share_weights() -> None:
     """Each becomes a layer of its own."""
-    pytest.importorskip("onnx")
     w = weights(hidden=200)
     lstm = [make_node("LSTM", ["X", "W", "R"], [f"Y{k}"], hidden_size=200) for k in range(100)]
     few = convert.onnx_nodes(make_model(lstm[:5], w))
@@ -695,7 +684,6 @@ def test_nodes_that_share_weights() -> None:
 
 def test_long_chains() -> None:
     """No recursion limits them: an exporter may write thousands of small operators."""
-    pytest.importorskip("onnx")
     w = weights()
     w["a0"] = w.pop("W")
     chain = [make_node("Identity", [f"a{k}"], [f"a{k + 1}"]) for k in range(1200)]
@@ -713,7 +701,6 @@ def test_long_chains() -> None:
 
 def function_model(functions: dict[str, list[Any]], called: str) -> Any:
     """A model that calls one of these functions of one input and one output, a and b."""
-    onnx = pytest.importorskip("onnx")
     helper = onnx.helper
     imports = [helper.make_opsetid("", 18), helper.make_opsetid("f", 1)]
     protos = [
@@ -750,7 +737,6 @@ def test_functions_that_call_each_other_twice(length: int, little_memory: None) 
 
 def test_functions_that_repeat_much(little_memory: None) -> None:
     """A constant of 40 kB, 4,000 times; calls in a body count too."""
-    onnx = pytest.importorskip("onnx")
     value = onnx.numpy_helper.from_array(np.zeros(10_000, np.float32))
     functions = {
         "F": [make_node("Constant", [], ["c"], value=value), make_node("Neg", ["a"], ["b"])]
@@ -786,7 +772,6 @@ def test_functions_of_another_opset() -> None:
 
 
 def test_deeply_nested_bodies() -> None:
-    onnx = pytest.importorskip("onnx")
     model = onnx.ModelProto(ir_version=8)
     graph = model.graph
     for _ in range(300):
