@@ -71,8 +71,9 @@ def from_onnx(path_or_model: onnx.ModelProto | Path, node: str | None = None) ->
     Nodes are found at any depth, in the bodies of If, Loop and Scan and in local functions too.
     Their weights may be initialisers, external data, or what common operators make of those:
     Constant, Cast, Transpose, Concat, Mul, DequantizeLinear, ReduceL2 and others. The onnx package
-    works these out, in the precision that the graph asks for. float16 and bfloat16 weights become
-    float32, which holds them exactly.
+    works these out, in the precision that the graph asks for. Initialisers that are inputs too,
+    which a caller of the graph may replace, are taken as they are stored. float16 and bfloat16
+    weights become float32, which holds them exactly.
 
     Args:
         path_or_model: a file, or an `onnx.ModelProto`. External data are read from the file's

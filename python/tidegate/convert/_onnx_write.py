@@ -108,12 +108,13 @@ class _Writer:
         graph = self._helper.make_graph(
             self._nodes, repr(layer), inputs, outputs, initializer=self._initializers
         )
-        return self._helper.make_model(
+        model: onnx.ModelProto = self._helper.make_model(
             graph,
             opset_imports=[self._helper.make_opsetid("", _OPSET)],
             ir_version=_IR_VERSION,
             producer_name="tidegate",
         )
+        return model
 
     def _add(self, operator: str, inputs: list[str], outputs: list[str], **attributes: Any) -> str:
         """Appends a node; returns the name of its first output."""
