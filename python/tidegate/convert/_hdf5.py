@@ -1,18 +1,18 @@
 """A bounded reader of HDF5 files: groups, datasets of numbers, and attributes that are text.
 
-Model files are downloaded, so they are not trusted. On some damaged files the HDF5 library loops for
-ever or reads memory that is not its own, which a caller in the same process can neither time out nor
-catch. A subprocess with a time limit would contain that, but it needs a Python executable (an
-embedded interpreter has none, a frozen application is its own), costs the imports at each call, and
-its limit is wrong on a slow disk. What Keras writes is a small part of the format, so it is read
-here, with NumPy alone. Nothing is followed out of the file, each allocation is checked against what
-is stored, and the work is bounded by the file's size: structures that overlap or form a cycle exceed
-a budget, which a valid file cannot.
+Model files are downloaded, so they are not trusted. On some damaged files the HDF5 library loops
+for ever or reads memory that is not its own, which a caller in the same process can neither time
+out nor catch. A subprocess with a time limit would contain that, but it needs a Python executable
+(an embedded interpreter has none, a frozen application is its own), costs the imports at each call,
+and its limit is wrong on a slow disk. What Keras writes is a small part of the format, so it is
+read here, with NumPy alone. Nothing is followed out of the file, each allocation is checked against
+what is stored, and the work is bounded by the file's size: structures that overlap or form a cycle
+exceed a budget, which a valid file cannot.
 
-Read are version 0 to 3 of the superblock, both kinds of object headers and of groups, and contiguous,
-compact and chunked datasets, the latter also with deflate and shuffle. That is what the HDF5 library
-writes unless it is told to use features later than version 1.8. Anything else is a ValueError that
-names the feature. Checksums of metadata are not verified.
+Superblocks of version 0 to 3, both kinds of object headers and of groups, and compact, contiguous
+and chunked datasets are read, the latter also with deflate and shuffle. That is what the HDF5
+library writes unless it is told to use features later than version 1.8. Anything else is a
+ValueError that names the feature. Checksums of metadata are not verified.
 
 The names follow the specification, "HDF5 File Format Specification Version 3.0".
 """
@@ -54,8 +54,8 @@ _SHARED = 2  # a message's flag: its content lies elsewhere
 def largest_expansion(stored: int) -> int:
     """The most bytes that this many compressed bytes may claim to hold.
 
-    Deflate reaches a ratio of 1032 on constants, trained weights hardly 2. A small array of zeros is
-    legitimate, a large one takes memory that the file is too small for.
+    Deflate reaches a ratio of 1032 on constants, trained weights hardly 2. A small array of zeros
+    is legitimate, a large one takes memory that the file is too small for.
     """
     return 2**24 + 64 * stored
 
@@ -236,9 +236,12 @@ def _number_type(fields: _Fields) -> np.dtype[np.generic]:
             (23, 8, 0, 23): f"{order}f4",
             (52, 11, 0, 52): f"{order}f8",
         }
-        name = layouts.get(tuple(fields.take(4))) if kind == 1 and whole else None
-        if name and np.dtype(name).itemsize == size:
-            return np.dtype(name)
+        if kind == 1 and whole:
+            # Position and size of the exponent, then of the mantissa.
+            exponent, exponent_size, mantissa, mantissa_size = fields.take(4)
+            name = layouts.get((exponent, exponent_size, mantissa, mantissa_size))
+            if name and np.dtype(name).itemsize == size:
+                return np.dtype(name)
     raise ValueError(f"its datatype, of class {kind} and {size} bytes, is not floating point")
 
 
@@ -283,7 +286,10 @@ def _undo(name: str, value: int, data: bytes, size: int) -> bytes:
 def _chunks(
     source: _Source, address: int, rank: int, above: int = 256
 ) -> Iterator[tuple[list[int], int, int, int]]:
-    """Corner, stored bytes, mask of skipped filters and address of each, from a version 1 B-tree."""
+    """Corner, stored bytes, mask of skipped filters and address of each chunk.
+
+    From a version 1 B-tree, whose levels fall from the root to the leaves.
+    """
     level, used, fields = _tree_node(source, address, 1, above, 8 + 8 * (rank + 1))
     for _ in range(used):
         count, mask = fields.uints(2, 4)
@@ -581,7 +587,7 @@ def _link(fields: _Fields) -> Iterator[tuple[str, int]]:
         yield name.decode("utf-8", "replace"), fields.uint(8)
 
 
-# ---- Many links or attributes: a fractal heap and a version 2 B-tree ------------------------------
+# ---- Many links or attributes: a fractal heap and a version 2 B-tree -----------------------------
 
 
 def _dense(source: _Source, body: bytes, kind: int, order_size: int) -> Iterator[bytes]:
@@ -640,7 +646,7 @@ def _records(source: _Source, address: int, kind: int) -> Iterator[bytes]:
 
 
 class _FractalHeap:
-    """Objects by their identifiers: of its blocks' table, that part which links and attributes need."""
+    """Objects by their identifiers; those alone that the heap's table of blocks holds."""
 
     def __init__(self, source: _Source, address: int) -> None:
         self._source = source

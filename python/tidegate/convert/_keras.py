@@ -1,19 +1,21 @@
 """Keras: arrays, layer configurations and layer objects to layers. How files are read is next door.
 
-Keras itself is never imported: who passes an object of it has done so.
+Keras itself is never imported: a caller that passes an object of it has done so.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tidegate.checks import Array, check_bool
-from tidegate.convert._keras_files import LayerWeights, read_layers
+from tidegate.convert._keras_files import LayerWeights, dtype_name, read_layer, select
 from tidegate.convert._weights import (
     GATES,
     KERAS_LSTM,
@@ -44,6 +46,38 @@ _CELLS = {
 _CONVERTIBLE = (*_CELLS, "RNN", "Bidirectional")
 _MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 _FRAMEWORKS = ("keras", "tf_keras", "tensorflow")
+
+# Options of Keras's layers and cells that a conversion takes into account; `num_constants` and
+# `quantization_config` are refused unless they are empty.
+_READ = frozenset(
+    [
+        *("units", "activation", "recurrent_activation", "use_bias", "reset_after", "dtype"),
+        *("go_backwards", "time_major", "cell", "layer", "backward_layer", "merge_mode"),
+        *("num_constants", "quantization_config"),
+    ]
+)
+# Options that change no result of inference, and why.
+_WITHOUT_EFFECT = {
+    option: reason
+    for reason, options in {
+        "where the layer is in its model": (
+            "name trainable batch_input_shape batch_shape input_shape input_dim input_length "
+            "batch_size ragged sparse"
+        ),
+        "training": (
+            "kernel_initializer recurrent_initializer bias_initializer unit_forget_bias "
+            "kernel_regularizer recurrent_regularizer bias_regularizer activity_regularizer "
+            "kernel_constraint recurrent_constraint bias_constraint dropout recurrent_dropout seed"
+        ),
+        "which of its results the layer returns: a layer here returns y and the state": (
+            "return_sequences return_state"
+        ),
+        "how the results are computed": "implementation unroll use_cudnn autocast",
+        "what is kept between calls, as a stream does": "stateful",
+        "padded steps, at which y is zero here": "zero_output_for_mask",
+    }.items()
+    for option in options.split()
+}
 
 # Keras's activations that the layers have too. hard_sigmoid depends on the version.
 _ACTIVATIONS: dict[str, Activation] = {
@@ -287,19 +321,26 @@ def from_keras(
 ) -> RecurrentLayer | Merged:
     """An LSTM or a GRU with the weights and options of one of Keras's; see `keras_lstm`.
 
-    Converted are LSTM, GRU, CuDNNLSTM, CuDNNGRU, `RNN` of an LSTMCell or a GRUCell, and
-    `Bidirectional` of any of them. What changes no output is left out (dropout, initialisers,
-    `return_sequences`, `stateful`: a stream keeps its state). A layer takes `lengths`, not masks:
-    `keras_lengths` turns one into the other where it can. Nothing of a file is executed, no link in
-    it followed; but the HDF5 library, which reads it, may not return from a malicious one.
+    Converted are LSTM, GRU, CuDNNLSTM, CuDNNGRU, `RNN` of an LSTMCell or a GRUCell, `Bidirectional`
+    of any of them, and what `TimeDistributed` applies to each element of its second axis. What
+    changes no output is left out (dropout, initialisers, `return_sequences`, `stateful`: a stream
+    keeps its state), and so is the precision of a mixed dtype policy: the layer computes in the
+    dtype of the weights. A layer takes `lengths`, not masks: `keras_lengths` turns one into the
+    other where it can. Nothing of a file is executed, no link in it followed, and the time and
+    memory that reading takes are bounded by the file's size.
+
+    A file that holds weights alone (`.weights.h5`, what `save_weights` wrote, or a subclassed
+    model) does not tell a layer's activations or direction, so it needs `config`.
 
     Args:
         layer_or_path: a layer or a model of Keras 2 or 3; or a file: `.keras`, `.weights.h5`, or
             the `.h5` (`.hdf5`) of Keras 2 and TensorFlow 1, with or without the architecture.
-        name: the layer's name, at any depth of the model; None if there is just one. In a
-            `.weights.h5` without names it is the path, as in "layers/lstm_1".
-        config: what `layer.get_config()` tells, for a file that has weights alone (`.weights.h5`,
-            or of a subclassed model); without it such a layer has Keras's default options.
+        name: the layer's name, at any depth of the model; None if there is just one. If several
+            have it, the path with the names of the models, as in "encoder/lstm_1", where "lstm_1"
+            is one of the outermost model. In a `.weights.h5` also the place of the weights, as in
+            "layers/lstm_1"; some have no names.
+        config: for a file that holds weights alone: what `layer.get_config()` tells, or those of
+            its entries that are not the defaults of the Keras that wrote the file, {} if all are.
             Activations may be tidegate's, as ("hard_sigmoid", 0.2, 0.5).
 
     Returns:
@@ -308,9 +349,13 @@ def from_keras(
 
     Raises:
         TypeError: neither a layer, a model nor a path; weights of another dtype.
+        OSError: the file cannot be opened.
         ValueError: there is no such layer, or several and no name (the message lists them); an
-            option that a layer does not have; weights that do not fit the options; a damaged file.
-        ImportError: a file needs h5py, which is not installed.
+            option that a layer does not have; weights that do not fit the options; weights alone
+            without config; a file that is damaged, of another format, or no regular file.
+
+    Warns:
+        UserWarning: the configuration has an option that is not known here and is ignored.
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name: got {type(name).__name__}, wanted a str or None")
@@ -318,40 +363,33 @@ def from_keras(
         raise TypeError(f"config: got {type(config).__name__}, wanted a mapping or None")
     path = as_path(layer_or_path)
     if path is None:
-        found, where = _object_layers(layer_or_path), type(layer_or_path).__name__
+        where = type(layer_or_path).__name__
+        layers = _object_layers(layer_or_path)
+        if not layers:
+            raise ValueError(f"{where}: no LSTM or GRU")
+        layer = select(layers, name, where)
     else:
-        found, where = read_layers(path, name, _CONVERTIBLE), str(path)
-    names = [layer.name for layer in found]
-    if not found:
-        raise ValueError(f"{where}: no LSTM or GRU")
-    if name is None and len(found) > 1:
-        raise ValueError(f"name: got None, but {where} has several: {listed(names)}")
-    chosen = [layer for layer in found if name in (None, layer.name)]
-    if len(chosen) != 1:
-        raise ValueError(f"name: got {name!r}, wanted one of {listed(names)}, which is there once")
-    layer = chosen[0]
-    if config is not None:
-        if layer.config is not None:
-            raise ValueError(f"config: {where} has one of its own")
-        layer = _with_config(layer, config)
+        where = str(path)
+        layer = read_layer(path, name, _CONVERTIBLE)
+    if config is not None and layer.config is not None:
+        raise ValueError(f"config: {where} has one of its own")
     try:
-        return _convert(layer)
+        return _convert(layer if layer.config is not None else _with_config(layer, config))
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{where}: layer {layer.name!r}: {error}") from error
 
 
-def _framework_class(given: Any) -> tuple[str, int] | None:
+def _framework_class(given: Any) -> tuple[str, str] | None:
     """The name of an object's class, or of the one of Keras's that it derives from, and Keras's
-    major version; None if it is none of Keras's objects.
+    version; None if it is none of Keras's objects.
     """
     for kind in type(given).__mro__:
         root = kind.__module__.partition(".")[0]
         if root in _FRAMEWORKS:
             if root == "tensorflow":  # its own copy of Keras, up to TensorFlow 2.5
-                return kind.__name__, 2
-            version = str(getattr(sys.modules.get(root), "__version__", "2"))
-            return kind.__name__, int(version.partition(".")[0])
+                return kind.__name__, "2.4"
+            return kind.__name__, str(getattr(sys.modules.get(root), "__version__", "2.6"))
     return None
 
 
@@ -360,32 +398,113 @@ def _object_layers(given: Any) -> list[LayerWeights]:
         raise TypeError(
             f"layer_or_path: got {type(given).__name__}, wanted a Keras layer or model, or a path"
         )
-    return list(_walk_objects(given))
+    found = {id(layer): (layer, models) for layer, models in _walk_objects(given, (), True)}
+    return [_layer_weights(layer, models) for layer, models in found.values()]
 
 
-def _walk_objects(given: Any) -> Iterator[LayerWeights]:
-    class_name, version = _framework_class(given) or ("", 0)
-    if class_name not in _CONVERTIBLE:
-        for child in getattr(given, "layers", None) or ():
-            yield from _walk_objects(child)
+def _walk_objects(
+    given: Any, models: tuple[str, ...], outermost: bool
+) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """The layers that convert in an object, and the names of the models that each is in."""
+    class_name, _ = _framework_class(given) or ("", "")
+    if class_name in _CONVERTIBLE:
+        yield given, models
         return
+    wrapped = class_name == "TimeDistributed"
+    for child in [given.layer] if wrapped else getattr(given, "layers", None) or ():
+        inner = models if outermost and not wrapped else (*models, given.name)
+        yield from _walk_objects(child, inner, False)
+
+
+def _layer_weights(given: Any, models: tuple[str, ...]) -> LayerWeights:
+    class_name, version = _framework_class(given) or ("", "")
     parts = [given]
     if class_name == "Bidirectional":
         parts = [given.forward_layer, given.backward_layer]
-    # A stateful layer's states would come with its own weights.
-    weights = [list(getattr(part, "cell", part).get_weights()) for part in parts]
-    yield LayerWeights(given.name, class_name, given.get_config(), version, weights)
+    return LayerWeights(
+        given.name,
+        "/".join((*models, given.name)),
+        "",
+        class_name,
+        given.get_config(),
+        version=version,
+        numbered=False,
+        # A stateful layer's states would come with its own weights.
+        weights=[list(getattr(part, "cell", part).get_weights()) for part in parts],
+    )
 
 
-def _with_config(layer: LayerWeights, config: Mapping[str, Any]) -> LayerWeights:
-    """Of a file without configurations: as if it were the layer's own, of an unknown version."""
-    if len(layer.weights) > 1 and "layer" not in config:
+# ---- What the file leaves out --------------------------------------------------------------------
+
+
+class _Defaults(NamedTuple):
+    """What Keras takes for options that are not given; None where the file leaves it open."""
+
+    recurrent_activation: str | None
+    reset_after: bool | None
+
+
+def _release(version: str) -> tuple[int, int] | None:
+    match = re.match(r"(\d{1,4})\.(\d{1,4})", version)
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def _defaults(layer: LayerWeights) -> _Defaults:
+    """The defaults of the Keras that wrote a layer, as the signatures of its LSTM and GRU are.
+
+    | keras_version | recurrent_activation | reset_after |
+    | --- | --- | --- |
+    | 2.0 to 2.2.5; tf.keras to 2.1.6-tf (TensorFlow 1.4 to 1.12) | hard_sigmoid | False |
+    | 2.2.4-tf, by TensorFlow 1.13 to 1.15 | hard_sigmoid | False |
+    | 2.2.4-tf, by TensorFlow 2.0 and 2.1 | sigmoid | True |
+    | 2.3.0, 2.3.1 | sigmoid | False |
+    | 2.3.0-tf (TensorFlow 2.2), and 2.4 and later | sigmoid | True |
+
+    The newer layout without a version is younger than all of these changes. CuDNN's layers have no
+    choice. The layers of `tf.compat.v1` kept the older defaults; their files are like the others.
+    """
+    if layer.class_name.startswith("CuDNN") or (layer.numbered and not layer.version):
+        return _Defaults("sigmoid", True)
+    release = _release(layer.version)
+    if release is None or layer.version == "2.2.4-tf":
+        return _Defaults(None, None)
+    if release < (2, 3):
+        return _Defaults("hard_sigmoid", False)
+    return _Defaults("sigmoid", release >= (2, 4) or layer.version.endswith("-tf"))
+
+
+def _with_config(layer: LayerWeights, config: Mapping[str, Any] | None) -> LayerWeights:
+    """A layer of a file that holds weights alone: as if `config` were the layer's own."""
+    if config is None:
+        gates = _defaults(layer).recurrent_activation
+        merge = ", merge_mode='concat'" if len(layer.weights) > 1 else ""
+        known = (
+            "config={} if all of them are the defaults of the Keras that wrote it "
+            f"(recurrent_activation={gates!r}, activation='tanh', go_backwards=False{merge})"
+            if gates is not None
+            else f"config={{'recurrent_activation': ...}} if the others are defaults; {_UNTOLD}"
+        )
+        raise ValueError(
+            "config: got None, but the file holds weights alone, which do not tell activation, "
+            f"recurrent_activation and go_backwards: pass layer.get_config(), or {known}"
+        )
+    unknown = _unknown(config)
+    if unknown:
+        raise ValueError(f"config: got {listed(unknown)}, which no recurrent layer of Keras has")
+    both = len(layer.weights) > 1
+    class_name = "RNN" if "cell" in config else layer.class_name
+    if both and "layer" not in config:
         config = {
-            "layer": {"class_name": layer.class_name, "config": config},
+            "layer": {"class_name": class_name, "config": config},
             "merge_mode": config.get("merge_mode", "concat"),
         }
-    class_name = "Bidirectional" if len(layer.weights) > 1 else layer.class_name
-    return LayerWeights(layer.name, class_name, config, layer.version, layer.weights)
+    return replace(layer, class_name="Bidirectional" if both else class_name, config=config)
+
+
+_UNTOLD = (
+    "its default was 'hard_sigmoid' before Keras 2.3 and in TensorFlow 1, and is 'sigmoid' since "
+    "then and in TensorFlow 2"
+)
 
 
 # ---- What a configuration means ------------------------------------------------------------------
@@ -408,85 +527,140 @@ class _Options:
 def _convert(layer: LayerWeights) -> RecurrentLayer | Merged:
     config = {} if layer.config is None else layer.config
     if layer.class_name != "Bidirectional":
-        options = _read_options(layer.class_name, config, layer.version)
-        # What a file without configurations holds is all that tells how many directions there are.
-        return _build(options, layer.weights, len(layer.weights) if layer.config is None else 1)
+        return _build(_read_options(layer, layer.class_name, config), layer.weights, 1)
 
+    _check_options("Bidirectional", config)
     merge_mode = config.get("merge_mode", "concat")
     if merge_mode not in _MERGE_MODES:
         raise ValueError(f"merge_mode: got {merge_mode!r}, wanted one of {_MERGE_MODES}")
-    forward = _read_child("layer", config, layer.version)
+    forward = _read_child("layer", layer, config)
     if forward.go_backwards:
         raise ValueError("go_backwards: got True in a Bidirectional's forward layer, wanted False")
     if config.get("backward_layer") is not None:
-        backward = _read_child("backward_layer", config, layer.version)
+        backward = _read_child("backward_layer", layer, config)
         if not backward.go_backwards:
             raise ValueError("go_backwards: got False in a Bidirectional's backward layer")
         for option, value in vars(forward).items():
             if option != "go_backwards" and getattr(backward, option) != value:
                 raise ValueError(
                     f"{option}: got {getattr(backward, option)!r} in the backward layer and "
-                    f"{value!r} in the forward one, wanted the same"
+                    f"{value!r} in the forward one, wanted the same: convert each by keras_lstm or "
+                    "keras_gru"
                 )
     converted = _build(forward, layer.weights, 2)
     return converted if merge_mode == "concat" else Merged(converted, merge_mode)
 
 
-def _read_child(key: str, config: Mapping[str, Any], version: int | None) -> _Options:
+def _read_child(key: str, layer: LayerWeights, config: Mapping[str, Any]) -> _Options:
     child = config.get(key)
     if not isinstance(child, Mapping) or not isinstance(child.get("config"), Mapping):
         raise ValueError(f"{key}: got {child!r}, wanted a class_name and a config")
-    return _read_options(child.get("class_name"), child["config"], version)
+    return _read_options(layer, child.get("class_name"), child["config"])
 
 
-def _read_options(class_name: Any, config: Mapping[str, Any], version: int | None) -> _Options:
+def _check_options(class_name: object, config: Mapping[str, Any]) -> None:
+    """Refuses options that no layer here has; warns of those that are not known."""
+    if config.get("num_constants"):
+        raise ValueError(
+            f"num_constants: got {config['num_constants']!r}, wanted none: a layer's cell sees x "
+            "and its state alone"
+        )
+    dtype = dtype_name(config)
+    if config.get("quantization_config") is not None or re.search(r"int\d|float8", dtype):
+        raise ValueError(
+            f"dtype: got {dtype!r}, which is quantised: wanted the layer before Keras's quantize()"
+        )
+    unknown = _unknown(config)
+    if unknown:
+        warnings.warn(
+            f"{class_name}: its options {listed(unknown)} are not known and are ignored: compare "
+            "the outputs of the converted layer with Keras's",
+            stacklevel=5,  # from_keras's caller
+        )
+
+
+def _unknown(config: Mapping[str, Any]) -> list[str]:
+    return [str(key) for key in config if key not in _READ and key not in _WITHOUT_EFFECT]
+
+
+def _read_options(layer: LayerWeights, class_name: Any, config: Mapping[str, Any]) -> _Options:
     outer = config
+    _check_options(class_name, outer)
     if class_name == "RNN":
-        cell = config.get("cell")
-        cell = cell if isinstance(cell, Mapping) else {}
-        class_name, inner = cell.get("class_name"), cell.get("config")
-        if class_name not in ("LSTMCell", "GRUCell") or not isinstance(inner, Mapping):
-            raise ValueError(f"cell: got a {class_name}, wanted an LSTMCell or a GRUCell")
-        config = inner
+        class_name, config = _read_cell(config.get("cell"))
+        _check_options(class_name, config)
     if not isinstance(class_name, str) or class_name not in _CELLS:
         raise ValueError(f"got a {class_name}, wanted one of {listed(_CELLS)}")
+    if {"inner_activation", "output_dim"} & config.keys():
+        raise ValueError(
+            "was written by Keras 1, whose layers have other arrays: load it with Keras 2.2, and "
+            "save it again"
+        )
 
     def flag(name: str, source: Mapping[str, Any]) -> bool | None:
         return None if source.get(name) is None else check_bool(name, source[name])
 
-    def activation(name: str, usual: str) -> Activation:
-        return _read_activation(name, config[name], version) if name in config else usual
-
+    cell = _CELLS[class_name]
+    defaults = _defaults(replace(layer, class_name=class_name))
+    if "recurrent_activation" in config:
+        gates = config["recurrent_activation"]
+    elif defaults.recurrent_activation is None:
+        raise ValueError(f"recurrent_activation: the file does not tell: give it, as {_UNTOLD}")
+    else:
+        gates = defaults.recurrent_activation
     reset_after = flag("reset_after", config)
-    if reset_after is None and class_name in ("GRU", "GRUCell") and version is not None:
-        reset_after = False if "units" in config else None  # older than the option itself
+    if reset_after is None and cell == "GRU" and any(len(arrays) == 2 for arrays in layer.weights):
+        if defaults.reset_after is None:
+            raise ValueError("reset_after: without a bias nothing tells it: give it in config")
+        reset_after = defaults.reset_after  # else the bias tells
     return _Options(
-        cell=_CELLS[class_name],
+        cell=cell,
         units=config.get("units"),
         use_bias=flag("use_bias", config),
         go_backwards=bool(flag("go_backwards", outer)),
         time_major=bool(flag("time_major", outer)),
-        reset_after=reset_after if _CELLS[class_name] == "GRU" else None,
-        recurrent_activation=activation("recurrent_activation", "sigmoid"),
-        activation=activation("activation", "tanh"),
+        reset_after=reset_after if cell == "GRU" else None,
+        recurrent_activation=_read_activation("recurrent_activation", gates, layer.version),
+        activation=_read_activation("activation", config.get("activation", "tanh"), layer.version),
     )
 
 
-def _read_activation(option: str, value: Any, version: int | None) -> Activation:
+def _read_cell(cell: object) -> tuple[str, Mapping[str, Any]]:
+    """Class and configuration of an RNN's cell."""
+    cell = cell if isinstance(cell, Mapping) else {}
+    class_name, config = cell.get("class_name"), cell.get("config")
+    if class_name in ("LSTMCell", "GRUCell") and isinstance(config, Mapping):
+        return class_name, config
+    advice = ""
+    if class_name == "StackedRNNCells":
+        advice = (
+            ": convert each of its cells by keras_lstm or keras_gru from cell.get_weights(), and "
+            "run the layers one after the other"
+        )
+    elif isinstance(class_name, str) and class_name.endswith("Wrapper"):
+        advice = ": convert the cell that it wraps by keras_lstm or keras_gru"
+    raise ValueError(f"cell: got a {class_name}, wanted an LSTMCell or a GRUCell{advice}")
+
+
+def _read_activation(option: str, value: Any, version: str) -> Activation:
     if value is None:
         value = "linear"
     if isinstance(value, tuple):  # tidegate's own, in a config that a user wrote
         return value
     if value == "hard_sigmoid":
-        if version is None:
+        release = _release(version)
+        if release is None:
             raise ValueError(
                 f"{option}: got 'hard_sigmoid', but the file does not tell Keras's version: wanted "
                 "('hard_sigmoid', 0.2, 0.5) for Keras 1 and 2, or ('hard_sigmoid', 1/6, 0.5)"
             )
-        return _HARD_SIGMOID if version < 3 else _HARD_SIGMOID_3
+        return _HARD_SIGMOID if release < (3, 0) else _HARD_SIGMOID_3
     if not isinstance(value, str) or value not in _ACTIVATIONS:
+        shown = value.get("config", value) if isinstance(value, Mapping) else value
         raise ValueError(
-            f"{option}: got {value!r}, wanted one of {listed((*_ACTIVATIONS, 'hard_sigmoid'))}"
+            f"{option}: got {shown!r}, which no layer has: wanted one of "
+            f"{listed((*_ACTIVATIONS, 'hard_sigmoid'))}; a layer with another must stay in Keras, "
+            "or be trained again with one of these"
         )
     return _ACTIVATIONS[value]
 
@@ -494,8 +668,9 @@ def _read_activation(option: str, value: Any, version: int | None) -> Activation
 def _build(
     options: _Options, weights: Sequence[Sequence[Array]], directions: int
 ) -> RecurrentLayer:
-    if len(weights) != directions or not weights:
-        raise ValueError(f"got weights of {len(weights)} directions, wanted {directions}")
+    if len(weights) != directions:
+        hint = "" if weights else ": the file does not hold them, or not under the layer's name"
+        raise ValueError(f"got weights of {len(weights)} directions, wanted {directions}{hint}")
     for arrays in weights:
         wanted = (2, 3) if options.use_bias is None else (2 + options.use_bias,)
         if len(arrays) not in wanted:
@@ -503,11 +678,6 @@ def _build(
                 f"got {len(arrays)} arrays for a direction, wanted {' or '.join(map(str, wanted))}"
                 ": kernel, recurrent_kernel and maybe bias (a layer has none before it is built)"
             )
-    more: dict[str, Any] = {}
-    if options.cell == "GRU":
-        more["reset_after"] = options.reset_after
-        if options.reset_after is None and len(weights[0]) == 2:
-            raise ValueError("reset_after: without a bias nothing tells it: give it in config")
     layer = _from_arrays(
         options.cell,
         weights,
@@ -516,7 +686,7 @@ def _build(
         {
             "recurrent_activation": options.recurrent_activation,
             "activation": options.activation,
-            **more,
+            "reset_after": options.reset_after,
         },
     )
     if options.units not in (None, layer.hidden_size):

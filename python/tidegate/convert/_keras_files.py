@@ -2,6 +2,10 @@
 
 Two layouts: that of Keras 3 (and of TensorFlow's Keras from 2.12 on), where a layer's variables are
 numbered in a group `vars`, and the older one, where groups list `weight_names`.
+
+Files are not trusted. Archives may be stored or deflated only, each member's size is checked
+against its compressed size before it is read, JSON is limited in size and in items, and HDF5 is
+read by the bounded reader `_hdf5`.
 """
 
 from __future__ import annotations
@@ -15,58 +19,184 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from tidegate.checks import Array
-from tidegate.convert._weights import import_extra
+from tidegate.convert import _hdf5
+from tidegate.convert._paths import check_regular_file
+from tidegate.convert._weights import listed
 
 # Models nest a few levels; Python's recursion ends at about 1000 calls.
 _DEEPEST = 100
 # Of a `.keras` archive: whole models and their descriptions are far smaller.
-_LARGEST_MEMBER = {"metadata.json": 2**20, "config.json": 2**28, "model.weights.h5": 2**34}
-# Deflate's best ratio: an array cannot stand for more bytes than that per byte stored.
-_LARGEST_RATIO = 1032
+_LARGEST_MEMBER = {"metadata.json": 2**16, "config.json": 2**24, "model.weights.h5": 2**34}
+_LARGEST_JSON = 2**24
+_MOST_ITEMS = 2**20  # of JSON: each takes up to a hundred bytes of memory
+_MOST_LAYERS = 2**10  # recurrent ones; each is compared with each group of arrays
+_LONGEST_NAME = 2**10
+
+
+# ---- Layers and their names ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class LayerWeights:
-    """A recurrent layer as a file or an object holds it.
+class Layer:
+    """A recurrent layer, as a file or an object holds it.
 
     Attributes:
-        name: the layer's, or where its weights lie in a file that has no names.
+        name: its own.
+        path: the names of the models that it is in, without the outermost, and its own: "enc/rnn".
+        place: where its weights lie in a file, as "layers/lstm"; "" in an object.
         class_name: Keras's; without a configuration "LSTM" or "GRU", from the shapes.
         config: its configuration; None if the file has none.
-        version: Keras's major version; None if it is unknown.
-        weights: kernel, recurrent_kernel and maybe bias, for each direction.
     """
 
     name: str
+    path: str
+    place: str
     class_name: str
     config: Mapping[str, Any] | None
-    version: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights(Layer):
+    """A layer with its arrays.
+
+    Attributes:
+        version: Keras's, as it is written; "" if it is unknown.
+        numbered: whether it comes from the newer layout, which is that of Keras 2.12 and later.
+        weights: kernel, recurrent_kernel and maybe bias, for each direction.
+    """
+
+    version: str
+    numbered: bool
     weights: list[list[Array]]
 
 
-def read_layers(
-    path: pathlib.Path, name: str | None, class_names: Sequence[str]
-) -> list[LayerWeights]:
-    """The layers of a file that are of one of these classes; arrays just of that name (None: all).
+_AnyLayer = TypeVar("_AnyLayer", bound=Layer)
+
+
+def select(layers: Sequence[_AnyLayer], name: str | None, where: str) -> _AnyLayer:
+    """The layer of this path, place or name; the only one if that is None.
+
+    A path precedes a name, so "rnn" is a layer of the outermost model if there is one, as in
+    Keras's `get_layer`, though a model inside may have one of that name too.
 
     Raises:
-        ValueError: it is no file of Keras, or damaged.
-        ImportError: h5py is not installed.
+        ValueError: there is none, or several; the message lists them.
     """
-    with path.open("rb"):  # that there is none is no fault of its format
-        pass
+    names = collections.Counter(layer.name for layer in layers)
+    paths = collections.Counter(layer.path for layer in layers)
+    # Each can be asked for by what is shown.
+    shown = [
+        layer.name
+        if names[layer.name] == 1
+        else layer.path
+        if paths[layer.path] == 1
+        else layer.place or layer.path
+        for layer in layers
+    ]
+    if name is None:
+        if len(layers) == 1:
+            return layers[0]
+        raise ValueError(f"name: got None, but {where} has several: {listed(shown)}")
+    for found in (
+        [layer for layer in layers if layer.path == name],
+        [layer for layer in layers if layer.place == name],
+        [layer for layer in layers if layer.name == name],
+    ):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(
+                f"name: got {name!r}, which several layers of {where} have: wanted one of "
+                f"{listed(shown)}"
+            )
+    raise ValueError(f"name: got {name!r}, wanted one of {listed(shown)}")
+
+
+def read_layer(path: pathlib.Path, name: str | None, class_names: Sequence[str]) -> LayerWeights:
+    """The layer of a file that has this name and one of these classes; `select` tells the rest.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: there is no such layer; it is no file of Keras, or damaged.
+    """
+    _check_kind(path)
     with _open(path) as file:
         # A subclassed model has a configuration, but none of its layers.
         found = list(_described(file, class_names)) or list(_undescribed(file))
-        wanted = [layer for layer in found if name in (None, layer.name)]
-        if len(wanted) != 1:
-            wanted = []  # the names are all that is asked for
-        return [_read(file, layer, layer in wanted) for layer in found]
+        if not found:
+            raise ValueError(f"{path}: no LSTM or GRU{_what_else(file)}")
+        layer = select(found, name, str(path))
+        return LayerWeights(
+            layer.name,
+            layer.path,
+            layer.place,
+            layer.class_name,
+            layer.config,
+            version=file.version,
+            numbered=not file.old,
+            weights=[[file.array(name, layer) for name in names] for names in layer.directions],
+        )
+
+
+# ---- What a path is ------------------------------------------------------------------------------
+
+_RESAVE = "load it with the Keras or TensorFlow that wrote it, and save the model as .keras or .h5"
+_SIGNATURES = (
+    # Offset, bytes, what it is and what to do.
+    (4, b"TFL3", "a TensorFlow Lite model: use the Keras model that it was made from"),
+    (0, b"\x80", "a pickle, which is not loaded: " + _RESAVE),
+    (8, b"{", "a safetensors file: read it with from_torch or tidegate.load"),
+    (0, b"version https://git-lfs", "a Git LFS pointer: get the file itself with 'git lfs pull'"),
+    (0, b"{", "JSON, which has no weights: use the .keras, .h5 or .weights.h5 file beside it"),
+    (0, b"<", "a web page or XML: the download went wrong"),
+)
+
+
+def _check_kind(path: pathlib.Path) -> None:
+    """Raises unless it is a regular file that begins as an HDF5 file or a zip archive does."""
+    meaning = _other_kind(path)
+    if meaning is None:
+        check_regular_file("layer_or_path", path)
+        with path.open("rb") as file:
+            head = file.read(64)
+        if head.startswith((_hdf5.SIGNATURE, b"PK\x03\x04")):
+            return
+        for offset, signature, known in _SIGNATURES:
+            if head.startswith(signature, offset):
+                meaning = known
+                break
+        else:
+            raise ValueError(f"{path}: not a file of Keras: neither a zip archive nor HDF5")
+    raise ValueError(f"{path}: not a file of Keras, but {meaning}")
+
+
+def _other_kind(path: pathlib.Path) -> str | None:
+    """What names, and files beside it, say; None if they say nothing."""
+    if path.is_dir():
+        if any((path / f"saved_model.{suffix}").exists() for suffix in ("pb", "pbtxt")):
+            return f"a SavedModel folder of TensorFlow: {_RESAVE}"
+        if (path / "model.weights.h5").exists():
+            return "an unpacked .keras archive: zip the files in it into one .keras file"
+        if (path / "checkpoint").exists() or any(path.glob("*.index")):
+            return f"a folder of TensorFlow checkpoints: {_RESAVE}"
+    elif path.name in ("saved_model.pb", "saved_model.pbtxt"):
+        return f"a part of a SavedModel folder of TensorFlow: {_RESAVE}"
+    elif path.suffix == ".index" or re.search(r"\.data-\d+-of-\d+$", path.name):
+        return f"a part of a TensorFlow checkpoint: {_RESAVE}"
+    elif path.with_name(path.name + ".index").exists():
+        return f"a TensorFlow checkpoint: {_RESAVE}"
+    else:
+        # As Keras names the shards of weights; their index lies beside them.
+        shard = re.fullmatch(r"(.*)_\d{5}\.weights\.h5", path.name)
+        indices = [f"{shard[1]}{suffix}" for suffix in (".weights.json", ".json")] if shard else []
+        if any(path.with_name(index).exists() for index in indices):
+            return "a shard of weights: save the whole with model.save_weights('name.weights.h5')"
+    return None
 
 
 # ---- An open file --------------------------------------------------------------------------------
@@ -78,88 +208,98 @@ class _File:
 
     Attributes:
         path: for messages.
-        datasets: path -> h5py.Dataset of all that are really in this file, links not followed.
-        attributes: path -> attributes of every group.
+        datasets: by path.
+        attributes: of every group, by path.
         version: Keras's, as it is written.
         config: that of the model.
     """
 
     path: pathlib.Path
-    datasets: dict[str, Any] = field(default_factory=dict)
-    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    datasets: Mapping[str, _hdf5.Dataset] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, str | list[str]]] = field(default_factory=dict)
     version: str = ""
     config: Mapping[str, Any] | None = None
 
     @property
-    def major_version(self) -> int | None:
-        number = self.version.partition(".")[0]
-        return int(number) if re.fullmatch(r"\d{1,3}", number) else None
+    def old(self) -> bool:
+        """Whether the layout is the older one."""
+        places = (self.attributes[""], self.attributes.get("model_weights", {}))
+        return any(_names(attributes, "layer_names") for attributes in places)
 
-    def array(self, name: str) -> Array:
+    def array(self, name: str, layer: Layer) -> Array:
         """A dataset's values; nothing is read that the file itself does not hold."""
         dataset = self.datasets[name]
-        if dataset.dtype.kind not in "fiuV" or dataset.dtype.itemsize > 16:
-            raise TypeError(f"{name!r}: got dtype {dataset.dtype}, wanted floating point")
-        stored = dataset.id.get_storage_size()
-        if dataset.external or dataset.is_virtual or dataset.nbytes > stored * _LARGEST_RATIO:
-            raise ValueError(
-                f"{self.path}: {name!r}: its {dataset.nbytes} bytes are not in the file"
-            )
         try:
-            array = np.asarray(dataset[()])
-        except Exception as error:  # h5py raises many types for a damaged file
+            array = dataset.read()
+        except ValueError as error:
             raise ValueError(f"{self.path}: {name!r}: cannot be read: {error}") from error
-        # Stored as two bytes without meaning.
-        if array.dtype == "V2" and _attributes(dataset).get("dtype") == "bfloat16":
+        # Stored as two bytes without meaning; the older layout has no attribute that tells it.
+        kinds = (dataset.attributes.get("dtype"), dtype_name(layer.config or {}))
+        if array.dtype == "V2" and "bfloat16" in kinds:
             return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         return array
 
 
+def dtype_name(config: Mapping[str, Any]) -> str:
+    """The name of a configuration's dtype or dtype policy; "" without one."""
+    dtype = config.get("dtype")
+    if isinstance(dtype, Mapping):
+        inner = dtype.get("config")
+        inner = inner if isinstance(inner, Mapping) else {}
+        if "mode" in inner:  # a QuantizedDTypePolicy
+            return f"{inner['mode']}_from_{inner.get('source_name')}"
+        dtype = inner.get("name")
+    return "" if dtype is None else str(dtype)
+
+
 @contextlib.contextmanager
 def _open(path: pathlib.Path) -> Iterator[_File]:
-    h5py = import_extra("h5py", "keras")
     file = _File(path)
-    with contextlib.ExitStack() as stack:
-        source: Any = path
+    with path.open("rb") as stream:
         try:
-            if zipfile.is_zipfile(path):
-                archive = stack.enter_context(zipfile.ZipFile(path))
-                members = {name: _member(archive, name) for name in _LARGEST_MEMBER}
-                file.version = str(_object(members["metadata.json"]).get("keras_version", ""))
-                file.config = _object(members["config.json"])
-                source = io.BytesIO(members["model.weights.h5"])
-            hdf5 = stack.enter_context(h5py.File(source, "r"))
-            _index(file, hdf5)
-        except Exception as error:  # zipfile's, zlib's, json's and h5py's, of many types
+            source: BinaryIO = stream
+            if stream.read(2) == b"PK":
+                source = _unpack(file, stream)
+            tree = _hdf5.read(source)
+            file.datasets, file.attributes = tree.datasets, tree.groups
+            _read_description(file)
+        except Exception as error:  # zipfile's, zlib's and json's, of many types
             raise ValueError(f"{path}: not a file of Keras: {error}") from error
         yield file
 
 
+def _unpack(file: _File, stream: BinaryIO) -> BinaryIO:
+    """The weights of a `.keras` archive; its version and configuration go to `file`."""
+    with zipfile.ZipFile(stream) as archive:
+        members = {name: _member(archive, name) for name in _LARGEST_MEMBER}
+    file.version = str(_object(members["metadata.json"]).get("keras_version", ""))
+    file.config = _object(members["config.json"])
+    return io.BytesIO(members["model.weights.h5"])
+
+
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    size = archive.getinfo(name).file_size
-    if size > _LARGEST_MEMBER[name]:
-        raise ValueError(f"{name} claims {size} bytes")
-    return archive.read(name)
+    member = archive.getinfo(name)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is neither stored nor deflated, as all of Keras's are")
+    largest = min(_LARGEST_MEMBER[name], _hdf5.largest_expansion(member.compress_size))
+    if member.file_size > largest:
+        raise ValueError(f"{name} claims {member.file_size} bytes, wanted at most {largest}")
+    return archive.read(member)
 
 
 def _object(text: str | bytes) -> dict[str, Any]:
-    value = json.loads(text)
+    data = text.encode() if isinstance(text, str) else text
+    items = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    if len(data) > _LARGEST_JSON or items > _MOST_ITEMS:
+        raise ValueError(f"JSON of {len(data)} bytes and up to {items} items is too large")
+    value = json.loads(data)
     if not isinstance(value, dict):
         raise ValueError(f"got {type(value).__name__}, wanted a JSON object")
     return value
 
 
-def _index(file: _File, hdf5: Any) -> None:
-    h5py = import_extra("h5py", "keras")
-
-    def note(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            file.datasets[name] = item
-        else:
-            file.attributes[name] = _attributes(item)
-
-    file.attributes[""] = _attributes(hdf5)
-    hdf5.visititems(note)
+def _read_description(file: _File) -> None:
+    """The configuration and the version that an `.h5` file has among its attributes."""
     root = file.attributes[""]
     if file.config is None and "model_config" in root:
         file.config = _object(_text(root["model_config"]))
@@ -167,80 +307,100 @@ def _index(file: _File, hdf5: Any) -> None:
         file.version = file.version or _text(place.get("keras_version", ""))
 
 
-def _attributes(item: Any) -> dict[str, Any]:
-    """The attributes that are strings, or arrays of strings.
-
-    No others are read: on damaged ones of other types the HDF5 library may crash.
-    """
-    h5a, h5t = import_extra("h5py.h5a", "keras"), import_extra("h5py.h5t", "keras")
-    result = {}
-    for name in item.attrs:
-        kind = h5a.open(item.id, name.encode("utf-8", "surrogateescape")).get_type()
-        if isinstance(kind, h5t.TypeStringID):
-            result[name] = item.attrs[name]
-    return result
+def _text(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else "".join(value)
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+def _names(attributes: Mapping[str, str | list[str]], key: str) -> list[str]:
+    """A list of names; Keras splits a long one into key0, key1 and so on."""
+    parts = [attributes[key]] if key in attributes else []
+    while f"{key}{len(parts)}" in attributes:
+        parts.append(attributes[f"{key}{len(parts)}"])
+    return [name for part in parts for name in ([part] if isinstance(part, str) else part)]
 
 
-# ---- Layers --------------------------------------------------------------------------------------
+# ---- Layers of a configuration -------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class _StoredLayer(Layer):
     """A layer before its arrays are read: `directions` are lists of datasets' paths."""
 
-    name: str
-    class_name: str
-    config: Mapping[str, Any] | None
     directions: list[list[str]]
 
 
-def _read(file: _File, layer: _Layer, arrays: bool) -> LayerWeights:
-    weights = [[file.array(name) for name in names] for names in layer.directions if arrays]
-    return LayerWeights(layer.name, layer.class_name, layer.config, file.major_version, weights)
+@dataclass(frozen=True, eq=False)
+class _Described(Layer):
+    """A layer of the configuration, before its arrays are found.
+
+    Attributes:
+        group: the outermost model's layer that it is, or is in: a group of the older layout.
+        alone: whether the group has no other layer.
+    """
+
+    group: str
+    alone: bool
 
 
-def _described(file: _File, class_names: Sequence[str]) -> Iterator[_Layer]:
+def _described(file: _File, class_names: Sequence[str]) -> Iterator[_StoredLayer]:
     """Those of the configuration, each with its arrays."""
+    described = _walk(file.config or {}, "", ())
+    layers = [layer for layer in described if layer.class_name in class_names]
+    if len(layers) > _MOST_LAYERS:
+        raise ValueError(f"{file.path}: has {len(layers)} recurrent layers")
     blocks = _blocks(file)
-    for name, class_name, config, place, group in _walk(file.config or {}, "", "", 0):
-        if class_name in class_names:
-            yield _Layer(name, class_name, config, _find_block(blocks, name, place, group))
+    if file.old:
+        found = [tuple(_find_old(blocks, layer)) for layer in layers]
+    else:
+        found = [(layer.place,) if layer.place in blocks else () for layer in layers]
+    claims = collections.Counter(found)
+    for layer, places in zip(layers, found):
+        # What suits two layers equally is neither's.
+        own = layer.alone or claims[places] == 1
+        block = _joined([blocks[place] for place in places if own])
+        yield _StoredLayer(
+            layer.name, layer.path, layer.place, layer.class_name, layer.config, block.in_order()
+        )
 
 
-def _walk(
-    model: Mapping[str, Any], place: str, group: str, depth: int
-) -> Iterator[tuple[str, str, Mapping[str, Any], str, str]]:
-    """Every layer's name, class, configuration, and where its weights lie in either layout.
+def _walk(model: Mapping[str, Any], place: str, names: tuple[str, ...]) -> Iterator[_Described]:
+    """Every layer that is no model, in the order of the configuration.
 
-    A group of the newer layout is named by the class and the number of such before it, one of the
-    older layout by the layer of the outermost model.
+    A group of the newer layout is named by the class and the number of such before it. A layer
+    inside TimeDistributed is found as if it were in a model.
     """
     config = model.get("config")
     # Before Keras 2.2 a Sequential's configuration was the list itself.
     layers = config.get("layers") if isinstance(config, Mapping) else config
-    if not isinstance(layers, list) or depth > _DEEPEST:
+    if not isinstance(layers, list) or len(names) > _DEEPEST:
         return
     used: dict[str, int] = {}
     for layer in layers:
         if not isinstance(layer, Mapping) or not isinstance(layer.get("class_name"), str):
             continue
-        class_name, own = layer["class_name"], layer.get("config")
-        slug = _snake_case(class_name)
+        slug = _snake_case(layer["class_name"])
         used[slug] = used.get(slug, -1) + 1
         number = f"_{used[slug]}" if used[slug] else ""
-        inner_place = f"{place}layers/{slug}{number}"
-        name = own.get("name") if isinstance(own, Mapping) else layer.get("name")
-        if not isinstance(name, str):
-            name = inner_place
-        inner_group = group or name
-        if isinstance(own, Mapping) and "layers" not in own:
-            yield name, class_name, own, inner_place, inner_group
-        else:
-            yield from _walk(layer, f"{inner_place}/", inner_group, depth + 1)
+        yield from _walk_layer(layer, f"{place}layers/{slug}{number}", names, bool(names))
+
+
+def _walk_layer(
+    layer: Mapping[str, Any], place: str, names: tuple[str, ...], inside: bool
+) -> Iterator[_Described]:
+    """One layer; `inside` a model that is not the outermost."""
+    class_name, own = layer["class_name"], layer.get("config")
+    name = own.get("name") if isinstance(own, Mapping) else layer.get("name")
+    name = name[:_LONGEST_NAME] if isinstance(name, str) else place
+    names = (*names, name)
+    if not isinstance(own, Mapping) or "layers" in own:
+        yield from _walk(layer, f"{place}/", names)
+        return
+    wrapped = own.get("layer")
+    if class_name == "TimeDistributed" and isinstance(wrapped, Mapping) and len(names) < _DEEPEST:
+        if isinstance(wrapped.get("class_name"), str):
+            yield from _walk_layer(wrapped, f"{place}/layer", names, inside)
+        return
+    yield _Described(name, "/".join(names), place, class_name, own, names[0], not inside)
 
 
 def _snake_case(class_name: str) -> str:
@@ -250,16 +410,19 @@ def _snake_case(class_name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _undescribed(file: _File) -> Iterator[_Layer]:
-    """Those whose shapes are an LSTM's or a GRU's, in a file without configurations."""
-    blocks = _blocks(file)
-    groups = collections.Counter(block.group for block in blocks.values())
-    for place, block in blocks.items():
-        name = block.group if block.group and groups[block.group] == 1 else block.name
-        directions = block.in_order()
-        recurrent = file.datasets[directions[0][1]]
-        gates = recurrent.shape[1] // recurrent.shape[0]
-        yield _Layer(name or place, {3: "GRU", 4: "LSTM"}[gates], None, directions)
+def _what_else(file: _File) -> str:
+    """For a message about a file that has no layer which converts."""
+    if file.version.startswith("1.") or any(
+        re.search(r"_[UW]_\w(:0)?$", name) for name in file.datasets
+    ):
+        return (
+            ", as Keras 2 and later store it; Keras 1 did not: load it with Keras 2.2 and save it"
+        )
+    classes = dict.fromkeys(layer.class_name for layer in _walk(file.config or {}, "", ()))
+    return f"; its layers are of the classes {', '.join(classes)}" if classes else ""
+
+
+# ---- Where the arrays lie ------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -267,42 +430,90 @@ class _Block:
     """The arrays of one layer: of each direction's cell, by the path that leads to it.
 
     Attributes:
-        group: in the older layout, the outermost layer's; in the newer one "".
-        name: the layer's name, if the file tells.
+        group: in the older layout, the outermost model's layer; in the newer one "".
+        names: those of the models and of the layer, as far as the file tells.
     """
 
     group: str
-    name: str
+    names: list[str]
     cells: dict[str, list[str]] = field(default_factory=dict)
 
     def in_order(self) -> list[list[str]]:
         """Forward before backward."""
-        paths = sorted(self.cells, key=lambda path: "backward_" in path)  # keeps the file's order
-        return [self.cells[path] for path in paths]
+
+        def rank(path: str) -> int:
+            for part in reversed(path.split("/")):
+                if part.startswith(("forward_", "backward_")):
+                    return 0 if part.startswith("forward_") else 2
+            return 1  # a backward layer of its own has any name
+
+        return [self.cells[path] for path in sorted(self.cells, key=rank)]  # keeps the file's order
 
 
-def _find_block(blocks: Mapping[str, _Block], name: str, place: str, group: str) -> list[list[str]]:
-    """The arrays of the layer of this name; none if they are not there."""
-    if place in blocks:
-        return blocks[place].in_order()
-    inside = [block for block in blocks.values() if block.group == group]
-    for block in inside:
-        if block.name == name:
-            return block.in_order()
-    # The cell of an RNN may have a name that hides the layer's.
-    return inside[0].in_order() if len(inside) == 1 and group == name else []
+def _undescribed(file: _File) -> Iterator[_StoredLayer]:
+    """Those whose shapes are an LSTM's or a GRU's, in a file without configurations."""
+    blocks = _blocks(file)
+    groups = collections.Counter(block.group for block in blocks.values())
+    for place, block in blocks.items():
+        names = block.names
+        if block.group:
+            names = [block.group] if groups[block.group] == 1 else [block.group, block.names[-1]]
+        directions = block.in_order()
+        recurrent = file.datasets[directions[0][1]]
+        class_name = {3: "GRU", 4: "LSTM"}[recurrent.shape[1] // recurrent.shape[0]]
+        biases = [file.datasets[names[2]].shape for names in directions if len(names) == 3]
+        if (2 * recurrent.shape[1],) in biases:
+            class_name = f"CuDNN{class_name}"
+        path = "/".join(names) or place
+        yield _StoredLayer(names[-1] if names else place, path, place, class_name, None, directions)
+
+
+def _joined(blocks: Sequence[_Block]) -> _Block:
+    """One block with the cells of several."""
+    return _Block("", [], {path: names for block in blocks for path, names in block.cells.items()})
+
+
+def _find_old(blocks: Mapping[str, _Block], layer: _Described) -> list[str]:
+    """The places of a layer's arrays in the older layout; none if several would do.
+
+    That layout has names alone, and those of the models are often left out.
+    """
+    inside = {place: block for place, block in blocks.items() if block.group == layer.group}
+    if layer.alone:
+        return list(inside)
+    likeness = {place: _likeness(layer.path.split("/"), block) for place, block in inside.items()}
+    most = max(likeness.values(), default=0)
+    found = [place for place in inside if most and likeness[place] == most]
+    if len(found) != 1:
+        return []
+    # A backward layer of its own does not have the name of the Bidirectional.
+    own = (layer.config or {}).get("backward_layer")
+    own_config = own.get("config") if isinstance(own, Mapping) else None
+    backward = f"{found[0]}/{own_config.get('name')}" if isinstance(own_config, Mapping) else ""
+    return found + [place for place in inside if place == backward]
+
+
+def _likeness(path: Sequence[str], block: _Block) -> int:
+    """How many names agree from the last one on; a block's may end in its cell's."""
+
+    def agreeing(names: Sequence[str]) -> int:
+        pairs = list(zip(reversed(path), reversed(names)))
+        return next((n for n, (one, other) in enumerate(pairs) if one != other), len(pairs))
+
+    return max(agreeing(block.names), agreeing(block.names[:-1]))
 
 
 def _blocks(file: _File) -> dict[str, _Block]:
     """Place -> arrays of each layer that has those of an LSTM or a GRU."""
-    places = (file.attributes[""], file.attributes.get("model_weights", {}))
-    old = any(_names(attributes, "layer_names") for attributes in places)
-    found = _old_blocks(file) if old else _new_blocks(file)
+    found = _old_blocks(file) if file.old else _new_blocks(file)
     for block in found.values():
         block.cells = {
             path: names for path, names in block.cells.items() if _is_recurrent(file, names)
         }
-    return {place: block for place, block in found.items() if block.cells}
+    found = {place: block for place, block in found.items() if block.cells}
+    if len(found) > _MOST_LAYERS:
+        raise ValueError(f"{file.path}: has the arrays of {len(found)} recurrent layers")
+    return found
 
 
 def _is_recurrent(file: _File, names: Sequence[str]) -> bool:
@@ -318,26 +529,36 @@ def _is_recurrent(file: _File, names: Sequence[str]) -> bool:
 def _new_blocks(file: _File) -> dict[str, _Block]:
     """layers/lstm/cell/vars/{0,1,2}; a Bidirectional has forward_layer and backward_layer."""
     found: dict[str, _Block] = {}
-    groups = sorted({name.rpartition("/")[0] for name in file.datasets})
-    for group in groups:
+    counts = collections.Counter(name.rpartition("/")[0] for name in file.datasets)
+    for group in sorted(counts):
         parts = group.split("/")
         if parts.pop() != "vars":
             continue
         if parts and parts[-1] == "cell":
             parts.pop()
-        elif "/".join((*parts, "cell", "vars")) in groups:
+        elif "/".join((*parts, "cell", "vars")) in counts:
             continue  # a stateful layer's states
         cell = "/".join(parts)
         if parts and parts[-1] in ("forward_layer", "backward_layer"):
             parts.pop()
-        # Keras 2.13 had another name for the list of a model's layers.
-        place = "/".join(parts).replace("_layer_checkpoint_dependencies", "layers")
-        name = _text(file.attributes.get("/".join((*parts, "vars")), {}).get("name", ""))
-        count = sum(1 for dataset in file.datasets if dataset.startswith(f"{group}/"))
-        names = [f"{group}/{number}" for number in range(count)]
+        names = [f"{group}/{number}" for number in range(counts[group])]
         if all(dataset in file.datasets for dataset in names):
-            found.setdefault(place, _Block("", name)).cells[cell] = names
+            # Keras 2.13 had another name for the list of a model's layers.
+            place = "/".join(parts).replace("_layer_checkpoint_dependencies", "layers")
+            found.setdefault(place, _Block("", _new_names(file, parts))).cells[cell] = names
     return found
+
+
+def _new_names(file: _File, parts: Sequence[str]) -> list[str]:
+    """The names of a layer and of the models that it is in; none if the file does not tell its own.
+
+    Every layer's and model's group has one `vars`, which tells the name.
+    """
+    names = [
+        _text(file.attributes.get("/".join((*parts[:depth], "vars")), {}).get("name", ""))
+        for depth in range(1, len(parts) + 1)
+    ]
+    return [name for name in names if name] if names and names[-1] else []
 
 
 def _old_blocks(file: _File) -> dict[str, _Block]:
@@ -353,19 +574,15 @@ def _old_blocks(file: _File) -> dict[str, _Block]:
             kinds = ("kernel", "recurrent_kernel", "bias")
             names = [weights[kind] for kind in kinds if kind in weights]
             if "recurrent_kernel" in weights and all(name in file.datasets for name in names):
-                parts = place.split("/")
-                if len(parts) > 1 and re.search(r"_cell(_\d+)?$", parts[-1]):
-                    parts.pop()
-                if len(parts) > 1 and parts[-1].startswith(("forward_", "backward_")):
-                    parts.pop()
-                block = _Block(group, parts[-1])
-                found.setdefault(f"{group}/{'/'.join(parts)}", block).cells[place] = names
+                parts = _old_names([group, *place.split("/")])
+                found.setdefault("/".join(parts), _Block(group, parts)).cells[place] = names
     return found
 
 
-def _names(attributes: Mapping[str, Any], key: str) -> list[str]:
-    """A list of names; Keras splits a long one into key0, key1 and so on."""
-    parts = [attributes[key]] if key in attributes else []
-    while f"{key}{len(parts)}" in attributes:
-        parts.append(attributes[f"{key}{len(parts)}"])
-    return [_text(name) for part in parts for name in np.ravel(part)]
+def _old_names(parts: list[str]) -> list[str]:
+    """The path of a layer, from that of a cell: without the cell and its direction."""
+    if len(parts) > 2 and re.search(r"_cell(_\d+)?$", parts[-1]):
+        parts = parts[:-1]
+    if len(parts) > 2 and parts[-1].startswith(("forward_", "backward_")):
+        parts = parts[:-1]
+    return parts
