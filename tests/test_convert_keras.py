@@ -7,6 +7,8 @@ import importlib.util
 import json
 import os
 import pathlib
+import struct
+import tracemalloc
 import zipfile
 from typing import Any
 
@@ -450,6 +452,330 @@ def test_old_files(h5py: Any, tmp_path: pathlib.Path) -> None:
         same(both, convert.keras_lstm(*arrays(seed=3), backward=arrays(seed=4), **hard))
 
 
+DEFAULTS: list[tuple[str, str | None, bool | None]] = [
+    # keras_version of a file, and the defaults of that version: recurrent_activation, reset_after.
+    ("2.0.8", "hard_sigmoid", False),
+    ("2.1.4", "hard_sigmoid", False),
+    ("2.2.5", "hard_sigmoid", False),
+    ("2.3.0", "sigmoid", False),
+    ("2.3.1", "sigmoid", False),
+    ("2.4.0", "sigmoid", True),
+    ("2.15.0", "sigmoid", True),
+    ("3.15.1", "sigmoid", True),
+    ("2.1.6-tf", "hard_sigmoid", False),
+    ("2.3.0-tf", "sigmoid", True),
+    ("2.2.4-tf", None, None),  # of TensorFlow 1.13 to 2.1, whose defaults differ
+    ("", None, None),
+    ("new", None, None),
+]
+
+
+@pytest.mark.parametrize(("version", "gates", "reset_after"), DEFAULTS)
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_defaults_of_versions(
+    h5py: Any,
+    tmp_path: pathlib.Path,
+    cell: str,
+    version: str,
+    gates: Any,
+    reset_after: bool | None,
+) -> None:
+    """Weights alone: `config` is asked for, and its absent entries are that version's defaults."""
+    path = tmp_path / "model.h5"
+    make: Any = {"LSTM": convert.keras_lstm, "GRU": convert.keras_gru}[cell]
+    values = arrays(cell)[:2]
+    write_old(h5py, path, {"l": old_weights("l", values)}, version=version)
+    with pytest.raises(ValueError, match="config: got None, but the file holds weights alone") as e:
+        convert.from_keras(path)
+    assert f"recurrent_activation={gates!r}" in str(e.value) or gates is None
+    before: dict[str, Any] = {"reset_after": False} if cell == "GRU" else {}
+    if gates is None:
+        with pytest.raises(ValueError, match="recurrent_activation: the file does not tell: give"):
+            convert.from_keras(path, config={})
+        if cell == "GRU":
+            with pytest.raises(ValueError, match="reset_after: without a bias nothing tells it"):
+                convert.from_keras(path, config={"recurrent_activation": "sigmoid"})
+    else:
+        layer = convert.from_keras(path, config={})
+        if cell == "GRU":
+            before["reset_after"] = reset_after
+        same(layer, make(*values, recurrent_activation=gates, **before))
+    config = {"recurrent_activation": "tanh", "go_backwards": True}
+    layer = convert.from_keras(path, config={**config, **before})
+    same(layer, make(*values, **config, **before))
+
+
+def test_cudnn_layers_have_no_other_gates(h5py: Any, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.h5"
+    kernel, recurrent, bias = arrays(rows=2)
+    values = [kernel, recurrent, bias.reshape(-1)]
+    for version in ("2.2.0", "2.2.4-tf"):
+        write_old(h5py, path, {"l": old_weights("l", values)}, version=version)
+        same(convert.from_keras(path, config={}), convert.keras_lstm(*values))
+
+
+def test_configurations_of_cells_and_wrappers_for_weights_alone(
+    h5py: Any, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "model.h5"
+    write_old(h5py, path, {"l": old_weights("l", arrays())}, version="3.0.0")
+    cell = {"class_name": "LSTMCell", "config": {"units": 3, "activation": "relu"}}
+    layer = convert.from_keras(path, config={"cell": cell, "go_backwards": True})
+    same(layer, convert.keras_lstm(*arrays(), activation="relu", go_backwards=True))
+    both = {
+        **old_weights("l/forward_a", arrays(seed=1)),
+        **old_weights("l/backward_a", arrays(seed=2)),
+    }
+    write_old(h5py, path, {"l": both}, version="3.0.0")
+    child = old_config("LSTM", "a", activation="relu")
+    merged: Any = convert.from_keras(path, config={"layer": child, "merge_mode": "sum"})
+    assert merged.merge_mode == "sum"
+    wanted = convert.keras_lstm(*arrays(seed=1), backward=arrays(seed=2), activation="relu")
+    same(merged.layer, wanted)
+    same(convert.from_keras(path, config={"activation": "relu"}), wanted)
+
+
+# Every option that Keras 1 to 3 writes into the configuration of an LSTM, a GRU, their CuDNN
+# variants and cells, RNN and Bidirectional: a value that is not the default, and what the layer
+# then is. "same": the option has no effect on what a layer here computes; its reason is in
+# `_keras._WITHOUT_EFFECT`. A dict: options of the layer that it becomes. A str: the error.
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "activation": ("relu", {"activation": "relu"}),
+    "recurrent_activation": ("hard_sigmoid", {"recurrent_activation": HARD_3}),
+    "units": (4, "units: got 4, but the weights have 3"),
+    "use_bias": (False, "got 3 arrays for a direction, wanted 2"),
+    "reset_after": (False, {}),  # of a GRU, see test_files
+    "go_backwards": (True, {"go_backwards": True}),
+    "time_major": (True, {"time_major": True}),
+    "num_constants": (1, "num_constants: got 1, wanted none"),
+    "quantization_config": ({}, "dtype: got '', which is quantised"),
+    "output_dim": (3, "was written by Keras 1"),
+    "inner_activation": ("sigmoid", "was written by Keras 1"),
+    "dtype": (
+        {
+            "class_name": "QuantizedDTypePolicy",
+            "config": {"mode": "int8", "source_name": "float32"},
+        },
+        "dtype: got 'int8_from_float32', which is quantised",
+    ),
+    **dict.fromkeys(
+        ("kernel_initializer", "recurrent_initializer", "bias_initializer"), ("zeros", "same")
+    ),
+    **dict.fromkeys(
+        ("kernel_regularizer", "recurrent_regularizer", "bias_regularizer", "activity_regularizer"),
+        ({"class_name": "L2", "config": {"l2": 0.5}}, "same"),
+    ),
+    **dict.fromkeys(
+        ("kernel_constraint", "recurrent_constraint", "bias_constraint"),
+        ({"class_name": "MaxNorm", "config": {"max_value": 2}}, "same"),
+    ),
+    "unit_forget_bias": (False, "same"),
+    "dropout": (0.5, "same"),
+    "recurrent_dropout": (0.5, "same"),
+    "seed": (3, "same"),
+    "trainable": (False, "same"),
+    "batch_input_shape": ([None, 5, 2], "same"),
+    "batch_shape": ([None, 5, 2], "same"),
+    "input_shape": ([5, 2], "same"),
+    "input_dim": (2, "same"),
+    "input_length": (5, "same"),
+    "batch_size": (7, "same"),
+    "ragged": (True, "same"),
+    "sparse": (False, "same"),
+    "return_sequences": (True, "same"),
+    "return_state": (True, "same"),
+    "stateful": (True, "same"),
+    "unroll": (True, "same"),
+    "implementation": (2, "same"),
+    "use_cudnn": (True, "same"),
+    "autocast": (False, "same"),
+    "zero_output_for_mask": (True, "same"),
+}
+STRUCTURE = {"name", "cell", "layer", "backward_layer", "merge_mode"}  # tested by themselves
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options(h5py: Any, tmp_path: pathlib.Path, option: str) -> None:
+    path = tmp_path / "model.h5"
+    value, wanted = OPTIONS[option]
+
+    def converted(*layers: dict[str, Any]) -> Any:
+        model = {"class_name": "Model", "config": {"name": "m", "layers": layers}}
+        write_old(h5py, path, {"l": old_weights("l", arrays())}, config=model, version="3.0.0")
+        return convert.from_keras(path)
+
+    cell = old_config("LSTMCell", "c", **{option: value})
+    layers = [old_config("LSTM", "l", **{option: value}), old_config("RNN", "l", cell=cell)]
+    if option in ("go_backwards", "time_major"):  # the layer's, not the cell's
+        layers[1] = old_config("RNN", "l", cell=old_config("LSTMCell", "c"), **{option: value})
+    for layer in layers:
+        if isinstance(wanted, str) and wanted != "same":
+            with pytest.raises(ValueError, match=f"layer 'l': {wanted}"):
+                converted(layer)
+        else:
+            more = {} if wanted == "same" else wanted
+            same(converted(layer), convert.keras_lstm(*arrays(), **more))
+
+
+def test_all_known_options_are_tabled() -> None:
+    module = importlib.import_module("tidegate.convert._keras")
+    without_effect = {option for option, (_, wanted) in OPTIONS.items() if wanted == "same"}
+    assert without_effect | {"name"} == set(module._WITHOUT_EFFECT)
+    read = OPTIONS.keys() - without_effect - {"output_dim", "inner_activation"}
+    assert read | STRUCTURE - {"name"} == module._READ
+
+
+def test_unknown_options_are_a_warning(h5py: Any, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.h5"
+    layer = old_config("LSTM", "l", zoneout=0.1)
+    model = {"class_name": "Model", "config": {"name": "m", "layers": [layer]}}
+    write_old(h5py, path, {"l": old_weights("l", arrays())}, config=model, version="3.0.0")
+    with pytest.warns(UserWarning, match="LSTM: its options 'zoneout' are not known") as warned:
+        converted = convert.from_keras(path)
+    assert warned[0].filename == __file__
+    same(converted, convert.keras_lstm(*arrays()))
+
+
+def test_mixed_precision(h5py: Any, tmp_path: pathlib.Path) -> None:
+    """The weights decide the dtype; that in which Keras computes would only be less exact."""
+    path = tmp_path / "model.h5"
+    policy = {"class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}
+    for dtype in ("float32", "float64", "mixed_bfloat16", policy):
+        values = [array.astype(np.float64 if dtype == "float64" else None) for array in arrays()]
+        layer = old_config("LSTM", "l", dtype=dtype)
+        model = {"class_name": "Model", "config": {"name": "m", "layers": [layer]}}
+        write_old(h5py, path, {"l": old_weights("l", values)}, config=model, version="3.0.0")
+        same(convert.from_keras(path), convert.keras_lstm(*values))
+
+
+def test_cells_that_no_layer_has(h5py: Any, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.h5"
+
+    def refused(message: str, **options: Any) -> None:
+        layer = old_config(options.pop("class_name", "RNN"), "l", **options)
+        model = {"class_name": "Model", "config": {"name": "m", "layers": [layer]}}
+        values = [array[:, :3] for array in arrays()[:2]] if "Simple" in message else arrays()
+        write_old(h5py, path, {"l": old_weights("l", values)}, config=model, version="3.0.0")
+        with pytest.raises(ValueError, match=message):
+            convert.from_keras(path)
+
+    stacked = {"class_name": "StackedRNNCells", "config": {"cells": []}}
+    refused("cell: got a StackedRNNCells, wanted .*: convert each of its cells by", cell=stacked)
+    wrapped = {"class_name": "ResidualWrapper", "config": {"cell": {}}}
+    refused("cell: got a ResidualWrapper, .*: convert the cell that it wraps", cell=wrapped)
+    refused("cell: got a Own, wanted an LSTMCell", cell={"class_name": "Own", "config": {}})
+    own = {"class_name": "function", "config": "mine", "registered_name": "function"}
+    message = (
+        "activation: got 'mine', which no layer has: wanted one of 'tanh', .* must stay in Keras"
+    )
+    refused(message, class_name="LSTM", activation=own)
+    refused("no LSTM or GRU; its layers are of the classes SimpleRNN", class_name="SimpleRNN")
+
+
+def test_keras_1(h5py: Any, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.h5"
+    weights = {f"l_{kind}": np.zeros((3, 3), np.float32) for kind in ("W_i", "U_i", "b_i")}
+    for version in ("1.2.2", ""):
+        write_old(h5py, path, {"l": weights}, version=version)
+        with pytest.raises(
+            ValueError, match=r"no LSTM or GRU as Keras 2 .* load it with Keras 2\.2"
+        ):
+            convert.from_keras(path)
+
+
+def test_layers_of_one_name(h5py: Any, tmp_path: pathlib.Path) -> None:
+    """A path with the models' names tells them apart, in every format."""
+    path = tmp_path / "model.h5"
+    inner = [old_config("LSTM", "rnn", units=3), old_config("LSTM", "other", units=3)]
+    deep = {"class_name": "Sequential", "config": {"name": "deep", "layers": inner}}
+    shallow = {"class_name": "Model", "config": {"name": "enc", "layers": [inner[0], deep]}}
+    model = {"config": {"name": "m", "layers": [shallow, inner[0]]}}
+    enc = {
+        **old_weights("rnn/lstm_cell", arrays(seed=1)),
+        **old_weights("deep/rnn/lstm_cell", arrays(seed=2)),
+        **old_weights("deep/other/lstm_cell", arrays(seed=3)),
+    }
+    outer = old_weights("rnn/lstm_cell", arrays(seed=4))
+    write_old(h5py, path, {"enc": enc, "rnn": outer}, config=model, version="3.0.0")
+    numbered = tmp_path / "model.weights.h5"
+    with h5py.File(numbered, "w") as file:
+        places = {
+            "layers/functional/layers/lstm": ("rnn", 1),
+            "layers/functional/layers/sequential/layers/lstm": ("rnn", 2),
+            "layers/functional/layers/sequential/layers/lstm_1": ("other", 3),
+            "layers/lstm": ("rnn", 4),
+            "layers/functional": ("enc", 0),
+            "layers/functional/layers/sequential": ("deep", 0),
+        }
+        for place, (name, seed) in places.items():
+            file.create_group(f"{place}/vars").attrs["name"] = name
+            for number, array in enumerate(arrays(seed=seed) if seed else []):
+                file[f"{place}/cell/vars/{number}"] = array
+    names = {"rnn": 4, "enc/rnn": 1, "enc/deep/rnn": 2, "enc/deep/other": 3, "other": 3}
+    for file, options in ((path, {}), (numbered, {"config": {}})):
+        for name, seed in names.items():
+            layer = convert.from_keras(file, name, **options)
+            same(layer, convert.keras_lstm(*arrays(seed=seed)))
+        with pytest.raises(
+            ValueError, match=r"several: '(rnn|enc/rnn)', .*'enc/deep/rnn', .*'other'"
+        ):
+            convert.from_keras(file, **options)
+    for place in ("layers/functional/layers/lstm", "layers/lstm"):
+        layer = convert.from_keras(numbered, place, config={})
+        same(layer, convert.keras_lstm(*arrays(seed=places[place][1])))
+    model["config"]["layers"].pop()
+    write_old(h5py, path, {"enc": enc}, config=model, version="3.0.0")
+    with pytest.raises(
+        ValueError, match=r"name: got 'rnn', which several layers of .* have: wanted"
+    ):
+        convert.from_keras(path, "rnn")
+
+
+def test_names_that_do_not_tell_layers_apart(h5py: Any, tmp_path: pathlib.Path) -> None:
+    """The older layout may not say which model's layer has some arrays: no guess is made."""
+    path = tmp_path / "model.h5"
+    layer = old_config("LSTM", "rnn", units=3)
+    models = [
+        {"class_name": "Model", "config": {"name": name, "layers": [layer]}} for name in ("a", "b")
+    ]
+    outer = {"class_name": "Model", "config": {"name": "enc", "layers": models}}
+    weights = old_weights("rnn/lstm_cell", arrays())
+    write_old(h5py, path, {"enc": weights}, config={"config": {"name": "m", "layers": [outer]}})
+    for name in ("enc/a/rnn", "enc/b/rnn"):
+        with pytest.raises(ValueError, match="got weights of 0 directions, wanted 1: the file"):
+            convert.from_keras(path, name)
+
+
+def test_a_backward_layer_with_a_name_of_its_own(h5py: Any, tmp_path: pathlib.Path) -> None:
+    """Keras 3 leaves its name as it is, so the older layout does not tell its direction."""
+    path = tmp_path / "model.h5"
+    weights = {
+        **old_weights("bi/forward_a/lstm_cell", arrays(seed=1)),
+        **old_weights("bi/own/lstm_cell", arrays(seed=2)),
+    }
+    own = old_config("LSTM", "own", go_backwards=True)
+    layer = old_config("Bidirectional", "bi", layer=old_config("LSTM", "a"), backward_layer=own)
+    inner = {"class_name": "Model", "config": {"name": "enc", "layers": [layer, layer]}}
+    inner["config"]["layers"][1] = old_config("LSTM", "other")
+    other = old_weights("other/lstm_cell", arrays(seed=3))
+    wanted = convert.keras_lstm(*arrays(seed=1), backward=arrays(seed=2))
+    for top, groups in ((layer, {"bi": weights}), (inner, {"enc": {**other, **weights}})):
+        model = {"config": {"name": "m", "layers": [top]}}
+        write_old(h5py, path, groups, config=model, version="3.0.0")
+        same(convert.from_keras(path, "bi"), wanted)
+
+
+def test_time_distributed(h5py: Any, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.h5"
+    layer = old_config("TimeDistributed", "each", layer=old_config("LSTM", "l"))
+    model = {"config": {"name": "m", "layers": [layer]}}
+    for prefix in ("each", "each/l/lstm_cell"):
+        weights = {"each": old_weights(prefix, arrays())}
+        write_old(h5py, path, weights, config=model, version="3.0.0")
+        for name in (None, "l", "each/l"):
+            same(convert.from_keras(path, name), convert.keras_lstm(*arrays()))
+
+
 def test_a_configuration_decides(h5py: Any, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "model.h5"
 
@@ -562,6 +888,122 @@ def test_damaged_files(h5py: Any, tmp_path: pathlib.Path) -> None:
         convert.from_keras(3)
     with pytest.raises(TypeError, match="name: got int"):
         convert.from_keras(path, 3)  # type: ignore[arg-type]
+
+
+def test_other_files(tmp_path: pathlib.Path) -> None:
+    """What a path is instead, and what to do with it."""
+
+    def refused(message: str, name: str, content: bytes | None = None) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            convert.from_keras(path)
+
+    graph = tmp_path / "saved" / "saved_model.pb"
+    refused(
+        "a part of a SavedModel folder .*: load it with the Keras", "saved/saved_model.pb", b"x"
+    )
+    assert graph.exists()
+    refused("a SavedModel folder of TensorFlow: load it with .* save the model as .keras", "saved")
+    refused("a part of a TensorFlow checkpoint", "ckpt/model.ckpt.index", b"x")
+    refused("a part of a TensorFlow checkpoint", "ckpt/model.ckpt.data-00000-of-00001", b"x")
+    refused("a TensorFlow checkpoint: load it", "ckpt/model.ckpt")
+    refused("a folder of TensorFlow checkpoints", "ckpt")
+    refused("a TensorFlow Lite model", "model.tflite", b"\x1c\0\0\0TFL3")
+    refused("a pickle, which is not loaded", "model.pkl", b"\x80\x04abc")
+    refused("a safetensors file: read it with", "model.safetensors", bytes(8) + b'{"a":{}}')
+    refused("JSON, which has no weights", "model.json", b'{"class_name": "Model"}')
+    refused("a Git LFS pointer", "model.h5", b"version https://git-lfs.github.com/spec/v1")
+    refused("a web page", "index.h5", b"<!DOCTYPE html>")
+    refused("neither a zip archive nor HDF5", "text.h5", b"text")
+    whole = (FILES / "keras2_two.weights.h5").read_bytes()
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "model.weights.h5").write_bytes(whole)
+    refused("an unpacked .keras archive: zip", "open")
+    with zipfile.ZipFile(tmp_path / "arrays.npz", "w") as archive:
+        archive.writestr("kernel.npy", b"")
+    refused("no item named 'metadata.json'", "arrays.npz")
+    refused("several", "m_00000.weights.h5", whole)
+    (tmp_path / "m.weights.json").write_text("{}")
+    refused("a shard of weights: save the whole", "m_00000.weights.h5", whole)
+
+
+def test_special_files(tmp_path: pathlib.Path) -> None:
+    fifo = tmp_path / "model.keras"
+    os.mkfifo(fifo)
+    link = tmp_path / "link.keras"
+    link.symlink_to(fifo)
+    for path, kind in (
+        (fifo, "a FIFO"),
+        (link, "a FIFO"),
+        (pathlib.Path("/dev/zero"), "a character device"),
+        (tmp_path, "a folder"),
+    ):
+        with pytest.raises(ValueError, match=f"layer_or_path: .* is {kind}, wanted a regular file"):
+            convert.from_keras(path)
+
+
+def test_archives_that_expand(tmp_path: pathlib.Path) -> None:
+    """Refused before they are read: by their method, or by their sizes."""
+    path = tmp_path / "model.keras"
+    names = ("metadata.json", "config.json", "model.weights.h5")
+
+    def refused(message: str, method: int, **contents: bytes) -> None:
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name in names:
+                archive.writestr(name, contents.get(name.split(".")[0], b"{}"))
+        assert path.stat().st_size < 2**17
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError, match=message):
+                convert.from_keras(path)
+            assert tracemalloc.get_traced_memory()[1] < 2**23
+        finally:
+            tracemalloc.stop()
+
+    zeros = bytes(2**24 + 2**23)
+    refused("is neither stored nor deflated", zipfile.ZIP_BZIP2, model=zeros)
+    refused("is neither stored nor deflated", zipfile.ZIP_LZMA, model=zeros)
+    deflated = zipfile.ZIP_DEFLATED
+    refused(f"model.weights.h5 claims {len(zeros)} bytes, wanted at most", deflated, model=zeros)
+    refused(
+        "metadata.json claims 65537 bytes, wanted at most 65536", deflated, metadata=b" " * 65537
+    )
+    spaces = b" " * (2**24 + 1)
+    refused("config.json claims 16777217 bytes, wanted", deflated, config=spaces)
+    refused("up to 1200001 items is too large", deflated, config=b"[" + b"[]," * 600_000)
+
+
+def test_claims_of_sizes_that_are_not_there(tmp_path: pathlib.Path) -> None:
+    """A directory's sizes are claims too: what is read is no more than what there is."""
+    path = tmp_path / "model.keras"
+    whole = bytearray((FILES / "keras3_lstm_hard.keras").read_bytes())
+    entry = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"model.weights.h5"))
+    for compressed, size in ((2**31, 2**31), (2**28, 2**31), (10, 2**31), (10, 10)):
+        whole[entry + 20 : entry + 28] = struct.pack("<II", compressed, size)
+        path.write_bytes(whole)
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError, match="not a file of Keras: "):
+                convert.from_keras(path)
+            assert tracemalloc.get_traced_memory()[1] < 2**23
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file", ["keras2_nested.h5", "keras3_bi_mul.weights.h5"])
+def test_any_damage_of_hdf5_converts_or_is_refused(tmp_path: pathlib.Path, file: str) -> None:
+    content = (FILES / file).read_bytes()
+    chance = np.random.default_rng(0)
+    path = tmp_path / file
+    for offset in chance.choice(len(content), 150, replace=False):
+        damaged = bytearray(content)
+        damaged[offset] ^= 1 << chance.integers(8)
+        path.write_bytes(damaged)
+        with contextlib.suppress(ValueError, TypeError, UserWarning):
+            convert.from_keras(path, "outer" if "nested" in file else None)
 
 
 def test_damaged_archives(h5py: Any, tmp_path: pathlib.Path) -> None:
@@ -773,6 +1215,55 @@ def test_models_and_their_files(keras: Any, tmp_path: pathlib.Path) -> None:
         path = tmp_path / file
         (model.save if file == "model.keras" else model.save_weights)(path)
         config = None if file == "model.keras" else {}
+        for name, layer in wanted.items():
+            same(convert.from_keras(path, name, config=config), layer)
+
+
+def test_options_of_the_installed_keras(keras: Any) -> None:
+    """An option that a new release adds is missing in the table."""
+    layers = keras.layers
+    lstm = layers.LSTM(3)
+    for layer in (
+        lstm,
+        layers.GRU(3),
+        layers.LSTMCell(3),
+        layers.GRUCell(3),
+        layers.RNN(layers.GRUCell(3)),
+        layers.Bidirectional(lstm),
+    ):
+        assert layer.get_config().keys() <= OPTIONS.keys() | STRUCTURE
+
+
+def test_layers_of_one_name_in_keras(keras: Any, tmp_path: pathlib.Path) -> None:
+    """By path, from a model and its files; also inside TimeDistributed."""
+    layers = keras.layers
+    inner = keras.Sequential(
+        [keras.Input((5, 2)), layers.GRU(3, return_sequences=True, name="rnn")], name="enc"
+    )
+    own = layers.LSTM(3, go_backwards=True, return_sequences=True, name="own")
+    model = keras.Sequential(
+        [
+            keras.Input((4, 5, 2)),
+            layers.TimeDistributed(inner, name="each"),
+            layers.TimeDistributed(layers.LSTM(4, name="rnn"), name="last"),
+            layers.LSTM(3, return_sequences=True, name="rnn"),
+            layers.Bidirectional(
+                layers.LSTM(3, return_sequences=True), backward_layer=own, name="bi"
+            ),
+        ]
+    )
+    names = ["each/enc/rnn", "last/rnn", "rnn", "bi"]
+    wanted = {name: convert.from_keras(model, name) for name in names}
+    assert [repr(layer) for layer in wanted.values()] == [
+        "GRU(2, 3, batch_first=True)",
+        "LSTM(3, 4, batch_first=True)",
+        "LSTM(4, 3, batch_first=True)",
+        "LSTM(3, 3, bidirectional=True, batch_first=True)",
+    ]
+    for file in ("model.keras", "model.h5", "model.weights.h5"):
+        path = tmp_path / file
+        (model.save_weights if "weights" in file else model.save)(path)
+        config = {} if "weights" in file else None
         for name, layer in wanted.items():
             same(convert.from_keras(path, name, config=config), layer)
 

@@ -146,7 +146,7 @@ class Dataset:
     _messages: dict[int, bytes]
 
     def read(self) -> Array:
-        """The values, in native byte order; opaque ones and bfloat16 as dtype "V2".
+        """The values, in native byte order, maybe read-only; two opaque bytes as dtype "V2".
 
         Raises:
             ValueError: the file does not hold them all, or in a way that is not understood.
@@ -167,7 +167,7 @@ class Dataset:
             array = np.frombuffer(self._read_block(fields, layout, size), dtype)
         else:
             raise ValueError("its layout is neither compact, contiguous nor chunked")
-        return array.reshape(self.shape).astype(dtype.newbyteorder("="))
+        return array.reshape(self.shape).astype(dtype.newbyteorder("="), copy=False)
 
     def _read_block(self, fields: _Fields, layout: int, size: int) -> bytes:
         if layout == 0:
@@ -232,7 +232,6 @@ def _number_type(fields: _Fields) -> np.dtype[np.generic]:
             return np.dtype(f"{order}{'i' if bits & 8 else 'u'}{size}")
         layouts = {
             (10, 5, 0, 10): f"{order}f2",
-            (7, 8, 0, 7): "V2" if order == "<" else "",  # bfloat16
             (23, 8, 0, 23): f"{order}f4",
             (52, 11, 0, 52): f"{order}f8",
         }

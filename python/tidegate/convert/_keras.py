@@ -560,6 +560,11 @@ def _read_child(key: str, layer: LayerWeights, config: Mapping[str, Any]) -> _Op
 
 def _check_options(class_name: object, config: Mapping[str, Any]) -> None:
     """Refuses options that no layer here has; warns of those that are not known."""
+    if {"inner_activation", "output_dim"} & config.keys():
+        raise ValueError(
+            "was written by Keras 1, whose layers have other arrays: load it with Keras 2.2, and "
+            "save it again"
+        )
     if config.get("num_constants"):
         raise ValueError(
             f"num_constants: got {config['num_constants']!r}, wanted none: a layer's cell sees x "
@@ -591,11 +596,6 @@ def _read_options(layer: LayerWeights, class_name: Any, config: Mapping[str, Any
         _check_options(class_name, config)
     if not isinstance(class_name, str) or class_name not in _CELLS:
         raise ValueError(f"got a {class_name}, wanted one of {listed(_CELLS)}")
-    if {"inner_activation", "output_dim"} & config.keys():
-        raise ValueError(
-            "was written by Keras 1, whose layers have other arrays: load it with Keras 2.2, and "
-            "save it again"
-        )
 
     def flag(name: str, source: Mapping[str, Any]) -> bool | None:
         return None if source.get(name) is None else check_bool(name, source[name])

@@ -271,14 +271,17 @@ def _open(path: pathlib.Path) -> Iterator[_File]:
 def _unpack(file: _File, stream: BinaryIO) -> BinaryIO:
     """The weights of a `.keras` archive; its version and configuration go to `file`."""
     with zipfile.ZipFile(stream) as archive:
-        members = {name: _member(archive, name) for name in _LARGEST_MEMBER}
+        size = stream.seek(0, io.SEEK_END)
+        members = {name: _member(archive, name, size) for name in _LARGEST_MEMBER}
     file.version = str(_object(members["metadata.json"]).get("keras_version", ""))
     file.config = _object(members["config.json"])
     return io.BytesIO(members["model.weights.h5"])
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str, archive_size: int) -> bytes:
     member = archive.getinfo(name)
+    if member.header_offset + member.compress_size > archive_size:
+        raise ValueError(f"{name} claims {member.compress_size} bytes, which are not in the file")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is neither stored nor deflated, as all of Keras's are")
     largest = min(_LARGEST_MEMBER[name], _hdf5.largest_expansion(member.compress_size))
@@ -415,9 +418,7 @@ def _what_else(file: _File) -> str:
     if file.version.startswith("1.") or any(
         re.search(r"_[UW]_\w(:0)?$", name) for name in file.datasets
     ):
-        return (
-            ", as Keras 2 and later store it; Keras 1 did not: load it with Keras 2.2 and save it"
-        )
+        return " as Keras 2 and later store it: load it with Keras 2.2, which reads Keras 1's files"
     classes = dict.fromkeys(layer.class_name for layer in _walk(file.config or {}, "", ()))
     return f"; its layers are of the classes {', '.join(classes)}" if classes else ""
 
@@ -483,7 +484,7 @@ def _find_old(blocks: Mapping[str, _Block], layer: _Described) -> list[str]:
         return list(inside)
     likeness = {place: _likeness(layer.path.split("/"), block) for place, block in inside.items()}
     most = max(likeness.values(), default=0)
-    found = [place for place in inside if most and likeness[place] == most]
+    found = [place for place in inside if most > 0 and likeness[place] == most]
     if len(found) != 1:
         return []
     # A backward layer of its own does not have the name of the Bidirectional.
@@ -494,13 +495,13 @@ def _find_old(blocks: Mapping[str, _Block], layer: _Described) -> list[str]:
 
 
 def _likeness(path: Sequence[str], block: _Block) -> int:
-    """How many names agree from the last one on; a block's may end in its cell's."""
+    """How many names agree from the last one on, twice; a block's may end in its cell's."""
 
     def agreeing(names: Sequence[str]) -> int:
         pairs = list(zip(reversed(path), reversed(names)))
         return next((n for n, (one, other) in enumerate(pairs) if one != other), len(pairs))
 
-    return max(agreeing(block.names), agreeing(block.names[:-1]))
+    return max(2 * agreeing(block.names), 2 * agreeing(block.names[:-1]) - 1)
 
 
 def _blocks(file: _File) -> dict[str, _Block]:
