@@ -922,9 +922,14 @@ def test_other_files(tmp_path: pathlib.Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open" / "model.weights.h5").write_bytes(whole)
     refused("an unpacked .keras archive: zip", "open")
-    with zipfile.ZipFile(tmp_path / "arrays.npz", "w") as archive:
-        archive.writestr("kernel.npy", b"")
-    refused("no item named 'metadata.json'", "arrays.npz")
+    for name, member, message in (
+        ("arrays.npz", "kernel.npy", "arrays as in an .npz file: pass those to keras_lstm"),
+        ("model.pt", "model/data.pkl", "one of PyTorch: read it with from_torch"),
+        ("model.zip", "x", "a zip archive without metadata.json$"),
+    ):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(member, b"")
+        refused(message, name)
     refused("several", "m_00000.weights.h5", whole)
     (tmp_path / "m.weights.json").write_text("{}")
     refused("a shard of weights: save the whole", "m_00000.weights.h5", whole)
@@ -1026,7 +1031,7 @@ def test_damaged_archives(h5py: Any, tmp_path: pathlib.Path) -> None:
         with pytest.raises(ValueError, match=message):
             convert.from_keras(path, name)
 
-    refused(r"model\.keras: not a file of Keras: .*no item named 'config.json'", config=None)
+    refused(r"model\.keras: not a file of Keras: a zip archive without config.json", config=None)
     refused("not a file of Keras: ", config=b"{")
     refused("not a file of Keras: got list, wanted a JSON object", metadata=b"[]")
     refused("not a file of Keras: ", config=b"[" * 100_000)

@@ -32,8 +32,9 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 _UNDEFINED = 2**64 - 1  # an address of nothing
 _DEEPEST = 256  # groups within groups; Keras nests two for each model within a model
-_LARGEST_METADATA = 2**27  # bytes of structures and text that are read of one file
+_LARGEST_METADATA = 2**26  # bytes of structures and text that are read of one file
 _LARGEST_RANK = 32
+_DEEPEST_TREE = 16  # levels of a B-tree; each holds at least twice as many as the next
 
 # Messages of object headers.
 _DATASPACE = 0x01
@@ -191,11 +192,12 @@ class Dataset:
         filters = _filters(self._messages.get(_FILTERS))
         chunks = [] if root == _UNDEFINED else list(_chunks(self._source, root, rank))
         chunk_size = int(np.prod(chunk, dtype=object)) * item
-        stored = min(sum(count for _, count, _, _ in chunks), self._source.size)
+        stored = sum(count for _, count, _, _ in chunks)
         counts = [-(-extent // step) for extent, step in zip(self.shape, chunk)]
         corners = {tuple(corner) for corner, *_ in chunks}
         if (
-            max(size, chunk_size) > largest_expansion(stored)
+            stored > self._source.size  # chunks do not share bytes
+            or max(size, chunk_size) > largest_expansion(stored)
             or len(corners) != len(chunks)
             or len(chunks) != int(np.prod(counts, dtype=object))
         ):
@@ -276,14 +278,18 @@ def _undo(name: str, value: int, data: bytes, size: int) -> bytes:
         whole = len(data) // value * value if value else 0
         planes = np.frombuffer(data[:whole], np.uint8).reshape(max(value, 1), -1)
         return planes.T.tobytes() + data[whole:]
+    stream = zlib.decompressobj()
     try:
-        return zlib.decompressobj().decompress(data, size)
+        result = stream.decompress(data, size + 1)
     except zlib.error as error:
         raise ValueError(f"a chunk is damaged: {error}") from error
+    if len(result) > size or not stream.eof:
+        raise ValueError(f"a chunk does not end after {size} bytes")
+    return result
 
 
 def _chunks(
-    source: _Source, address: int, rank: int, above: int = 256
+    source: _Source, address: int, rank: int, above: int = _DEEPEST_TREE
 ) -> Iterator[tuple[list[int], int, int, int]]:
     """Corner, stored bytes, mask of skipped filters and address of each chunk.
 
@@ -434,7 +440,10 @@ def _shape(fields: _Fields) -> tuple[int, ...]:
     if version not in (1, 2) or rank > _LARGEST_RANK:
         raise ValueError(f"a dataspace is of version {version} and rank {rank}")
     fields.take(6 if version == 1 else 2)
-    return tuple(fields.uints(rank))
+    shape = tuple(fields.uints(rank))
+    if any(extent >= 2**60 for extent in shape):
+        raise ValueError(f"a dataspace claims the shape {shape}")
+    return shape
 
 
 # ---- Attributes ----------------------------------------------------------------------------------
@@ -549,7 +558,7 @@ def _local_heap(source: _Source, address: int) -> bytes:
 
 
 def _symbols(
-    source: _Source, address: int, names: bytes, above: int = 256
+    source: _Source, address: int, names: bytes, above: int = _DEEPEST_TREE
 ) -> Iterator[tuple[str, int]]:
     """From the B-tree of a group's symbol table."""
     level, used, fields = _tree_node(source, address, 0, above, 8)
@@ -618,7 +627,7 @@ def _records(source: _Source, address: int, kind: int) -> Iterator[bytes]:
     root, count = fields.uint(8), fields.uint(2)
     if root == _UNDEFINED:
         return
-    if not record_size or node_size <= 10 or depth > 16:
+    if not record_size or node_size <= 10 or depth > _DEEPEST_TREE:
         raise ValueError("a B-tree's sizes are impossible")
     # The widths of the counts in a pointer follow from how many records the nodes below can hold.
     most = (node_size - 10) // record_size

@@ -89,7 +89,7 @@ def select(layers: Sequence[_AnyLayer], name: str | None, where: str) -> _AnyLay
     """
     names = collections.Counter(layer.name for layer in layers)
     paths = collections.Counter(layer.path for layer in layers)
-    # Each can be asked for by what is shown.
+    # The shortest of these that only one layer has.
     shown = [
         layer.name
         if names[layer.name] == 1
@@ -271,11 +271,24 @@ def _open(path: pathlib.Path) -> Iterator[_File]:
 def _unpack(file: _File, stream: BinaryIO) -> BinaryIO:
     """The weights of a `.keras` archive; its version and configuration go to `file`."""
     with zipfile.ZipFile(stream) as archive:
+        missing = [name for name in _LARGEST_MEMBER if name not in archive.NameToInfo]
+        if missing:
+            raise ValueError(f"a zip archive without {missing[0]}{_other_archive(archive)}")
         size = stream.seek(0, io.SEEK_END)
         members = {name: _member(archive, name, size) for name in _LARGEST_MEMBER}
     file.version = str(_object(members["metadata.json"]).get("keras_version", ""))
     file.config = _object(members["config.json"])
     return io.BytesIO(members["model.weights.h5"])
+
+
+def _other_archive(archive: zipfile.ZipFile) -> str:
+    """What else an archive is, and what to do, for a message."""
+    names = archive.namelist()
+    if any(name.endswith(".npy") for name in names):
+        return ", but with arrays as in an .npz file: pass those to keras_lstm or keras_gru"
+    if any(name.endswith("data.pkl") for name in names):
+        return ", but one of PyTorch: read it with from_torch"
+    return ""
 
 
 def _member(archive: zipfile.ZipFile, name: str, archive_size: int) -> bytes:
@@ -358,7 +371,7 @@ def _described(file: _File, class_names: Sequence[str]) -> Iterator[_StoredLayer
         found = [(layer.place,) if layer.place in blocks else () for layer in layers]
     claims = collections.Counter(found)
     for layer, places in zip(layers, found):
-        # What suits two layers equally is neither's.
+        # If two layers match the same arrays, it is not known which of them has these.
         own = layer.alone or claims[places] == 1
         block = _joined([blocks[place] for place in places if own])
         yield _StoredLayer(
