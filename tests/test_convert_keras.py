@@ -669,7 +669,7 @@ def test_cells_that_no_layer_has(h5py: Any, tmp_path: pathlib.Path) -> None:
         "activation: got 'mine', which no layer has: wanted one of 'tanh', .* must stay in Keras"
     )
     refused(message, class_name="LSTM", activation=own)
-    refused("no LSTM or GRU; its layers are of the classes SimpleRNN", class_name="SimpleRNN")
+    refused("no LSTM or GRU; its layers are of the classes 'SimpleRNN'", class_name="SimpleRNN")
 
 
 def test_keras_1(h5py: Any, tmp_path: pathlib.Path) -> None:
@@ -729,6 +729,18 @@ def test_layers_of_one_name(h5py: Any, tmp_path: pathlib.Path) -> None:
         ValueError, match=r"name: got 'rnn', which several layers of .* have: wanted"
     ):
         convert.from_keras(path, "rnn")
+
+
+def test_messages_show_some_names(h5py: Any, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.h5"
+    layers = [old_config("LSTM", f"l_{number}") for number in range(60)]
+    write_old(h5py, path, {}, config={"config": {"name": "m", "layers": layers}})
+    with pytest.raises(ValueError, match=r"has several: 'l_0', .*'l_49' and 10 more$"):
+        convert.from_keras(path)
+    layers = [old_config("LSTM", f"l_{number}") for number in range(2000)]
+    write_old(h5py, path, {}, config={"config": {"name": "m", "layers": layers}})
+    with pytest.raises(ValueError, match="has 2000 recurrent layers"):
+        convert.from_keras(path)
 
 
 def test_names_that_do_not_tell_layers_apart(h5py: Any, tmp_path: pathlib.Path) -> None:

@@ -5,8 +5,8 @@
     layer = tidegate.convert.from_onnx("model.onnx", "encoder/LSTM")
 
 What a layer cannot do exactly is refused by name. No framework is imported but by the call that
-needs it, and arrays need none: a PyTorch state_dict of ndarrays, `keras_lstm`, `keras_gru`,
-`onnx_lstm`, `onnx_gru`.
+needs it; arrays and Keras's files need none: a PyTorch state_dict of ndarrays, `keras_lstm`,
+`keras_gru`, `onnx_lstm`, `onnx_gru`.
 """
 
 from tidegate.convert._keras import Merged, from_keras, keras_gru, keras_lengths, keras_lstm

@@ -36,6 +36,7 @@ _LARGEST_JSON = 2**24
 _MOST_ITEMS = 2**20  # of JSON: each takes up to a hundred bytes of memory
 _MOST_LAYERS = 2**10  # recurrent ones; each is compared with each group of arrays
 _LONGEST_NAME = 2**10
+_MOST_SHOWN = 50  # names in a message
 
 
 # ---- Layers and their names ----------------------------------------------------------------------
@@ -101,7 +102,7 @@ def select(layers: Sequence[_AnyLayer], name: str | None, where: str) -> _AnyLay
     if name is None:
         if len(layers) == 1:
             return layers[0]
-        raise ValueError(f"name: got None, but {where} has several: {listed(shown)}")
+        raise ValueError(f"name: got None, but {where} has several: {_some(shown)}")
     for found in (
         [layer for layer in layers if layer.path == name],
         [layer for layer in layers if layer.place == name],
@@ -112,9 +113,15 @@ def select(layers: Sequence[_AnyLayer], name: str | None, where: str) -> _AnyLay
         if found:
             raise ValueError(
                 f"name: got {name!r}, which several layers of {where} have: wanted one of "
-                f"{listed(shown)}"
+                f"{_some(shown)}"
             )
-    raise ValueError(f"name: got {name!r}, wanted one of {listed(shown)}")
+    raise ValueError(f"name: got {name!r}, wanted one of {_some(shown)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for a message, which does not grow without limit."""
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return listed(names[:_MOST_SHOWN]) + more
 
 
 def read_layer(path: pathlib.Path, name: str | None, class_names: Sequence[str]) -> LayerWeights:
@@ -404,7 +411,7 @@ def _walk_layer(
     layer: Mapping[str, Any], place: str, names: tuple[str, ...], inside: bool
 ) -> Iterator[_Described]:
     """One layer; `inside` a model that is not the outermost."""
-    class_name, own = layer["class_name"], layer.get("config")
+    class_name, own = layer["class_name"][:_LONGEST_NAME], layer.get("config")
     name = own.get("name") if isinstance(own, Mapping) else layer.get("name")
     name = name[:_LONGEST_NAME] if isinstance(name, str) else place
     names = (*names, name)
@@ -433,7 +440,7 @@ def _what_else(file: _File) -> str:
     ):
         return " as Keras 2 and later store it: load it with Keras 2.2, which reads Keras 1's files"
     classes = dict.fromkeys(layer.class_name for layer in _walk(file.config or {}, "", ()))
-    return f"; its layers are of the classes {', '.join(classes)}" if classes else ""
+    return f"; its layers are of the classes {_some(list(classes))}" if classes else ""
 
 
 # ---- Where the arrays lie ------------------------------------------------------------------------
