@@ -138,6 +138,15 @@ cdef double clipped(Activation f, double clip, double a) noexcept:
     return activate(f, -clip if a < -clip else clip if a > clip else a)
 
 
+cdef double complement(Activation f, double clip, double a) noexcept:
+    """1 - clipped(f, clip, a). The subtraction would cancel where f is near 1, so it is avoided for
+    the functions with 1 - f(a) = f(-a): sigmoid, and hard_sigmoid with beta = 1/2.
+    """
+    if f.kind == SIGMOID or (f.kind == HARD_SIGMOID and f.beta == 0.5):
+        return clipped(f, clip, -a)
+    return 1 - clipped(f, clip, a)
+
+
 cdef double clipped_backward(Activation f, double clip, double a, double dy) noexcept:
     """da, where y = clipped(f, clip, a); at the ends of the range that inside, as in PyTorch."""
     return 0 if fabs(a) > clip else dy * slope(f, a)
@@ -372,7 +381,7 @@ cdef void gru_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
     and g). With clip, whatever stands in their parentheses is clamped, as in ONNX Runtime.
     """
     cdef Py_ssize_t H = s.r.shape[2], j
-    cdef double h_prev, z, n
+    cdef double h_prev, z, rest, n
     for j in range(H):
         s.a_r[t, b, j] = gate(p, s, 0 * H + j, t, b)
         s.a_z[t, b, j] = gate(p, s, 1 * H + j, t, b)
@@ -389,27 +398,29 @@ cdef void gru_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
             s.a_n[t, b, j] += affine(p.weight_hh, p.bias_hh, 2 * H + j, s.rh, t, b)
         s.n[t, b, j] = clipped(p.activation, p.clip, s.a_n[t, b, j])
         h_prev, z, n = s.h_prev[t, b, j], s.z[t, b, j], s.n[t, b, j]
+        rest = complement(p.recurrent_activation, p.clip, s.a_z[t, b, j])  # 1 - z
         if p.write:
-            s.h[t, b, j] = (1 - z) * h_prev + z * n
+            s.h[t, b, j] = rest * h_prev + z * n
         else:
-            s.h[t, b, j] = z * h_prev + (1 - z) * n
+            s.h[t, b, j] = z * h_prev + rest * n
 
 
 cdef void gru_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
                            Direction dp, Steps ds):
     """From ds.h at [t, b] to ds.x and ds.h_prev there; adds the parameters' to dp."""
     cdef Py_ssize_t H = s.r.shape[2], j
-    cdef double h_prev, z, n, dh, da_n, da_r, da_z
+    cdef double h_prev, z, rest, n, dh, da_n, da_r, da_z
     for j in range(H):
         h_prev, z, n, dh = s.h_prev[t, b, j], s.z[t, b, j], s.n[t, b, j], ds.h[t, b, j]
+        rest = complement(p.recurrent_activation, p.clip, s.a_z[t, b, j])  # 1 - z
         if p.write:
-            ds.h_prev[t, b, j] += dh * (1 - z)
+            ds.h_prev[t, b, j] += dh * rest
             ds.z[t, b, j] = dh * (n - h_prev)
             ds.n[t, b, j] = dh * z
         else:
             ds.h_prev[t, b, j] += dh * z
             ds.z[t, b, j] = dh * (h_prev - n)
-            ds.n[t, b, j] = dh * (1 - z)
+            ds.n[t, b, j] = dh * rest
         da_n = clipped_backward(p.activation, p.clip, s.a_n[t, b, j], ds.n[t, b, j])
         affine_backward(p.weight_ih, 2 * H + j, s.x, t, b, da_n, dp.weight_ih, dp.bias_ih, ds.x)
         if p.reset_after:
