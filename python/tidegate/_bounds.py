@@ -19,6 +19,8 @@ fitted to what the kernels do. What the bounds assume of them:
 - Products and sums of the cell round once each; an error passes on by the rules of the product and
   the sum, second order included.
 - Denormals are flushed: each operand and each result may be off by the least normal number.
+- A number that may exceed the dtype's largest has no bound, and nor has anything computed from it:
+  the layer may have an infinity or, by their difference or their product with zero, a NaN.
 
 The error of a step passes to the next through |U|, so over a whole sequence the bound is worth
 something only where the weights contract; `make_contracting` makes them. Else steps are compared
@@ -47,7 +49,7 @@ class Bounded:
 
     Attributes:
         value: float64.
-        error: float64, of the same shape; not negative.
+        error: float64, of the same shape; not negative, and infinite where there is no bound.
     """
 
     def __init__(self, value: Array, error: Array, info: np.finfo[Any]) -> None:
@@ -64,7 +66,11 @@ class Bounded:
     @classmethod
     def rounded(cls, number: float, info: np.finfo[Any]) -> Bounded:
         """A number rounded to the dtype."""
-        return cls(np.asarray(number), np.asarray(abs(number) * float(info.eps) / 2), info)
+        magnitude = abs(number)
+        error = magnitude * float(info.eps) / 2
+        if magnitude < float(info.tiny):
+            error = magnitude
+        return cls.limited(np.asarray(number), np.asarray(error), info)
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], info: np.finfo[Any]) -> Bounded:
@@ -97,10 +103,23 @@ class Bounded:
         """The largest magnitude that the layer may have."""
         return np.abs(self.value) + self.error
 
+    @classmethod
+    def limited(cls, value: Array, error: Array, info: np.finfo[Any], reach: Any = 0.0) -> Bounded:
+        """The result of an operation, without a bound where it may overflow.
+
+        Args:
+            value: of the result.
+            error: NaN where an operand without a bound leaves it undefined.
+            info: of the dtype.
+            reach: the largest magnitude of what the operation makes on its way to the result.
+        """
+        fits = np.maximum(np.abs(value) + error, reach) <= float(info.max)
+        return cls(value, np.where(fits, error, math.inf), info)
+
     def _rounded(self, value: Array, error: Array) -> Bounded:
         unit = float(self._info.eps) / 2
         rounding = unit * (np.abs(value) + error) + float(self._info.tiny)
-        return Bounded(value, error + rounding, self._info)
+        return self.limited(value, error + rounding, self._info)
 
     def __neg__(self) -> Bounded:
         return Bounded(-self.value, self.error, self._info)
@@ -125,8 +144,9 @@ class Bounded:
         value = np.where(distance < 0, below.value, above.value)
         error = np.where(distance < 0, below.error, above.error)
         either = np.abs(below.value - above.value) + np.maximum(below.error, above.error)
-        unknown = np.abs(distance) <= self.error + edge.error
-        return Bounded(value, np.where(unknown, either, error), self._info)
+        # The value here is rounded to double, which matters if the layer is of double too.
+        known = np.abs(distance) > (self.error + edge.error) * _with_double(self._info)
+        return self.limited(value, np.where(known, error, either), self._info)
 
     def magnitude(self) -> Bounded:
         """|self|."""
@@ -170,14 +190,21 @@ class Bounded:
         """`value` of an activation whose slope is at most `slope` as far as the error goes."""
         error = slope * self.error
         ulp = float(self._info.eps) * (np.abs(value) + error)  # at least the spacing there
-        return Bounded(value, error + ACTIVATION_ULP * ulp + float(self._info.tiny), self._info)
+        error = error + ACTIVATION_ULP * ulp + float(self._info.tiny)
+        return self.limited(value, error, self._info)
 
     def sum_rows(self) -> Bounded:
         """The sum over the first axis."""
         terms = len(self.value)
-        rounding = _gamma(terms, self._info) * self.reach.sum(axis=0)
-        rounding += terms * float(self._info.tiny)
-        return Bounded(self.value.sum(axis=0), self.error.sum(axis=0) + rounding, self._info)
+        reach = self.reach.sum(axis=0)
+        rounding = _gamma(terms, self._info) * reach + terms * float(self._info.tiny)
+        error = self.error.sum(axis=0) + rounding
+        return self.limited(self.value.sum(axis=0), error, self._info, reach + rounding)
+
+
+def _with_double(info: np.finfo[Any]) -> float:
+    """How much larger a bound of the dtype is with that of the same computation in double."""
+    return 1 + float(np.finfo(np.float64).eps) / float(info.eps)
 
 
 def _gamma(terms: int, info: np.finfo[Any]) -> float:
@@ -202,7 +229,7 @@ def accumulate(
         error = error + inherited
         reach = reach + left.reach @ right.reach.T
     rounding = _gamma(terms, info) * reach + 2 * terms * float(info.tiny)
-    return Bounded(value, error + rounding, info)
+    return Bounded.limited(value, error + rounding, info, reach + rounding)
 
 
 def concatenate(parts: Sequence[Bounded], axis: int) -> Bounded:
@@ -259,6 +286,13 @@ class _Activation:
                 return x.softplus()
         raise ValueError(self.name)
 
+    def _unscaled(self, x: Bounded) -> Bounded:
+        """tanh(beta * x) as alpha * tanh(beta * x) / alpha, of which the product may underflow."""
+        t = (x * self.beta).tanh() * self.one * self.one  # rounded twice more
+        least = np.abs(self.alpha.value) - self.alpha.error
+        lost = float(t._info.tiny) / least if least > 0 else math.inf
+        return Bounded.limited(t.value, t.error + lost, t._info, t.reach * self.alpha.reach)
+
     def slope(self, x: Bounded, y: Bounded) -> Bounded:
         """The derivative, y being the value at x."""
         match self.name:
@@ -280,7 +314,7 @@ class _Activation:
             case "thresholded_relu":
                 return x.choose(self.alpha, self.zero, self.one)
             case "scaled_tanh":
-                t = (x * self.beta).tanh() * self.one * self.one  # y / alpha: rounded twice more
+                t = self._unscaled(x)
                 return self.alpha * self.beta * (t * t).complement()
             case "elu":
                 return x.choose(self.zero, y + self.alpha, self.one)
@@ -537,6 +571,8 @@ def _pair(state: Any) -> tuple[Array | None, Array | None]:
     return state if isinstance(state, tuple) else (state, None)
 
 
+# What overflows has no bound, which is known without a warning.
+@np.errstate(over="ignore", invalid="ignore")
 def forward(
     network: Any,
     params: Mapping[str, Array],
@@ -590,6 +626,7 @@ def forward(
     return Forward(y, h, c, network, call, given, cells, kept)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def backward(run: Forward, dy: Array | None = None, dstate: Any = None) -> Backward:
     """Goes back: `dy` and `dstate` as for the reference's `backward`."""
     network, call = run._network, run._call
@@ -671,7 +708,9 @@ def _all_rows(kind: Any, records: Sequence[Any]) -> Any:
 
 
 def worst_ratio(got: Array, wanted: Array, bound: Bounded) -> float:
-    """The largest |got - wanted| relative to the bound: correct up to 1. NaN is infinitely wrong.
+    """The largest |got - wanted| relative to the bound: correct up to 1.
+
+    NaN is infinitely wrong, but where there is no bound anything is correct.
 
     Args:
         got: the layer's.
@@ -681,11 +720,11 @@ def worst_ratio(got: Array, wanted: Array, bound: Bounded) -> float:
     assert got.shape == wanted.shape == bound.value.shape
     if got.size == 0:
         return 0.0
-    double = float(np.finfo(np.float64).eps)
-    allowed = bound.error * (1 + double / float(np.finfo(got.dtype).eps))
-    difference = np.abs(got.astype(np.float64) - wanted)
+    allowed = bound.error * _with_double(np.finfo(got.dtype))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(difference == 0, 0.0, difference / allowed)
+        difference = np.abs(got.astype(np.float64) - wanted)
+        correct = (difference == 0) | (allowed == math.inf)
+        ratio = np.where(correct, 0.0, difference / allowed)
     return float(np.max(np.where(np.isnan(ratio), math.inf, ratio)))
 
 
