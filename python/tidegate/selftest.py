@@ -178,10 +178,18 @@ def check(case: Case, expected: Expected, tally: Tally) -> None:
     for threads, division in DIVISIONS:
         with dividing(division):
             for part in results(case, threads):
-                changed = [name for name in part if part[name].tobytes() != one[name].tobytes()]
+                changed = [name for name in part if not same_bits(part[name], one[name])]
                 tally.other_bits += len(changed)
                 how = f"on {threads} threads dividing {division}"
                 tally.misses += [f"{name} has other bits {how}" for name in changed]
+
+
+def same_bits(left: Array, right: Array) -> bool:
+    """Whether two arrays have the same bits, which includes a zero's sign but not a NaN's bits."""
+    if left.tobytes() == right.tobytes():
+        return True
+    nan = np.isnan(left)
+    return np.array_equal(nan, np.isnan(right)) and left[~nan].tobytes() == right[~nan].tobytes()
 
 
 @contextmanager

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 class Stream(_core.Stream):
     """A batch of live sequences whose states stay inside, made by `layer.stream(batch)`.
 
-    However the steps come, one at a time or in chunks, they give the bits of one whole call. New
-    parameters of the layer are taken at the next step. `step(x, out=y)` allocates nothing. A stream
-    serves one thread at a time; streams of one layer are independent of each other.
+    However the steps come, one at a time or in chunks, they give the bits of one whole call, the
+    sign and payload of a NaN excepted. New parameters of the layer are taken at the next step.
+    `step(x, out=y)` allocates nothing. A stream serves one thread at a time; streams of one layer
+    are independent of each other.
 
     `batch_first` has no say here: a step is (batch, I), a chunk (T, batch, I). Pickled or copied, a
     stream takes its state along; `copy.copy` shares the layer, `copy.deepcopy` and a pickle hold a

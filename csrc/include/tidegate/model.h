@@ -73,7 +73,7 @@ class TIDEGATE_EXPORT Tape {
   const Config& config() const;
   Index steps() const;  // T
   Index batch() const;  // N
-  // Gradients have the same bits whatever num_threads (0: the setting in force).
+  // The same bits, except for those of NaNs, whatever num_threads (0: the setting in force).
   void backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
                 int num_threads = 0) const;
   // Copies one saved quantity of a layer's direction to (T, N, H), zero at padded steps: "i" "f"
@@ -118,7 +118,7 @@ class TIDEGATE_EXPORT Model {
 };
 
 // A batch of live sequences whose states stay inside. One thread at a time; streams of one model
-// are independent. Steps equal a whole call bit for bit.
+// are independent. Steps equal a whole call bit for bit, except for the bits of NaNs.
 //
 // A stream works on the parameters as they were when it was made, or at its last `renew`.
 template <class T>
