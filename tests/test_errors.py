@@ -152,8 +152,10 @@ def spoilt_lengths(draw, lengths: Any, steps: int):
     too_much = [-1, steps + 1, 2**62, -(2**62)]
     if isinstance(lengths, int):
         number = st.sampled_from([*too_much, 2**64, np.int64(-5), np.array(steps + 1)])
-        wrong = st.sampled_from([1.0, "1", [1], True, np.float32(1), np.array(1.0), np.array(True)])
-        shape = st.sampled_from([np.array([1]), np.array([], int)])
+        wrong = st.sampled_from(
+            [1.0, "1", [1.0], True, np.float32(1), np.array(1.0), np.array(True)]
+        )
+        shape = st.sampled_from([np.array([1]), np.array([], int), [1]])
         return draw(
             st.one_of(
                 number.map(lambda v: (v, ValueError)),
@@ -161,7 +163,7 @@ def spoilt_lengths(draw, lengths: Any, steps: int):
                 shape.map(lambda v: (v, ValueError)),
             )
         )
-    way = draw(st.sampled_from(["value", "list", "int", "dtype", "shape"]))
+    way = draw(st.sampled_from(["value", "kind", "int", "dtype", "shape"]))
     if way == "value":
         assume(lengths.size > 0)
         wrong = lengths.copy()
@@ -169,8 +171,10 @@ def spoilt_lengths(draw, lengths: Any, steps: int):
         if draw(st.booleans()):
             wrong = wrong.astype(np.uint64)
         return wrong, ValueError
-    if way == "list":
-        return lengths.tolist(), TypeError
+    if way == "kind":
+        values = lengths.tolist()
+        wrong = [{}, set(values), str(values), [*values, 1.0], [*values, True], [values]]
+        return draw(st.sampled_from(wrong)), TypeError
     if way == "int":
         return 1, TypeError
     if way == "dtype":
@@ -368,7 +372,7 @@ BAD_OPTIONS = [
     ("bidirectional", "yes", TypeError),
     ("reverse", 0, TypeError),
     ("dropout", -0.1, ValueError),
-    ("dropout", 1.0, ValueError),
+    ("dropout", 1.1, ValueError),
     ("dropout", float("nan"), ValueError),
     ("dropout", "0.1", TypeError),
     ("dtype", np.int32, TypeError),

@@ -257,6 +257,90 @@ def test_lengths_of_any_integer_dtype(dtype, rng):
     assert_same_bits(layer(x, lengths=LENGTHS.astype(dtype))[0], expected)
 
 
+class Readable:
+    """What NumPy reads by `__array__`, as it does tensors and Series."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        if isinstance(self.values, Exception):
+            raise self.values
+        return np.array(self.values, dtype)
+
+
+def converted_lengths(name, values):
+    if name == "Series":
+        return pytest.importorskip("pandas").Series(values)
+    if name == "nullable Series":
+        return pytest.importorskip("pandas").Series(values, dtype="Int64")
+    if name == "tensor":
+        return pytest.importorskip("torch").tensor(values)
+    kinds = {"list": list, "tuple": tuple, "array interface": Readable}
+    return kinds[name](values)
+
+
+FORMS_OF_LENGTHS = ["list", "tuple", "array interface", "Series", "nullable Series", "tensor"]
+
+
+@pytest.mark.parametrize("form", FORMS_OF_LENGTHS)
+def test_lengths_of_any_form(form, rng):
+    layer = make("lstm-stacked-bidirectional")
+    x = random_x(layer, rng)
+    lengths = converted_lengths(form, LENGTHS.tolist())
+    assert_same_bits(layer(x, lengths=lengths)[0], layer(x, lengths=LENGTHS)[0])
+    assert_same_bits(layer.forward(x, lengths=lengths)[0], layer(x, lengths=LENGTHS)[0])
+
+
+@pytest.mark.parametrize(
+    ("form", "values"),
+    [
+        ("list", [6, 1.0, 4]),
+        ("list", [6, True, 4]),
+        ("list", [6, None, 4]),
+        ("list", [[6, 0, 4]]),
+        ("tuple", [6, "0", 4]),
+        ("array interface", [6.0, 0.0, 4.0]),
+        ("array interface", [True, False, True]),
+        ("Series", [6.0, 0.0, 4.0]),
+        ("Series", [True, False, True]),
+        ("nullable Series", [6, None, 4]),
+        ("tensor", [6.0, 0.0, 4.0]),
+        ("tensor", [True, False, True]),
+    ],
+)
+def test_lengths_that_are_no_integers_in_any_form(form, values, rng):
+    layer = make("gru")
+    x = random_x(layer, rng)
+    lengths = converted_lengths(form, values)
+    for call in (layer, layer.forward):
+        with pytest.raises(TypeError, match=r"^lengths.*wanted (an )?integer"):
+            call(x, lengths=lengths)
+
+
+def test_lengths_that_are_no_sequence(rng):
+    layer = make("gru")
+    x = random_x(layer, rng)
+    for wrong in ("777", b"777", {4, 5}, iter([1]), {"a": 1}):
+        with pytest.raises(TypeError, match=r"^lengths: got .*wanted an array of integers"):
+            layer(x, lengths=wrong)
+    unreadable = Readable(TypeError("it is on another device"))
+    with pytest.raises(TypeError, match=r"^lengths: got a .*Readable.*on another device"):
+        layer(x, lengths=unreadable)
+    with pytest.raises(ValueError, match=r"^lengths\[1\]: got 18446744073709551616"):
+        layer(x, lengths=[1, 2**64, *[1] * (N - 2)])
+    with pytest.raises(ValueError, match=r"^lengths: got shape \(1,\)"):
+        layer(x, lengths=[1])
+    with pytest.raises(ValueError, match=r"^lengths: got -1 at row 0"):
+        layer(x, lengths=[-1, *[1] * (N - 1)])
+
+
+def test_no_lengths_for_no_rows():
+    layer = make("gru")
+    y, _ = layer(np.zeros((T, 0, layer.input_size), np.float32), lengths=[])
+    assert y.shape == (T, 0, layer.hidden_size)
+
+
 @pytest.mark.parametrize("length", [4, np.int8(4), np.uint64(4), np.array(4), np.array(4, ">i2")])
 def test_unbatched_length(length, rng):
     layer = make("lstm-stacked-bidirectional")
@@ -620,6 +704,22 @@ def test_dropout_is_the_references_with_the_documented_draws(isa, case, rng):
         np.testing.assert_allclose(
             grads.params[name], grads_ref.params[name], rtol=1e-9, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("case", ["lstm-everything", "gru-reset-before"])
+def test_dropout_of_one_leaves_zeros_between_layers(case, rng):
+    layer = make(case, dropout=1.0)
+    x = random_x(layer, rng)
+    y, _, tape = forward_with_dropout(layer, x)
+    other, _, _ = forward_with_dropout(layer, random_x(layer, rng))
+    assert_same_bits(y, other)  # the second layer sees zeros alone
+    assert np.isfinite(y).all()
+    grads = layer.backward(tape, random_dy(layer, rng))
+    assert not grads.x.any()
+    assert not grads.params["weight_ih_l0"].any()
+    assert not grads.params["weight_ih_l1"].any()
+    assert grads.params["weight_hh_l1"].any()
+    assert np.isfinite(grads.params.flat).all()
 
 
 def test_dropout_draws_the_same_in_every_layout_and_dtype(rng):

@@ -274,6 +274,16 @@ def test_dropout_of_zero_needs_no_rng_and_changes_nothing():
     assert rng.bit_generator.state == state
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dropout_of_one_leaves_zeros(dtype):
+    dropout, x = Dropout(1), rand(50, 3, dtype=dtype)
+    y, tape = dropout.forward(x, np.random.default_rng(1))
+    assert y.dtype == dtype
+    assert (y == 0).all()
+    assert (dropout.backward(tape, x) == 0).all()
+    assert dropout(x) is x
+
+
 def test_dropout_multiplies_as_ieee_says():
     y, _ = Dropout(0.5).forward(np.full(50, np.nan), np.random.default_rng(1))
     assert np.isnan(y).all()
@@ -292,7 +302,7 @@ def test_dropout_tape_copies_and_dropout_pickles():
 @pytest.mark.parametrize(
     ("p", "error"),
     [
-        (1, ValueError),
+        (1.001, ValueError),
         (-0.1, ValueError),
         (math.nan, ValueError),
         ("0.5", TypeError),

@@ -225,8 +225,8 @@ LayerInfo parse_layer(std::string_view text, Index most_layers) {
   }
   CellActivations& cell = layer.config.activations;
   if (layer.kind == LayerKind::lstm) cell.output = draft.output_activation.value_or(cell.candidate);
-  require(layer.dropout >= 0 && layer.dropout < 1,
-          "dropout: got " + json_number(layer.dropout) + ", wanted a number >= 0, below 1");
+  require(layer.dropout >= 0 && layer.dropout <= 1,
+          "dropout: got " + json_number(layer.dropout) + ", wanted a probability, 0 to 1");
   require(layer.config.num_layers <= most_layers,
           "num_layers: got " + std::to_string(layer.config.num_layers) +
               ", which is more than there are tensors (" + std::to_string(most_layers) + ")");

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 Array: TypeAlias = NDArray[Any]
 
@@ -102,6 +102,42 @@ def check_number(name: str, value: object, *, below: float = math.inf) -> float:
         limit = "finite" if below == math.inf else f"below {below:g}"
         raise ValueError(f"{name}: got {value}, wanted a number >= 0, {limit}")
     return number
+
+
+def check_probability(name: str, value: object) -> float:
+    """`value` as a float in 0..1; a TypeError if it is no number."""
+    probability = check_number(name, value)
+    if probability > 1:
+        raise ValueError(f"{name}: got {value}, wanted a probability, at most 1")
+    return probability
+
+
+def check_integers(name: str, values: ArrayLike | None) -> ArrayLike | None:
+    """Integers as an ndarray, from a sequence of them, a pandas Series or a tensor.
+
+    What is none of these, None, ndarrays and single numbers among them, is returned as it is.
+
+    Raises:
+        TypeError: an element is no integer (True is none), or a tensor is on another device.
+        ValueError: an element does not fit into 64 bits.
+    """
+    if values is None or isinstance(values, (np.ndarray, np.generic, int, str, bytes)):
+        return values
+    if isinstance(values, Sequence):
+        elements: Sequence[object] = values
+    elif hasattr(values, "__array__"):
+        try:
+            array = np.asarray(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = f"{type(values).__module__}.{type(values).__qualname__}"
+            raise TypeError(f"{name}: got a {kind} that NumPy cannot read: {error}") from None
+        if array.dtype != object:
+            return array
+        elements = array.tolist()  # a nullable Series: Python's integers, and perhaps no value
+    else:
+        return values
+    checked = [check_integer(f"{name}[{k}]", element) for k, element in enumerate(elements)]
+    return np.array(checked, np.int64)
 
 
 def check_integer(name: str, value: object) -> int:

@@ -13,10 +13,19 @@ from os import PathLike
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from tidegate import _core
-from tidegate.checks import Array, check_bool, check_dtype, check_integer, check_number
+from tidegate.checks import (
+    Array,
+    check_bool,
+    check_dtype,
+    check_integer,
+    check_integers,
+    check_number,
+    check_probability,
+)
+from tidegate.linear import dropout_scale
 from tidegate.params import Gradients, Params
 from tidegate.streams import Stream
 
@@ -79,7 +88,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         dtype: DTypeLike,
         seed: int | np.random.Generator | None,
     ) -> None:
-        dropout = check_number("dropout", dropout, below=1)
+        dropout = check_probability("dropout", dropout)
         self._build(config, check_bool("batch_first", batch_first), dropout, check_dtype(dtype))
         if dropout > 0 and config.num_layers == 1:
             warnings.warn(
@@ -179,7 +188,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         x: Array,
         state: GivenState | None = None,
         *,
-        lengths: Array | int | None = None,
+        lengths: ArrayLike | None = None,
         reset: Array | None = None,
         out: Array | None = None,
         num_threads: int | None = None,
@@ -188,16 +197,18 @@ class RecurrentLayer(Generic[State, GivenState]):
 
         T steps, N rows, I input_size, H hidden_size, L num_layers, D 2 if bidirectional else 1, S
         the size of h (H, or proj_size). Arrays are of the layer's dtype and may have any strides.
-        What the call writes is the same whatever the threads, the batch and its other rows.
+        What the call writes is the same whatever the threads, the batch and its other rows, the
+        sign and payload of a NaN excepted.
 
         Args:
             x: (T, N, I), or (N, T, I) with `batch_first`, or (T, I) unbatched. T and N may be 0.
             state: the initial one; None is zeros. GRU: h_0 (L*D, N, S). LSTM: a pair (h_0, c_0),
                 c_0 (L*D, N, H), either of which may be None. Layers come first and forward before
                 reverse, in any layout; unbatched without N.
-            lengths: (N,) integers in 0..T, in any order: how many steps of each row are valid.
-                Unbatched an int. Padding is never read, its y is zero, and the reverse direction
-                starts at the last valid step. A row of length 0 keeps its initial state.
+            lengths: (N,) integers in 0..T, in any order: how many steps of each row are valid. An
+                array, a sequence of int, a pandas Series or a tensor; unbatched an int. Padding is
+                never read, its y is zero, and the reverse direction starts at the last valid step.
+                A row of length 0 keeps its initial state.
             reset: bool, x's layout without I. True at t is a boundary between t-1 and t, which no
                 state crosses in either direction; at t = 0 the forward initial state is dropped.
             out: an array like y to be written and returned: writable, its last axis contiguous,
@@ -215,6 +226,7 @@ class RecurrentLayer(Generic[State, GivenState]):
                 been written then.
             MemoryError: the results do not fit into memory.
         """
+        lengths = check_integers("lengths", lengths)
         y, state_n = self._model.run(x, state, lengths, reset, out, num_threads)
         return y, state_n
 
@@ -222,7 +234,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         self,
         x: Array,
         state: GivenState | None = None,
-        lengths: Array | int | None = None,
+        lengths: ArrayLike | None = None,
         reset: Array | None = None,
         rng: np.random.Generator | None = None,
         num_threads: int | None = None,
@@ -232,8 +244,9 @@ class RecurrentLayer(Generic[State, GivenState]):
         Args:
             x: as in a call, and likewise state, lengths, reset, num_threads.
             rng: where dropout comes from: elements between two layers are zero with probability
-                `dropout` and else multiplied by 1/(1 - dropout). One draw an element of (L-1, T, N,
-                D*S), the same ones in every dtype and layout, once the arguments have been checked.
+                `dropout` and else multiplied by 1/(1 - dropout); all are zero if it is 1. One draw
+                an element of (L-1, T, N, D*S), the same ones in every dtype and layout, once the
+                arguments have been checked.
                 Needed only if dropout > 0.
 
         Returns:
@@ -246,6 +259,7 @@ class RecurrentLayer(Generic[State, GivenState]):
             ValueError: dropout > 0 and rng is None.
         """
         draw = self._dropout_drawer(rng)
+        lengths = check_integers("lengths", lengths)
         y, state_n, tape = self._model.record(x, state, lengths, reset, draw, num_threads)
         return y, state_n, tape
 
@@ -265,12 +279,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         if self.num_layers == 1:
             return None
         generator = rng
-
-        def draw(shape: tuple[int, ...]) -> Array:
-            keep = generator.random(shape, np.float32) >= self._dropout
-            return keep.astype(self.dtype) / (1 - self._dropout)
-
-        return draw
+        return lambda shape: dropout_scale(generator, shape, self._dropout, self.dtype)
 
     def backward(
         self,
@@ -281,7 +290,8 @@ class RecurrentLayer(Generic[State, GivenState]):
     ) -> Grads[State]:
         """Gradients of a scalar, given its gradients by what `forward` returned.
 
-        They have the same bits whatever num_threads. The weights are those of the forward call.
+        They have the same bits whatever num_threads, the sign and payload of a NaN excepted. The
+        weights are those of the forward call.
 
         Args:
             tape: from `forward` of a layer of these options and this dtype.
@@ -439,7 +449,7 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
         num_layers: layers stacked, each running over the y of the one below.
         bias: whether there are biases.
         batch_first: whether x and y are (N, T, ...) instead of (T, N, ...). States never are.
-        dropout: 0 <= dropout < 1: how likely an element between two layers is dropped by `forward`
+        dropout: 0 <= dropout <= 1: how likely an element between two layers is dropped by `forward`
             (by calls never). With num_layers=1 there is none, and a UserWarning says so.
         bidirectional: whether every layer also runs from the last valid step to the first, with
             parameters of its own; y is then (..., 2*S), forward first.
@@ -554,7 +564,7 @@ class GRU(RecurrentLayer[Array, Array]):
         num_layers: layers stacked, each running over the y of the one below.
         bias: whether there are biases.
         batch_first: whether x and y are (N, T, ...) instead of (T, N, ...). States never are.
-        dropout: 0 <= dropout < 1: how likely an element between two layers is dropped by `forward`
+        dropout: 0 <= dropout <= 1: how likely an element between two layers is dropped by `forward`
             (by calls never). With num_layers=1 there is none, and a UserWarning says so.
         bidirectional: whether every layer also runs from the last valid step to the first, with
             parameters of its own; y is then (..., 2*H), forward first.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tidegate import _core
-from tidegate.checks import Array, check_array, check_dtype, check_number, check_size
+from tidegate.checks import Array, check_array, check_dtype, check_probability, check_size
 from tidegate.params import Gradients, Params, Specs
 
 
@@ -201,6 +201,18 @@ class Linear:
         )
 
 
+def dropout_scale(
+    rng: np.random.Generator, shape: tuple[int, ...], p: float, dtype: np.dtype[Any]
+) -> Array:
+    """What dropout multiplies each element by: 0 with probability p, else 1/(1-p).
+
+    One draw an element, the same ones in both dtypes.
+    """
+    keep = rng.random(shape, np.float32) >= p
+    # With p = 1 nothing is kept, and 1/(1-p) is infinite.
+    return keep.astype(dtype) / (1 - p if p < 1 else 1)
+
+
 @dataclass(frozen=True, eq=False)
 class DropoutTape:
     """What Dropout.backward needs: what each element was multiplied by, 0 or 1/(1-p)."""
@@ -212,10 +224,10 @@ class Dropout:
     """In training, zeroes elements with probability p and scales the others, as `torch.nn.Dropout`.
 
     The others are multiplied by 1/(1-p), so the expected value stays, and inference, `dropout(x)`,
-    is the identity.
+    is the identity. With p = 1 all of them are zero.
 
     Args:
-        p: 0 <= p < 1.
+        p: 0 <= p <= 1.
 
     Raises:
         TypeError: p is no real number.
@@ -223,7 +235,7 @@ class Dropout:
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        self.p = check_number("p", p, below=1)
+        self.p = check_probability("p", p)
 
     def __call__(self, x: Array) -> Array:
         """Inference: x itself."""
@@ -254,8 +266,7 @@ class Dropout:
         if self.p > 0:
             if rng is None:
                 raise ValueError(f"rng: got None, wanted a numpy.random.Generator for {self}")
-            keep = rng.random(x.shape, np.float32) >= self.p
-            scale = keep.astype(x.dtype) / (1 - self.p)
+            scale = dropout_scale(rng, x.shape, self.p, x.dtype)
         return np.multiply(x, scale, out=np.empty(x.shape, x.dtype)), DropoutTape(scale)
 
     def backward(self, tape: DropoutTape, dy: Array) -> Array:

@@ -260,7 +260,8 @@ TEST(what_cannot_be_written) {
         "layer \"rnn\": hidden_size: got 0, wanted an integer >= 1");
   CHECK(begins_with(refused_layer([](LayerInfo& l) { l.config.proj_size = 2; }),
                     "layer \"rnn\": proj_size: a GRU has no projection"));
-  CHECK(begins_with(refused_layer([](LayerInfo& l) { l.dropout = 1; }), "layer \"rnn\": dropout"));
+  CHECK(
+      begins_with(refused_layer([](LayerInfo& l) { l.dropout = 1.5; }), "layer \"rnn\": dropout"));
   CHECK(refused_layer([](LayerInfo& l) { l.config.input_size = Index{1} << 62; }) ==
         "layer \"rnn\": the sizes overflow");
   CHECK(begins_with(refused_layer([](LayerInfo& l) { l.dtype = "F16"; }), "layer \"rnn\": dtype"));
