@@ -1,10 +1,12 @@
-"""SGD, Adam and clipping: closed forms, PyTorch step by step, saved state, refusals."""
+"""SGD, Adam, AdamW and clipping: closed forms, PyTorch step by step, saved state, refusals."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import tidegate as tg
 from tidegate import optim
 from tidegate.params import ArrayStore, Gradients, Params
 
@@ -29,7 +31,11 @@ ADAM_OPTIONS = [
     {"eps": 0.1},
     {"weight_decay": 0.3},
 ]
-ALL = [(optim.SGD, o) for o in SGD_OPTIONS] + [(optim.Adam, o) for o in ADAM_OPTIONS]
+KINDS = [optim.SGD, optim.Adam, optim.AdamW]
+ALL = [
+    *((optim.SGD, o) for o in SGD_OPTIONS),
+    *((kind, o) for kind in (optim.Adam, optim.AdamW) for o in ADAM_OPTIONS),
+]
 
 
 def layers(dtype=np.float64, seed=0):
@@ -79,12 +85,21 @@ def test_adam_of_a_constant_gradient_moves_by_lr():
     np.testing.assert_allclose(params.flat, before - 0.05 * np.sign(g.flat), rtol=1e-12, atol=1e-12)
 
 
-def test_adam_decays_apart_from_the_gradient():
+def test_adamw_decays_apart_from_the_gradient():
     (params,) = layers()[:1]
     before = params.flat.copy()
-    opt = optim.Adam(params, lr=0.1, weight_decay=0.5)
+    opt = optim.AdamW(params, lr=0.1, weight_decay=0.5)
     opt.step(Gradients(SPECS[0], np.zeros(15)))
     np.testing.assert_allclose(params.flat, 0.95 * before, rtol=1e-15)
+
+
+def test_adam_adds_its_penalty_to_the_gradient():
+    (params,) = layers()[:1]
+    before = params.flat.copy()
+    opt = optim.Adam(params, lr=0.1, eps=0.0, weight_decay=0.5)
+    opt.step(Gradients(SPECS[0], np.zeros(15)))
+    # The gradient is 0.5 * p, however small: a first step is lr times its sign.
+    np.testing.assert_allclose(params.flat, before - 0.1 * np.sign(before), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -93,8 +108,7 @@ def test_steps_agree_with_torch(kind, options, dtype):
     torch = pytest.importorskip("torch")
     params = layers(dtype)
     theirs = [torch.nn.Parameter(torch.from_numpy(p.flat.copy())) for p in params]
-    twin_kind = torch.optim.SGD if kind is optim.SGD else torch.optim.AdamW
-    twin = twin_kind(theirs, lr=0.05, **({"weight_decay": 0.0} | options))
+    twin = getattr(torch.optim, kind.__name__)(theirs, lr=0.05, **options)
     opt = kind(params, lr=0.05, **options)
     for step in range(12):
         opt.lr = twin.param_groups[0]["lr"] = 0.05 / (1 + step)
@@ -108,30 +122,195 @@ def test_steps_agree_with_torch(kind, options, dtype):
         np.testing.assert_allclose(flats(params), want, rtol=tolerance, atol=tolerance)
 
 
-def test_adam_without_decay_is_torch_adam():
-    torch = pytest.importorskip("torch")
-    (params,) = layers()[:1]
-    leaf = torch.nn.Parameter(torch.from_numpy(params.flat.copy()))
-    opt, twin = optim.Adam(params, lr=0.05), torch.optim.Adam([leaf], lr=0.05)
-    for step in range(5):
-        g = gradients(step)[0]
-        leaf.grad = torch.from_numpy(g.flat.copy())
-        opt.step(g)
-        twin.step()
-    np.testing.assert_allclose(params.flat, leaf.detach().numpy(), rtol=1e-12, atol=1e-12)
-
-
-def test_defaults_are_torchs():
+@pytest.mark.parametrize("kind", KINDS)
+def test_defaults_are_torchs(kind):
     torch = pytest.importorskip("torch")
     leaf = torch.nn.Parameter(torch.zeros(1))
-    ours = optim.SGD(layers())
-    theirs = torch.optim.SGD([leaf]).defaults
-    for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov"):
-        assert getattr(ours, name) == theirs[name]
-    ours = optim.Adam(layers())
-    theirs = torch.optim.Adam([leaf]).defaults
-    for name in ("lr", "betas", "eps", "weight_decay"):
-        assert getattr(ours, name) == theirs[name]
+    theirs = getattr(torch.optim, kind.__name__)([leaf]).defaults
+    for name in kind._hyperparameters:
+        assert getattr(kind(layers()), name) == theirs[name]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_longer_than_a_block_are_updated_alike(kind, monkeypatch):
+    """The blocks are independent: their size changes no bit."""
+    results = []
+    for block in (4, 16384):
+        monkeypatch.setattr(optim, "_BLOCK", block)
+        params = layers(np.float32)
+        opt = kind(params, weight_decay=0.1)
+        for step in range(3):
+            opt.step(gradients(step, np.float32))
+        results.append(flats(params))
+    assert (results[0] == results[1]).all()
+
+
+# ---- Groups --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        (optim.SGD, {"lr": 0.2, "momentum": 0.7}),
+        (optim.Adam, {"betas": (0.5, 0.6)}),
+        (optim.AdamW, {"weight_decay": 0.0, "lr": 0.01}),
+    ],
+)
+def test_groups_agree_with_torch(kind, own):
+    torch = pytest.importorskip("torch")
+    params = layers()
+    theirs = [torch.nn.Parameter(torch.from_numpy(p.flat.copy())) for p in params]
+    common = {"lr": 0.05, "weight_decay": 0.3}
+    opt = kind([{"params": params[0]}, {"params": [params[1]], **own}], **common)
+    twin = getattr(torch.optim, kind.__name__)(
+        [{"params": [theirs[0]]}, {"params": [theirs[1]], **own}], **common
+    )
+    for step in range(8):
+        if step == 4:
+            opt.param_groups[1]["lr"] = twin.param_groups[1]["lr"] = 0.02
+        g = gradients(step)
+        for leaf, gradient in zip(theirs, g, strict=True):
+            leaf.grad = torch.from_numpy(gradient.flat.copy())
+        opt.step(g)
+        twin.step()
+    want = np.concatenate([leaf.detach().numpy() for leaf in theirs])
+    np.testing.assert_allclose(flats(params), want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_group_shows_its_values_and_checks_new_ones():
+    a, b = layers()
+    opt = optim.Adam([{"params": a, "eps": 0.1}, {"params": b}], lr=0.5)
+    first, second = opt.param_groups
+    assert first["params"] == (a,)
+    assert second["params"] == (b,)
+    assert list(first) == ["params", "lr", "betas", "eps", "weight_decay"]
+    assert (first["eps"], second["eps"]) == (0.1, 1e-8)
+    assert opt.lr == 0.5
+    first["lr"] = np.float32(0.25)
+    assert (first["lr"], second["lr"]) == (0.25, 0.5)
+    for name, bad, error in [("lr", -1, ValueError), ("betas", 3, TypeError)]:
+        with pytest.raises(error, match=f"^{name}: "):
+            first[name] = bad
+    with pytest.raises(KeyError, match=r"momentum.*cannot be set; lr, betas"):
+        first["momentum"] = 0.9
+    with pytest.raises(KeyError, match=r"params.*cannot be set"):
+        first["params"] = b
+    with pytest.raises(TypeError, match="keeps its keys"):
+        del first["lr"]
+    assert first["lr"] == 0.25
+    # What is not the same in all groups cannot be read as one number, but set to one.
+    with pytest.raises(ValueError, match=r"lr: the groups have 0.25, 0.5; .*param_groups\[0\]"):
+        opt.lr  # noqa: B018
+    opt.lr = 0.125
+    assert (first["lr"], second["lr"], first["eps"]) == (0.125, 0.125, 0.1)
+    assert repr(opt) == (
+        "Adam(\n  {lr=0.125, betas=(0.9, 0.999), eps=0.1, weight_decay=0.0},\n"
+        "  {lr=0.125, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0},\n)"
+    )
+
+
+def test_setting_a_wrong_value_for_all_groups_changes_none():
+    a, b = layers()
+    groups = [{"params": a, "momentum": 0.9, "nesterov": True}, {"params": b}]
+    opt = optim.SGD(groups)
+    with pytest.raises(ValueError, match="nesterov"):
+        opt.momentum = 0.0
+    assert opt.param_groups[0]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        (lambda a, b: {"params": a}, TypeError, "params: got dict.*list of dicts.*from_arrays"),
+        (lambda a, b: [{"params": a}, b], TypeError, r"params\[1\]: got Params beside groups"),
+        (lambda a, b: [{"weight": np.ones(2)}], ValueError, r"params\[0\].*without.*from_arrays"),
+        (lambda a, b: [{"params": a, "betas": 1}], ValueError, r"surplus 'betas'; a group has.*lr"),
+        (lambda a, b: [{"params": a, "lr": -1}], ValueError, "lr: got -1"),
+        (lambda a, b: [{"params": a}, {"params": [b, a]}], ValueError, "twice"),
+        (lambda a, b: [{"params": []}], ValueError, r"params\[0\]\['params'\]: got none"),
+        (lambda a, b: [{"params": [1.0]}], TypeError, r"params\[0\]\['params'\]\[0\]: got float"),
+    ],
+)
+def test_wrong_groups_are_refused(groups, error, message):
+    with pytest.raises(error, match=message):
+        optim.SGD(groups(*layers()))
+
+
+def test_a_state_of_groups_is_for_as_many_groups(tmp_path):
+    a, b = layers()
+    groups = [{"params": a, "lr": 0.1}, {"params": b, "betas": (0.5, 0.6)}]
+    opt = optim.AdamW(groups, lr=0.3)
+    opt.step(gradients())
+    np.savez(tmp_path / "state.npz", **opt.state_dict())
+    again = optim.AdamW([{"params": p} for p in layers()])
+    with np.load(tmp_path / "state.npz") as file:
+        assert file["lr"].tolist() == [0.1, 0.3]
+        again.load_state_dict(file)
+    assert repr(again) == repr(opt)
+    with pytest.raises(ValueError, match=r"lr: got shape \(2,\), wanted \(\)"):
+        optim.AdamW(layers()).load_state_dict(opt.state_dict())
+
+
+# ---- Layers, and parameters of one's own ---------------------------------------------------------
+
+
+def test_layers_and_what_backward_returns_are_accepted():
+    trained = []
+    for direct in (False, True):
+        gru, head = tg.GRU(3, 4, seed=1), tg.Linear(4, 2, seed=2)
+        opt = optim.SGD([gru, head] if direct else [gru.params, head.params], lr=0.1)
+        x = np.random.default_rng(3).standard_normal((5, 2, 3)).astype(np.float32)
+        y, _, tape = gru.forward(x)
+        out, head_tape = head.forward(y)
+        head_grads = head.backward(head_tape, np.ones_like(out))
+        grads = gru.backward(tape, head_grads.x)
+        given = [grads, head_grads] if direct else [grads.params, head_grads.params]
+        assert optim.clip_grad_norm(given, 0.5) > 0.5
+        opt.step(given)
+        trained.append(np.concatenate([gru.params.flat, head.params.flat]))
+    assert (trained[0] == trained[1]).all()
+
+
+class Embedding:
+    """A layer of one's own: the protocol is its `params`."""
+
+    def __init__(self, rows, size):
+        weight = np.zeros((rows, size), np.float32)
+        self.params = tg.Params.from_arrays({"weight": weight})
+
+    def backward(self, indices, dy):
+        grads = tg.Gradients.zeros_like(self.params)
+        np.add.at(grads["weight"], indices, dy)
+        return grads
+
+
+def test_a_layer_of_ones_own_is_trained():
+    embedding = Embedding(5, 3)
+    target = np.arange(15, dtype=np.float32).reshape(5, 3)
+    indices = np.array([0, 2, 2, 4])
+    opt = optim.SGD(embedding, lr=0.25)
+    for _ in range(40):
+        dy = embedding.params["weight"][indices] - target[indices]
+        opt.step(embedding.backward(indices, dy))
+    wanted = np.where(np.isin(np.arange(5), indices)[:, None], target, 0)
+    np.testing.assert_allclose(embedding.params["weight"], wanted, atol=1e-3)
+
+
+def test_what_is_no_layer_is_refused_with_a_way_out():
+    odd = SimpleNamespace(params={"weight": np.zeros(3)})
+    message = r"params\[0\]: got SimpleNamespace with params of type dict.*tg.Params.from_arrays"
+    with pytest.raises(TypeError, match=message):
+        optim.SGD([odd])
+    with pytest.raises(TypeError, match=r"grads\[0\].*ndarray.*tg.Gradients.from_arrays"):
+        optim.SGD(layers()[0]).step([np.zeros(3)])
+
+
+def test_gradients_in_another_order_are_refused():
+    params = tg.Params.from_arrays({"a": np.zeros(2), "b": np.zeros(2)})
+    grads = tg.Gradients.from_arrays({"b": np.ones(2), "a": np.zeros(2)})
+    with pytest.raises(ValueError, match="in this order"):
+        optim.SGD(params).step(grads)
+    assert not params.flat.any()
 
 
 @pytest.mark.parametrize(("kind", "options"), ALL)
@@ -159,7 +338,7 @@ def test_state_dict_is_a_copy_with_torchs_names():
     state = opt.state_dict()
     assert list(state) == [
         *("step", "lr", "betas", "eps", "weight_decay"),
-        *("exp_avg_0", "exp_avg_1", "exp_avg_sq_0", "exp_avg_sq_1"),
+        *("exp_avg_0", "exp_avg_1", "exp_avg_sq_0", "exp_avg_sq_1", "decoupled_weight_decay"),
     ]
     state["exp_avg_0"][:] = 7
     assert not opt.state_dict()["exp_avg_0"].any()
@@ -195,6 +374,34 @@ def test_load_state_dict_is_strict_and_all_or_nothing():
         opt.load_state_dict(None)
     with pytest.raises(ValueError, match=r"missing.*momentum"):
         optim.SGD(layers()).load_state_dict(before)
+
+
+def test_states_of_adam_and_adamw_are_told_apart():
+    adam, adamw = optim.Adam(layers()), optim.AdamW(layers())
+    with pytest.raises(ValueError, match=r"is that of AdamW.*wanted Adam's.*tg.optim.AdamW"):
+        adam.load_state_dict(adamw.state_dict())
+    with pytest.raises(ValueError, match=r"is that of Adam .*wanted AdamW's.*tg.optim.Adam"):
+        adamw.load_state_dict(adam.state_dict())
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_a_state_of_the_adam_that_decoupled_its_decay(weight_decay):
+    """Such states say nothing of a kind. Without decay both optimisers are the same."""
+    saved = optim.AdamW(layers(), lr=0.25, weight_decay=weight_decay)
+    saved.step(gradients())
+    earlier = saved.state_dict()
+    del earlier["decoupled_weight_decay"]
+    again = optim.AdamW(layers())
+    again.load_state_dict(earlier)
+    assert repr(again) == repr(saved)
+    adam = optim.Adam(layers())
+    if weight_decay:
+        with pytest.raises(ValueError, match=r"versions before AdamW.*tg.optim.AdamW"):
+            adam.load_state_dict(earlier)
+        assert adam.lr == 1e-3
+    else:
+        adam.load_state_dict(earlier)
+        assert adam.lr == 0.25
 
 
 def test_lr_is_checked_whenever_it_is_set():
@@ -239,7 +446,7 @@ def test_wrong_hyperparameters_are_refused(kind, options, error, message):
         kind(layers(), **options)
 
 
-@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+@pytest.mark.parametrize("kind", KINDS)
 def test_wrong_params_are_refused(kind):
     with pytest.raises(TypeError, match=r"params\[0\].*ndarray.*Params"):
         kind([np.zeros(3, int)])
@@ -252,7 +459,7 @@ def test_wrong_params_are_refused(kind):
         kind([params[0], params[1], params[0]])
 
 
-@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+@pytest.mark.parametrize("kind", KINDS)
 def test_wrong_gradients_are_refused_and_nothing_is_written(kind):
     params = layers()
     opt = kind(params)
@@ -355,7 +562,7 @@ def test_clip_grad_norm_refuses_before_it_writes():
     np.testing.assert_array_equal(flats(g), before)
 
 
-@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_error_halves_on_a_convex_problem(kind):
     (params,) = layers()[:1]
     goal = np.linspace(-1, 1, 15)

@@ -51,6 +51,46 @@ def test_is_a_mapping_of_shaped_views(params):
     assert "weight: (2, 3)" in repr(params)
 
 
+def test_from_arrays_copies_values_in_this_order():
+    weight, bias = np.arange(6, dtype=np.float32).reshape(3, 2).T, np.array(7, np.float32)
+    params = Params.from_arrays({"weight": weight, "bias": bias})
+    grads = Gradients.from_arrays({"weight": weight, "bias": bias})
+    weight[:] = 0
+    for named in (params, grads):
+        assert named.shapes == {"weight": (2, 3), "bias": ()}
+        assert named.dtype == np.float32
+        assert named.flat.tolist() == [0, 2, 4, 1, 3, 5, 7]
+    params["bias"] = np.array(8, np.float32)
+    grads["weight"][0, 0] = 9
+    assert (params.flat[-1], grads.flat[0]) == (8, 9)
+    zeros = Gradients.zeros_like(params)
+    assert zeros.shapes == params.shapes
+    assert zeros.dtype == np.float32
+    assert not zeros.flat.any()
+
+
+@pytest.mark.parametrize("kind", [Params, Gradients])
+@pytest.mark.parametrize(
+    ("arrays", "error", "message"),
+    [
+        ([np.zeros(3)], TypeError, "arrays: got list, wanted a mapping"),
+        ({}, ValueError, "arrays: got none"),
+        ({1: np.zeros(3)}, TypeError, "arrays: got the name 1, wanted a str"),
+        ({"w": [1.0]}, TypeError, "w: got list, wanted a float32 or float64 ndarray"),
+        ({"w": np.zeros(3, int)}, TypeError, "w: got dtype int64, wanted float32 or float64"),
+        ({"w": np.zeros(3), "b": np.zeros(3, "f4")}, TypeError, "b: .*float32, wanted float64"),
+    ],
+)
+def test_from_arrays_refuses_what_is_no_mapping_of_arrays(kind, arrays, error, message):
+    with pytest.raises(error, match=message):
+        kind.from_arrays(arrays)
+
+
+def test_zeros_like_refuses_what_has_no_names():
+    with pytest.raises(TypeError, match="params: got ndarray"):
+        Gradients.zeros_like(np.zeros(3))
+
+
 def test_unknown_names_list_what_exists(params):
     with pytest.raises(KeyError, match=r"wieght.*weight, bias"):
         params["wieght"]

@@ -14,7 +14,14 @@ import numpy as np
 
 from tidegate.checks import Array, check_array
 
+__all__ = ["binary_cross_entropy", "mse", "softmax_cross_entropy"]
+
 Reduction: TypeAlias = Literal["mean", "sum"]
+
+
+def __dir__() -> list[str]:
+    """The losses, without what they are made with."""
+    return list(__all__)
 
 
 @np.errstate(all="ignore")

@@ -1,63 +1,170 @@
 """Optimisers and gradient clipping, on the layers' flat vectors. Names and formulas are PyTorch's.
 
-    opt = tg.optim.Adam([gru.params, head.params], lr=1e-3)
-    tg.optim.clip_grad_norm([gru_grads.params, head_grads.params], max_norm=1.0)
-    opt.step([gru_grads.params, head_grads.params])
+    opt = tg.optim.Adam([gru, head], lr=1e-3)
+    tg.optim.clip_grad_norm([gru_grads, head_grads], max_norm=1.0)
+    opt.step([gru_grads, head_grads])
 
-`opt.lr` may be set between steps: that is how a schedule is written. No layer and no schedule here.
+Where Params are wanted, so is anything that has them as its `params` (`HasParams`): a layer, or an
+object of your own with `params = tg.Params.from_arrays({"weight": array})`. Where Gradients are
+wanted, so is anything that has them as its `params` (`HasGradients`), as what `backward` returns.
+
+Parameters may come in groups with hyperparameters of their own:
+
+    opt = tg.optim.AdamW([{"params": gru}, {"params": head, "lr": 1e-2}], lr=1e-3)
+
+`opt.lr` may be set between steps, and so may `opt.param_groups[k]["lr"]`: that is how a schedule is
+written. No layer and no schedule here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, TypeVar
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 
 from tidegate.checks import Array, check_mapping, check_number
 from tidegate.params import Gradients, Params
 
+__all__ = ["SGD", "Adam", "AdamW", "HasGradients", "HasParams", "ParamGroup", "clip_grad_norm"]
+
+
+def __dir__() -> list[str]:
+    """The optimisers and what belongs to them, without what they are made with."""
+    return list(__all__)
+
+
+class HasParams(Protocol):
+    """Anything with parameters: a layer of this package, or an object of your own."""
+
+    @property
+    def params(self) -> Params:
+        """The parameters, always the same object; `Params.from_arrays` makes them."""
+
+
+class HasGradients(Protocol):
+    """Anything with gradients by parameters, such as what a layer's `backward` returns."""
+
+    @property
+    def params(self) -> Gradients:
+        """The gradients; `Gradients.from_arrays` and `Gradients.zeros_like` make them."""
+
+
+AnyParams: TypeAlias = Params | HasParams
+AnyGradients: TypeAlias = Gradients | HasGradients
+GivenParams: TypeAlias = AnyParams | Sequence[AnyParams] | Sequence[Mapping[str, Any]]
+
+# Elements updated at a time, so that a part of every vector and of the scratch stays in the cache.
+_BLOCK = 16384
+
+
+class ParamGroup(MutableMapping[str, Any]):
+    """Parameters that share hyperparameters: `group["lr"]`, `group["params"]`.
+
+    Hyperparameters may be set between steps; a wrong value is refused at once, as the optimiser's
+    constructor refuses it. Keys can be neither added nor removed, and "params" stays as it is.
+    """
+
+    def __init__(
+        self, kind: type[_Optimizer], params: list[Params], values: dict[str, Any]
+    ) -> None:
+        self._kind = kind
+        self._params = params
+        self._values = kind._checked(values)
+
+    def __getitem__(self, name: str) -> Any:
+        return tuple(self._params) if name == "params" else self._values[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in self._values:
+            raise KeyError(f"{name!r} cannot be set; {', '.join(self._values)} can")
+        self._values = self._kind._checked({**self._values, name: value})
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("an optimiser's group keeps its keys")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("params", *self._values))
+
+    def __len__(self) -> int:
+        return 1 + len(self._values)
+
+    def __repr__(self) -> str:
+        values = "".join(f", {name}={value}" for name, value in self._values.items())
+        return f"ParamGroup(params=<{len(self._params)} Params>{values})"
+
+
+class _Hyperparameter:
+    """An attribute of an optimiser: the hyperparameter of all of its groups."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, optimizer: None, kind: type) -> _Hyperparameter: ...
+    @overload
+    def __get__(self, optimizer: _Optimizer, kind: type) -> Any: ...
+    def __get__(self, optimizer: _Optimizer | None, kind: type) -> Any:
+        if optimizer is None:
+            return self
+        values = [group[self._name] for group in optimizer.param_groups]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"{self._name}: the groups have {', '.join(map(str, values))}; read one of them, "
+                f'as opt.param_groups[0]["{self._name}"]'
+            )
+        return values[0]
+
+    def __set__(self, optimizer: _Optimizer, value: Any) -> None:
+        changed = [{**group._values, self._name: value} for group in optimizer.param_groups]
+        checked = [optimizer._checked(values) for values in changed]
+        for group, values in zip(optimizer.param_groups, checked):
+            group._values = values
+
 
 class _Optimizer:
-    """What SGD and Adam share: the Params, the step count, and what is kept for each parameter.
+    """What SGD and Adam share: groups of Params, the step count, what is kept for each parameter.
 
-    A subclass names its hyperparameters (attributes, fixed but for lr) and its buffers (one array
-    per Params, beginning at zero), and says how one flat vector is updated.
+    A subclass names its hyperparameters (attributes) and its buffers (one array per Params,
+    beginning at zero), checks the former, and says how a part of a flat vector is updated.
     """
 
     _hyperparameters: ClassVar[tuple[str, ...]]
     _buffer_names: ClassVar[tuple[str, ...]]
 
-    def __init__(self, params: Params | Sequence[Params], lr: float) -> None:
-        self._params = _as_list("params", params, Params)
+    def __init__(self, params: GivenParams, **defaults: Any) -> None:
+        self._groups = [
+            ParamGroup(type(self), group.pop("params"), group)
+            for group in _as_groups(params, defaults)
+        ]
+        self._params = [p for group in self._groups for p in group["params"]]
         if len({id(p) for p in self._params}) < len(self._params):
             raise ValueError("params: the same Params is given twice")
-        self.lr = lr
         self._step = 0
         self._buffers = {
             name: [np.zeros_like(p.flat) for p in self._params] for name in self._buffer_names
         }
 
-    @property
-    def lr(self) -> float:
-        """The learning rate; may be set between steps.
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Hyperparameters, by name, as the types in which they are kept.
 
         Raises:
-            TypeError: it is no number.
-            ValueError: it is negative, infinite or NaN.
+            TypeError, ValueError: one of them is wrong, as the class describes.
         """
-        return self._lr
+        raise NotImplementedError
 
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self._lr = check_number("lr", value)
+    @property
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        """The groups, in the order given; one, if the parameters came without."""
+        return tuple(self._groups)
 
-    def step(self, grads: Gradients | Sequence[Gradients]) -> None:
+    def step(self, grads: AnyGradients | Sequence[AnyGradients]) -> None:
         """Updates all parameters by their gradients.
 
         Args:
-            grads: one Gradients for each Params, in the same order.
+            grads: one Gradients for each Params, in the order of the parameters, group by group.
 
         Raises:
             TypeError: not that, or another dtype.
@@ -67,29 +174,54 @@ class _Optimizer:
         gradients = _as_list("grads", grads, Gradients)
         if len(gradients) != len(self._params):
             raise ValueError(f"grads: got {len(gradients)}, wanted {len(self._params)}")
-        for k, (params, gradient) in enumerate(zip(self._params, gradients, strict=True)):
+        for k, (params, gradient) in enumerate(zip(self._params, gradients)):
             if gradient.dtype != params.dtype:
                 raise TypeError(f"grads[{k}]: got dtype {gradient.dtype}, wanted {params.dtype}")
-            if gradient.shapes != params.shapes:
+            if list(gradient.shapes.items()) != list(params.shapes.items()):
                 raise ValueError(
-                    f"grads[{k}]: got {gradient.shapes}, wanted those of {params.shapes}"
+                    f"grads[{k}]: got {gradient.shapes}, wanted those of {params.shapes}, in this "
+                    "order"
                 )
         self._step += 1
-        for k, (params, gradient) in enumerate(zip(self._params, gradients, strict=True)):
-            buffers = [self._buffers[name][k] for name in self._buffer_names]
-            with params.update() as flat:
-                self._update(flat, gradient.flat, *buffers)
+        k = 0
+        for group in self._groups:
+            for params in group["params"]:
+                buffers = [self._buffers[name][k] for name in self._buffer_names]
+                with params.update() as flat:
+                    self._update_in_blocks(group, flat, gradients[k].flat, buffers)
+                k += 1
 
-    def _update(self, flat: Array, grad: Array, *buffers: Array) -> None:
-        """Updates one flat vector and its buffers in place; `_step` counts from 1."""
+    # NaN and infinities propagate, as in the layers, without a word.
+    @np.errstate(all="ignore")
+    def _update_in_blocks(
+        self, group: ParamGroup, flat: Array, grad: Array, buffers: Sequence[Array]
+    ) -> None:
+        scratch = [np.empty(min(_BLOCK, flat.size), flat.dtype) for _ in range(2)]
+        for start in range(0, flat.size, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            size = flat[part].size
+            first, second = (array[:size] for array in scratch)
+            parts = [buffer[part] for buffer in buffers]
+            self._update(group, flat[part], grad[part], first, second, *parts)
+
+    def _update(
+        self,
+        group: ParamGroup,
+        flat: Array,
+        grad: Array,
+        scratch: Array,
+        more_scratch: Array,
+        *buffers: Array,
+    ) -> None:
+        """Updates a part of a flat vector and of its buffers in place; `_step` counts from 1."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Array]:
         """Names -> copies of all that a step depends on, but for parameters and gradients.
 
         `numpy.savez(file, **opt.state_dict())` can save them. `step` and the hyperparameters are
-        short or 0-d arrays; each buffer has PyTorch's name and its place in the list of Params:
-        `exp_avg_0`.
+        short or 0-d arrays, with the groups along a first axis if there are several; each buffer
+        has PyTorch's name and its place in the list of Params: `exp_avg_0`.
         """
         return {name: array.copy() for name, array in self._state().items()}
 
@@ -97,8 +229,8 @@ class _Optimizer:
         """Takes up a saved state, hyperparameters such as lr included. All or nothing.
 
         Args:
-            state_dict: from an optimiser of the same kind, for Params of the same sizes and dtypes
-                in the same order; an open `.npz` file will do.
+            state_dict: from an optimiser of the same kind, for as many groups and for Params of the
+                same sizes and dtypes in the same order; an open `.npz` file will do.
 
         Raises:
             TypeError: `state_dict` is no mapping, or all that is wrong are dtypes.
@@ -106,29 +238,48 @@ class _Optimizer:
                 problem), or a value is out of range.
         """
         wanted = {name: (array.shape, array.dtype) for name, array in self._state().items()}
-        given = check_mapping("state_dict", state_dict, wanted)
+        given = check_mapping("state_dict", self._from_earlier(state_dict), wanted)
         if given["step"] < 0:
             raise ValueError(f"state_dict: step: got {given['step']}, wanted at least 0")
-        loaded = type(self)(
-            self._params, **{name: given[name].tolist() for name in self._hyperparameters}
-        )
-        loaded._step = int(given["step"])
-        for name, buffers in loaded._buffers.items():
+        self._check_kind(given)
+        rows = {name: given[name].tolist() for name in self._hyperparameters}
+        if len(self._groups) == 1:
+            rows = {name: [row] for name, row in rows.items()}
+        values = [
+            self._checked({name: row[k] for name, row in rows.items()})
+            for k in range(len(self._groups))
+        ]
+        for group, own in zip(self._groups, values):
+            group._values = own
+        self._step = int(given["step"])
+        for name, buffers in self._buffers.items():
             for k, buffer in enumerate(buffers):
                 buffer[...] = given[f"{name}_{k}"]
-        vars(self).update(vars(loaded))
+
+    def _from_earlier(self, state_dict: Any) -> Any:
+        """A state as this version writes it, from one that an earlier version may have written."""
+        return state_dict
+
+    def _check_kind(self, given: Mapping[str, Array]) -> None:
+        """Refuses a state that another kind of optimiser with the same names has written."""
 
     def _state(self) -> dict[str, Array]:
         state = {"step": np.asarray(self._step, np.int64)}
         for name in self._hyperparameters:
-            state[name] = np.asarray(getattr(self, name))
+            rows = [group[name] for group in self._groups]
+            state[name] = np.asarray(rows[0] if len(rows) == 1 else rows)
         for name, buffers in self._buffers.items():
             state |= {f"{name}_{k}": buffer for k, buffer in enumerate(buffers)}
         return state
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={getattr(self, name)}" for name in self._hyperparameters)
-        return f"{type(self).__name__}({values})"
+        shown = [
+            ", ".join(f"{name}={group[name]}" for name in self._hyperparameters)
+            for group in self._groups
+        ]
+        if len(shown) == 1:
+            return f"{type(self).__name__}({shown[0]})"
+        return "\n".join([f"{type(self).__name__}(", *(f"  {{{one}}}," for one in shown), ")"])
 
 
 class SGD(_Optimizer):
@@ -139,7 +290,8 @@ class SGD(_Optimizer):
         p -= lr * buf                                   (nesterov: p -= lr * (g + momentum * buf))
 
     Args:
-        params: one Params or a sequence of them.
+        params: one Params or a sequence of them, or of what has them as `params`; or a sequence of
+            groups, each a dict of "params" and of hyperparameters that differ for them.
         lr: the learning rate.
         momentum: 0 is none, and then p -= lr * g.
         dampening: see the formula.
@@ -153,102 +305,224 @@ class SGD(_Optimizer):
 
     _hyperparameters = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
     _buffer_names = ("momentum_buffer",)
+    lr = _Hyperparameter()
+    momentum = _Hyperparameter()
+    dampening = _Hyperparameter()
+    weight_decay = _Hyperparameter()
+    nesterov = _Hyperparameter()
 
     def __init__(
         self,
-        params: Params | Sequence[Params],
+        params: GivenParams,
         lr: float = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        super().__init__(params, lr)
-        self.momentum = check_number("momentum", momentum)
-        self.dampening = check_number("dampening", dampening)
-        self.weight_decay = check_number("weight_decay", weight_decay)
-        self.nesterov = bool(nesterov)
-        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
-            raise ValueError(
-                f"nesterov: got it with momentum={self.momentum}, dampening={self.dampening}, "
-                "wanted momentum > 0 and dampening = 0 with it"
-            )
+        super().__init__(
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
 
-    def _update(self, flat: Array, grad: Array, *buffers: Array) -> None:
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> dict[str, Any]:
+        numbers = ("lr", "momentum", "dampening", "weight_decay")
+        checked: dict[str, Any] = {name: check_number(name, values[name]) for name in numbers}
+        checked["nesterov"] = bool(values["nesterov"])
+        if checked["nesterov"] and (checked["momentum"] == 0 or checked["dampening"] != 0):
+            raise ValueError(
+                f"nesterov: got it with momentum={checked['momentum']}, "
+                f"dampening={checked['dampening']}, wanted momentum > 0 and dampening = 0 with it"
+            )
+        return checked
+
+    def _update(
+        self,
+        group: ParamGroup,
+        flat: Array,
+        grad: Array,
+        scratch: Array,
+        more_scratch: Array,
+        *buffers: Array,
+    ) -> None:
         (buffer,) = buffers
-        if self.weight_decay:
-            grad = grad + self.weight_decay * flat
-        if self.momentum:
+        momentum = group["momentum"]
+        if group["weight_decay"]:
+            grad = _with_l2(grad, group["weight_decay"], flat, scratch)
+        if momentum:
             if self._step == 1:
                 buffer[...] = grad
             else:
-                buffer *= self.momentum
-                buffer += (1 - self.dampening) * grad
-            grad = grad + self.momentum * buffer if self.nesterov else buffer
-        flat -= self.lr * grad
+                buffer *= momentum
+                buffer += np.multiply(grad, 1 - group["dampening"], out=more_scratch)
+            if group["nesterov"]:
+                grad = np.add(grad, np.multiply(buffer, momentum, out=more_scratch), out=scratch)
+            else:
+                grad = buffer
+        flat -= np.multiply(grad, group["lr"], out=scratch)
 
 
-class Adam(_Optimizer):
-    """Adam with decoupled weight decay: `torch.optim.AdamW`; without decay, `torch.optim.Adam` too.
+class _AdamBase(_Optimizer):
+    """Adam and AdamW: all but how weights decay."""
 
-        p -= lr * weight_decay * p
-        exp_avg    = beta1 * exp_avg    + (1 - beta1) * grad
-        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad^2
+    _hyperparameters = ("lr", "betas", "eps", "weight_decay")
+    _buffer_names = ("exp_avg", "exp_avg_sq")
+    _decoupled: ClassVar[bool]  # the weights decay apart from the gradient
+    lr = _Hyperparameter()
+    betas = _Hyperparameter()
+    eps = _Hyperparameter()
+    weight_decay = _Hyperparameter()
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> dict[str, Any]:
+        betas = values["betas"]
+        try:
+            beta1, beta2 = betas
+        except (TypeError, ValueError):
+            raise TypeError(f"betas: got {betas!r}, wanted a pair of numbers") from None
+        return {
+            "lr": check_number("lr", values["lr"]),
+            "betas": (
+                check_number("betas[0]", beta1, below=1),
+                check_number("betas[1]", beta2, below=1),
+            ),
+            "eps": check_number("eps", values["eps"]),
+            "weight_decay": check_number("weight_decay", values["weight_decay"]),
+        }
+
+    def _update(
+        self,
+        group: ParamGroup,
+        flat: Array,
+        grad: Array,
+        scratch: Array,
+        more_scratch: Array,
+        *buffers: Array,
+    ) -> None:
+        exp_avg, exp_avg_sq = buffers
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        if self._decoupled:
+            flat *= 1 - lr * group["weight_decay"]
+        elif group["weight_decay"]:
+            grad = _with_l2(grad, group["weight_decay"], flat, more_scratch)
+        exp_avg *= beta1
+        exp_avg += np.multiply(grad, 1 - beta1, out=scratch)
+        exp_avg_sq *= beta2
+        exp_avg_sq += np.multiply(np.multiply(grad, 1 - beta2, out=scratch), grad, out=scratch)
+        correction1, correction2 = 1 - beta1**self._step, 1 - beta2**self._step
+        denominator = np.sqrt(exp_avg_sq, out=scratch)
+        denominator /= math.sqrt(correction2)
+        denominator += group["eps"]
+        step = np.divide(exp_avg, denominator, out=scratch)
+        step *= lr / correction1
+        flat -= step
+
+    def _state(self) -> dict[str, Array]:
+        # PyTorch's name for it. Without, a state of AdamW would be taken up as one of Adam.
+        return super()._state() | {"decoupled_weight_decay": np.asarray(self._decoupled)}
+
+    def _from_earlier(self, state_dict: Any) -> Any:
+        """Earlier versions had Adam alone, whose weight decay was decoupled, and wrote no kind."""
+        key = "decoupled_weight_decay"
+        if not isinstance(state_dict, Mapping) or key in state_dict:
+            return state_dict
+        decays = "weight_decay" in state_dict and np.any(np.asarray(state_dict["weight_decay"]))
+        return {**state_dict, key: np.asarray(bool(decays) or self._decoupled)}
+
+    def _check_kind(self, given: Mapping[str, Array]) -> None:
+        if bool(given["decoupled_weight_decay"]) != self._decoupled:
+            mine, other = ("AdamW", "Adam") if self._decoupled else ("Adam", "AdamW")
+            raise ValueError(
+                f"state_dict: got the state of an optimiser whose weight decay is that of {other} "
+                f"(as that of Adam was in versions before AdamW), wanted {mine}'s; load it into "
+                f"tg.optim.{other}"
+            )
+
+
+class Adam(_AdamBase):
+    """Adam with an L2 penalty, as `torch.optim.Adam`; `AdamW` decays apart from the gradient.
+
+        g = grad + weight_decay * p
+        exp_avg    = beta1 * exp_avg    + (1 - beta1) * g
+        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g^2
         p -= lr * (exp_avg / (1 - beta1^t)) / (sqrt(exp_avg_sq / (1 - beta2^t)) + eps)
 
-    for step t = 1, 2, ... (Kingma and Ba, 2015; Loshchilov and Hutter, 2019). `torch.optim.Adam`'s
-    own weight_decay, an L2 penalty added to the gradient, is not offered.
+    for step t = 1, 2, ... (Kingma and Ba, 2015). In versions without `AdamW`, weight_decay was that
+    of `AdamW`; a state saved with it is refused here and loads there.
 
     Args:
-        params: one Params or a sequence of them.
+        params: one Params or a sequence of them, or of what has them as `params`; or a sequence of
+            groups, each a dict of "params" and of hyperparameters that differ for them.
         lr: the learning rate.
         betas: decay rates of the two averages, each 0 <= beta < 1.
         eps: keeps the division finite.
-        weight_decay: AdamW's; it decays biases too.
+        weight_decay: the factor of an L2 penalty.
 
     Raises:
         TypeError: an argument of another type.
         ValueError: a negative or infinite number, or a beta out of range.
     """
 
-    _hyperparameters = ("lr", "betas", "eps", "weight_decay")
-    _buffer_names = ("exp_avg", "exp_avg_sq")
+    _decoupled = False
 
     def __init__(
         self,
-        params: Params | Sequence[Params],
+        params: GivenParams,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, lr)
-        try:
-            beta1, beta2 = betas
-        except (TypeError, ValueError):
-            raise TypeError(f"betas: got {betas!r}, wanted a pair of numbers") from None
-        self.betas = (
-            check_number("betas[0]", beta1, below=1),
-            check_number("betas[1]", beta2, below=1),
-        )
-        self.eps = check_number("eps", eps)
-        self.weight_decay = check_number("weight_decay", weight_decay)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def _update(self, flat: Array, grad: Array, *buffers: Array) -> None:
-        exp_avg, exp_avg_sq = buffers
-        beta1, beta2 = self.betas
-        flat *= 1 - self.lr * self.weight_decay
-        exp_avg *= beta1
-        exp_avg += (1 - beta1) * grad
-        exp_avg_sq *= beta2
-        exp_avg_sq += (1 - beta2) * grad * grad
-        correction1, correction2 = 1 - beta1**self._step, 1 - beta2**self._step
-        denominator = np.sqrt(exp_avg_sq) / math.sqrt(correction2) + self.eps
-        flat -= self.lr / correction1 * exp_avg / denominator
+
+class AdamW(_AdamBase):
+    """Adam with decoupled weight decay, as `torch.optim.AdamW`.
+
+        p -= lr * weight_decay * p
+
+    and then a step of `Adam` without a penalty (Loshchilov and Hutter, 2019).
+
+    Args:
+        params, lr, betas, eps: as for `Adam`.
+        weight_decay: how fast the parameters decay, biases among them; a group of biases with
+            `"weight_decay": 0` excludes them.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a negative or infinite number, or a beta out of range.
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: GivenParams,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def _with_l2(grad: Array, weight_decay: float, flat: Array, out: Array) -> Array:
+    """The gradient of the loss with the penalty weight_decay/2 * |flat|^2, in `out`."""
+    np.multiply(flat, weight_decay, out=out)
+    out += grad
+    return out
 
 
 def clip_grad_norm(
-    grads: Gradients | Sequence[Gradients], max_norm: float, *, error_if_nonfinite: bool = False
+    grads: AnyGradients | Sequence[AnyGradients],
+    max_norm: float,
+    *,
+    error_if_nonfinite: bool = False,
 ) -> float:
     """Scales gradients in place so that their common 2-norm is at most max_norm.
 
@@ -256,7 +530,7 @@ def clip_grad_norm(
     if the norm is infinite the finite ones become zero, and if it is NaN all become NaN.
 
     Args:
-        grads: one Gradients or a sequence of them.
+        grads: one Gradients or a sequence of them, or of what has them as `params`.
         max_norm: at least 0; infinity measures without scaling.
         error_if_nonfinite: refuse a norm that is infinite or NaN, before anything is written.
 
@@ -286,14 +560,76 @@ def clip_grad_norm(
 _T = TypeVar("_T", Params, Gradients)
 
 
-def _as_list(name: str, value: _T | Sequence[_T], kind: type[_T]) -> list[_T]:
-    values = [value] if isinstance(value, kind) else value
-    if not isinstance(values, Sequence):
-        got = type(value).__name__
-        raise TypeError(f"{name}: got {got}, wanted {kind.__name__} or a sequence of them")
-    for k, one in enumerate(values):
-        if not isinstance(one, kind):
-            raise TypeError(f"{name}[{k}]: got {type(one).__name__}, wanted {kind.__name__}")
+def _as_groups(params: GivenParams, defaults: dict[str, Any]) -> list[dict[str, Any]]:
+    """Groups as dicts of "params", a list of Params, and all hyperparameters."""
+    given: Any = params
+    if isinstance(given, Mapping) and not isinstance(given, Params):
+        raise TypeError(
+            f"params: got {type(given).__name__}, wanted Params or a sequence of them; groups are "
+            'a list of dicts, [{"params": ..., "lr": ...}], and tg.Params.from_arrays makes Params '
+            "of arrays"
+        )
+    grouped = isinstance(given, Sequence) and any(
+        isinstance(one, Mapping) and not isinstance(one, Params) for one in given
+    )
+    if not grouped:
+        return [{**defaults, "params": _as_list("params", given, Params)}]
+    groups = []
+    for k, group in enumerate(given):
+        if not isinstance(group, Mapping) or isinstance(group, Params):
+            raise TypeError(
+                f"params[{k}]: got {type(group).__name__} beside groups, wanted a group, "
+                '{"params": ...}, too'
+            )
+        if "params" not in group:
+            raise ValueError(
+                f'params[{k}]: got a group without "params"; arrays of your own become Params by '
+                "tg.Params.from_arrays"
+            )
+        surplus = [repr(name) for name in group if name not in ("params", *defaults)]
+        if surplus:
+            raise ValueError(
+                f"params[{k}]: surplus {', '.join(surplus)}; a group has params, "
+                f"{', '.join(defaults)}"
+            )
+        own = _as_list(f"params[{k}]['params']", group["params"], Params)
+        groups.append({**defaults, **group, "params": own})
+    return groups
+
+
+def _as_list(name: str, value: Any, kind: type[_T]) -> list[_T]:
+    """One or several Params or Gradients, or objects that have them as `params`, as a list."""
+    one = _own(value, kind)
+    if one is not None:
+        return [one]
+    if not isinstance(value, Sequence):
+        raise TypeError(
+            f"{name}: got {type(value).__name__}, wanted {kind.__name__}, what has them as its "
+            "`params`, or a sequence of these"
+        )
+    values = []
+    for k, element in enumerate(value):
+        one = _own(element, kind)
+        if one is None:
+            raise TypeError(
+                f"{name}[{k}]: got {_described(element)}, wanted {kind.__name__} or what has them "
+                f"as its `params`; tg.{kind.__name__}.from_arrays makes them of arrays"
+            )
+        values.append(one)
     if not values:
         raise ValueError(f"{name}: got none, wanted at least one {kind.__name__}")
-    return list(values)
+    return values
+
+
+def _own(value: Any, kind: type[_T]) -> _T | None:
+    """`value` itself or its `params`, whichever is of this kind."""
+    if isinstance(value, kind):
+        return value
+    params = getattr(value, "params", None)
+    return params if isinstance(params, kind) else None
+
+
+def _described(value: Any) -> str:
+    params = getattr(value, "params", None)
+    name = type(value).__name__
+    return name if params is None else f"{name} with params of type {type(params).__name__}"

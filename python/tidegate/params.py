@@ -51,6 +51,31 @@ class ArrayStore:
         self._flat[offset : offset + values.size] = values
 
 
+def _joined(arrays: Mapping[str, Array]) -> tuple[Specs, Array]:
+    """The layout of `arrays`, one after the other, and the vector of their values, a copy.
+
+    Raises:
+        TypeError: `arrays` is no mapping, a name is no str, or the arrays are not all float32 or
+            all float64 ndarrays.
+        ValueError: there are none.
+    """
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"arrays: got {type(arrays).__name__}, wanted a mapping of names to arrays")
+    given = dict(arrays)
+    if not given:
+        raise ValueError("arrays: got none, wanted at least one")
+    dtype: np.dtype[Any] | None = None
+    specs, offset = [], 0
+    for name, array in given.items():
+        if not isinstance(name, str):
+            raise TypeError(f"arrays: got the name {name!r}, wanted a str")
+        check_array(name, array, dtype=dtype)
+        dtype = array.dtype
+        specs.append((name, array.shape, offset))
+        offset += array.size
+    return specs, np.concatenate([array.reshape(-1) for array in given.values()])
+
+
 class _NamedArrays(Mapping[str, Array]):
     """What Params and Gradients share: names -> views of one flat vector. Compared by identity."""
 
@@ -64,6 +89,9 @@ class _NamedArrays(Mapping[str, Array]):
 
     def _vector(self) -> Array:
         raise NotImplementedError
+
+    def _layout(self) -> Specs:
+        return [(name, shape, offset) for name, (shape, offset) in self._specs.items()]
 
     def _find(self, name: str) -> tuple[tuple[int, ...], int]:
         try:
@@ -104,6 +132,8 @@ class Params(_NamedArrays):
     `params.update()` do so for all of them at once. A read-only view kept from before shows the new
     values. Two Params are equal if they are the same object.
 
+    `Params.from_arrays` makes the parameters of a layer of your own, for the optimisers to train.
+
     Args:
         specs: (name, shape, offset into the flat vector) of each parameter, in the order of the
             vector.
@@ -113,6 +143,20 @@ class Params(_NamedArrays):
     def __init__(self, specs: Specs, store: Store) -> None:
         super().__init__(specs)
         self._store = store
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> Params:
+        """Parameters of these names, shapes and values, in memory of their own.
+
+        Args:
+            arrays: all of float32 or all of float64, of any shapes; copied.
+
+        Raises:
+            TypeError: `arrays` is no mapping of names to such arrays.
+            ValueError: there are none.
+        """
+        specs, flat = _joined(arrays)
+        return cls(specs, ArrayStore(flat))
 
     def _vector(self) -> Array:
         return self._store.flat
@@ -207,6 +251,31 @@ class Gradients(_NamedArrays):
                 f"{self._size}"
             )
         self._flat = flat
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> Gradients:
+        """Gradients of these names, shapes and values, in memory of their own.
+
+        Args:
+            arrays: names and shapes of the parameters, in the same order; all of float32 or all of
+                float64; copied.
+
+        Raises:
+            TypeError: `arrays` is no mapping of names to such arrays.
+            ValueError: there are none.
+        """
+        return cls(*_joined(arrays))
+
+    @classmethod
+    def zeros_like(cls, params: Params | Gradients) -> Gradients:
+        """Zeros with the names, shapes and dtype of `params`, to add gradients to.
+
+        Raises:
+            TypeError: `params` is neither Params nor Gradients.
+        """
+        if not isinstance(params, (Params, Gradients)):
+            raise TypeError(f"params: got {type(params).__name__}, wanted Params or Gradients")
+        return cls(params._layout(), np.zeros(params.flat.shape, params.dtype))
 
     def _vector(self) -> Array:
         return self._flat
