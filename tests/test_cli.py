@@ -23,6 +23,15 @@ def test_version(capsys):
     assert run(capsys, "--version") == (0, f"tidegate {tg.__version__}\n", "")
 
 
+def test_the_package_runs_as_the_command():
+    command = [sys.executable, "-m", "tidegate"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"tidegate {tg.__version__}\n")
+    wrong = subprocess.run([*command, "nothing"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "usage: tidegate" in wrong.stderr
+
+
 def test_cmake_dir(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(_core, "__file__", str(tmp_path / "_core.so"))
     package = tmp_path / "lib" / "cmake" / "tidegate"

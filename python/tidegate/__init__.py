@@ -60,3 +60,8 @@ def __getattr__(name: str) -> Any:
     if name == "convert":
         return import_module("tidegate.convert")
     raise AttributeError(f"module 'tidegate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, `convert` among them, and none of the modules that define them."""
+    return [*__all__, "__version__"]

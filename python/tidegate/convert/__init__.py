@@ -30,3 +30,8 @@ __all__ = [
     "to_onnx",
     "to_torch",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules that define them."""
+    return list(__all__)
