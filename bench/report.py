@@ -44,8 +44,10 @@ def cell_line(summary: Summary) -> str:
         return f"{cell.id}: {', '.join(f'{n} {why}' for n, why in summary.absent.items())}"
     best = f", {summary.best} x {ratio_text(summary.ratio)}" if summary.best else ""
     behind = "  BEHIND" if summary.behind else ""
+    doubts = f"  DOUBTFUL: {', '.join(summary.remarks)}" if summary.remarks else ""
     return (
-        f"{cell.id}: {time_text(summary.ours.median)}, {summary.reached:.0%} of limit{best}{behind}"
+        f"{cell.id}: {time_text(summary.ours.median)}, {summary.reached:.0%} of limit"
+        f"{best}{behind}{doubts}"
     )
 
 
@@ -60,8 +62,29 @@ def _network(summary: Summary) -> str:
 
 def _peer_text(summary: Summary, name: str) -> str:
     if name in summary.peers:
-        return f"{summary.peers[name].median:.2f}"
+        return f"{summary.peers[name].median:.2f}" + _mark(summary, name)
     return summary.absent.get(name, "-")
+
+
+def _mark(summary: Summary, name: str) -> str:
+    """A question mark behind a figure that there is a remark on."""
+    return "?" if name in summary.remarks else ""
+
+
+def _reached_text(summary: Summary) -> str:
+    if summary.reached is None:
+        return "-"
+    return f"{summary.reached:.0%}" + _mark(summary, "limit")
+
+
+def _best_text(summary: Summary) -> str:
+    mark = "" if summary.best is None else _mark(summary, summary.best)
+    return ratio_text(summary.ratio) + mark + (" BEHIND" if summary.behind else "")
+
+
+def _plausible_ratios(items: Iterable[Summary]) -> list[float]:
+    """The best peers' ratios, without those that there is a remark on."""
+    return [s.ratio.median for s in items if s.ratio and s.best not in s.remarks]
 
 
 def _memory_text(summary: Summary) -> str:
@@ -81,9 +104,9 @@ def _columns() -> list[_Column]:
     return [
         ("call", _network),
         ("ours", lambda s: time_text(s.ours.median) if s.ours else s.absent.get("tidegate", "-")),
-        ("of limit", lambda s: "-" if s.reached is None else f"{s.reached:.0%}"),
+        ("of limit", _reached_text),
         *(peer_column(name) for name in PEERS),
-        ("best peer / ours", lambda s: ratio_text(s.ratio) + (" BEHIND" if s.behind else "")),
+        ("best peer / ours", _best_text),
         ("memory, ours / least", _memory_text),
     ]
 
@@ -166,6 +189,9 @@ def short_markdown(data: dict[str, Any]) -> str:
         f"{len(items)} cells; {about(data)}. Ratios: geometric mean (least, greatest); above 1 "
         "Tidegate is faster. Limit: median (least, greatest)."
     )
+    left_out = sum(item.best in item.remarks for item in items)
+    if left_out:
+        legend += f" Left out: {left_out} ratios that are implausible."
     return "\n".join([*lines, "", legend, ""])
 
 
@@ -173,7 +199,7 @@ def _short_row(regime: str, training: bool, group: list[Summary], counts: list[i
     ratios, limits = [], []
     for count in counts:
         own = [item for item in group if item.cell.threads == count]
-        best = [item.ratio.median for item in own if item.ratio]
+        best = _plausible_ratios(own)
         reached = [item.reached for item in own if item.reached]
         ratios.append(
             f"{geometric_mean(best):.2f} ({min(best):.2f}, {max(best):.2f})" if best else "-"
@@ -191,7 +217,7 @@ def verdict(data: dict[str, Any]) -> list[str]:
     items = summaries(data)
     lines = []
     for training, wanted in MEAN_TARGETS.items():
-        ratios = [s.ratio.median for s in items if s.ratio and s.cell.training == training]
+        ratios = _plausible_ratios(s for s in items if s.cell.training == training)
         mean = geometric_mean(ratios)
         if not math.isnan(mean):
             lines.append(
@@ -205,6 +231,14 @@ def verdict(data: dict[str, Any]) -> list[str]:
     missed = [(item, part) for item, part in short if (item.reached or 0) < part]
     lines.append(f"cells below their part of the limit: {len(missed)} of {len(short)}")
     lines += [f"  {item.cell.id}: {item.reached:.0%} (wanted: {part:.0%})" for item, part in missed]
+    doubts = [
+        f"  {item.cell.id}: {_doubted(item, name)}: {why}"
+        for item in items
+        for name, why in item.remarks.items()
+    ]
+    if doubts:
+        lines.append(f"implausible figures, marked with ?, not in the means: {len(doubts)}")
+        lines += doubts
     wrong = [
         f"{name} in {item.cell.id}"
         for item in items
@@ -223,6 +257,13 @@ def verdict(data: dict[str, Any]) -> list[str]:
     if missing:
         lines.append(f"not installed: {', '.join(name for name in MODULES if name in missing)}")
     return lines
+
+
+def _doubted(item: Summary, name: str) -> str:
+    """The figure that a remark is on."""
+    if name == "limit":
+        return f"{item.reached:.0%} of the limit"
+    return f"{name} {ratio_text(item.peers[name])}"
 
 
 def _waits(data: dict[str, Any]) -> str:

@@ -18,6 +18,14 @@ from tidegate.bench import machine
 
 FORMAT = 1
 
+# A peer's time over ours is remarked on above this ratio. What a peer does beside the arithmetic
+# takes up to some 200 us a call, and our shortest calls take one: more comes of neither.
+PLAUSIBLE_RATIO = 200
+# And so is a ratio whose interval spans more than this factor: its median says little.
+STEADY_SPAN = 5
+# A median that exceeds the least sample by this factor comes from calls that were not all alike.
+ALIKE = 3
+
 
 class ResultsError(Exception):
     """A file cannot be read, or not be gone on with."""
@@ -39,8 +47,9 @@ class Results:
         versions: contender -> what it said of itself.
         cells: a cell's id -> its record:
             cell: the arguments of `bench.grid.Cell`.
-            limits: flops; fma_rate, read_rate, sgemm_rate per second; thread_bytes, the working set
-                of read_rate; limit_ns, the least that the call can take.
+            limits: flops; fma_rate, read_rate, sgemm_rate per second, the best of the readings
+                among the rounds; thread_bytes, the working set of read_rate; limit_ns, the least
+                that the call can take.
             contenders: name -> status (ok, missing, lacks, wrong, failed), why; ns, the samples,
                 one a round; calls, how many the last has; error against the reference; peak_bytes
                 of memory until the first call's end, call_bytes likewise in the second; quiet_ms,
@@ -137,6 +146,8 @@ class Summary:
         best: the peer with the least median ratio; None if there is none.
         absent: contender -> its status, of those that have no time.
         memory: contender -> peak bytes.
+        remarks: what makes a figure implausible, and its likely cause: by peer, of its ratio; by
+            "limit", of the part that is reached.
     """
 
     cell: Cell
@@ -146,6 +157,7 @@ class Summary:
     best: str | None
     absent: dict[str, str]
     memory: dict[str, int]
+    remarks: dict[str, str]
 
     @property
     def ratio(self) -> Estimate | None:
@@ -178,17 +190,44 @@ def summarize(record: dict[str, Any]) -> Summary:
         if name != OURS and ours is not None
     }
     our_estimate = None if ours is None else estimate(ours)
+    reached = None if our_estimate is None else record["limits"]["limit_ns"] / our_estimate.median
+    remarks = {
+        name: why
+        for name, ratio in peers.items()
+        if (why := _implausible(ratio, entries[name], entries[OURS])) is not None
+    }
+    if reached is not None and reached > 1:
+        remarks["limit"] = "above 100 %: the limit was measured while the machine was slower"
     return Summary(
         cell=Cell(**record["cell"]),
         ours=our_estimate,
-        reached=None
-        if our_estimate is None
-        else record["limits"]["limit_ns"] / our_estimate.median,
+        reached=reached,
         peers=peers,
         best=min(peers, key=lambda name: peers[name].median, default=None),
+        remarks=remarks,
         absent={n: entry["status"] for n, entry in entries.items() if entry["status"] != "ok"},
         memory={n: entry["peak_bytes"] for n, entry in entries.items() if "peak_bytes" in entry},
     )
+
+
+def _implausible(ratio: Estimate, peer: dict[str, Any], ours: dict[str, Any]) -> str | None:
+    """Why a peer's time over ours cannot be taken at its word; None if it can."""
+    if ratio.median <= PLAUSIBLE_RATIO and ratio.high <= STEADY_SPAN * ratio.low:
+        return None
+    causes = []
+    for whose, entry in (("its", peer), ("our", ours)):
+        samples = sorted(entry["ns"])
+        if samples[len(samples) // 2] > ALIKE * samples[0]:
+            causes.append(
+                f"{whose} samples range from {samples[0]:.0f} to {samples[-1]:.0f} ns: threads "
+                "slept or lost their processor in most of them"
+            )
+    if not causes and ratio.median > PLAUSIBLE_RATIO:
+        causes.append(
+            "its samples agree, so it is as slow in every call: threads that wait for each other "
+            "on too few processors, or a path without kernels of its own"
+        )
+    return "; ".join(causes) or "rounds differ"
 
 
 def summaries(data: dict[str, Any]) -> list[Summary]:

@@ -511,6 +511,48 @@ def test_the_verdict_names_what_misses():
     assert "not installed: openvino" in lines
 
 
+def doubtful_record():
+    """The best peer has been disturbed, and another one in every call; ours beats its limit."""
+    record = make_record(theirs={"torch": 20.0, "jax": 13157 * 10.0}, limit=11.0)
+    samples = record["contenders"]["torch"]["ns"]
+    samples[2:] = [ns * (1000 + k) for k, ns in enumerate(samples[2:])]
+    return record
+
+
+def test_implausible_figures_are_remarked_on():
+    assert not summarize(make_record()).remarks
+    remarks = summarize(doubtful_record()).remarks
+    assert set(remarks) == {"torch", "jax", "limit"}
+    assert "its samples range from 20 to" in remarks["torch"]
+    assert "its samples agree" in remarks["jax"]
+    assert "above 100 %" in remarks["limit"]
+    ours = make_record()
+    ours["contenders"][OURS]["ns"][3:] = [1e5] * 4
+    assert "our samples range from 10 to 100000 ns" in summarize(ours).remarks["torch"]
+
+
+def test_a_large_ratio_that_is_steady_and_of_a_calls_overhead_is_plausible():
+    assert not summarize(make_record(theirs={"jax": 900.0})).remarks
+
+
+def test_implausible_figures_are_marked_and_left_out_of_the_means():
+    record = doubtful_record() | {"cell": replace(TINY, hidden_size=9).as_dict()}
+    data = make_results(None, make_record(), record).data
+    lines = "\n".join(report.verdict(data))
+    assert "geometric mean of best peer / ours 2.00 over 1 cells" in lines
+    assert "implausible figures, marked with ?, not in the means: 3" in lines
+    assert re.search(r"jax 13157\.00 \[.*\]: its samples agree", lines)
+    assert re.search(r"110% of the limit: above 100 %", lines)
+    table = report.table(data)
+    assert "13157.00?" in table
+    assert "110%?" in table
+    short = report.short_markdown(data)
+    assert "2.00 (2.00, 2.00)" in short
+    assert "Left out: 1 ratios that are implausible." in short
+    doubtful = [s for s in map(summarize, data["cells"].values()) if s.remarks]
+    assert report.cell_line(doubtful[0]).endswith("DOUBTFUL: torch, jax, limit")
+
+
 @pytest.mark.parametrize(
     ("ns", "text"), [(12.0, "12 ns"), (1234.0, "1.23 us"), (5.67e6, "5.67 ms"), (2.5e9, "2.5 s")]
 )
@@ -745,6 +787,23 @@ def small_bench(monkeypatch):
     monkeypatch.setattr(bench, "STEPS_A_ROUND", 3)
     monkeypatch.setattr(bench._core, "fma_rate", lambda size: 400.0 / size)
     monkeypatch.setattr(bench._core, "read_rate", lambda size: 50.0)
+
+
+def test_the_limit_is_of_the_best_readings(monkeypatch, small_bench):
+    rates = itertools.cycle([50.0, 100.0, 25.0])
+    monkeypatch.setattr(bench._core, "fma_rate", lambda size: next(rates))
+    monkeypatch.setattr(bench._core, "read_rate", lambda size: 1e9)
+    figures = bench.measure(1, 3)
+    call = bench._Call(*bench.SHAPES[0], training=False)
+    assert figures["calls"][0]["limit_seconds"] == call.work.limit(100e9, 1e18)
+
+
+def test_calls_above_their_limit_are_remarked_on(capsys, monkeypatch, small_bench):
+    assert bench.main(["--threads", "1", "--rounds", "1"]) == 0
+    assert "above 100 % of their limit" not in capsys.readouterr().out
+    monkeypatch.setattr(bench._core, "fma_rate", lambda size: 1e-9)
+    assert bench.main(["--threads", "1", "--rounds", "1"]) == 0
+    assert "4 of 4 calls are above 100 % of their limit" in capsys.readouterr().out
 
 
 def test_the_short_form(capsys, tmp_path, small_bench):

@@ -5,7 +5,9 @@ No peers: those are in the repository's bench/, which takes the machine's limits
 A call's limit is the time that its arithmetic and its weights take at the rates measured in the
 same run: what needs no earlier step's result (the input's products, weight gradients) at the peak
 of fused multiply-adds; then each step the longer of its arithmetic at that peak and of its
-recurrent weights at the bandwidth of the cache that they fit in.
+recurrent weights at the bandwidth measured for a working set of their size. Of several readings of
+a rate the best counts: a limit is what the machine can do, and other programs and a processor that
+is not yet at its full clock only ever lower a reading.
 """
 
 from __future__ import annotations
@@ -202,7 +204,7 @@ SHAPES = [
 GATES = {"LSTM": 4, "GRU": 3}
 STEP_SIZES = [1, 16, 64, 128, 256, 512]
 STEPS_A_ROUND = 200
-# A limit is read this often; the times, in every round.
+# A limit is read this often at most; the times, in every round.
 LIMIT_ROUNDS = 5
 
 
@@ -283,7 +285,6 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
                 times.setdefault(k, []).append(seconds)
     clear_progress()
 
-    peak = statistics.median(peaks)
     medians = [statistics.median(times[k]) for k in range(len(times))]
     return {
         "machine": machine(),
@@ -293,7 +294,7 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
         "calls": [
             call.figures(
                 seconds,
-                call.work.limit(peak, statistics.median(reads[call.work.thread_bytes(threads)])),
+                call.work.limit(max(peaks), max(reads[call.work.thread_bytes(threads)])),
             )
             for call, seconds in zip(calls, medians, strict=False)
         ],
@@ -382,6 +383,13 @@ def print_figures(figures: dict[str, Any]) -> None:
         print(
             f"{call['seconds'] * 1e3:>10.3f}ms{call['flops'] / 1e9:>9.1f}{call['reached']:>7.0%}",
             end="\n" if call["training"] else "",
+        )
+    above = [call for call in figures["calls"] if call["reached"] > 1]
+    if above:
+        print(
+            f"{len(above)} of {len(figures['calls'])} calls are above 100 % of their limit: it was "
+            "measured too low, as on a machine that is busy or changes its clock; measure again "
+            "with more --rounds"
         )
     print("\nstream.step(x, out=y), batch 1, I = H")
     for cell in GATES:

@@ -13,8 +13,8 @@ namespace tidegate {
 // another size.
 TIDEGATE_EXPORT double fma_rate(Index element_size);
 
-// Bytes a nanosecond (GB/s) of reading an array of `bytes` bytes again and again: bandwidth of the
-// cache it fits in.
+// Bytes a nanosecond (GB/s) of reading an array of `bytes` bytes again and again, forwards and
+// backwards in turn: bandwidth of the cache it fits in, and of the two beside it near that border.
 TIDEGATE_EXPORT double read_rate(Index bytes);
 
 }  // namespace tidegate
