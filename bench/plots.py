@@ -49,9 +49,9 @@ def draw(data: dict[str, Any], directory: Path) -> list[Path]:
 
 
 def _ratios(axes: Any, items: list[Summary]) -> None:
-    """A peer's time over ours, cell by cell in the order of the grid."""
+    """A peer's plausible time over ours, cell by cell in the order of the grid."""
     for peer in PEERS:
-        at = [k for k, item in enumerate(items) if peer in item.peers]
+        at = [k for k, s in enumerate(items) if peer in s.peers and peer not in s.remarks]
         ratios = [items[k].peers[peer] for k in at]
         axes.errorbar(
             at,

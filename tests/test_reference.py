@@ -611,6 +611,27 @@ def test_input_forget_does_not_read_the_forget_gates_parameters(peephole: bool) 
     np.testing.assert_array_equal(f, np.where(padded, 0, 1 - i))
 
 
+@pytest.mark.parametrize("reset_after", [False, True])
+@pytest.mark.parametrize("update_gate", ["carry", "write"])
+def test_an_update_gate_near_one_loses_no_digits(update_gate: str, reset_after: bool) -> None:
+    """1 - z has none left where z = sigmoid(37); sigmoid(-37) has all of them."""
+    gru = reference.GRU(1, 1, bias=False, update_gate=update_gate, reset_after=reset_after)
+    params = {"weight_ih_l0": [[0], [1], [0.25]], "weight_hh_l0": np.zeros((3, 1))}
+    params = {name: np.array(values, float) for name, values in params.items()}
+    a = 37.0
+    small, n = 1 / (1 + math.exp(a)), math.tanh(0.25 * a)
+    h = np.full((1, 1, 1), 2.0 if update_gate == "write" else 0.0)
+    y, _, tape = gru.forward(params, np.full((1, 1, 1), a), h)
+    grads = gru.backward(tape, np.ones((1, 1, 1)))
+    if update_gate == "write":
+        np.testing.assert_allclose(y, small * 2 + (1 - small) * n, rtol=1e-15)
+        np.testing.assert_allclose(grads.state, small, rtol=1e-14)
+    else:
+        np.testing.assert_allclose(y, small * n, rtol=1e-14)
+        da_n = small / math.cosh(0.25 * a) ** 2
+        np.testing.assert_allclose(grads.params["weight_ih_l0"][2], da_n * a, rtol=1e-14)
+
+
 def test_a_clip_beyond_everything_changes_nothing() -> None:
     for cell in ("LSTM", "GRU"):
         p, clipped = problem(cell), problem(cell, clip=1e6)

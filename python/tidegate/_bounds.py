@@ -287,11 +287,15 @@ class _Activation:
         raise ValueError(self.name)
 
     def _unscaled(self, x: Bounded) -> Bounded:
-        """tanh(beta * x) as alpha * tanh(beta * x) / alpha, of which the product may underflow."""
+        """tanh(beta * x) as alpha * tanh(beta * x) / alpha.
+
+        What this loses where the product underflows is less than the least normal number once it
+        is squared and multiplied by alpha. Unknown where the layer's alpha may be zero but is not.
+        """
         t = (x * self.beta).tanh() * self.one * self.one  # rounded twice more
-        least = np.abs(self.alpha.value) - self.alpha.error
-        lost = float(t._info.tiny) / least if least > 0 else math.inf
-        return Bounded.limited(t.value, t.error + lost, t._info, t.reach * self.alpha.reach)
+        alpha = self.alpha
+        lost = math.inf if 0 < np.abs(alpha.value) <= alpha.error else 0.0
+        return Bounded.limited(t.value, t.error + lost, t._info, t.reach * alpha.reach)
 
     def slope(self, x: Bounded, y: Bounded) -> Bounded:
         """The derivative, y being the value at x."""
