@@ -131,7 +131,7 @@ def check_integers(name: str, values: ArrayLike | None) -> ArrayLike | None:
         except (TypeError, ValueError, RuntimeError) as error:
             kind = f"{type(values).__module__}.{type(values).__qualname__}"
             raise TypeError(f"{name}: got a {kind} that NumPy cannot read: {error}") from None
-        if array.dtype != object:
+        if array.dtype != object or array.ndim != 1:
             return array
         elements = array.tolist()  # a nullable Series: Python's integers, and perhaps no value
     else:

@@ -191,7 +191,7 @@ class _Optimizer:
                     self._update_in_blocks(group, flat, gradients[k].flat, buffers)
                 k += 1
 
-    # NaN and infinities propagate, as in the layers, without a word.
+    # NaN and infinities propagate without warnings, as in the layers.
     @np.errstate(all="ignore")
     def _update_in_blocks(
         self, group: ParamGroup, flat: Array, grad: Array, buffers: Sequence[Array]
