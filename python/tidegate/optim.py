@@ -53,7 +53,9 @@ class HasGradients(Protocol):
 
 AnyParams: TypeAlias = Params | HasParams
 AnyGradients: TypeAlias = Gradients | HasGradients
-GivenParams: TypeAlias = AnyParams | Sequence[AnyParams] | Sequence[Mapping[str, Any]]
+# Either all of a sequence are groups or none is. One type of sequence for both lets type checkers
+# infer the type of a list of different layers.
+GivenParams: TypeAlias = AnyParams | Sequence[AnyParams | Mapping[str, Any]]
 
 # Elements updated at a time, so that a part of every vector and of the scratch stays in the cache.
 _BLOCK = 16384
