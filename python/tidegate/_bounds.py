@@ -6,9 +6,10 @@ Wilkinson: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., sect
 fitted to what the kernels do. What the bounds assume of them:
 
 - A rounding is to nearest: it is off by at most u = eps/2, relative to the result.
-- A sum of m products and terms is taken in any order, fused or not. Each of them goes through m
-  roundings at most, so the sum is off by gamma_m * sum |w||x|, gamma_m = m*u / (1 - m*u) (Higham,
-  section 3.1). For a gate m = K + 2: K = I + H products and two biases.
+- A sum of which each term goes through m roundings at most is off by gamma_m * sum |w||x|,
+  gamma_m = m*u / (1 - m*u) (Higham, section 3.1). m terms in any order, fused or not, have no more
+  than m. Those of a row of x and h have fewer, as they are summed in blocks and groups of blocks:
+  see `_summation_depth`.
 - sigmoid and tanh are off by 2 ulp; and by the error of their argument times their slope, which is
   at most 1/4 and 1, and less where a function saturates. Likewise softsign, softplus and the
   exp(x) - 1 of elu. Of activations that consist of products and sums these count as the cell's.
@@ -207,15 +208,57 @@ def _with_double(info: np.finfo[Any]) -> float:
     return 1 + float(np.finfo(np.float64).eps) / float(info.eps)
 
 
-def _gamma(terms: int, info: np.finfo[Any]) -> float:
-    roundings = terms * float(info.eps) / 2
-    return roundings / (1 - roundings)
+def _gamma(roundings: float, info: np.finfo[Any]) -> float:
+    relative = roundings * float(info.eps) / 2
+    return relative / (1 - relative)
+
+
+# The order in which a kernel sums the products of an operand (csrc/kernels/table.h).
+_SUM_BLOCK = 128
+_SUM_GROUP = 1024
+
+
+def _summation_depth(depths: Sequence[int], addends: int) -> int:
+    """The most roundings that a term of a kernel's sum goes through.
+
+    The products of an operand with K elements form blocks of 128, and these form groups of 1,024. A
+    product goes through the roundings of its block, of the blocks of its group, and of all blocks
+    and groups that are added to the accumulator.
+
+    Args:
+        depths: K of each operand.
+        addends: terms that are not products.
+    """
+    within = max(min(k, _SUM_BLOCK) for k in depths)
+    if max(depths) > _SUM_GROUP:
+        within += _SUM_GROUP // _SUM_BLOCK
+    added = sum(
+        math.ceil(min(k, _SUM_GROUP) / _SUM_BLOCK) + math.ceil(k / _SUM_GROUP) for k in depths
+    )
+    return min(within + added + addends, sum(depths) + addends)
 
 
 def accumulate(
     products: Sequence[tuple[Bounded, Bounded]], addends: Sequence[Bounded] = ()
 ) -> Bounded:
     """The sum of all `left @ right.T`, (R, K) by (M, K), and of all addends (R, M)."""
+    info = products[0][0]._info
+    depths = [left.value.shape[1] for left, _ in products]
+    # The reference's sum in double is one chain, while `_with_double` grants it a kernel's depth.
+    share = _with_double(info) - 1
+    chain = sum(depths) + len(addends)
+    roundings = (_summation_depth(depths, len(addends)) + share * chain) / (1 + share)
+    return _accumulate(products, addends, roundings)
+
+
+def accumulate_rows(left: Bounded, right: Bounded) -> Bounded:
+    """`left.T @ right`, (R, K) and (R, M): a sum over rows, in any order."""
+    return _accumulate([(left.T, right.T)], (), len(left.value))
+
+
+def _accumulate(
+    products: Sequence[tuple[Bounded, Bounded]], addends: Sequence[Bounded], roundings: float
+) -> Bounded:
     info = products[0][0]._info
     terms = len(addends) + sum(left.value.shape[1] for left, _ in products)
     value: Any = sum(addend.value for addend in addends)
@@ -228,7 +271,7 @@ def accumulate(
             inherited = inherited + left.reach @ right.error.T
         error = error + inherited
         reach = reach + left.reach @ right.reach.T
-    rounding = _gamma(terms, info) * reach + 2 * terms * float(info.tiny)
+    rounding = _gamma(roundings, info) * reach + 2 * terms * float(info.tiny)
     return Bounded.limited(value, error + rounding, info, reach + rounding)
 
 
@@ -414,10 +457,10 @@ class _Lstm:
         return _StepGradient(gates, gates, dh_prev, dc_prev, peephole)
 
     def recurrent_gradient(self, step: _Step, gradient: _StepGradient) -> Bounded:
-        return accumulate([(gradient.dh_gates.T, step.h_prev.T)])
+        return accumulate_rows(gradient.dh_gates, step.h_prev)
 
     def projection_gradient(self, step: _Step, dh: Bounded) -> Bounded:
-        return accumulate([(dh.T, step.gates[4].T)])
+        return accumulate_rows(dh, step.gates[4])
 
 
 class _Gru:
@@ -489,7 +532,7 @@ class _Gru:
     def recurrent_gradient(self, step: _Step, gradient: _StepGradient) -> Bounded:
         da_r, da_z, da_n = gradient.dh_gates.blocks(3)
         operands = [step.h_prev, step.h_prev, step.h_prev if self.reset_after else step.gates[4]]
-        blocks = [accumulate([(d.T, v.T)]) for d, v in zip((da_r, da_z, da_n), operands)]
+        blocks = [accumulate_rows(d, v) for d, v in zip((da_r, da_z, da_n), operands)]
         return concatenate(blocks, 0)
 
 
@@ -681,7 +724,7 @@ def _direction_backward(
     n = np.concatenate([rows for _, rows, _ in reversed(timeline)])
     dx[t, n] = accumulate([(gradient.dx_gates, cell.p["weight_ih"].T)])
     result = {
-        "weight_ih": accumulate([(gradient.dx_gates.T, whole.x.T)]),
+        "weight_ih": accumulate_rows(gradient.dx_gates, whole.x),
         "weight_hh": cell.recurrent_gradient(whole, gradient),
     }
     if network.bias:
