@@ -8,7 +8,9 @@
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <tuple>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "arrays.h"
@@ -42,55 +44,7 @@ Safetensors open(const std::string& path) {
   return on_disk(path, [&] { return Safetensors(path); });
 }
 
-py::dtype numpy_dtype(const LayerInfo& layer) {
-  return layer.dtype == "F32" ? py::dtype::of<float>() : py::dtype::of<double>();
-}
-
-// (name, kind, options, flat): options are (config, batch_first, dropout) of a recurrent layer,
-// (in_features, out_features, bias) of a Linear; flat has all its parameters.
-py::list load_layers(const std::string& path) {
-  const Safetensors file = open(path);
-  py::list layers;
-  for (const LayerInfo& layer : on_disk(path, [&] { return read_layers(file); })) {
-    py::array flat(numpy_dtype(layer), parameter_count(layer));
-    void* const data = flat.mutable_data();
-    on_disk(path, [&] { read_parameters(file, layer, data); });
-    py::tuple options = py::make_tuple(layer.config, layer.batch_first, layer.dropout);
-    if (layer.kind == LayerKind::linear)
-      options = py::make_tuple(layer.in_features, layer.out_features, layer.bias);
-    layers.append(py::make_tuple(layer.name, kind_name(layer.kind), options, flat));
-  }
-  return layers;
-}
-
-void save_layers(const std::string& path, const py::list& entries) {
-  std::vector<LayerData> layers;
-  for (const py::handle entry : entries) {
-    const auto [name, kind, options, flat] =
-        entry.cast<std::tuple<std::string, std::string, py::tuple, py::array>>();
-    LayerData layer;
-    layer.info.name = name;
-    layer.info.dtype = flat.dtype().equal(py::dtype::of<float>()) ? "F32" : "F64";
-    if (kind == kind_name(LayerKind::linear)) {
-      layer.info.kind = LayerKind::linear;
-      layer.info.in_features = options[0].cast<Index>();
-      layer.info.out_features = options[1].cast<Index>();
-      layer.info.bias = options[2].cast<bool>();
-    } else {
-      layer.info.config = options[0].cast<Config>();
-      layer.info.batch_first = options[1].cast<bool>();
-      layer.info.dropout = options[2].cast<double>();
-      layer.info.kind = layer.info.config.cell == CellKind::lstm ? LayerKind::lstm : LayerKind::gru;
-    }
-    if (!flat.dtype().equal(numpy_dtype(layer.info)) || flat.ndim() != 1 ||
-        flat.size() != parameter_count(layer.info) || (flat.flags() & py::array::c_style) == 0) {
-      throw std::invalid_argument("flat: wanted a contiguous vector of the layer's parameters");
-    }
-    layer.flat = flat.data();
-    layers.push_back(std::move(layer));
-  }
-  on_disk(path, [&] { write_layers(path, layers); });
-}
+constexpr int kMostAxes = 32;  // of an array of NumPy 1
 
 // NumPy's names of the dtypes that it has.
 constexpr std::pair<const char*, const char*> kNumpyDtypes[] = {
@@ -99,6 +53,97 @@ constexpr std::pair<const char*, const char*> kNumpyDtypes[] = {
     {"I64", "int64"},    {"F16", "float16"}, {"F32", "float32"}, {"F64", "float64"},
     {"C64", "complex64"}};
 
+py::dtype numpy_dtype(const LayerInfo& layer) {
+  return layer.dtype == "F32" ? py::dtype::of<float>() : py::dtype::of<double>();
+}
+
+// An entry as Python has it: (name, kind, options, data). Of a layer `kind` is its class, and data
+// are all its parameters in one vector; options are (config, batch_first, dropout) if it is
+// recurrent, (in_features, out_features, bias) of a Linear, (p,) of a Dropout, whose data are None.
+// "array" and "text" have no options.
+constexpr const char* kArray = "array";
+constexpr const char* kText = "text";
+
+py::tuple options_of(const LayerInfo& layer) {
+  switch (layer.kind) {
+    case LayerKind::linear:
+      return py::make_tuple(layer.in_features, layer.out_features, layer.bias);
+    case LayerKind::dropout:
+      return py::make_tuple(layer.p);
+    default:
+      return py::make_tuple(layer.config, layer.batch_first, layer.dropout);
+  }
+}
+
+LayerInfo layer_of(const std::string& name, const std::string& kind, const py::tuple& options,
+                   const py::object& data) {
+  LayerInfo layer;
+  layer.name = name;
+  if (kind == kind_name(LayerKind::dropout)) {
+    layer.kind = LayerKind::dropout;
+    layer.p = options[0].cast<double>();
+    return layer;
+  }
+  if (kind == kind_name(LayerKind::linear)) {
+    layer.kind = LayerKind::linear;
+    layer.in_features = options[0].cast<Index>();
+    layer.out_features = options[1].cast<Index>();
+    layer.bias = options[2].cast<bool>();
+  } else {
+    layer.config = options[0].cast<Config>();
+    layer.batch_first = options[1].cast<bool>();
+    layer.dropout = options[2].cast<double>();
+    layer.kind = layer.config.cell == CellKind::lstm ? LayerKind::lstm : LayerKind::gru;
+  }
+  const auto flat = data.cast<py::array>();
+  layer.dtype = flat.dtype().equal(py::dtype::of<float>()) ? "F32" : "F64";
+  if (!flat.dtype().equal(numpy_dtype(layer)) || flat.ndim() != 1 ||
+      flat.size() != parameter_count(layer) || (flat.flags() & py::array::c_style) == 0) {
+    throw std::invalid_argument("flat: wanted a contiguous vector of the layer's parameters");
+  }
+  return layer;
+}
+
+Tensor tensor_of(const std::string& name, const py::array& array) {
+  const std::string where = "layers[" + std::string(py::repr(py::str(name))) + "]: ";
+  Tensor tensor;
+  tensor.name = name;
+  for (const auto& [dtype, numpy_name] : kNumpyDtypes) {
+    if (array.dtype().equal(py::dtype(numpy_name))) tensor.dtype = dtype;
+  }
+  if (tensor.dtype.empty()) {
+    throw py::type_error(where + "got dtype " + std::string(py::str(array.dtype())) +
+                         ", wanted bool, an integer, float16, float32, float64 or complex64");
+  }
+  if ((array.flags() & py::array::c_style) == 0)
+    throw std::invalid_argument(where + "wanted a contiguous array");
+  if (array.ndim() > kMostAxes) {
+    throw std::invalid_argument(where + "got " + std::to_string(array.ndim()) +
+                                " axes, wanted at most " + std::to_string(kMostAxes));
+  }
+  tensor.shape.assign(array.shape(), array.shape() + array.ndim());
+  return tensor;
+}
+
+void save_entries(const std::string& path, const py::list& given) {
+  std::vector<EntryData> entries;
+  for (const py::handle entry : given) {
+    const auto [name, kind, options, data] =
+        entry.cast<std::tuple<std::string, std::string, py::tuple, py::object>>();
+    if (kind == kText) {
+      entries.push_back({Text{name, data.cast<std::string>()}});
+    } else if (kind == kArray) {
+      const auto array = data.cast<py::array>();
+      entries.push_back({tensor_of(name, array), array.data()});
+    } else {
+      LayerInfo layer = layer_of(name, kind, options, data);
+      const void* const flat = data.is_none() ? nullptr : data.cast<py::array>().data();
+      entries.push_back({std::move(layer), flat});
+    }
+  }
+  on_disk(path, [&] { write_entries(path, entries); });
+}
+
 // Python's Safetensors.
 class TensorFile {
  public:
@@ -106,12 +151,16 @@ class TensorFile {
 
   py::dict metadata() const;
   py::dict tensors() const;
+  py::list entries() const;
   py::array read(const std::string& name) const;
   py::array read_bytes(const std::string& name) const;
 
  private:
   const Tensor& find(const std::string& name) const;
   py::array copied(const Tensor& tensor, const char* dtype, const std::vector<Index>& shape) const;
+  py::tuple as_python(const LayerInfo& layer) const;
+  py::tuple as_python(const Tensor& array) const;
+  py::tuple as_python(const Text& text) const;
 
   Safetensors file_;
 };
@@ -147,9 +196,8 @@ py::array TensorFile::copied(const Tensor& tensor, const char* dtype,
 
 // A copy of one tensor. KeyError without it; TypeError if NumPy has no such dtype.
 py::array TensorFile::read(const std::string& name) const {
-  constexpr std::size_t kMostAxes = 32;  // of an array of NumPy 1
   const Tensor& tensor = find(name);
-  if (tensor.shape.size() > kMostAxes) {
+  if (tensor.shape.size() > std::size_t{kMostAxes}) {
     throw py::value_error(as_text(file_.name()) + ": tensor \"" + name + "\": got " +
                           std::to_string(tensor.shape.size()) + " axes, wanted at most " +
                           std::to_string(kMostAxes));
@@ -166,6 +214,33 @@ py::array TensorFile::read_bytes(const std::string& name) const {
   return copied(tensor, "uint8", {tensor.bytes});
 }
 
+py::tuple TensorFile::as_python(const LayerInfo& layer) const {
+  py::object data = py::none();
+  if (const Index count = parameter_count(layer); count > 0) {
+    py::array flat(numpy_dtype(layer), count);
+    void* const values = flat.mutable_data();
+    on_disk(file_.name(), [&] { read_parameters(file_, layer, values); });
+    data = flat;
+  }
+  return py::make_tuple(layer.name, kind_name(layer.kind), options_of(layer), data);
+}
+
+py::tuple TensorFile::as_python(const Tensor& array) const {
+  return py::make_tuple(array.name, kArray, py::tuple(), read(array.name));
+}
+
+py::tuple TensorFile::as_python(const Text& text) const {
+  return py::make_tuple(text.name, kText, py::tuple(), text.value);
+}
+
+// What tidegate.save wrote, in its order.
+py::list TensorFile::entries() const {
+  py::list entries;
+  for (const Entry& entry : on_disk(file_.name(), [&] { return read_entries(file_); }))
+    entries.append(std::visit([&](const auto& value) { return as_python(value); }, entry));
+  return entries;
+}
+
 }  // namespace
 
 void bind_safetensors(py::module_& m) {
@@ -174,9 +249,9 @@ void bind_safetensors(py::module_& m) {
       .def_property_readonly("metadata", &TensorFile::metadata)
       .def_property_readonly("tensors", &TensorFile::tensors)
       .def("read", &TensorFile::read)
-      .def("read_bytes", &TensorFile::read_bytes);
-  m.def("load_layers", &load_layers);
-  m.def("save_layers", &save_layers);
+      .def("read_bytes", &TensorFile::read_bytes)
+      .def("entries", &TensorFile::entries);
+  m.def("save_entries", &save_entries);
 }
 
 }  // namespace tidegate::bindings

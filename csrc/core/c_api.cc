@@ -239,7 +239,7 @@ tidegate_status tidegate_model_create(const char* options, const tidegate_parame
     } catch (const std::invalid_argument& error) {
       throw std::invalid_argument("options: " + std::string(error.what()));
     }
-    require(layer.kind != tidegate::LayerKind::linear, "options: wanted an LSTM or a GRU");
+    require(tidegate::is_recurrent(layer.kind), "options: wanted an LSTM or a GRU");
     const std::vector<float> flat = flat_parameters(layer.config, parameters, parameter_count);
     const auto made = std::make_shared<tidegate::Model<float>>(layer.config);
     made->write_parameters(0, flat.data(), made->parameter_count());

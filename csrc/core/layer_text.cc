@@ -21,11 +21,21 @@ struct Draft {
   std::optional<Activation> output_activation;
 };
 
-constexpr unsigned kLstm = 1, kGru = 2, kLinear = 4, kRecurrent = kLstm | kGru;
+constexpr unsigned kLstm = 1, kGru = 2, kLinear = 4, kDropout = 8, kRecurrent = kLstm | kGru;
 
-unsigned bit_of(LayerKind kind) {
-  return kind == LayerKind::lstm ? kLstm : kind == LayerKind::gru ? kGru : kLinear;
-}
+struct KindName {
+  LayerKind kind;
+  const char* name;
+  unsigned bit;
+};
+constexpr KindName kKinds[] = {{LayerKind::lstm, "LSTM", kLstm},
+                               {LayerKind::gru, "GRU", kGru},
+                               {LayerKind::linear, "Linear", kLinear},
+                               {LayerKind::dropout, "Dropout", kDropout}};
+
+const KindName& kind_info(LayerKind kind) { return kKinds[static_cast<std::size_t>(kind)]; }
+
+unsigned bit_of(LayerKind kind) { return kind_info(kind).bit; }
 
 // An option: whose it is, and how it is read and written.
 struct Option {
@@ -165,15 +175,16 @@ std::vector<Option> make_options() {
       cell_option("input_forget", kLstm, &CellActivations::input_forget),
       layer_option("in_features", kLinear, &LayerInfo::in_features, true),
       layer_option("out_features", kLinear, &LayerInfo::out_features, true),
+      layer_option("p", kDropout, &LayerInfo::p, true),
   };
 }
 
 LayerKind read_kind(JsonReader& json) {
   const std::string name = json.string();
-  for (const LayerKind kind : {LayerKind::lstm, LayerKind::gru, LayerKind::linear}) {
-    if (name == kind_name(kind)) return kind;
+  for (const KindName& known : kKinds) {
+    if (name == known.name) return known.kind;
   }
-  json.fail("got " + shown(name) + ", wanted \"LSTM\", \"GRU\" or \"Linear\"");
+  json.fail("got " + shown(name) + ", wanted \"LSTM\", \"GRU\", \"Linear\" or \"Dropout\"");
 }
 
 void require_sizes(const LayerInfo& layer) {
@@ -181,11 +192,14 @@ void require_sizes(const LayerInfo& layer) {
   require_size("out_features", layer.out_features, 1);
 }
 
+void require_probability(const char* name, double value) {
+  require(value >= 0 && value < 1,
+          std::string(name) + ": got " + json_number(value) + ", wanted a number >= 0, below 1");
+}
+
 }  // namespace
 
-const char* kind_name(LayerKind kind) {
-  return kind == LayerKind::lstm ? "LSTM" : kind == LayerKind::gru ? "GRU" : "Linear";
-}
+const char* kind_name(LayerKind kind) { return kind_info(kind).name; }
 
 LayerInfo parse_layer(std::string_view text, Index most_layers) {
   Draft draft;
@@ -223,10 +237,13 @@ LayerInfo parse_layer(std::string_view text, Index most_layers) {
     require_sizes(layer);
     return layer;
   }
+  if (layer.kind == LayerKind::dropout) {
+    require_probability("p", layer.p);
+    return layer;
+  }
   CellActivations& cell = layer.config.activations;
   if (layer.kind == LayerKind::lstm) cell.output = draft.output_activation.value_or(cell.candidate);
-  require(layer.dropout >= 0 && layer.dropout <= 1,
-          "dropout: got " + json_number(layer.dropout) + ", wanted a probability, 0 to 1");
+  require_probability("dropout", layer.dropout);
   require(layer.config.num_layers <= most_layers,
           "num_layers: got " + std::to_string(layer.config.num_layers) +
               ", which is more than there are tensors (" + std::to_string(most_layers) + ")");
@@ -250,7 +267,8 @@ std::string layer_text(const LayerInfo& layer) {
 }
 
 std::vector<Parameter> parameters(const LayerInfo& layer) {
-  if (layer.kind != LayerKind::linear) return parameters(layer.config);
+  if (is_recurrent(layer.kind)) return parameters(layer.config);
+  if (layer.kind == LayerKind::dropout) return {};
   require_sizes(layer);
   const Index weights = checked_size(layer.out_features, layer.in_features);
   std::vector<Parameter> all = {{"weight", layer.out_features, layer.in_features, 0}};
@@ -259,8 +277,8 @@ std::vector<Parameter> parameters(const LayerInfo& layer) {
 }
 
 Index parameter_count(const LayerInfo& layer) {
-  const Parameter last = parameters(layer).back();
-  return last.offset + last.size();
+  const std::vector<Parameter> all = parameters(layer);
+  return all.empty() ? 0 : all.back().offset + all.back().size();
 }
 
 }  // namespace tidegate

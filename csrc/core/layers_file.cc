@@ -1,15 +1,19 @@
-// Files of layers: which tensors belong to which layer, all of them, and nothing else.
+// Files of layers: which tensors belong to which layer or are arrays, all of them, and nothing
+// else.
 #include <algorithm>
 #include <map>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "core/json.h"
 #include "core/layer_text.h"
 #include "core/memory.h"
+#include "core/tensor_dtype.h"
 #include "tidegate/safetensors.h"
 
 namespace tidegate {
@@ -18,6 +22,8 @@ namespace {
 constexpr std::string_view kOurs = "tidegate.";
 constexpr std::string_view kFormat = "tidegate.format";
 constexpr std::string_view kLayer = "tidegate.layer";
+constexpr std::string_view kArray = "tidegate.array";
+constexpr std::string_view kText = "tidegate.text";
 constexpr std::string_view kVersion = "1";
 
 bool begins_with(std::string_view text, std::string_view prefix) {
@@ -59,11 +65,37 @@ class Names {
   std::string text_;
 };
 
-// The layers that the metadata tell of, their options read, in order.
-std::vector<LayerInfo> described_layers(const Safetensors& file) {
+const std::string& name_of(const Entry& entry) {
+  return std::visit([](const auto& value) -> const std::string& { return value.name; }, entry);
+}
+
+// A layer's options, which its metadata tell. `most_layers` as parse_layer() takes it.
+LayerInfo described_layer(const Safetensors& file, const std::string& where,
+                          const std::string& text, Index most_layers) {
+  try {
+    return parse_layer(text, most_layers);
+  } catch (const std::invalid_argument& error) {
+    fail(file, where + error.what());
+  } catch (const std::length_error&) {
+    fail(file, where + "the sizes overflow");
+  }
+}
+
+// An array: the tensor of its name, which the metadata only point to.
+Tensor described_array(const Safetensors& file, const std::string& where, const std::string& name,
+                       const std::string& text) {
+  if (!text.empty()) fail(file, where + "got " + shown(text) + ", wanted an empty text");
+  const Tensor* const tensor = file.find(name);
+  if (tensor == nullptr) fail(file, "missing tensors " + shown(name));
+  return *tensor;
+}
+
+// What the metadata tell of, in order; of layers the options alone.
+std::vector<Entry> described_entries(const Safetensors& file) {
   std::map<std::string_view, Index> tensor_counts;
   for (const Tensor& tensor : file.tensors()) ++tensor_counts[layer_of(tensor.name)];
-  std::vector<LayerInfo> layers;
+  std::vector<Entry> entries;
+  std::set<std::string> names;
   bool has_format = false;
   for (const auto& [key, value] : file.metadata()) {
     if (!begins_with(key, kOurs)) continue;
@@ -74,28 +106,31 @@ std::vector<LayerInfo> described_layers(const Safetensors& file) {
       has_format = true;
       continue;
     }
-    const bool unnamed = key == kLayer;
-    const std::string name = unnamed ? "" : key.substr(std::min(key.size(), kLayer.size() + 1));
-    if (!unnamed && (!begins_with(key, std::string(kLayer) + ".") || name.empty()))
+    const std::size_t point = key.find('.', kOurs.size());
+    const std::string what = key.substr(0, point);
+    const std::string name = point == std::string::npos ? "" : key.substr(point + 1);
+    const bool unnamed_layer = key == kLayer;
+    const bool known = what == kLayer || what == kArray || what == kText;
+    if (!known || (name.empty() && !unnamed_layer))
       fail(file, where + "a key that this version does not know");
-    const auto count = tensor_counts.find(name);
-    const Index most_layers = count == tensor_counts.end() ? 1 : count->second;
-    try {
-      layers.push_back(parse_layer(value, most_layers));
-    } catch (const std::invalid_argument& error) {
-      fail(file, where + error.what());
-    } catch (const std::length_error&) {
-      fail(file, where + "the sizes overflow");
+    if (what == kLayer) {
+      const auto count = tensor_counts.find(name);
+      const Index most_layers = count == tensor_counts.end() ? 1 : count->second;
+      LayerInfo layer = described_layer(file, where, value, most_layers);
+      layer.name = name;
+      entries.emplace_back(std::move(layer));
+    } else if (what == kArray) {
+      entries.emplace_back(described_array(file, where, name, value));
+    } else {
+      entries.emplace_back(Text{name, value});
     }
-    layers.back().name = name;
+    if (!names.insert(name).second) fail(file, where + "another entry has this name");
   }
   if (!has_format)
     fail(file, "\"" + std::string(kFormat) + "\" is missing in the metadata: no file of layers");
-  if (layers.empty()) fail(file, "the metadata name no layer");
-  for (const LayerInfo& layer : layers) {
-    if (layer.name.empty() && layers.size() > 1) fail(file, "a layer without a name beside others");
-  }
-  return layers;
+  if (entries.empty()) fail(file, "the metadata name no layer");
+  if (names.count("") > 0 && entries.size() > 1) fail(file, "a layer without a name beside others");
+  return entries;
 }
 
 // The layer's tensors have the shapes that its options say, and are of one dtype, which it takes.
@@ -141,7 +176,7 @@ Index element_size(const LayerInfo& layer) {
 void check_writable(const LayerInfo& layer) {
   const std::string who = layer.name.empty() ? "layer: " : "layer " + shown(layer.name) + ": ";
   try {
-    if (layer.kind != LayerKind::linear) {
+    if (is_recurrent(layer.kind)) {
       const bool is_gru = layer.config.cell == CellKind::gru;
       if ((layer.kind == LayerKind::gru) != is_gru) {
         throw std::invalid_argument(std::string("kind: got ") + kind_name(layer.kind) +
@@ -151,7 +186,7 @@ void check_writable(const LayerInfo& layer) {
       layer.config.validate();
     }
     parse_layer(layer_text(layer), layer.config.num_layers);
-    element_size(layer);
+    if (!parameters(layer).empty()) element_size(layer);
   } catch (const std::invalid_argument& error) {
     throw std::invalid_argument(who + error.what());
   } catch (const std::length_error&) {
@@ -159,16 +194,51 @@ void check_writable(const LayerInfo& layer) {
   }
 }
 
+// What is written of an entry: its line of the metadata, and its tensors with their data.
+struct Written {
+  Metadata& metadata;
+  std::vector<TensorData>& tensors;
+
+  void add(const LayerInfo& layer, const void* flat) {
+    check_writable(layer);
+    metadata.emplace_back(std::string(kLayer) + (layer.name.empty() ? "" : ".") + layer.name,
+                          layer_text(layer));
+    for (const Parameter& parameter : parameters(layer)) {
+      Tensor tensor;
+      tensor.name = tensor_name(layer, parameter.name);
+      tensor.dtype = layer.dtype;
+      tensor.shape = shape_of(parameter);
+      tensors.push_back(
+          {tensor, static_cast<const std::byte*>(flat) + parameter.offset * element_size(layer)});
+    }
+  }
+  void add(const Tensor& array, const void* data) {
+    metadata.emplace_back(std::string(kArray) + "." + array.name, "");
+    tensors.push_back({array, data});
+  }
+  void add(const Text& text, const void*) {
+    metadata.emplace_back(std::string(kText) + "." + text.name, text.value);
+  }
+};
+
 template <class T>
 constexpr const char* kDtype = sizeof(T) == 4 ? "F32" : "F64";
 
 }  // namespace
 
-std::vector<LayerInfo> read_layers(const Safetensors& file) {
-  std::vector<LayerInfo> layers = described_layers(file);
+std::vector<Entry> read_entries(const Safetensors& file) {
+  std::vector<Entry> entries = described_entries(file);
   Names missing, surplus;
   std::set<std::string> known;
-  for (LayerInfo& layer : layers) check_tensors(file, layer, known, missing);
+  for (Entry& entry : entries) {
+    if (auto* const layer = std::get_if<LayerInfo>(&entry))
+      check_tensors(file, *layer, known, missing);
+  }
+  for (const Entry& entry : entries) {
+    const auto* const array = std::get_if<Tensor>(&entry);
+    if (array != nullptr && !known.insert(array->name).second)
+      fail(file, "tensor " + shown(array->name) + ": an array that is a layer's parameter too");
+  }
   for (const Tensor& tensor : file.tensors()) {
     if (known.count(tensor.name) == 0) surplus.add(tensor.name);
   }
@@ -177,12 +247,20 @@ std::vector<LayerInfo> read_layers(const Safetensors& file) {
   if (!surplus.empty())
     problem += (problem.empty() ? "" : "; ") + ("surplus tensors " + surplus.text());
   if (!problem.empty()) fail(file, problem);
+  return entries;
+}
+
+std::vector<LayerInfo> read_layers(const Safetensors& file) {
+  std::vector<LayerInfo> layers;
+  for (Entry& entry : read_entries(file)) {
+    if (auto* const layer = std::get_if<LayerInfo>(&entry)) layers.push_back(std::move(*layer));
+  }
   return layers;
 }
 
 void read_parameters(const Safetensors& file, const LayerInfo& layer, void* flat) {
-  const Index size = element_size(layer);
   for (const Parameter& parameter : parameters(layer)) {
+    const Index size = element_size(layer);
     file.read(tensor_name(layer, parameter.name),
               static_cast<std::byte*>(flat) + parameter.offset * size,
               static_cast<std::size_t>(parameter.size() * size));
@@ -195,7 +273,7 @@ std::shared_ptr<Model<T>> load_model(const Safetensors& file, const std::string&
   std::vector<const LayerInfo*> found;
   Names names;
   for (const LayerInfo& candidate : layers) {
-    if (candidate.kind == LayerKind::linear) continue;
+    if (!is_recurrent(candidate.kind)) continue;
     names.add(candidate.name);
     if (layer.empty() || candidate.name == layer) found.push_back(&candidate);
   }
@@ -216,34 +294,31 @@ std::shared_ptr<Model<T>> load_model(const Safetensors& file, const std::string&
   return model;
 }
 
-void write_layers(const std::string& path, const std::vector<LayerData>& layers) {
-  if (layers.empty()) throw std::invalid_argument("layers: got none, wanted at least one");
+void write_entries(const std::string& path, const std::vector<EntryData>& entries) {
+  if (entries.empty()) throw std::invalid_argument("entries: got none, wanted at least one");
   Metadata metadata = {{std::string(kFormat), std::string(kVersion)}};
   std::vector<TensorData> tensors;
-  for (const LayerData& layer : layers) {
-    if (layer.info.name.empty() && layers.size() > 1)
-      throw std::invalid_argument("layers: got an empty name, wanted one for each layer");
-    check_writable(layer.info);
-    metadata.emplace_back(
-        std::string(kLayer) + (layer.info.name.empty() ? "" : ".") + layer.info.name,
-        layer_text(layer.info));
+  Written written{metadata, tensors};
+  std::set<std::string> names;
+  for (const EntryData& data : entries) {
+    const std::string& name = name_of(data.entry);
+    if (name.empty() && (entries.size() > 1 || !std::holds_alternative<LayerInfo>(data.entry)))
+      throw std::invalid_argument("entries: got an empty name, wanted one for each");
+    if (!names.insert(name).second)
+      throw std::invalid_argument("entries: the name " + shown(name) + " stands twice");
+    std::visit([&](const auto& entry) { written.add(entry, data.data); }, data.entry);
   }
   // Large elements first, so that all are aligned.
-  for (const char* dtype : {"F64", "F32"}) {
-    for (const LayerData& layer : layers) {
-      const Index size = element_size(layer.info);
-      if (layer.info.dtype != dtype) continue;
-      for (const Parameter& parameter : parameters(layer.info)) {
-        Tensor tensor;
-        tensor.name = tensor_name(layer.info, parameter.name);
-        tensor.dtype = dtype;
-        tensor.shape = shape_of(parameter);
-        tensors.push_back(
-            {tensor, static_cast<const std::byte*>(layer.flat) + parameter.offset * size});
-      }
-    }
-  }
+  std::stable_sort(tensors.begin(), tensors.end(), [](const TensorData& a, const TensorData& b) {
+    return element_bits(a.tensor.dtype) > element_bits(b.tensor.dtype);
+  });
   write_safetensors(path, tensors, metadata);
+}
+
+void write_layers(const std::string& path, const std::vector<LayerData>& layers) {
+  std::vector<EntryData> entries;
+  for (const LayerData& layer : layers) entries.push_back({layer.info, layer.flat});
+  write_entries(path, entries);
 }
 
 template std::shared_ptr<Model<float>> load_model(const Safetensors&, const std::string&);

@@ -21,6 +21,7 @@
 #include <utility>
 
 #include "core/json.h"
+#include "core/tensor_dtype.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "data are copied as they are: little-endian"
@@ -45,16 +46,20 @@ constexpr DtypeBits kDtypes[] = {
     {"F64", 64}, {"C64", 64},
 };
 
+const DtypeBits* find_dtype(std::string_view dtype) {
+  const auto* const found = std::find_if(std::begin(kDtypes), std::end(kDtypes),
+                                         [&](DtypeBits known) { return known.name == dtype; });
+  return found == std::end(kDtypes) ? nullptr : found;
+}
+
 // Bytes of a tensor; std::invalid_argument if dtype or shape are none. The sizes beside a zero must
 // fit too: whoever makes an array of them multiplies them in an order of its own.
 Index tensor_bytes(const Tensor& tensor) {
   const auto fail = [&](const std::string& reason) {
     throw std::invalid_argument("tensor " + shown(tensor.name) + ": " + reason);
   };
-  const auto* const dtype =
-      std::find_if(std::begin(kDtypes), std::end(kDtypes),
-                   [&](DtypeBits known) { return known.name == tensor.dtype; });
-  if (dtype == std::end(kDtypes)) fail("dtype " + shown(tensor.dtype) + " is not known");
+  const DtypeBits* const dtype = find_dtype(tensor.dtype);
+  if (dtype == nullptr) fail("dtype " + shown(tensor.dtype) + " is not known");
   Index bits = dtype->bits;
   bool overflow = false, empty = false;
   for (const Index size : tensor.shape) {
@@ -110,6 +115,11 @@ void check_regular(const struct stat& status, const std::string& path) {
 }
 
 }  // namespace
+
+Index element_bits(std::string_view dtype) {
+  const DtypeBits* const found = find_dtype(dtype);
+  return found == nullptr ? 0 : found->bits;
+}
 
 struct Safetensors::Impl {
   explicit Impl(std::string name_of_file) : name(std::move(name_of_file)) {}

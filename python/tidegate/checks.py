@@ -26,9 +26,30 @@ def array_problem(
         return TypeError(f"{name}: got {type(value).__name__}, wanted a {wanted} ndarray")
     if value.dtype not in ((np.float32, np.float64) if dtype is None else (dtype,)):
         return TypeError(f"{name}: got dtype {value.dtype}, wanted {wanted}")
+    masked = masked_problem(name, value)
+    if masked is not None:
+        return masked
     if shape is not None and value.shape != shape:
         return ValueError(f"{name}: got shape {value.shape}, wanted {shape}")
     return None
+
+
+def masked_problem(name: str, value: object) -> ValueError | None:
+    """The error for an array of numpy.ma with masked elements, whose values are not data."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        count = np.count_nonzero(np.ma.getmaskarray(value))
+        return ValueError(
+            f"{name}: got a masked array with {count} masked elements, wanted plain values: "
+            "replace them first (numpy.ma.filled)"
+        )
+    return None
+
+
+def check_unmasked(name: str, value: object) -> None:
+    """Raises what `masked_problem` finds."""
+    problem = masked_problem(name, value)
+    if problem is not None:
+        raise problem
 
 
 def check_array(

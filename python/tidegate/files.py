@@ -1,6 +1,7 @@
 """Layers in safetensors files: `load` and `save`, and reading any such file. Never pickle.
 
-A file holds the parameters as tensors, and in its metadata what each layer is. The C++ header
+A file holds the parameters as tensors, and in its metadata what each layer is; arrays and texts may
+stand beside the layers. The C++ header
 `tidegate/safetensors.h` tells the format; its reader is the one that is used here. So C++ programs
 load the same files, and the `safetensors` package can read them.
 """
@@ -9,45 +10,102 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, overload
+
+import numpy as np
 
 from tidegate import _core
-from tidegate.checks import Array
+from tidegate.checks import Array, check_unmasked
 from tidegate.layers import GRU, LSTM
-from tidegate.linear import Linear
+from tidegate.linear import Dropout, Linear
 
-Layer: TypeAlias = LSTM | GRU | Linear
+Layer: TypeAlias = LSTM | GRU | Linear | Dropout
+# What a file holds under a name.
+Entry: TypeAlias = Layer | Array | str
+Kind = TypeVar("Kind", bound=LSTM | GRU | Linear | Dropout | np.ndarray[Any, Any] | str)
 Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
+# The types of entries, with the names that messages use.
+_KINDS = {
+    LSTM: "an LSTM",
+    GRU: "a GRU",
+    Linear: "a Linear",
+    Dropout: "a Dropout",
+    np.ndarray: "an ndarray",
+    str: "a str",
+}
 
-def load(path: Path) -> Layer | dict[str, Layer]:
-    """The layers of a file that `save`, or a layer's `save`, wrote.
+
+@overload
+def load(path: Path, kind: None = None, name: str | None = None) -> Any: ...
+@overload
+def load(path: Path, kind: type[Kind], name: str | None = None) -> Kind: ...
+def load(path: Path, kind: type[Any] | None = None, name: str | None = None) -> Any:
+    """What is in a file that `save`, or a layer's `save`, wrote.
 
     Files are read for what they are worth: a hostile or damaged one is a ValueError that names the
     file, the key and the reason, and takes no memory that the file itself is too small for.
 
+    Without `kind`, the result depends on the file, so its static type is Any. A type checker knows
+    the type of `load(path, tg.LSTM)`, which is checked at run time too.
+
     Args:
         path: the file.
+        kind: the type of one entry: LSTM, GRU, Linear, Dropout, numpy.ndarray or str. The entry of
+            this type is returned alone; there must be exactly one, or `name` must tell which.
+        name: the name of the one entry to return.
 
     Returns:
-        The layer, if it was saved without a name; else a dict of names and layers, in the order in
-        which they were saved. Options, dtype and parameters are what they were, bit for bit.
+        Without kind and name: the layer, if it was saved without a name; else a dict of names and
+        entries, in the order in which they were saved. Options, dtypes, parameters, arrays and
+        texts are what they were, bit for bit.
 
     Raises:
-        TypeError: path is no path.
+        TypeError: path is no path; kind is none of those types; name is no str.
         OSError: the file cannot be opened or read.
         ValueError: it is no safetensors file; or something in it is not understood: no layers, a
             newer version of the format, an unknown kind or option, tensors that are missing,
-            surplus, or of another dtype or shape than the options say.
+            surplus, or of another dtype or shape than the options say; or it has no such entry.
     """
-    layers = {
-        name: _make(kind, options, flat)
-        for name, kind, options, flat in _core.load_layers(_encoded(path))
+    if kind is not None and kind not in _KINDS:
+        raise TypeError(f"kind: got {kind!r}, wanted the type of {_listed_kinds()}")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name: got {name!r}, wanted a str")
+    encoded = _encoded(path)
+    file = _core.Safetensors(encoded)
+    where = encoded.decode("utf-8", "replace")
+    if "tidegate.format" not in file.metadata:
+        raise ValueError(
+            f'{where}: "tidegate.format" is missing in the metadata: not a file of tidegate.save; '
+            "tidegate.TensorFile reads the tensors of any safetensors file, "
+            "tidegate.convert.from_torch makes layers of PyTorch's"
+        )
+    entries = {name: _make(kind, options, data) for name, kind, options, data in file.entries()}
+    if kind is None and name is None:
+        return entries.get("", entries)
+    return _chosen(where, entries, kind, name)
+
+
+def _chosen(
+    where: str, entries: Mapping[str, Entry], kind: type[Entry] | None, name: str | None
+) -> Entry:
+    """The one entry of this type and this name, either of which may be left open."""
+    found = {
+        key: entry
+        for key, entry in entries.items()
+        if (kind is None or type(entry) is kind) and (name is None or key == name)
     }
-    return layers.get("", layers)
+    if len(found) != 1:
+        what = "entry" if kind is None else _KINDS[kind]
+        named = "" if name is None else f" named {name!r}"
+        there = ", ".join(f"{key!r} ({_KINDS[type(entry)]})" for key, entry in entries.items())
+        raise ValueError(
+            f"{where}: wanted one entry ({what}){named}, got {len(found)}; the file has {there}"
+        )
+    return next(iter(found.values()))
 
 
-def save(path: Path, layers: Layer | Mapping[str, Layer]) -> None:
+def save(path: Path, layers: Layer | Mapping[str, Entry]) -> None:
     """Writes layers to a safetensors file, which `load` reads: options, dtypes and parameters.
 
     The file is written whole or not at all: beside its place first, then renamed.
@@ -55,13 +113,17 @@ def save(path: Path, layers: Layer | Mapping[str, Layer]) -> None:
     Args:
         path: the file; one that is there is replaced, and keeps its permissions (its owner and
             group where the system allows). Links are followed.
-        layers: an LSTM, GRU or Linear, whose tensors then bear the parameters' names; or a mapping
-            of names and such layers, whose tensors are "name.parameter". A class that derives from
-            one of these is not one: the file could not tell.
+        layers: an LSTM, GRU, Linear or Dropout, whose tensors then bear the parameters' names; or a
+            mapping of names and entries. An entry is such a layer, whose tensors are
+            "name.parameter"; an array, which becomes a tensor of this name; or a str, which goes
+            into the metadata. A class that derives from a layer's is not one: the file could not
+            tell. Arrays are of bool, integers of 8 to 64 bits, float16, float32, float64 or
+            complex64, of at most 32 axes.
 
     Raises:
-        TypeError: path is no path; a layer is of another type; a name is no str.
-        ValueError: there are no layers; a name is empty or cannot be encoded.
+        TypeError: path is no path; an entry or an array's dtype is another; a name is no str.
+        ValueError: there are no entries; a name is empty, or it or a text cannot be encoded; an
+            array has masked elements; the name of an array is that of a layer's parameter.
         OSError: the file cannot be written.
     """
     encoded = _encoded(path)
@@ -71,9 +133,10 @@ def save(path: Path, layers: Layer | Mapping[str, Layer]) -> None:
             _check_name(name)
         if not named:
             raise ValueError("layers: got an empty mapping, wanted at least one layer")
+        entries = [_entry(name, f"layers[{name!r}]", entry) for name, entry in named.items()]
     else:
-        named = {"": layers}
-    _core.save_layers(encoded, [_entry(name, layer) for name, layer in named.items()])
+        entries = [_layer_entry("", "layers", layers)]
+    _core.save_entries(encoded, entries)
 
 
 class TensorFile(Mapping[str, Array]):
@@ -136,31 +199,64 @@ def _encoded(path: Path) -> bytes:
 def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise TypeError(f"layers: got {name!r} as a name, wanted a str")
-    try:
-        encoded = name.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"layers: the name {name!r} cannot be encoded") from None
-    if not encoded:
+    _check_encodable(f"layers: the name {name!r}", name)
+    if not name:
         raise ValueError("layers: got '' as a name, wanted one of at least a character")
 
 
-def _entry(name: str, layer: Layer) -> tuple[str, str, tuple[Any, ...], Array]:
-    """A layer as the extension takes it. The parameters are copied: a snapshot."""
-    where = f"layers[{name!r}]" if name else "layers"
+def _check_encodable(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} cannot be encoded as UTF-8") from None
+
+
+def _listed_kinds() -> str:
+    names = list(_KINDS.values())
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+# An entry as the extension takes it: name, kind, options, data.
+_Given: TypeAlias = tuple[str, str, tuple[Any, ...], Any]
+
+
+def _entry(name: str, where: str, entry: object) -> _Given:
+    if isinstance(entry, str):
+        _check_encodable(f"{where}: the text", entry)
+        return name, "text", (), entry
+    if isinstance(entry, np.ndarray):
+        check_unmasked(where, entry)
+        # A copy in C's order and the machine's byte order, also of what has no axes.
+        return name, "array", (), np.array(entry, entry.dtype.newbyteorder("="), order="C")
+    return _layer_entry(name, where, entry)
+
+
+def _layer_entry(name: str, where: str, layer: object) -> _Given:
+    """The parameters are copied: a snapshot."""
+    if type(layer) is Dropout:
+        return name, "Dropout", (layer.p,), None
     options: tuple[Any, ...]
     if type(layer) is Linear:
         options = (layer.in_features, layer.out_features, layer.bias)
     elif type(layer) is LSTM or type(layer) is GRU:
         options = (layer._config, layer.batch_first, layer.dropout)
     else:
-        raise TypeError(f"{where}: got {type(layer).__name__}, wanted LSTM, GRU or Linear")
+        hint = "" if name else ", or a mapping of names to layers, arrays and texts"
+        wanted = _listed_kinds() if name else "an LSTM, a GRU, a Linear or a Dropout"
+        raise TypeError(f"{where}: got {type(layer).__name__}, wanted {wanted}{hint}")
     return name, type(layer).__name__, options, layer.params.flat.copy()
 
 
-def _make(kind: str, options: tuple[Any, ...], flat: Array) -> Layer:
+def _make(kind: str, options: tuple[Any, ...], data: Any) -> Entry:
+    """An entry, from what the extension gives."""
+    if kind in ("array", "text"):
+        entry: Array | str = data
+        return entry
+    if kind == "Dropout":
+        return Dropout(*options)
     if kind == "Linear":
         in_features, out_features, bias = options
-        return Linear._from_flat(in_features, out_features, bias, flat)
+        return Linear._from_flat(in_features, out_features, bias, data)
     config, batch_first, dropout = options
     layer: LSTM | GRU = LSTM.__new__(LSTM) if kind == "LSTM" else GRU.__new__(GRU)
     layer.__setstate__(
@@ -168,7 +264,7 @@ def _make(kind: str, options: tuple[Any, ...], flat: Array) -> Layer:
             "options": {name: getattr(config, name) for name in layer._OPTIONS},
             "batch_first": batch_first,
             "dropout": dropout,
-            "flat": flat,
+            "flat": data,
             "attributes": {},
         }
     )

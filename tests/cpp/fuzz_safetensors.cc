@@ -59,7 +59,7 @@ bool read_all(const char* data, std::size_t size) {
       const tidegate::Index count = tidegate::parameter_count(layer);
       values.resize(static_cast<std::size_t>(count) * 8);
       tidegate::read_parameters(file, layer, values.data());
-      if (layer.kind == tidegate::LayerKind::linear || count > kWorthRunning) continue;
+      if (!tidegate::is_recurrent(layer.kind) || count > kWorthRunning) continue;
       // Packed weights are padded, of one unit to a whole vector.
       const std::size_t limit = std::exchange(most_allocated, SIZE_MAX);
       layer.dtype == "F32" ? run_a_step<float>(file, layer.name)
@@ -228,6 +228,12 @@ std::vector<std::string> make_seeds() {
               .tensor("weight_hh_l0", "F64", "[8, 1]", 64)
               .tensor("weight_hr_l0", "F64", "[1, 2]", 16)
               .tensor("weight_peephole_l0", "F64", "[6]", 48)
+              .bytes(),
+          FileOfZeros()
+              .metadata(R"({"tidegate.format": "1", "tidegate.array.mean": "", )"
+                        R"("tidegate.layer.drop": "{\"kind\": \"Dropout\", \"p\": 0.25}", )"
+                        R"("tidegate.text.note": "any"})")
+              .tensor("mean", "I16", "[2, 3]", 12)
               .bytes(),
           FileOfZeros()
               .metadata("{\"format\": \"pt\"}")

@@ -9,8 +9,11 @@
 //
 // Layers: `__metadata__` holds "tidegate.format": "1", and for each layer "tidegate.layer.NAME", or
 // "tidegate.layer" for the one layer of a file that has no name. Its value is a JSON object again:
-// "kind" ("LSTM", "GRU" or "Linear"), and the options of Python's constructor that differ from
-// their defaults. Its tensors are NAME.PARAMETER, or PARAMETER.
+// "kind" ("LSTM", "GRU", "Linear" or "Dropout"), and the options of Python's constructor that
+// differ from their defaults. Its tensors are NAME.PARAMETER, or PARAMETER.
+//
+// Beside layers, such a file may hold arrays and texts under other names: "tidegate.array.NAME",
+// whose value is empty, says that the tensor NAME is an array; "tidegate.text.NAME" has the text.
 #ifndef TIDEGATE_SAFETENSORS_H_
 #define TIDEGATE_SAFETENSORS_H_
 
@@ -18,6 +21,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "tidegate/config.h"
@@ -80,15 +84,19 @@ TIDEGATE_EXPORT void write_safetensors(const std::string& path,
 
 // ---- Files of layers ----
 
-enum class LayerKind { lstm, gru, linear };
+enum class LayerKind { lstm, gru, linear, dropout };
 
-TIDEGATE_EXPORT const char* kind_name(LayerKind kind);  // "LSTM", "GRU" or "Linear"
+TIDEGATE_EXPORT const char* kind_name(LayerKind kind);  // "LSTM", "GRU", "Linear" or "Dropout"
+
+inline bool is_recurrent(LayerKind kind) {
+  return kind == LayerKind::lstm || kind == LayerKind::gru;
+}
 
 // What a file says of one layer.
 struct LayerInfo {
   std::string name;  // empty: the only layer of the file
   LayerKind kind = LayerKind::lstm;
-  std::string dtype;  // of all its tensors: "F32" or "F64"
+  std::string dtype;  // of all its tensors: "F32" or "F64"; empty for a Dropout, which has none
 
   Config config;             // LSTM, GRU
   bool batch_first = false;  // LSTM, GRU: how Python lays out sequences; the core's are time-major
@@ -97,16 +105,29 @@ struct LayerInfo {
   Index in_features = 0;   // Linear: weight (out_features, in_features), bias (out_features,)
   Index out_features = 0;  // Linear
   bool bias = true;        // Linear
+
+  double p = 0.5;  // Dropout: the probability that an element is zeroed in training
 };
+
+struct Text {
+  std::string name;
+  std::string value;
+};
+
+// What a file of layers holds under one name: a layer, an array or a text.
+using Entry = std::variant<LayerInfo, Tensor, Text>;
 
 // The parameters of a layer, in the order of its flat vector.
 TIDEGATE_EXPORT std::vector<Parameter> parameters(const LayerInfo& layer);
 // Elements of the flat vector.
 TIDEGATE_EXPORT Index parameter_count(const LayerInfo& layer);
 
-// All layers of a file, in the order of its metadata. Refuses a file of which anything is not
-// understood: a version, kind or option that is not known; tensors that are missing, surplus, or of
-// another dtype or shape than the options say.
+// All entries of a file of layers, in the order of its metadata. Refuses a file of which anything
+// is not understood: a version, kind or option that is not known; tensors that are missing,
+// surplus, or of another dtype or shape than the options say.
+TIDEGATE_EXPORT std::vector<Entry> read_entries(const Safetensors& file);
+
+// The layers among them.
 TIDEGATE_EXPORT std::vector<LayerInfo> read_layers(const Safetensors& file);
 
 // Copies the parameters of a layer of this file into its flat vector: as many elements as
@@ -118,12 +139,22 @@ template <class T>
 TIDEGATE_EXPORT std::shared_ptr<Model<T>> load_model(const Safetensors& file,
                                                      const std::string& layer = "");
 
+struct EntryData {
+  Entry entry;
+  // A layer's parameters, as read_parameters() gives them; an array's elements, row-major.
+  const void* data = nullptr;
+};
+
+// Writes entries with different names, or one layer without a name. Refuses what read_entries()
+// would.
+TIDEGATE_EXPORT void write_entries(const std::string& path, const std::vector<EntryData>& entries);
+
 struct LayerData {
   LayerInfo info;
   const void* flat = nullptr;  // its parameters, as read_parameters() gives them
 };
 
-// Writes layers with different names, or one without a name. Refuses what read_layers() would.
+// Writes layers alone.
 TIDEGATE_EXPORT void write_layers(const std::string& path, const std::vector<LayerData>& layers);
 
 }  // namespace tidegate

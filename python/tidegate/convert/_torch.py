@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 import sys
-import warnings
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from tidegate.checks import Array, check_bool
+from tidegate.convert._torch_computed import PARTS, PREFIX, computed_weights, module_weights
+from tidegate.convert._torch_files import Stored, read_checkpoint
 from tidegate.convert._weights import (
     GATES,
     Path,
@@ -22,52 +21,116 @@ from tidegate.convert._weights import (
     carried_parameters,
     check_layer,
     check_rank,
+    check_shape,
     import_extra,
     listed,
     make_layer,
 )
-from tidegate.files import TensorFile
 from tidegate.layers import GRU, LSTM
+from tidegate.linear import Linear
 
 if TYPE_CHECKING:
     import torch
 
-# Parameters of nn.LSTM and nn.GRU, and without _l... those of the cells.
-_NAME = re.compile(r"(weight|bias)_(ih|hh|hr)(_l(?P<layer>0|[1-9]\d{0,5})(?P<reverse>_reverse)?)?")
+# Names of parameters: of nn.LSTM and nn.GRU, and without _l... of the cells; of Linear, Embedding.
+_RECURRENT = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l(?:0|[1-9]\d{0,5})(?:_reverse)?)?"
+_PLAIN = r"weight|bias"
+# What quantised (and quantizable) modules have instead.
+_QUANTISED = re.compile(
+    r"(?P<prefix>(?:.*\.)?)"
+    r"(?:_packed_\w+|_all_weight_values\.|layers\.\d+\.layer_(?:fw|bw)\.cell\.).*",
+    re.DOTALL,
+)
+# Deeper nested checkpoints are not searched.
+_MAX_DEPTH = 8
+# Longer names are not searched for prefixes.
+_MAX_NAME = 1000
+
+_Source: TypeAlias = "torch.nn.Module | Mapping[str, Any] | Path"
 
 
+@overload
 def from_torch(
-    module_or_state_dict: torch.nn.Module | Mapping[str, Any] | Path,
+    module_or_state_dict: _Source,
+    prefix: str = "",
+    *,
+    cell: Literal["LSTM"],
+    batch_first: bool | None = None,
+) -> LSTM: ...
+@overload
+def from_torch(
+    module_or_state_dict: _Source,
+    prefix: str = "",
+    *,
+    cell: Literal["GRU"],
+    batch_first: bool | None = None,
+) -> GRU: ...
+@overload
+def from_torch(
+    module_or_state_dict: _Source, prefix: str = "", *, cell: Literal["Linear"]
+) -> Linear: ...
+@overload
+def from_torch(
+    module_or_state_dict: _Source, prefix: str = "", *, cell: Literal["Embedding"]
+) -> Array: ...
+@overload
+def from_torch(
+    module_or_state_dict: _Source,
     prefix: str = "",
     *,
     cell: str | None = None,
     batch_first: bool | None = None,
-) -> RecurrentLayer:
-    """An LSTM or a GRU with the weights of one of PyTorch's.
+) -> RecurrentLayer | Any: ...
+def from_torch(
+    module_or_state_dict: _Source,
+    prefix: str = "",
+    *,
+    cell: str | None = None,
+    batch_first: bool | None = None,
+) -> RecurrentLayer | Linear | Array:
+    """A layer with the weights of one of PyTorch's: an LSTM, a GRU or a Linear.
 
-    Layers, directions, biases, `proj_size` and the cell follow from names and shapes; a module
-    tells `batch_first` and `dropout` too. The layer has the weights' dtype, bit for bit; float16
-    and bfloat16 become float32, which holds them exactly. No name may be missing or left over.
+    Layers, directions, biases, `proj_size` and the cell follow from names and shapes. The layer has
+    the weights' dtype, bit for bit; float16 and bfloat16 become float32, which holds them exactly.
+    No name may be missing or left over.
+
+    A module tells `batch_first` and `dropout` too, and so does a traced one (which has them in its
+    graph). **A state_dict or a file tells neither**: pass `batch_first=True` if the module had it,
+    or x and y are taken for (T, N, ...). `dropout`, which only training reads, is then 0.
+
+    Weights that a module computes at each forward are taken as computed in evaluation mode: those
+    of parametrised modules (weight_norm, spectral_norm, orthogonal, or a class of one's own), of
+    the older weight_norm and spectral_norm, and of prune. A state_dict tells by its names how those
+    of prune, weight_norm and spectral_norm are computed (with a warning for parametrizations, whose
+    class it does not tell); others are refused.
 
     Args:
-        module_or_state_dict: `nn.LSTM`, `nn.GRU`, `nn.LSTMCell`, `nn.GRUCell`, or a module that
-            holds such a one; its state_dict, of tensors or ndarrays (no PyTorch needed); a
-            `.safetensors` file; or a file of `torch.save`, which is read with `weights_only=True`
-            and may hold the state_dict under the key "state_dict". Of a subclass the parameters
-            are taken, not what its own `forward` adds.
+        module_or_state_dict: `nn.LSTM`, `nn.GRU`, `nn.LSTMCell`, `nn.GRUCell`, `nn.Linear`,
+            `nn.Embedding`, or a module that holds such a one; its state_dict, of tensors or
+            ndarrays (no PyTorch needed); a dict that has either under some key, as checkpoints do;
+            or a path: of a `.safetensors` file, a file of `torch.save` (which is read with
+            `weights_only=True`), an index of shards (`*.index.json`), or a folder that holds the
+            shards or the one file of a model. Of a subclass the parameters are taken, not what its
+            own `forward` adds; hooks are not looked at.
         prefix: what stands before the names, "encoder.rnn." or "encoder.rnn". What does not begin
-            with it is ignored.
-        cell: "LSTM" or "GRU", to be held against the shapes; None takes what they say.
+            with it is ignored. Keys of nested dicts may be part of it: "model.encoder.rnn"; without
+            them, only one of the nested dicts may have the prefix.
+        cell: "LSTM" or "GRU", to be held against the shapes; "Linear" or "Embedding". None takes
+            what the module, or names and shapes, say; a `weight` alone does not say which of the
+            two it is.
         batch_first: whether x and y are (N, T, ...). None is what the module says, else False.
 
     Returns:
-        layer: a cell becomes a layer of its own size, for sequences and streams.
+        layer: a cell becomes a layer of its own size, for sequences and streams. Of an Embedding,
+            the weight: a new array (num_embeddings, embedding_dim), to be indexed.
 
     Raises:
         TypeError: no such thing, or weights that are neither float32, float64, float16 nor
-            bfloat16, or not all the same.
-        ValueError: names are missing, surplus or of the wrong shape, or there is no LSTM or GRU of
-            this prefix (the message lists those that there are); a file that cannot be read.
+            bfloat16 (quantised ones, say), or not all the same.
+        ValueError: names are missing, surplus or of the wrong shape; there is no LSTM or GRU of
+            this prefix (the message lists those that there are), or more than one; weights that a
+            state_dict does not tell how to compute; masked elements; an Embedding with max_norm; a
+            file that cannot be read, or one of several shards.
         ImportError: a file's format needs a package that is not installed.
     """
     if not isinstance(prefix, str):
@@ -76,35 +139,48 @@ def from_torch(
         cell = _check_cell(cell)
     if batch_first is not None:
         batch_first = check_bool("batch_first", batch_first)
-    dropout = 0.0
-    path = as_path(module_or_state_dict)
+    source: Any = module_or_state_dict
+    path = as_path(source)
     if path is not None:
-        given: Mapping[str, Any] = _read_file(path)
-        where = str(path)
-    elif isinstance(module_or_state_dict, Mapping):
-        given, where = module_or_state_dict, "state_dict"
-    elif _is_module(module_or_state_dict):
-        module: Any = module_or_state_dict
-        given, where = module.state_dict(), type(module).__name__
-        owner = _owner(module, prefix)
-        if batch_first is None:
-            batch_first = getattr(owner, "batch_first", False) is True
-        told = getattr(owner, "dropout", 0.0)
-        dropout = float(told) if isinstance(told, (int, float)) else 0.0
+        where, source = str(path), read_checkpoint(path)
+    elif isinstance(source, Mapping):
+        where = "state_dict"
+    elif _is_module(source):
+        where = type(source).__name__
     else:
         raise TypeError(
-            f"module_or_state_dict: got {type(module_or_state_dict).__name__}, wanted a "
-            "torch.nn.Module, a mapping or a path"
+            f"module_or_state_dict: got {type(source).__name__}, wanted a torch.nn.Module, a "
+            "mapping or a path"
         )
-    arrays = _select(given, prefix, where)
-    return _from_arrays(where, arrays, cell, bool(batch_first), dropout)
+    found = _find(where, source, prefix, cell)
+    given = found.given
+    if found.owner is not None and not _is_scripted(found.owner):
+        given = module_weights(found.owner, given)
+    names = _RECURRENT if found.recurrent else _PLAIN
+    given = computed_weights(given, names, _as_array)
+    if found.recurrent:
+        told = _told_options(found.owner)
+        alone = "weight_hh" in given or "weight_ih" in given  # of an nn.LSTMCell or nn.GRUCell
+        if batch_first is None:
+            batch_first = told.get("batch_first", False)
+            if _is_scripted(found.owner) and not alone and "batch_first" not in told:
+                raise ValueError("batch_first: got None, but this scripted module does not tell it")
+        return _from_arrays(where, given, alone, cell, batch_first, told.get("dropout", 0.0))
+    if batch_first is not None:
+        raise ValueError(f"batch_first: got {batch_first}, but {prefix!r} is not recurrent")
+    return _plain_from_arrays(where, given, found.owner, cell)
 
 
 def _check_cell(cell: object) -> str:
-    wanted = str(cell).upper()
-    if not isinstance(cell, str) or wanted not in GATES:
-        raise ValueError(f"cell: got {cell!r}, wanted 'LSTM', 'GRU' or None")
-    return wanted
+    for wanted in (*GATES, *_PLAIN_MODULES):
+        if isinstance(cell, str) and cell.upper() == wanted.upper():
+            return wanted
+    raise ValueError(f"cell: got {cell!r}, wanted 'LSTM', 'GRU', 'Linear', 'Embedding' or None")
+
+
+# ---- Modules -------------------------------------------------------------------------------------
+
+_PLAIN_MODULES = ("Linear", "Embedding")
 
 
 def _is_module(value: object) -> bool:
@@ -113,83 +189,213 @@ def _is_module(value: object) -> bool:
     return torch is not None and isinstance(value, torch.nn.Module)
 
 
+def _is_scripted(module: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(module, torch.jit.ScriptModule)
+
+
 def _owner(module: Any, prefix: str) -> Any:
     """The module that the prefix leads to, or None. `get_submodule` does not know scripted ones."""
     for part in prefix.removesuffix(".").split(".") if prefix else ():
         module = getattr(module, part, None)
-    return module
+    return module if _is_module(module) else None
 
 
-# ---- Files ---------------------------------------------------------------------------------------
+def _plain_kind(module: Any) -> str | None:
+    """ "Linear" or "Embedding", if the module is one; None if it is another or does not tell."""
+    if module is None:
+        return None
+    kinds = sys.modules["torch"].nn
+    return next((kind for kind in _PLAIN_MODULES if isinstance(module, getattr(kinds, kind))), None)
 
 
-def _read_file(path: pathlib.Path) -> Mapping[str, Any]:
-    if path.suffix.lower() == ".safetensors":
-        return _read_safetensors(path)
-    torch = import_extra("torch", "torch")
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is worth one is an error below
-        try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # zipfile's, pickle's and PyTorch's own, of any type
-            reason = str(error).partition("\n")[0].partition(". ")[0]
-            raise ValueError(f"{path}: not a file of weights of torch.save: {reason}") from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path}: got {type(loaded).__name__}, wanted a state_dict")
-    return loaded
+def _told_options(module: Any) -> dict[str, Any]:
+    """`batch_first` and `dropout` where the module has them: as attributes, or in its graph."""
+    told = {name: getattr(module, name, None) for name in ("batch_first", "dropout")}
+    if _is_scripted(module) and told["batch_first"] is None:
+        told = _traced_options(module)
+    options: dict[str, Any] = {}
+    if isinstance(told["batch_first"], bool):
+        options["batch_first"] = told["batch_first"]
+    if isinstance(told["dropout"], (int, float)):
+        options["dropout"] = float(told["dropout"])
+    return options
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, Any]:
-    file = TensorFile(path)
-    if "tidegate.format" in file.metadata:
-        # It says more of its layers than their shapes do.
-        raise ValueError(f"{path}: got a file of tidegate.save, which tidegate.load reads")
-    return {name: _Stored(file, name) for name in file}
+def _traced_options(module: Any) -> dict[str, Any]:
+    """The constants with which a traced module's graph calls the LSTM or GRU, if they agree."""
+    calls: dict[str, set[Any]] = {"batch_first": set(), "dropout": set()}
+    for kind in ("aten::lstm", "aten::gru"):
+        for node in module.graph.findAllNodes(kind):
+            # Calls with packed sequences have no batch_first.
+            arguments = re.findall(r"(\w+)(?:=[^,)]*)?[,)]", node.schema().partition("->")[0])
+            for name, value in zip(arguments, node.inputs()):
+                if name in calls:
+                    calls[name].add(value.toIValue())
+    return {name: values.pop() if len(values) == 1 else None for name, values in calls.items()}
+
+
+# ---- Which weights -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A tensor of a safetensors file, read when it turns out to be wanted."""
+class _Holder:
+    """A module, or a mapping of names and values, at a path of keys within the source."""
 
-    file: TensorFile
-    name: str
+    path: str
+    values: Mapping[Any, Any]
+    module: Any = None
 
-    def read(self) -> Array:
-        dtype, shape = self.file.dtype_and_shape(self.name)
-        if dtype == "BF16":  # the upper half of a float32
-            bits = self.file.raw(self.name).view(np.uint16)
-            return (bits.astype(np.uint32) << 16).view(np.float32).reshape(shape)
-        if dtype not in ("F16", "F32", "F64"):
-            raise TypeError(f"{self.name}: got dtype {dtype}, wanted F16, BF16, F32 or F64")
-        return self.file[self.name]
+    def names(self, before: str) -> dict[str, str]:
+        """Its names behind `before`, and keys."""
+        return {before + key: key for key in self.values if isinstance(key, str)}
+
+    @property
+    def stem(self) -> str:
+        """What stands before its full names."""
+        return self.path and self.path + "."
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Names behind the prefix, and values; their module, if there is one."""
+
+    path: str
+    given: dict[str, Any]
+    owner: Any
+    recurrent: bool
+
+
+def _find(where: str, source: Any, prefix: str, cell: str | None) -> _Found:
+    """What has the prefix. The only such mapping, if mappings are nested."""
+    holders = list(_holders(source))
+    for recurrent in (True, False):
+        if cell is not None and recurrent != (cell in GATES):
+            continue
+        # A prefix that begins with keys of the nested dicts goes before one that leaves them out.
+        for relative in (False, True):
+            candidates = (_select(holder, prefix, recurrent, relative) for holder in holders)
+            found = [
+                candidate
+                for candidate in candidates
+                if candidate is not None and (recurrent or cell or _may_be_plain(candidate))
+            ]
+            if len(found) > 1:
+                paths = listed(candidate.path for candidate in found)
+                raise ValueError(
+                    f"{where}: the prefix {prefix!r} is found under several keys, {paths}; put the "
+                    f"key before the prefix: {f'{found[0].path}.{prefix}'!r}"
+                )
+            if found:
+                return found[0]
+    raise _absent(where, holders, prefix, cell)
+
+
+def _holders(source: Any) -> Iterator[_Holder]:
+    """The source and the mappings and modules nested in it, the outer ones first."""
+    seen: set[int] = set()
+    waiting: deque[tuple[str, int, Any]] = deque([("", 0, source)])
+    while waiting:
+        path, depth, value = waiting.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        children: Any = ()
+        if _is_module(value):
+            yield _Holder(path, value.state_dict(), value)
+        elif isinstance(value, Mapping):
+            yield _Holder(path, value)
+            # Other mappings may read a file for each value.
+            children = value.items() if isinstance(value, dict) else ()
+        else:
+            children = enumerate(value)
+        for key, child in children:
+            nested = isinstance(child, (dict, list, tuple)) or _is_module(child)
+            if nested and depth < _MAX_DEPTH:
+                waiting.append((f"{path}.{key}" if path else str(key), depth + 1, child))
+
+
+def _select(holder: _Holder, prefix: str, recurrent: bool, relative: bool) -> _Found | None:
+    """What begins with the prefix, by the names behind it; one of them must be a parameter's."""
+    if relative and not holder.path:
+        return None  # the same as not relative
+    parameter = _pattern(_RECURRENT if recurrent else "weight")
+    before = "" if relative else holder.stem
+    names = holder.names(before)
+    for stem in (prefix, prefix + "."):
+        chosen = {
+            name.removeprefix(stem): key for name, key in names.items() if name.startswith(stem)
+        }
+        if any(parameter.fullmatch(name) for name in chosen):
+            owner = None
+            if holder.module is not None:
+                owner = _owner(holder.module, prefix.removeprefix(before))
+            given = {name: holder.values[key] for name, key in chosen.items()}
+            return _Found(holder.path, given, owner, recurrent)
+    return None
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """A parameter's name, or the name of a part that it is computed from."""
+    return re.compile(f"{PREFIX}(?:{name}){PARTS}")
+
+
+def _may_be_plain(found: _Found) -> bool:
+    """Whether names alone, or the module, say that it is a Linear or an Embedding."""
+    if found.owner is None or _is_scripted(found.owner):
+        return True
+    return _plain_kind(found.owner) is not None
+
+
+def _absent(where: str, holders: list[_Holder], prefix: str, cell: str | None) -> Exception:
+    """The error for a prefix that nothing has: it lists those that there are."""
+    what = "LSTM or GRU" if cell is None else cell
+    name = "weight" if cell in _PLAIN_MODULES else _RECURRENT
+    parameter = re.compile(f"(?P<prefix>.*?){_pattern(name).pattern}", re.DOTALL)
+    prefixes: dict[str, None] = {}
+    quantised: dict[str, None] = {}
+    for holder in holders:
+        for full in holder.names(holder.stem):
+            if len(full) > _MAX_NAME:
+                continue
+            for pattern, found in ((parameter, prefixes), (_QUANTISED, quantised)):
+                match = pattern.fullmatch(full)
+                if match:
+                    found[match["prefix"]] = None
+    message = f"{where}: no {what} has the prefix {prefix!r}; "
+    message += f"prefixes of those that there are: {listed(prefixes)}"
+    if quantised:
+        message += (
+            "; quantised ones, instead of which the float model must be converted: "
+            f"{listed(quantised)}"
+        )
+    keys = list(holders[0].values)
+    if not prefixes and not quantised and keys:
+        unnamed = [key for key in keys if not isinstance(key, str)]
+        if len(unnamed) == len(keys):
+            return TypeError(f"{where}: got the key {unnamed[0]!r}, wanted names")
+        message += f"; the names that there are: {listed(map(str, keys))}"
+    return ValueError(message)
 
 
 # ---- Names and shapes ----------------------------------------------------------------------------
 
 
-def _select(given: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
-    """What begins with the prefix, by the names behind it; one of them must be a parameter's."""
-    for name in given:
-        if not isinstance(name, str):
-            raise TypeError(f"{where}: got the key {name!r}, wanted names")
-    for stem in (prefix, prefix + "."):
-        chosen = {name.removeprefix(stem): name for name in given if name.startswith(stem)}
-        if any(_NAME.fullmatch(name) for name in chosen):
-            return {name: given[key] for name, key in chosen.items()}
-    matches = [re.fullmatch(f"(?P<prefix>.*?){_NAME.pattern}", name, re.DOTALL) for name in given]
-    prefixes = dict.fromkeys(match["prefix"] for match in matches if match)
-    raise ValueError(
-        f"{where}: no LSTM or GRU has the prefix {prefix!r}; prefixes of those that there are: "
-        f"{listed(prefixes)}"
-    )
+def _check_names(where: str, given: Mapping[str, Any], wanted: list[str]) -> None:
+    missing = [name for name in wanted if name not in given]
+    surplus = [name for name in given if name not in wanted]
+    if missing or surplus:
+        raise ValueError(f"{where}: missing {listed(missing)}; surplus {listed(surplus)}")
 
 
 def _from_arrays(
-    where: str, given: Mapping[str, Any], cell: str | None, batch_first: bool, dropout: float
+    where: str,
+    given: Mapping[str, Any],
+    alone: bool,
+    cell: str | None,
+    batch_first: bool,
+    dropout: float,
 ) -> RecurrentLayer:
-    alone = "weight_hh" in given or "weight_ih" in given  # of an nn.LSTMCell or nn.GRUCell
     num_layers = 1
     while f"weight_hh_l{num_layers}" in given:
         num_layers += 1
@@ -203,10 +409,7 @@ def _from_arrays(
         f"_l{k}{r}" for k in range(num_layers) for r in ("", "_reverse")[: 1 + bidirectional]
     ]
     wanted = [kind + suffix for suffix in ([""] if alone else suffixes) for kind in kinds]
-    missing = [name for name in wanted if name not in given]
-    surplus = [name for name in given if name not in wanted]
-    if missing or surplus:
-        raise ValueError(f"{where}: missing {listed(missing)}; surplus {listed(surplus)}")
+    _check_names(where, given, wanted)
 
     arrays = as_weights({name: _as_array(name, given[name]) for name in wanted})
     if alone:
@@ -222,9 +425,10 @@ def _from_arrays(
         options["proj_size"] = state_size
     found = {4 * hidden_size: "LSTM", 3 * hidden_size: "GRU"}.get(rows)
     if found is None or (projected and found == "GRU"):
+        vanilla = ", as a plain nn.RNN has, which has no gates;" if rows == hidden_size else ","
         raise ValueError(
-            f"weight_hh: got shape {(rows, state_size)} for a hidden_size of {hidden_size}, wanted "
-            "4*hidden_size rows (LSTM) or 3*hidden_size (GRU, without a projection)"
+            f"weight_hh: got shape {(rows, state_size)} for a hidden_size of {hidden_size}{vanilla}"
+            " wanted 4*hidden_size rows (LSTM) or 3*hidden_size (GRU, without a projection)"
         )
     if cell not in (None, found):
         raise ValueError(f"cell: got {cell!r}, but weight_hh has the shape of a {found}")
@@ -243,13 +447,59 @@ def _from_arrays(
     )
 
 
+def _plain_from_arrays(
+    where: str, given: Mapping[str, Any], owner: Any, cell: str | None
+) -> Linear | Array:
+    kind = _plain_kind(owner)
+    if kind is not None and cell not in (None, kind):
+        raise ValueError(f"cell: got {cell!r}, but the module is an nn.{kind}")
+    kind = cell or kind or ("Linear" if "bias" in given else None)
+    if kind is None:
+        raise ValueError(
+            f"{where}: a weight without a bias may be an Embedding's or a Linear's; pass "
+            "cell='Embedding' or cell='Linear'"
+        )
+    bias = kind == "Linear" and "bias" in given
+    names = ["weight", "bias"] if bias else ["weight"]
+    _check_names(where, given, names)
+    arrays = as_weights({name: _as_array(name, given[name]) for name in names})
+    weight = arrays["weight"]
+    if kind == "Embedding":
+        check_rank("weight", weight, 2, "(num_embeddings, embedding_dim), both at least 1")
+        max_norm = getattr(owner, "max_norm", None)
+        if max_norm is not None:
+            raise ValueError(
+                f"{where}: got max_norm={max_norm}, by which look-ups change the weight"
+            )
+        return weight.copy()
+    check_rank("weight", weight, 2, "(out_features, in_features), both at least 1")
+    rows, columns = weight.shape
+    if bias:
+        check_shape("bias", arrays["bias"], (rows,), "a number for each row of weight")
+    layer = Linear(columns, rows, bias=bias, dtype=weight.dtype, seed=0)
+    layer.load_state_dict(arrays)
+    return layer
+
+
 def _as_array(name: str, value: Any) -> Any:
     """A tensor's values as an ndarray; what is no tensor is left for others to check."""
-    if isinstance(value, _Stored):
+    if isinstance(value, Stored):
         return value.read()
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return value
+    if isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
+        raise TypeError(f"{name}: got an uninitialised parameter; run the lazy module once before")
+    if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise TypeError(
+            f"{name}: got a {type(value).__name__}, wanted a tensor of plain values (of a "
+            "quantised one its dequantize(), of a sharded one its full_tensor())"
+        )
+    if value.is_quantized or value.dtype in (torch.int8, torch.uint8):
+        raise TypeError(
+            f"{name}: got a {value.dtype} tensor, which is quantised; convert the float model, "
+            "before quantisation"
+        )
     if value.is_meta or value.layout is not torch.strided or not value.is_floating_point():
         raise TypeError(
             f"{name}: got a {value.dtype} tensor ({value.layout}, on {value.device}), wanted a "

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tidegate.checks import Array, check_array
+from tidegate.checks import Array, check_array, check_unmasked
 from tidegate.layers import GRU, LSTM
 
 RecurrentLayer: TypeAlias = LSTM | GRU
@@ -60,6 +60,7 @@ def as_weights(given: Mapping[str, Any]) -> dict[str, Array]:
 def _as_float(name: str, value: object) -> Array:
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: got {type(value).__name__}, wanted an ndarray")
+    check_unmasked(name, value)
     if value.dtype == np.float16 or value.dtype.name == "bfloat16":
         return value.astype(np.float32)
     native = value.astype(value.dtype.newbyteorder("="), copy=False)
@@ -136,10 +137,18 @@ def import_extra(module: str, extra: str) -> ModuleType:
 
 
 def as_path(value: object) -> pathlib.Path | None:
-    """`value` as a path, if it is a str or path-like."""
-    return pathlib.Path(value) if isinstance(value, (str, os.PathLike)) else None
+    """`value` as a path, if it is a str or path-like; a ValueError if it is empty."""
+    if not isinstance(value, (str, os.PathLike)):
+        return None
+    if not os.fspath(value):
+        raise ValueError("path: got '', wanted the path of a file")
+    return pathlib.Path(value)
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message."""
-    return ", ".join(repr(name) for name in names) or "none"
+    """Names for a message: not more of them than can be read."""
+    names = list(names)
+    most = 20
+    shown = ", ".join(repr(name) for name in names[:most])
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (shown + more) or "none"
