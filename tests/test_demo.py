@@ -63,7 +63,7 @@ def test_gradients_agree_with_finite_differences(cell):
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_it_prints_every_part_and_saves_what_it_trained(cell, tmp_path, capsys):
-    file = tmp_path / "weights.bin"
+    file = tmp_path / "speakers.safetensors"
     assert cli.main([*QUICK, "--cell", cell, "--save", str(file)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -81,17 +81,14 @@ def test_it_prints_every_part_and_saves_what_it_trained(cell, tmp_path, capsys):
         assert re.search(rf"^{part} +[\d,]+ utterances/s +[\d,]+ frames/s$", out, re.MULTILINE)
 
     # What was saved is the network that was tested.
-    assert f"weights saved to {file}" in out
-    with np.load(file) as saved:
-        assert saved["cell"] == cell
-        net = demo.SpeakerNet(cell, 8, np.random.default_rng(1))
-        for part, layer in (("rnn.", net.rnn), ("head.", net.head)):
-            layer.load_state_dict(
-                {n.removeprefix(part): saved[n] for n in saved if n.startswith(part)}
-            )
-        test_x, test_y = demo.load("test")
-        batch = demo.pad([(u - saved["mean"]) / saved["deviation"] for u in test_x])
-        assert int((net(*batch).argmax(axis=1) == test_y).sum()) == right
+    assert f"network saved to {file}" in out
+    saved = tg.load(file)
+    assert list(saved) == ["rnn", "head", "mean", "deviation"]
+    test_x, test_y = demo.load("test")
+    x, lengths = demo.pad([(u - saved["mean"]) / saved["deviation"] for u in test_x])
+    _, state = saved["rnn"](x, lengths=lengths)
+    scores = saved["head"](demo.last_states(state))
+    assert int((scores.argmax(axis=1) == test_y).sum()) == right
 
 
 def test_a_seed_repeats_a_run(capsys):
@@ -123,7 +120,7 @@ def test_the_bar_is_for_terminals_alone(capsys, monkeypatch):
         (["--lr", "nan"], "--lr.*nan.*above 0"),
         (["--lr", "fast"], "--lr.*fast"),
         (["--cell", "rnn"], "--cell.*rnn"),
-        (["--save", "no/such/folder/weights.npz"], "--save.*no/such/folder.*cannot be written"),
+        (["--save", "no/such/folder/net.safetensors"], "--save.*no/such/folder.*cannot be written"),
         (["--save", "."], "--save.*cannot be written"),
         (["--plot", "no/such/folder/curves.png"], "--plot.*no/such/folder.*cannot be written"),
     ],

@@ -159,6 +159,118 @@ def test_loading_does_not_warn_again(tmp_path):
     assert saved(tmp_path / "f", layer).dropout == 0.5
 
 
+# ---- Arrays, texts and layers without parameters -------------------------------------------------
+
+
+def test_arrays_and_texts_beside_layers(tmp_path):
+    rng = np.random.default_rng(0)
+    dtypes = ["?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "c8"]
+    entries = {
+        "labels": "yes\nno \u2713 \0",
+        "mean": rng.standard_normal(3),
+        "rnn": make("LSTM", clip=2),
+        **{dtype: rng.integers(0, 2, (2, 3)).astype(dtype) for dtype in dtypes},
+        "scalar": np.array(7, np.int16),
+        "empty": np.zeros((0, 5), np.float32),
+        "note": "",
+        "head": make("Linear", np.float64),
+        "rnn.mean": np.arange(3),
+        "dropout": tg.Dropout(0.25),
+    }
+    loaded = saved(tmp_path / "f", entries)
+    assert list(loaded) == list(entries)
+    for name, wanted in entries.items():
+        got = loaded[name]
+        if isinstance(wanted, str):
+            assert got == wanted
+        elif isinstance(wanted, np.ndarray):
+            assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
+            assert got.tobytes() == wanted.tobytes()
+            assert got.flags.writeable
+        elif isinstance(wanted, tg.Dropout):
+            assert type(got) is tg.Dropout
+            assert got.p == wanted.p
+        else:
+            same_layer(got, wanted)
+    header = parts(tmp_path / "f")[0]
+    sizes = {"BOOL": 1, "BF16": 2, "C64": 8}
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            size = sizes.get(tensor["dtype"]) or int(tensor["dtype"][1:]) // 8
+            assert tensor["data_offsets"][0] % size == 0
+
+
+def test_arrays_of_any_layout(tmp_path):
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    with_gaps = np.zeros((6, 8), np.float32)
+    with_gaps[::2, ::2] = array
+    memory = np.memmap(tmp_path / "memory", np.float32, "w+", shape=(3, 4))
+    memory[:] = array
+    entries = {
+        "fortran": np.asfortranarray(array),
+        "gaps": with_gaps[::2, ::2],
+        "swapped": array.astype(">f4"),
+        "memory": memory,
+        "plain mask": np.ma.array(array),
+    }
+    for name, got in saved(tmp_path / "f", entries).items():
+        assert type(got) is np.ndarray, name
+        assert got.dtype == np.float32
+        assert np.array_equal(got, array), name
+
+
+def test_arrays_alone(tmp_path):
+    assert np.array_equal(saved(tmp_path / "f", {"a": np.arange(3)})["a"], [0, 1, 2])
+    dropout = saved(tmp_path / "f", tg.Dropout(1 / 3))
+    assert type(dropout) is tg.Dropout
+    assert dropout.p == 1 / 3
+
+
+def test_one_entry(tmp_path):
+    path = tmp_path / "f"
+    layers = {"a": make("GRU"), "b": make("GRU", seed=1), "head": make("Linear")}
+    tg.save(path, {**layers, "mean": np.ones(3), "labels": "x"})
+    same_layer(tg.load(path, tg.GRU, "b"), layers["b"])
+    same_layer(tg.load(path, name="b"), layers["b"])
+    same_layer(tg.load(path, tg.Linear), layers["head"])
+    assert tg.load(path, np.ndarray).tolist() == [1, 1, 1]
+    assert tg.load(path, str, "labels") == "x"
+    for kind, name, message in (
+        (tg.GRU, None, r"wanted one entry \(a GRU\), got 2; the file has 'a' \(a GRU\), 'b' "),
+        (tg.LSTM, None, r"wanted one entry \(an LSTM\), got 0"),
+        (tg.LSTM, "a", r"wanted one entry \(an LSTM\) named 'a', got 0"),
+        (None, "c", r"wanted one entry named 'c', got 0"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            tg.load(path, kind, name)
+        assert str(caught.value).startswith(f"{path}: ")
+    with pytest.raises(
+        TypeError, match=r"kind: got <class 'int'>, wanted the type of an LSTM, a G"
+    ):
+        tg.load(path, int)
+    with pytest.raises(TypeError, match="name: got 3, wanted a str"):
+        tg.load(path, tg.GRU, 3)
+    tg.save(path, make("LSTM"))
+    same_layer(tg.load(path, tg.LSTM), make("LSTM"))
+    with pytest.raises(ValueError, match=r"wanted one entry \(a GRU\), got 0; the file has ''"):
+        tg.load(path, tg.GRU)
+
+
+def test_files_of_the_first_version_are_read(tmp_path):
+    """As releases before arrays and texts wrote them."""
+    numpy = pytest.importorskip("safetensors.numpy")
+    layer = make("GRU")
+    text = '{"kind": "GRU", "input_size": 3, "hidden_size": 4}'
+    metadata = {"tidegate.format": "1", "tidegate.layer": text}
+    numpy.save_file(dict(layer.params.items()), tmp_path / "f", metadata)
+    same_layer(files.load(tmp_path / "f"), layer)
+
+
+def test_a_foreign_file(tmp_path):
+    write(tmp_path / "f", {"w": entry("F32", [1], 0, 4)}, bytes(4))
+    refused(tmp_path / "f", r"not a file of tidegate\.save; tidegate\.TensorFile .*from_torch")
+
+
 # ---- Others can read it --------------------------------------------------------------------------
 
 
@@ -256,7 +368,29 @@ def test_a_dtype_that_numpy_has_not(tmp_path):
         ({"a": make("GRU"), "b": 3}, TypeError, r"layers\['b'\]: got int"),
         (None, TypeError, "layers: got NoneType"),
         (type("Mine", (tg.LSTM,), {})(1, 1), TypeError, "layers: got Mine"),
-        (tg.Dropout(0.5), TypeError, "layers: got Dropout"),
+        (np.zeros(3), TypeError, "layers: got ndarray, wanted .* or a mapping of names to layers"),
+        (
+            {"a": [1.0]},
+            TypeError,
+            r"layers\['a'\]: got list, wanted an LSTM, .* an ndarray or a str",
+        ),
+        ({"a": np.float32(1)}, TypeError, r"layers\['a'\]: got float32"),
+        ({"a": "\ud800"}, ValueError, r"layers\['a'\]: the text cannot be encoded"),
+        ({"a": np.array(["x"])}, TypeError, r"layers\['a'\]: got dtype <U1, wanted bool, an int"),
+        ({"a": np.array([{}])}, TypeError, r"layers\['a'\]: got dtype object"),
+        ({"a": np.zeros(2, complex)}, TypeError, r"layers\['a'\]: got dtype complex128"),
+        ({"a": np.zeros(2, "f4,i4")}, TypeError, r"layers\['a'\]: got dtype \[\('f0'"),
+        (
+            {"a": np.ma.masked_equal([1.0, 2.0], 2)},
+            ValueError,
+            r"layers\['a'\]: got a masked array",
+        ),
+        (
+            {"a": make("GRU"), "a.bias_hh_l0": np.zeros(3)},
+            ValueError,
+            'the name "a.bias_hh_l0" stands twice',
+        ),
+        ({"__metadata__": np.zeros(3)}, ValueError, '"__metadata__" stands twice'),
     ],
 )
 def test_what_cannot_be_saved(layers, error, message, tmp_path):
@@ -538,6 +672,23 @@ def rename(old, new):
         (lambda m, t: m.update({"tidegate.extra": ""}), '"tidegate.extra": a key that this'),
         (lambda m, t: m.update({"tidegate.layer.": "{}"}), "a key that this version"),
         (lambda m, t: m.update({"tidegate.layers": "{}"}), "a key that this version"),
+        (lambda m, t: m.update({"tidegate.array": ""}), "a key that this version"),
+        (lambda m, t: m.update({"tidegate.text.": ""}), "a key that this version"),
+        (lambda m, t: m.update({"tidegate.array.x": ""}), 'missing tensors "x"'),
+        (lambda m, t: m.update({"tidegate.array.x": "F32"}), 'got "F32", wanted an empty text'),
+        (lambda m, t: m.update({"tidegate.text.rnn": ""}), "another entry has this name"),
+        (
+            lambda m, t: m.update({"tidegate.array.head.bias": ""}),
+            '"head.bias": an array that is a layer\'s parameter too',
+        ),
+        (
+            lambda m, t: m.update({"tidegate.layer.d": '{"kind": "Dropout"}'}),
+            'tidegate.layer.d.*: "p" is missing',
+        ),
+        (
+            lambda m, t: m.update({"tidegate.layer.d": '{"kind": "Dropout", "p": 2}'}),
+            "p: got 2, wanted a probability",
+        ),
         (lambda m, t: m.pop(RNN), 'surplus tensors "rnn.weight_ih_l0", '),
         (lambda m, t: [m.pop(RNN), m.pop("tidegate.layer.head")], "name no layer"),
         (lambda m, t: m.update({"tidegate.layer": m[RNN]}), "without a name beside others"),
@@ -548,7 +699,7 @@ def rename(old, new):
         (layer_text(""), "tidegate.layer.rnn.*: byte 0: the text ends"),
         (layer_text("{}"), '"kind" is missing'),
         (layer_text("3"), "wanted an object"),
-        (layer_text('{"kind": "RNN"}'), 'got "RNN", wanted "LSTM", "GRU" or "Linear"'),
+        (layer_text('{"kind": "RNN"}'), 'got "RNN", wanted "LSTM", "GRU", "Linear" or "Dropout"'),
         (layer_text('{"input_size": 3, "hidden_size": 4}'), '"kind" is missing'),
         (layer_text('{"kind": "LSTM", "input_size": 3}'), '"hidden_size" is missing'),
     ],

@@ -193,8 +193,8 @@ void require_sizes(const LayerInfo& layer) {
 }
 
 void require_probability(const char* name, double value) {
-  require(value >= 0 && value < 1,
-          std::string(name) + ": got " + json_number(value) + ", wanted a number >= 0, below 1");
+  require(value >= 0 && value <= 1,
+          std::string(name) + ": got " + json_number(value) + ", wanted a probability, 0 to 1");
 }
 
 }  // namespace

@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> None:
     print_throughput("training", args.epochs * len(train_x), args.epochs * len(frames), seconds)
     print_inference_throughput(net, *test_batch)
     if args.save is not None:
-        save(args.save, net, args.cell, mean, deviation)
+        save(args.save, net, mean, deviation)
     if args.plot is not None:
         plot(args.plot, losses, accuracies)
 
@@ -195,13 +195,10 @@ def print_inference_throughput(net: SpeakerNet, x: Array, lengths: Array) -> Non
     print_throughput("inference", repeats * len(lengths), repeats * int(lengths.sum()), seconds)
 
 
-def save(path: Path, net: SpeakerNet, cell: str, mean: Array, deviation: Array) -> None:
-    """Writes all that it takes to run the trained network elsewhere, as one .npz archive."""
-    arrays: dict[str, Any] = {f"rnn.{name}": array for name, array in net.rnn.state_dict().items()}
-    arrays |= {f"head.{name}": array for name, array in net.head.state_dict().items()}
-    with path.open("wb") as file:
-        np.savez(file, cell=cell, mean=mean, deviation=deviation, **arrays)
-    print(f"weights saved to {path}")
+def save(path: Path, net: SpeakerNet, mean: Array, deviation: Array) -> None:
+    """Writes all that it takes to run the trained network elsewhere, for `tidegate.load`."""
+    tg.save(path, {"rnn": net.rnn, "head": net.head, "mean": mean, "deviation": deviation})
+    print(f"network saved to {path}; tidegate.load reads it")
 
 
 def plot(path: Path, losses: list[float], accuracies: list[float]) -> None:
@@ -240,7 +237,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=positive, default=0.01, help="peak learning rate")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy")
-    parser.add_argument("--save", type=Path, metavar="FILE.npz", help="keep the trained weights")
+    parser.add_argument("--save", type=Path, metavar="FILE.safetensors", help="keep the network")
     args = parser.parse_args(argv)
     for option in ("plot", "save"):
         path = getattr(args, option)

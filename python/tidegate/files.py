@@ -96,11 +96,11 @@ def _chosen(
         if (kind is None or type(entry) is kind) and (name is None or key == name)
     }
     if len(found) != 1:
-        what = "entry" if kind is None else _KINDS[kind]
+        what = "" if kind is None else f" ({_KINDS[kind]})"
         named = "" if name is None else f" named {name!r}"
         there = ", ".join(f"{key!r} ({_KINDS[type(entry)]})" for key, entry in entries.items())
         raise ValueError(
-            f"{where}: wanted one entry ({what}){named}, got {len(found)}; the file has {there}"
+            f"{where}: wanted one entry{what}{named}, got {len(found)}; the file has {there}"
         )
     return next(iter(found.values()))
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <system_error>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "arrays.h"
@@ -186,6 +187,58 @@ TEST(several_layers) {
 
   for (const Tensor& tensor : file.tensors())
     CHECK(tensor.offset % (tensor.dtype == "F64" ? 8 : 4) == 0);
+}
+
+TEST(arrays_texts_and_layers_without_parameters) {
+  Random random(3);
+  const LayerInfo gru = recurrent<float>("rnn", a_config(CellKind::gru));
+  const std::vector<float> flat = random_parameters<float>(random, gru);
+  LayerInfo dropout;
+  dropout.name = "drop";
+  dropout.kind = LayerKind::dropout;
+  dropout.p = 0.25;
+  CHECK(parameters(dropout).empty() && parameter_count(dropout) == 0);
+  const std::vector<std::int16_t> counts = {1, 2, 3};
+  const std::vector<double> mean = {0.5, -0.5};
+  const std::vector<EntryData> entries = {{Text{"note", "any \u00e9"}},
+                                          {Tensor{"counts", "I16", {3, 1}}, counts.data()},
+                                          {gru, flat.data()},
+                                          {dropout},
+                                          {Tensor{"rnn.mean", "F64", {2}}, mean.data()}};
+  const TemporaryPath path;
+  write_entries(path.text(), entries);
+
+  const Safetensors file(path.text());
+  const std::vector<Entry> read = read_entries(file);
+  CHECK(read.size() == entries.size());
+  for (std::size_t i = 0; i < read.size(); ++i) CHECK(read[i].index() == entries[i].entry.index());
+  CHECK(std::get<Text>(read[0]).name == "note" && std::get<Text>(read[0]).value == "any \u00e9");
+  CHECK(std::get<Tensor>(read[1]).shape == std::vector<Index>({3, 1}));
+  CHECK(std::get<LayerInfo>(read[3]).p == 0.25);
+  std::vector<double> values(2);
+  file.read(std::get<Tensor>(read[4]).name, values.data(), 16);
+  CHECK(same(values, mean));
+
+  // The layers are found among them.
+  CHECK(read_layers(file).size() == 2);
+  const std::shared_ptr<Model<float>> model = load_model<float>(file);
+  CHECK(same(std::vector<float>(model->parameters(), model->parameters() + flat.size()), flat));
+  CHECK(begins_with(invalid_argument_of([&] { load_model<float>(file, "drop"); }),
+                    path.text() + ": layer: got \"drop\""));
+  for (const Tensor& tensor : file.tensors()) {
+    const Index size = tensor.dtype == "F64" ? 8 : tensor.dtype == "F32" ? 4 : 2;
+    CHECK(tensor.offset % size == 0);
+  }
+
+  const auto refused = [&](const std::vector<EntryData>& given) {
+    return invalid_argument_of([&] { write_entries(path.text(), given); });
+  };
+  CHECK(refused({{Text{"a", ""}}, {Text{"a", ""}}}) == "entries: the name \"a\" stands twice");
+  CHECK(refused({{Text{"", ""}}}) == "entries: got an empty name, wanted one for each");
+  CHECK(refused({{gru, flat.data()}, {Tensor{"rnn.bias_hh_l0", "F64", {2}}, mean.data()}}) ==
+        "the name \"rnn.bias_hh_l0\" stands twice");
+  dropout.p = 1.5;
+  CHECK(begins_with(refused({{dropout}}), "layer \"drop\": p: got 1.5"));
 }
 
 TEST(any_tensors_and_metadata) {
