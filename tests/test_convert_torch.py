@@ -2,7 +2,9 @@
 # installed. Trained models are in test_real_models.py.
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import pathlib
 import struct
 import sys
@@ -131,7 +133,7 @@ def test_refused() -> None:
     refused("wanted one dtype", TypeError, bias_ih_l0=np.zeros(24))
     with pytest.raises(ValueError, match="cell: got 'GRU', but weight_hh has the shape of a LSTM"):
         convert.from_torch(good, cell="GRU")
-    with pytest.raises(ValueError, match="cell: got 'RNN', wanted 'LSTM', 'GRU' or None"):
+    with pytest.raises(ValueError, match="cell: got 'RNN', wanted 'LSTM', 'GRU', 'Linear', 'Em"):
         convert.from_torch(good, cell="RNN")
     with pytest.raises(TypeError, match="module_or_state_dict: got int, wanted"):
         convert.from_torch(3)  # type: ignore[arg-type]
@@ -144,7 +146,7 @@ def test_refused() -> None:
     with pytest.raises(ValueError, match="prefixes of those that there are: none"):
         convert.from_torch({})
     vanilla = {"weight_ih_l0": np.zeros((3, 2)), "weight_hh_l0": np.zeros((3, 3))}
-    with pytest.raises(ValueError, match=r"wanted 4\*hidden_size rows \(LSTM\) or 3\*hidden_size"):
+    with pytest.raises(ValueError, match=r"as a plain nn\.RNN has, .* wanted 4\*hidden_size rows"):
         convert.from_torch(vanilla)
     projected = {**make("gru").state_dict(), "weight_hr_l0": np.zeros((7, 7), np.float32)}
     with pytest.raises(ValueError, match="without a projection"):
@@ -209,6 +211,158 @@ def test_safetensors(tmp_path: pathlib.Path) -> None:
         convert.from_torch(tmp_path / "absent.safetensors")
 
 
+def sharded(folder: pathlib.Path) -> tuple[Any, pathlib.Path]:
+    """A layer, and the index of its two shards."""
+    numpy = pytest.importorskip("safetensors.numpy")
+    layer = make("lstm-stacked-bidirectional")
+    weight_map = {
+        f"rnn.{name}": f"model-0000{1 + ('l1' in name)}-of-00002.safetensors"
+        for name in layer.state_dict()
+    }
+    for shard in set(weight_map.values()):
+        names = [name for name in weight_map if weight_map[name] == shard]
+        tensors = {name: layer.params[name.removeprefix("rnn.")].copy() for name in names}
+        numpy.save_file(tensors, folder / shard)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return layer, index
+
+
+def test_shards(tmp_path: pathlib.Path) -> None:
+    layer, index = sharded(tmp_path)
+    same(convert.from_torch(index, "rnn"), layer)
+    same(convert.from_torch(str(tmp_path), "rnn"), layer)
+    shard = tmp_path / "model-00001-of-00002.safetensors"
+    with pytest.raises(ValueError, match=r"got shard 1 of 2, which may hold a part of the layer"):
+        convert.from_torch(shard, "rnn")
+
+    # Shards whose names do not tell.
+    text = index.read_text()
+    for k in (1, 2):
+        name = f"model-0000{k}-of-00002.safetensors"
+        (tmp_path / name).rename(tmp_path / f"part{k}.safetensors")
+        text = text.replace(name, f"part{k}.safetensors")
+    index.write_text(text)
+    same(convert.from_torch(index, "rnn"), layer)
+    with pytest.raises(ValueError, match=r"one of the 2 shards of model\.safetensors\.index\.json"):
+        convert.from_torch(tmp_path / "part1.safetensors", "rnn")
+
+
+def test_folders(tmp_path: pathlib.Path) -> None:
+    layer, index = sharded(tmp_path)
+    index.unlink()
+    same(convert.from_torch(tmp_path, "rnn"), layer)
+    other = tmp_path / "model-00002-of-00002.safetensors"
+    content = other.read_bytes()
+    other.unlink()
+    with pytest.raises(ValueError, match="got 1 of 2 shards: 'model-00001-of-00002"):
+        convert.from_torch(tmp_path, "rnn")
+    other.write_bytes((tmp_path / "model-00001-of-00002.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"'rnn\.weight_ih_l0', .* are in another shard too"):
+        convert.from_torch(tmp_path, "rnn")
+    other.write_bytes(content)
+    (tmp_path / "best-00001-of-00001.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="got shards of 2 models, wanted one"):
+        convert.from_torch(tmp_path, "rnn")
+    (tmp_path / "best.safetensors").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"pass the path of one of its files: 'best-0.*'best\.safe"
+    ):
+        convert.from_torch(tmp_path, "rnn")
+
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    with pytest.raises(ValueError, match="got a folder without PyTorch weights"):
+        convert.from_torch(whole)
+    (whole / "saved_model.pb").touch()
+    with pytest.raises(ValueError, match=r"without PyTorch weights .*: a TensorFlow SavedModel"):
+        convert.from_torch(whole)
+    pytest.importorskip("safetensors.numpy").save_file(
+        make("gru").state_dict(), whole / "model.safetensors"
+    )
+    same(convert.from_torch(whole), make("gru"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index.update(weight_map={}), "not an index of shards"),
+        (lambda index: index.pop("weight_map"), "not an index of shards"),
+        (
+            lambda index: index["weight_map"].update(
+                {"rnn.extra": "model-00001-of-00002.safetensors"}
+            ),
+            r"model-00001.*: missing 'rnn\.extra'; surplus none, by model\.safetensors\.index",
+        ),
+        (
+            lambda index: index["weight_map"].pop("rnn.bias_hh_l1"),
+            r"model-00002.*: missing none; surplus 'rnn\.bias_hh_l1', by ",
+        ),
+        (
+            lambda index: index["weight_map"].update({"x": "absent.safetensors"}),
+            r"the shards 'absent\.safetensors' are not in its folder",
+        ),
+        (
+            lambda index: index["weight_map"].update({"x": "../f"}),
+            r"\['x'\]: got '\.\./f', wanted the",
+        ),
+        (
+            lambda index: index["weight_map"].update({"x": "/dev/zero"}),
+            "got '/dev/zero', wanted the",
+        ),
+        (lambda index: index["weight_map"].update({"x": ".."}), r"got '\.\.', wanted the name"),
+        (lambda index: index["weight_map"].update({"x": 3}), "got 3, wanted the name"),
+    ],
+)
+def test_bad_indices(change: Callable[[Any], Any], message: str, tmp_path: pathlib.Path) -> None:
+    _, path = sharded(tmp_path)
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message):
+        convert.from_torch(path, "rnn")
+
+
+def test_indices_that_are_no_json(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    for content in (b"", b"\xff", b"{", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"index\.json: not a JSON file"):
+            convert.from_torch(path)
+    path.write_bytes(b"[]")
+    with pytest.raises(ValueError, match="not an index of shards"):
+        convert.from_torch(path)
+    with path.open("wb") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(ValueError, match="wanted an index of at most"):
+        convert.from_torch(path)
+
+
+@pytest.mark.parametrize("name", ["m.pt", "m.safetensors", "m.safetensors.index.json"])
+def test_what_is_no_regular_file(name: str, tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="is a FIFO, wanted a regular file"):
+        convert.from_torch(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="is a character device, wanted a regular file"):
+        convert.from_torch(tmp_path / name)
+    with pytest.raises(ValueError, match="path: got '', wanted the path of a file"):
+        convert.from_torch("")
+
+
+def test_masked_arrays_are_refused() -> None:
+    layer = make("gru")
+    state_dict = layer.state_dict()
+    bias = np.ma.array(state_dict["bias_hh_l0"])
+    same(convert.from_torch({**state_dict, "bias_hh_l0": bias}), layer)
+    bias[1] = np.ma.masked
+    for dtype in (np.float32, np.float16):
+        masked = {name: array.astype(dtype) for name, array in state_dict.items()}
+        with pytest.raises(ValueError, match="bias_hh_l0: got a masked array with 1 masked elem"):
+            convert.from_torch({**masked, "bias_hh_l0": bias.astype(dtype)})
+
+
 def test_bfloat16_without_any_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
@@ -240,6 +394,7 @@ def test_our_own_files_are_for_load(tmp_path: pathlib.Path) -> None:
 def test_without_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     same(convert.from_torch(make("gru").state_dict()), make("gru"))
+    (tmp_path / "model.pt").write_bytes(bytes(64))
     for call in (
         lambda: convert.from_torch(tmp_path / "model.pt"),
         lambda: convert.to_torch(make("gru")),
@@ -388,10 +543,13 @@ def test_cells_and_submodules(torch: Any, rng: np.random.Generator) -> None:
     np.testing.assert_allclose(stream.state[1][0], c.numpy(), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"Speller: .*: 'encoder\.1\.', 'decoder\.'"):
         convert.from_torch(model)
-    with pytest.raises(ValueError, match=r"Linear: no LSTM or GRU has the prefix ''; .*: none"):
-        convert.from_torch(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"weight_hh: got shape \(3, 3\) for a hidden_size of 3"):
-        convert.from_torch(nn.RNN(2, 3))
+    with pytest.raises(ValueError, match=r"Conv1d: no LSTM or GRU has the prefix ''; .*: none"):
+        convert.from_torch(nn.Conv1d(2, 2, 3))
+    for plain in (nn.RNN(2, 3), nn.RNNCell(2, 3)):
+        with pytest.raises(
+            ValueError, match=r"weight_hh: got shape \(3, 3\) .*as a plain nn\.RNN has"
+        ):
+            convert.from_torch(plain)
 
 
 def test_scripted_modules(torch: Any) -> None:
@@ -402,6 +560,220 @@ def test_scripted_modules(torch: Any) -> None:
         outer = torch.jit.script(torch.nn.Sequential(module))
     same(convert.from_torch(scripted), convert.from_torch(module))
     same(convert.from_torch(outer, "0"), convert.from_torch(module))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"dropout": 0.25}], ids=str)
+def test_traced_modules_tell_their_options(
+    torch: Any, name: str, options: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    module = getattr(torch.nn, name)(3, 4, 2, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit is deprecated
+        traced = torch.jit.trace(
+            torch.nn.Sequential(module), torch.zeros(2, 5, 3), check_trace=False
+        )
+        traced.save(tmp_path / "traced.pt")
+        loaded = torch.jit.load(tmp_path / "traced.pt")
+    for model in (traced, loaded):
+        same(convert.from_torch(model, "0"), convert.from_torch(module))
+        assert convert.from_torch(model, "0", batch_first=False).batch_first is False
+    with pytest.raises(ValueError, match=r"traced\.pt: .*: a TorchScript file; .*torch\.jit\.load"):
+        convert.from_torch(tmp_path / "traced.pt", "0")
+
+
+def test_a_traced_module_that_does_not_tell_the_layout(torch: Any) -> None:
+    class Packed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.GRU(3, 4, batch_first=True)
+            self.cell = torch.nn.GRUCell(3, 4)
+
+        def forward(self, x: Any, sizes: Any) -> Any:
+            packed = torch.nn.utils.rnn.PackedSequence(x, sizes)
+            return self.rnn(packed)[1], self.cell(x)
+
+    model = Packed()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(
+            model, (torch.zeros(3, 3), torch.tensor([2, 1])), check_trace=False
+        )
+    with pytest.raises(
+        ValueError, match="batch_first: got None, but this scripted module does not"
+    ):
+        convert.from_torch(traced, "rnn")
+    same(convert.from_torch(traced, "rnn", batch_first=True), convert.from_torch(model.rnn))
+    same(convert.from_torch(traced, "cell"), convert.from_torch(model.cell))
+
+
+# ---- Linear and Embedding ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(torch: Any, bias: bool, rng: np.random.Generator) -> None:
+    module = torch.nn.Linear(3, 2, bias=bias, dtype=torch.float64)
+    layer = convert.from_torch(module)
+    assert isinstance(layer, tg.Linear)
+    x = rng.standard_normal((4, 3))
+    wanted = module(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(layer(x), wanted, rtol=0, atol=1e-14)
+    model = torch.nn.ModuleDict({"head": module})
+    same(convert.from_torch(model, "head"), layer)
+    same(convert.from_torch(model.state_dict(), "head", cell="Linear"), layer)
+    same(convert.from_torch({"model": model.state_dict()}, "head", cell="linear"), layer)
+    if bias:
+        same(convert.from_torch(model.state_dict(), "head"), layer)
+    else:
+        with pytest.raises(ValueError, match="may be an Embedding's or a Linear's; pass cell="):
+            convert.from_torch(model.state_dict(), "head")
+
+
+def test_embedding(torch: Any) -> None:
+    module = torch.nn.Embedding(5, 3, padding_idx=0)
+    weight = module.weight.detach().numpy().copy()
+    np.testing.assert_array_equal(convert.from_torch(module), weight)
+    array = convert.from_torch({"e.weight": module.weight}, "e", cell="Embedding")
+    array[:] = 0  # a copy
+    np.testing.assert_array_equal(module.weight.detach().numpy(), weight)
+    with pytest.raises(ValueError, match=r"got max_norm=1\.0, by which look-ups change the weight"):
+        convert.from_torch(torch.nn.Embedding(5, 3, max_norm=1.0))
+    with pytest.raises(ValueError, match=r"cell: got 'Linear', but the module is an nn\.Embedding"):
+        convert.from_torch(module, cell="Linear")
+
+
+def test_plain_layers_refused() -> None:
+    weight, bias = np.zeros((2, 3), np.float32), np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match=r"bias: got shape \(3,\), wanted \(2,\)"):
+        convert.from_torch({"weight": weight, "bias": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"weight: got shape \(2,\), wanted \(out_features, in_f"):
+        convert.from_torch({"weight": bias, "bias": bias})
+    with pytest.raises(ValueError, match="surplus 'running_mean'"):
+        convert.from_torch({"weight": weight, "bias": bias, "running_mean": bias})
+    with pytest.raises(ValueError, match="surplus 'bias'"):
+        convert.from_torch({"weight": weight, "bias": bias}, cell="Embedding")
+    with pytest.raises(ValueError, match=r"no Linear has the prefix 'x'; .*: 'head\.', 'e\.'"):
+        convert.from_torch({"head.weight": weight, "e.weight": weight}, "x", cell="Linear")
+    with pytest.raises(ValueError, match="batch_first: got True, but '' is not recurrent"):
+        convert.from_torch({"weight": weight, "bias": bias}, batch_first=True)
+
+
+# ---- Computed weights ----------------------------------------------------------------------------
+
+
+def weight_norm(torch: Any, module: Any, name: str) -> None:
+    torch.nn.utils.parametrizations.weight_norm(module, name)
+
+
+def spectral_norm(torch: Any, module: Any, name: str) -> None:
+    torch.nn.utils.parametrizations.spectral_norm(module, name)
+
+
+def orthogonal(torch: Any, module: Any, name: str) -> None:
+    torch.nn.utils.parametrizations.orthogonal(module, name)
+
+
+def own_parametrisation(torch: Any, module: Any, name: str) -> None:
+    class Doubled(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return 2 * x
+
+    torch.nn.utils.parametrize.register_parametrization(module, name, Doubled())
+
+
+def old_weight_norm(torch: Any, module: Any, name: str) -> None:
+    torch.nn.utils.weight_norm(module, name)
+
+
+def old_weight_norm_of_all(torch: Any, module: Any, name: str) -> None:
+    torch.nn.utils.weight_norm(module, name, dim=None)
+
+
+def old_spectral_norm(torch: Any, module: Any, name: str) -> None:
+    torch.nn.utils.spectral_norm(module, name)
+
+
+def pruned(torch: Any, module: Any, name: str) -> None:
+    prune = pytest.importorskip("torch.nn.utils.prune")
+    prune.l1_unstructured(module, name, 0.3)
+    prune.random_unstructured(module, name, 0.3)
+
+
+# Of these a state_dict tells how the weight is computed: surely, or as PyTorch's own.
+CERTAIN = [old_weight_norm, old_weight_norm_of_all, old_spectral_norm, pruned]
+LIKELY = [weight_norm, spectral_norm]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("cell", ["LSTM", "GRUCell", "Linear"])
+@pytest.mark.parametrize("compute", [*CERTAIN, *LIKELY, orthogonal, own_parametrisation])
+def test_computed_weights(
+    torch: Any, compute: Callable[..., None], cell: str, rng: np.random.Generator
+) -> None:
+    torch.manual_seed(0)
+    module = getattr(torch.nn, cell)(5, 7)
+    name = {"LSTM": "weight_hh_l0", "GRUCell": "weight_ih", "Linear": "weight"}[cell]
+    compute(torch, module, name)
+    with torch.no_grad():  # what the attribute holds of a hook's weight is of the last forward
+        for parameter in module.parameters():
+            parameter.mul_(1.25)
+    outer = torch.nn.ModuleDict({"inner": module})
+    before = {key: tensor.clone() for key, tensor in outer.state_dict().items()}
+    layer = convert.from_torch(outer, "inner")
+    assert outer.training
+    assert all(module.training for module in outer.modules())
+    for key, tensor in outer.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+
+    module.eval()
+    x = rng.standard_normal((4, 5)).astype(np.float32)
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(x))
+    wanted = (wanted[0] if cell == "LSTM" else wanted).numpy()
+    y = layer(x[None] if cell == "GRUCell" else x)
+    y = y if cell == "Linear" else y[0]
+    np.testing.assert_allclose(y.reshape(wanted.shape), wanted, rtol=0, atol=1e-6)
+
+    state_dict = outer.state_dict()
+    if compute in CERTAIN:
+        told = convert.from_torch(state_dict, "inner")
+    elif compute in LIKELY:
+        with pytest.warns(UserWarning, match=f"{name}: .* are taken for .*{compute.__name__}"):
+            told = convert.from_torch(state_dict, "inner")
+    else:
+        with pytest.raises(
+            ValueError, match=f"{name}: .* do not tell how it is computed; pass the"
+        ):
+            convert.from_torch(state_dict, "inner")
+        return
+    for key, array in layer.params.items():
+        np.testing.assert_allclose(told.params[key], array, rtol=1e-6, atol=1e-7)
+
+
+def test_parts_that_do_not_fit() -> None:
+    layer = make("lstm")
+    good = layer.state_dict()
+    weight = good.pop("weight_hh_l0")
+
+    def refused(message: str, **parts: Any) -> None:
+        named = {f"weight_hh_l0_{part}": value for part, value in parts.items()}
+        with pytest.raises(ValueError, match=message):
+            convert.from_torch({**good, **named})
+
+    ones = np.ones_like
+    same(
+        convert.from_torch(
+            {**good, "weight_hh_l0_orig": weight, "weight_hh_l0_mask": ones(weight)}
+        ),
+        layer,
+    )
+    refused("weight_hh_l0: the names 'weight_hh_l0_g' do not tell", g=weight[:, :1])
+    refused("weight_hh_l0: the names 'weight_hh_l0_orig' do not tell", orig=weight)
+    refused("which is no norm of", g=weight[:2, :1], v=weight)
+    refused("got a mask of shape", orig=weight, mask=weight[1:])
+    refused("do not tell the axis", orig=weight, u=ones(weight[0, :1]), v=ones(weight[0]))
+    with pytest.raises(ValueError, match="do not tell how it is computed"):
+        convert.from_torch({**good, "weight_hh_l0": weight, "weight_hh_l0_orig": weight})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -436,8 +808,11 @@ def test_files_of_torch_save(torch: Any, tmp_path: pathlib.Path) -> None:
     torch.save({"epoch": 3, "state_dict": module.state_dict(prefix="net.rnn.")}, path)
     same(convert.from_torch(path, "net.rnn"), layer)
     torch.save(module, path)  # a pickled module, which could run anything
-    with pytest.raises(ValueError, match=r"model\.pt: not a file of weights of torch\.save: "):
+    with pytest.raises(
+        ValueError, match=r"model\.pt: not a .*: it holds more than tensors: .*LSTM"
+    ):
         convert.from_torch(path)
+    same(convert.from_torch(torch.load(path, weights_only=False)), layer)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match=r"model\.pt: got list, wanted a state_dict"):
         convert.from_torch(path)
@@ -446,6 +821,142 @@ def test_files_of_torch_save(torch: Any, tmp_path: pathlib.Path) -> None:
         convert.from_torch(path)
     with pytest.raises(FileNotFoundError):
         convert.from_torch(tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize(
+    "key", ["model_state_dict", "state_dict", "model", "net", "module", "generator"]
+)
+def test_nested_checkpoints(torch: Any, key: str, tmp_path: pathlib.Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LSTM(3, 4))
+    layer, head = convert.from_torch(model[1]), convert.from_torch(model[0])
+    optimizer = torch.optim.Adam(model.parameters())
+    checkpoint = {"epoch": 3, key: model.state_dict(), "optimizer": optimizer.state_dict()}
+    path = tmp_path / "model.ckpt"
+    torch.save(checkpoint, path)
+    for source in (path, checkpoint, {"deeper": [checkpoint]}, {**checkpoint, key: model}):
+        same(convert.from_torch(source, "1"), layer)
+        same(convert.from_torch(source, "0"), head)
+    for prefix in (f"{key}.1", f"{key}.1."):
+        same(convert.from_torch(path, prefix), layer)
+    with pytest.raises(ValueError, match=rf"model\.ckpt: no LSTM .* that there are: '{key}\.1\.'$"):
+        convert.from_torch(path, "rnn")
+
+    twice = {**checkpoint, "ema": {"shadow": torch.nn.Sequential(*model).state_dict()}}
+    with pytest.raises(
+        ValueError,
+        match=rf"the prefix '1' is found under several keys, '{key}', 'ema\.shadow'; put",
+    ):
+        convert.from_torch(twice, "1")
+    same(convert.from_torch(twice, "ema.shadow.1"), layer)
+
+
+def test_nested_checkpoints_without_weights(torch: Any) -> None:
+    with pytest.raises(ValueError, match=r"are: none; the names that there are: 'epoch', 'args'"):
+        convert.from_torch({"epoch": 3, "args": {"lr": 0.1}})
+    loop: dict[str, Any] = {"epoch": 3}
+    loop["again"] = [loop]
+    with pytest.raises(ValueError, match="that there are: none"):
+        convert.from_torch(loop)
+
+
+def test_files_that_are_refused_say_what_to_do(torch: Any, tmp_path: pathlib.Path) -> None:
+    state_dict = torch.nn.LSTM(3, 4).state_dict()
+    path = tmp_path / "model.pt"
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=rf"model\.pt: not a file of weights.*{message}"):
+            convert.from_torch(path)
+
+    for beside in (argparse.Namespace(a=1), np.float64(0.3)):
+        torch.save({"state_dict": state_dict, "beside": beside}, path)
+        refused(
+            r"it holds more than tensors: .*add_safe_globals.*torch\.load\(path, weights_only=F"
+        )
+        loaded = torch.load(path, weights_only=False)
+        same(convert.from_torch(loaded), convert.from_torch(state_dict))
+    with path.open("wb") as file:
+        np.savez(file, **convert.from_torch(state_dict).state_dict())
+    refused(r"an \.npz file; pass numpy\.load\(path\)")
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    refused("an HDF5 file, .*from_keras")
+    path.write_bytes(b"GGUF" + bytes(100))
+    refused("a GGUF file")
+    make("gru").save(path)
+    refused(r"a safetensors file; give it a name that ends in \.safetensors")
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    refused("")
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_quantised_modules(torch: Any, tmp_path: pathlib.Path) -> None:
+    nn = torch.nn
+    kinds = {nn.LSTM, nn.GRU, nn.Linear}
+    model = nn.Sequential(nn.LSTM(3, 4), nn.GRU(4, 4), nn.Linear(4, 4))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quantised = torch.ao.quantization.quantize_dynamic(model, kinds)
+    except RuntimeError:
+        pytest.skip("this PyTorch has no engine for quantised layers")
+    for prefix in "012":
+        with pytest.raises(
+            ValueError, match=r"quantised ones, .* the float model .*: '0\.', '1\.', '2"
+        ):
+            convert.from_torch(quantised, prefix)
+    torch.save(quantised.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(
+        ValueError, match=r"model\.pt: .*its weights are quantised; convert the float"
+    ):
+        convert.from_torch(tmp_path / "model.pt", "0")
+    good = nn.LSTM(3, 4).state_dict()
+    for bias in (
+        torch.quantize_per_tensor(good["bias_hh_l0"], 0.1, 0, torch.qint8),
+        torch.zeros(16, dtype=torch.int8),
+    ):
+        with pytest.raises(
+            TypeError, match=r"bias_hh_l0: got a torch\.q?int8 tensor, which is quant"
+        ):
+            convert.from_torch({**good, "bias_hh_l0": bias})
+
+
+def test_tensors_that_are_not_plain(torch: Any) -> None:
+    class Wrapped(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, function: Any, types: Any, *args: Any) -> Any:
+            raise NotImplementedError
+
+    good = torch.nn.LSTM(3, 4).state_dict()
+    wrapped = torch.Tensor._make_wrapper_subclass(Wrapped, (16,))
+    with pytest.raises(
+        TypeError, match="bias_hh_l0: got a Wrapped, wanted a tensor of plain values"
+    ):
+        convert.from_torch({**good, "bias_hh_l0": wrapped})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that lazy modules are new
+        lazy = torch.nn.LazyLinear(3)
+    with pytest.raises(
+        TypeError, match="weight: got an uninitialised parameter; run the lazy module"
+    ):
+        convert.from_torch(lazy)
+
+
+def test_an_index_of_torch_files(torch: Any, tmp_path: pathlib.Path) -> None:
+    module = torch.nn.GRU(3, 4, 2)
+    shards: dict[str, dict[str, Any]] = {}
+    for name, tensor in module.state_dict().items():
+        shard = f"pytorch_model-0000{1 + ('l1' in name)}-of-00002.bin"
+        shards.setdefault(shard, {})[name] = tensor
+    for shard, tensors in shards.items():
+        torch.save(tensors, tmp_path / shard)
+    weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    layer = convert.from_torch(module)
+    same(convert.from_torch(index), layer)
+    same(convert.from_torch(tmp_path), layer)
+    for shard in shards:
+        with pytest.raises(ValueError, match=r"got shard \d of 2, .*; pass the index"):
+            convert.from_torch(tmp_path / shard)
 
 
 def test_bfloat16_in_safetensors(torch: Any, tmp_path: pathlib.Path) -> None:

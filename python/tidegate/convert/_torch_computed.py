@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from tidegate.convert._weights import as_weights, listed
 PREFIX = r"(?P<parametrised>parametrizations\.)?"
 PARTS = r"(?P<part>(?(parametrised)\.[\w.]+|(_orig|_mask|_g|_u|_v)?))"
 
+_UTILITIES = ("parametrize", "weight_norm", "spectral_norm", "prune")
+
 
 def module_weights(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """A module's part of a state_dict, with computed weights in the place of their parts.
@@ -35,7 +38,8 @@ def module_weights(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         given: names without the module's own prefix, and values.
     """
     torch: Any = sys.modules["torch"]
-    utils = torch.nn.utils
+    # Imported by name: torch.nn.utils has functions of these names.
+    utils = {name: import_module(f"torch.nn.utils.{name}") for name in _UTILITIES}
     weights = dict(given)
 
     def replace(name: str, parts: str, value: Any) -> None:
@@ -44,18 +48,18 @@ def module_weights(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         weights[name] = value
 
     with torch.no_grad():
-        if utils.parametrize.is_parametrized(module):
+        if utils["parametrize"].is_parametrized(module):
             for name, parametrisation in module.parametrizations.items():
                 value = _evaluated(parametrisation)
                 replace(name, rf"parametrizations\.{re.escape(name)}\..*", value)
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, utils.weight_norm.WeightNorm):
+            if isinstance(hook, utils["weight_norm"].WeightNorm):
                 value = hook.compute_weight(module)
                 replace(hook.name, re.escape(hook.name) + "_[gv]", value)
-            elif isinstance(hook, utils.spectral_norm.SpectralNorm):
+            elif isinstance(hook, utils["spectral_norm"].SpectralNorm):
                 value = hook.compute_weight(module, do_power_iteration=False)
                 replace(hook.name, re.escape(hook.name) + "_(orig|u|v)", value)
-            elif isinstance(hook, utils.prune.BasePruningMethod):
+            elif isinstance(hook, utils["prune"].BasePruningMethod):
                 name = hook._tensor_name
                 replace(name, re.escape(name) + "_(orig|mask)", hook.apply_mask(module))
     return weights
