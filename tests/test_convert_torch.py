@@ -750,6 +750,23 @@ def test_computed_weights(
         np.testing.assert_allclose(told.params[key], array, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_weights_computed_in_several_ways(torch: Any) -> None:
+    module = torch.nn.LSTM(3, 4)
+    pruned(torch, module, "weight_hh_l0")
+    weight_norm(torch, module, "weight_ih_l0")
+    layer = convert.from_torch(module)
+    for name in ("weight_hh_l0", "weight_ih_l0"):
+        wanted = getattr(module, name).detach().numpy()
+        np.testing.assert_array_equal(layer.params[name], wanted)
+    old_weight_norm(torch, module, "bias_ih_l0")
+    pruned(torch, module, "bias_ih_l0_v")
+    with pytest.raises(
+        ValueError, match=r"bias_ih_l0: .* do not tell how .*; make it a plain param"
+    ):
+        convert.from_torch(module)
+
+
 def test_parts_that_do_not_fit() -> None:
     layer = make("lstm")
     good = layer.state_dict()

@@ -37,6 +37,18 @@ def params(store):
     return Params(SPECS, store)
 
 
+def test_masked_elements_are_refused(params):
+    before = params.flat.copy()
+    masked = np.ma.masked_equal(np.arange(2, dtype=np.float32), 1)
+    with pytest.raises(ValueError, match="bias: got a masked array with 1 masked elements, wanted"):
+        params["bias"] = masked
+    with pytest.raises(ValueError, match="state_dict: bias: got a masked array"):
+        params.load_state_dict({**params.state_dict(), "bias": masked})
+    assert np.array_equal(params.flat, before)
+    params["bias"] = np.ma.array([3, 4], dtype=np.float32)  # without any
+    assert params["bias"].tolist() == [3, 4]
+
+
 def test_is_a_mapping_of_shaped_views(params):
     assert isinstance(params, Mapping)
     assert list(params) == ["weight", "bias"]

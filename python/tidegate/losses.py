@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from tidegate.checks import Array, check_array
+from tidegate.checks import Array, check_array, check_unmasked
 
 __all__ = ["binary_cross_entropy", "mse", "softmax_cross_entropy"]
 
@@ -46,6 +46,7 @@ def softmax_cross_entropy(
     check_array("logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits: got shape {logits.shape}, wanted (..., C) with C >= 1")
+    check_unmasked("targets", targets)
     targets = np.asarray(targets)
     if targets.dtype.kind not in "iu":
         raise TypeError(f"targets: got dtype {targets.dtype}, wanted integers")

@@ -157,7 +157,10 @@ def from_torch(
     if found.owner is not None and not _is_scripted(found.owner):
         given = module_weights(found.owner, given)
     names = _RECURRENT if found.recurrent else _PLAIN
-    given = computed_weights(given, names, _as_array)
+    advice = "pass the module instead of its state_dict"
+    if found.owner is not None:
+        advice = "make it a plain parameter first (torch.nn.utils.prune.remove, for one)"
+    given = computed_weights(given, names, _as_array, advice)
     if found.recurrent:
         told = _told_options(found.owner)
         alone = "weight_hh" in given or "weight_ih" in given  # of an nn.LSTMCell or nn.GRUCell

@@ -77,7 +77,7 @@ def _evaluated(parametrisation: Any) -> Any:
 
 
 def computed_weights(
-    given: Mapping[str, Any], name: str, as_array: Callable[[str, Any], Any]
+    given: Mapping[str, Any], name: str, as_array: Callable[[str, Any], Any], advice: str
 ) -> dict[str, Any]:
     """Names and values, with each weight that is computed from parts in the place of these.
 
@@ -87,6 +87,7 @@ def computed_weights(
         given: names and values.
         name: a pattern of the names of weights.
         as_array: makes an ndarray of a value, given its name.
+        advice: what messages say to do if the parts do not tell.
 
     Raises:
         TypeError: a part is no array of floating point.
@@ -105,14 +106,14 @@ def computed_weights(
         known = next((k for k in _KINDS if set(k.parts) == set(keys)), None)
         if known is None or weight in weights:
             raise ValueError(
-                f"{weight}: the names {listed(keys.values())} do not tell how it is computed; pass "
-                "the module that has them instead of its state_dict"
+                f"{weight}: the names {listed(keys.values())} do not tell how it is computed; "
+                f"{advice}"
             )
         if known.parts[0].startswith("."):
             # The class of a parametrisation is not in a state_dict.
             warnings.warn(
                 f"{weight}: {listed(keys.values())} are taken for those of {known.what}; if they "
-                "are another parametrisation's, pass the module instead of its state_dict",
+                f"are another parametrisation's, {advice}",
                 stacklevel=3,
             )
         arrays = as_weights(
