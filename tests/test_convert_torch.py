@@ -198,6 +198,9 @@ def test_safetensors(tmp_path: pathlib.Path) -> None:
     numpy.save_file({**half, "bias_hh_l0": np.zeros(21, np.int16)}, path)
     with pytest.raises(TypeError, match="bias_hh_l0: got dtype I16, wanted F16, BF16, F32 or F64"):
         convert.from_torch(path)
+    numpy.save_file({**half, "bias_hh_l0": np.zeros(21, np.int8)}, path)
+    with pytest.raises(TypeError, match=r"got dtype I8, .*; convert the float model, before quant"):
+        convert.from_torch(path)
     whole = path.read_bytes()
     for damaged, reason in (
         (b"", "got 0 bytes, wanted a safetensors file"),

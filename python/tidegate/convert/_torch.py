@@ -205,7 +205,7 @@ def _owner(module: Any, prefix: str) -> Any:
 
 
 def _plain_kind(module: Any) -> str | None:
-    """ "Linear" or "Embedding", if the module is one; None if it is another or does not tell."""
+    """The name of the plain layer that the module is; None if it is another or does not tell."""
     if module is None:
         return None
     kinds = sys.modules["torch"].nn

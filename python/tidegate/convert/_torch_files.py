@@ -64,6 +64,10 @@ def _read_file(path: pathlib.Path) -> Mapping[Any, Any]:
 # ---- safetensors ---------------------------------------------------------------------------------
 
 
+# The dtypes of quantised weights.
+_QUANTISED = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
+
+
 @dataclass(frozen=True)
 class Stored:
     """A tensor of a safetensors file, which is read when it is needed."""
@@ -82,13 +86,9 @@ class Stored:
             bits = self.file.raw(self.name).view(np.uint16)
             return (bits.astype(np.uint32) << 16).view(np.float32).reshape(shape)
         if dtype not in ("F16", "F32", "F64"):
-            hint = "; convert the float model, before quantisation" if dtype in _BYTES else ""
+            hint = "; convert the float model, before quantisation" if dtype in _QUANTISED else ""
             raise TypeError(f"{self.name}: got dtype {dtype}, wanted F16, BF16, F32 or F64{hint}")
         return self.file[self.name]
-
-
-# What quantised weights are stored as.
-_BYTES = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
