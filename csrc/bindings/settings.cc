@@ -9,6 +9,31 @@
 
 namespace tidegate::bindings {
 
+namespace {
+
+namespace py = pybind11;
+
+py::dict machine_figures_dict(bool measure) {
+  MachineFigures figures;
+  {
+    const py::gil_scoped_release release;
+    figures = machine_figures(measure);
+  }
+  py::list teams, read_rates;
+  for (const MachineFigures::Team& team : figures.teams) {
+    teams.append(py::dict(py::arg("threads") = team.threads, py::arg("barrier_ns") = team.barrier,
+                          py::arg("speedup") = team.speedup));
+  }
+  for (const MachineFigures::ReadRate& read : figures.read_rates) {
+    read_rates.append(py::dict(py::arg("bytes") = read.bytes, py::arg("threads") = read.threads,
+                               py::arg("gb_per_s") = read.rate));
+  }
+  return py::dict(py::arg("gflop_per_s") = figures.fma_rate, py::arg("teams") = teams,
+                  py::arg("read_rates") = read_rates);
+}
+
+}  // namespace
+
 void bind_settings(pybind11::module_& m) {
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads);
@@ -20,6 +45,7 @@ void bind_settings(pybind11::module_& m) {
   m.def("select_division", &select_division);
   m.def("fma_rate", &fma_rate, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("read_rate", &read_rate, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("machine_figures", &machine_figures_dict);
   m.def("version", &version);
   m.def("compiler", &compiler);
 }

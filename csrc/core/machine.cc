@@ -1,73 +1,140 @@
-// Measuring two threads.
+// The machine's figures, and their measurement.
 #include "core/machine.h"
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
+#include <cstddef>
+#include <iterator>
 
+#include "core/float_control.h"
 #include "core/isa.h"
+#include "core/memory.h"
 #include "core/processors.h"
 #include "core/threads.h"
+#include "tidegate/limits.h"
+#include "tidegate/settings.h"
 
 namespace tidegate {
 
 namespace {
 
-constexpr std::int64_t kStale = 50'000'000;  // nanoseconds
+// Guesses until a figure is measured: one core of a server of 2022 with AVX-512 (Zen 4), and a
+// barrier so slow that no short step is divided for it.
+constexpr double kGuessedFmaRate = 115;
+constexpr double kGuessedReadRate = 80;
+constexpr double kGuessedBarrier = 2000;
 
-// A meeting's cost: between these bounds, this many times what is measured.
-constexpr double kLate = 2.5;
-constexpr double kLeastMeet = 150;
-constexpr double kMostMeet = 2000;
+// The barrier's time in a call, where one thread comes late, is this many times the time that is
+// measured when all come at once. For two threads it lies between these bounds; for more, both
+// bounds grow with the rounds and with the count.
+constexpr double kLateness = 2.5;
+constexpr double kLeastBarrier = 150;
+constexpr double kMostBarrier = 2000;
 
-// A time of which some things were found out.
-class Found {
+int team_of(int threads) {
+  return static_cast<int>(std::bit_width(static_cast<unsigned>(threads))) - 1;
+}
+double most_barrier(int team) { return kMostBarrier * (1 << (team - 1)); }
+
+// The closest size on a scale of octaves, without a logarithm.
+int size_class(double bytes) {
+  constexpr double kHalfOctave = 1.4142135623730951;
+  const auto sizes = static_cast<std::uint64_t>(bytes / Machine::kLeastSize * kHalfOctave);
+  return std::clamp(static_cast<int>(std::bit_width(sizes)) - 1, 0, Machine::kSizes - 1);
+}
+
+// When a figure was last measured, and which caller measures it again.
+class Freshness {
  public:
-  bool stale() const { return is_stale(at_); }
-  // Whether it is for the caller, and no other thread, to find out anew.
-  bool renews() {
-    std::int64_t before = at_;
-    return is_stale(before) && at_.compare_exchange_strong(before, nanoseconds_now());
+  bool stale(std::int64_t now) const { return is_stale(at_.load(std::memory_order_relaxed), now); }
+  // Whether the figure is stale and the caller, no other thread, shall measure it.
+  bool claim(std::int64_t now) {
+    std::int64_t before = at_.load(std::memory_order_relaxed);
+    return is_stale(before, now) && at_.compare_exchange_strong(before, now);
   }
 
  private:
-  static bool is_stale(std::int64_t at) { return nanoseconds_now() - at > kStale; }
+  static constexpr std::int64_t kStale = 50'000'000;  // nanoseconds
+
+  static bool is_stale(std::int64_t at, std::int64_t now) { return at == 0 || now - at > kStale; }
 
   std::atomic<std::int64_t> at_{0};
 };
 
-Found counted;
-std::atomic<int> processors{0};
+// The figures of this process; 0: not yet measured.
+struct Measured {
+  Freshness processors_fresh;
+  std::atomic<int> processors{0};
 
-Found measured;
-std::atomic<double> meeting{0};  // 0: not yet measured
-std::atomic<double> speedup{2};
+  std::atomic<double> fma_rate{0};
 
-// A measurement that takes longer has met another program's threads: who waits, waits for those.
-constexpr std::int64_t kPatience = 300'000;  // nanoseconds
-
-// Of some rounds the medians; of a meeting as it is. False: no second thread is to be had.
-bool measure(Pair& pair) {
-  constexpr int kRounds = 5;
-  constexpr int kMeetings = 20;
-  constexpr int kHanded = 256 / sizeof(double);  // as much as halves of a small state
-  constexpr Index kFmaRounds = 250;              // a microsecond or two
-  ThreadLease lease(2);
-  if (lease.size() < 2) return false;
-  struct alignas(kThreadSpacing) Half {
-    double values[kHanded];
+  struct Team {
+    Freshness fresh;
+    std::atomic<double> barrier{0};
+    std::atomic<double> speedup{0};
+    Freshness read_fresh[Machine::kSizes];
+    std::atomic<double> read_rate[Machine::kSizes] = {};
   };
-  Half state[2][2] = {};  // of steps in turn, by thread
-  double meetings[kRounds], speedups[kRounds];
-  Barrier barrier(2);
-  bool late[2] = {};  // by meeting, in turn, so that both threads read the same
+  Team team[Machine::kTeams];
+};
+
+Measured measured;
+
+// A microsecond or two of arithmetic.
+constexpr Index kFmaRounds = 250;
+
+void compute() {
+  static std::atomic<float> used;
+  used.store(kernels<float>().fma_rounds(kFmaRounds), std::memory_order_relaxed);
+}
+
+// A processor that has been idle needs some microseconds to come up to its speed, and other guests
+// of a host slow it down: what counts is the greatest rate seen.
+double measure_fma_rate() {
+  constexpr int kRounds = 16;
+  const double flops = static_cast<double>(kernels<float>().fma_round_flops * kFmaRounds);
+  double best = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    const std::int64_t begin = nanoseconds_now();
+    compute();
+    best = std::max(best, flops / std::max(1.0, static_cast<double>(nanoseconds_now() - begin)));
+  }
+  return best;
+}
+
+template <int kRounds>
+double median(double (&rounds)[kRounds]) {
+  std::nth_element(rounds, rounds + kRounds / 2, rounds + kRounds);
+  return rounds[kRounds / 2];
+}
+
+// The barrier's time and the speedup of `threads` threads. False: they are not available.
+bool measure_team(int threads, double& barrier_time, double& speedup) {
+  // A measurement that takes longer shares a processor with another program's threads: each wait
+  // for one of ours is then a wait for theirs.
+  constexpr std::int64_t kPatience = 300'000;  // nanoseconds
+  constexpr int kRounds = 5;
+  const int barriers = std::max(5, 40 / threads);
+  ThreadLease lease(threads);
+  if (lease.size() < threads) return false;
+  // What the threads exchange at each barrier: as much as parts of a small state, of steps in turn.
+  struct alignas(kThreadSpacing) Part {
+    double values[kThreadSpacing / sizeof(double)];
+  };
+  Part state[2][kMaxThreads];  // untouched beyond `threads` parts
+  for (int i = 0; i < threads; ++i) state[0][i] = state[1][i] = {};
+  double barrier_times[kRounds], speedups[kRounds];
+  Barrier barrier(threads);
+  bool late[2] = {};  // by barrier, in turn, so that all threads read the same
   bool crowded = false;
   lease.run([&](int thread) {
     std::int64_t first = 0;
-    int met = 0;
+    int count = 0;
     bool stops = false;
     const auto meet = [&] {
-      bool& now = late[met++ % 2];
+      bool& now = late[count++ % 2];
       if (thread == 0) now = first > 0 && nanoseconds_now() - first > kPatience;
       barrier.wait(thread);
       stops |= now;
@@ -79,41 +146,78 @@ bool measure(Pair& pair) {
       meet();
       return static_cast<double>(nanoseconds_now() - begin);
     };
-    const auto compute = [] {
-      static std::atomic<float> used;
-      used.store(kernels<float>().fma_rounds(kFmaRounds), std::memory_order_relaxed);
-    };
-    meet();  // once both are awake
+    meet();  // once all are awake
     first = nanoseconds_now();
     for (int round = 0; round < kRounds && !stops; ++round) {
-      const double meetings_time = timed([&] {
-        for (int i = 0; i < kMeetings && !stops; ++i) {
-          const Half& theirs = state[i % 2][1 - thread];
-          Half& next = state[(i + 1) % 2][thread];
-          for (int j = 0; j < kHanded; ++j) next.values[j] = theirs.values[j] + 1;
+      const double barriers_time = timed([&] {
+        for (int i = 0; i < barriers && !stops; ++i) {
+          Part& next = state[(i + 1) % 2][thread];
+          next = {};
+          for (int other = 0; other < threads; ++other) {
+            const Part& part = state[i % 2][other];
+            for (std::size_t j = 0; j < std::size(part.values); ++j)
+              next.values[j] += part.values[j] + 1;
+          }
           meet();
         }
       });
       const double alone = timed([&] {
         if (thread == 0) compute();
       });
-      const double both = timed(compute);
+      const double together = timed(compute);
       if (thread != 0) continue;
-      meetings[round] = meetings_time / kMeetings;
-      speedups[round] = 2 * alone / both;
+      barrier_times[round] = barriers_time / barriers;
+      speedups[round] = threads * alone / together;
     }
     if (thread == 0) crowded = stops;
   });
   if (crowded) {
-    pair = {kMostMeet, 1};
-    return true;
+    barrier_time = most_barrier(team_of(threads));
+    speedup = 1;
+  } else {
+    barrier_time = median(barrier_times);
+    speedup = median(speedups);
   }
-  const auto median = [](double (&rounds)[kRounds]) {
-    std::nth_element(rounds, rounds + kRounds / 2, rounds + kRounds);
-    return rounds[kRounds / 2];
-  };
-  pair = {median(meetings), median(speedups)};
   return true;
+}
+
+template <class T>
+double read_pass(const WeightsMemory& weights, Index bytes, int thread, int threads, Index passes) {
+  constexpr Index kAligned = 128;  // elements: whole lines of the cache
+  const Index count = bytes / static_cast<Index>(sizeof(T)) / threads / kAligned * kAligned;
+  static std::atomic<T> used;
+  const std::int64_t begin = nanoseconds_now();
+  used.store(
+      kernels<T>().read_all(static_cast<const T*>(weights.data) + count * thread, count, passes),
+      std::memory_order_relaxed);
+  return static_cast<double>(nanoseconds_now() - begin);
+}
+
+// The rate of each of `threads` threads that divide the weights' first `bytes` bytes. 0: not
+// available.
+double measure_read_rate(const WeightsMemory& weights, Index bytes, int threads) {
+  // Short arrays are read for some 20 to 50 us, long ones once; the first round warms the caches,
+  // and the faster one counts.
+  constexpr Index kLeastRead = 2 * 1024 * 1024;
+  constexpr int kRounds = 2;
+  const Index part = std::max<Index>(1, bytes / threads);
+  const Index passes = std::max<Index>(1, kLeastRead / part);
+  ThreadLease lease(threads);
+  if (lease.size() < threads) return 0;
+  double rounds[kRounds] = {};
+  Barrier barrier(threads);
+  const FloatControl float_control;
+  lease.run([&](int thread) {
+    for (double& round : rounds) {
+      barrier.wait(thread);
+      const double time = weights.element_size == sizeof(double)
+                              ? read_pass<double>(weights, bytes, thread, threads, passes)
+                              : read_pass<float>(weights, bytes, thread, threads, passes);
+      if (thread == 0) round = time;
+    }
+  });
+  const double best = *std::min_element(rounds, rounds + kRounds);
+  return static_cast<double>(part * passes) / std::max(1.0, best);
 }
 
 }  // namespace
@@ -124,20 +228,127 @@ std::int64_t nanoseconds_now() {
   return std::chrono::duration_cast<nanoseconds>(since).count();
 }
 
-int processors_now() {
-  if (counted.renews()) processors = process_affinity_count();
-  return processors;
+int processors_at(std::int64_t now) {
+  if (measured.processors_fresh.claim(now)) measured.processors = process_affinity_count();
+  return measured.processors.load(std::memory_order_relaxed);
 }
 
-bool pair_is_stale() { return meeting == 0 || measured.stale(); }
-
-Pair pair_of_threads(bool measures) {
-  Pair pair;
-  if (measures && (meeting == 0 || measured.renews()) && measure(pair)) {
-    meeting = std::clamp(kLate * pair.meeting, kLeastMeet, kMostMeet);
-    speedup = std::clamp(pair.speedup, 1.0, 2.0);
+double fma_rate_now() {
+  double rate = measured.fma_rate.load(std::memory_order_relaxed);
+  if (rate == 0) {
+    rate = measure_fma_rate();
+    measured.fma_rate.store(rate, std::memory_order_relaxed);
   }
-  return {meeting > 0 ? meeting.load() : kMostMeet, speedup};
+  return rate;
+}
+
+template <class Figure>
+double Machine::interpolated(int threads, bool beyond_last, const Figure& figure) const {
+  const int low = std::min(team_of(std::max(1, threads)), teams - 1);
+  if (low + 1 == teams && !beyond_last) return figure(team[low]);
+  const int first = std::max(0, low + 1 == teams ? low - 1 : low);
+  const int second = std::min(first + 1, teams - 1);
+  const double at = static_cast<double>(threads) / (1 << first) - 1;
+  return figure(team[first]) + at * (figure(team[second]) - figure(team[first]));
+}
+
+double Machine::barrier(int threads) const {
+  return std::max(0.0, interpolated(threads, true, [](const Team& t) { return t.barrier; }));
+}
+
+double Machine::speedup(int threads) const {
+  return std::max(1.0, interpolated(threads, true, [](const Team& t) { return t.speedup; }));
+}
+
+double Machine::read_rate(double bytes, int threads) const {
+  const int size = size_class(bytes);
+  return interpolated(threads, false, [&](const Team& t) { return t.read_rate[size]; });
+}
+
+Machine machine_now(int threads) {
+  const auto known = [](const std::atomic<double>& figure, double guess) {
+    const double value = figure.load(std::memory_order_relaxed);
+    return value > 0 ? value : guess;
+  };
+  Machine machine;  // beyond its teams not initialised, to save the time
+  machine.fma_rate = known(measured.fma_rate, kGuessedFmaRate);
+  machine.teams = team_of(std::clamp(threads, 1, kMaxThreads)) + 1;
+  for (int i = 0; i < machine.teams; ++i) {
+    const Measured::Team& from = measured.team[i];
+    Machine::Team& to = machine.team[i];
+    // What is not known of a team follows from the team of half its size: its threads come on cores
+    // of their own, and each has as much of the memory.
+    const Machine::Team* half = i > 0 ? &machine.team[i - 1] : nullptr;
+    to.barrier = half ? known(from.barrier, i == 1 ? kGuessedBarrier : 2 * half->barrier) : 0;
+    to.speedup = half ? known(from.speedup, 2 * half->speedup) : 1;
+    for (int size = 0; size < Machine::kSizes; ++size)
+      to.read_rate[size] =
+          known(from.read_rate[size], half ? half->read_rate[size] : kGuessedReadRate);
+  }
+  return machine;
+}
+
+void measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
+  fma_rate_now();
+  const int teams = team_of(std::clamp(threads, 1, kMaxThreads)) + 1;
+  bool repeated = false;  // at most one figure in a call
+  for (int i = 1; i < teams; ++i) {
+    Measured::Team& team = measured.team[i];
+    const bool first = team.barrier.load(std::memory_order_relaxed) == 0;
+    if ((!first && repeated) || !team.fresh.claim(now)) continue;
+    repeated |= !first;
+    double barrier, speedup;
+    if (!measure_team(1 << i, barrier, speedup)) continue;
+    const double least = kLeastBarrier * i;
+    team.barrier = std::clamp(kLateness * barrier, least, most_barrier(i));
+    team.speedup = std::clamp(speedup, 1.0, static_cast<double>(1 << i));
+  }
+  const int size = size_class(bytes);
+  const Index read = std::min(weights.bytes, static_cast<Index>(bytes));
+  // Less lies in the caches next to a core, and hardly counts beside a step's other work.
+  if (weights.data == nullptr || static_cast<double>(read) < Machine::kLeastSize / 2 ||
+      size_class(static_cast<double>(read)) != size)
+    return;
+  for (int i = 0; i < teams; ++i) {
+    Measured::Team& team = measured.team[i];
+    if (team.read_rate[size].load(std::memory_order_relaxed) > 0 ||
+        !team.read_fresh[size].claim(now))
+      continue;
+    team.read_rate[size] = measure_read_rate(weights, read, 1 << i);
+  }
+}
+
+MachineFigures machine_figures(bool measure) {
+  if (measure) {
+    const Index size = static_cast<Index>(Machine::kLeastSize) << (Machine::kSizes - 1);
+    const float* data = nullptr;
+    const Buffer buffer([&](Arena& arena) {
+      data = take_zeros<float>(arena, size / static_cast<Index>(sizeof(float)));
+    });
+    for (int i = 0; i < Machine::kSizes; ++i) {
+      measure_machine(num_threads(), static_cast<double>(size >> i), {data, size},
+                      nanoseconds_now());
+    }
+  }
+  MachineFigures figures;
+  figures.fma_rate = measured.fma_rate;
+  for (int i = 0; i < Machine::kTeams; ++i) {
+    const Measured::Team& team = measured.team[i];
+    if (team.barrier > 0) figures.teams.push_back({1 << i, team.barrier, team.speedup});
+  }
+  for (int size = 0; size < Machine::kSizes; ++size) {
+    const Index bytes = static_cast<Index>(Machine::kLeastSize) << size;
+    for (int i = 0; i < Machine::kTeams; ++i) {
+      const double rate = measured.team[i].read_rate[size];
+      if (rate > 0) figures.read_rates.push_back({bytes, 1 << i, rate});
+    }
+  }
+  return figures;
+}
+
+bool pair_is_stale(std::int64_t now) {
+  const Measured::Team& pair = measured.team[1];
+  return pair.barrier.load(std::memory_order_relaxed) == 0 || pair.fresh.stale(now);
 }
 
 }  // namespace tidegate

@@ -89,6 +89,7 @@ class Buffer {
   }
   ~Buffer() { release(); }
 
+  const std::byte* data() const { return base_; }
   Index size() const { return size_; }  // bytes
 
  private:

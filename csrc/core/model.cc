@@ -74,7 +74,8 @@ void Model<T>::run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_t
   const int threads = allowed_threads(num_threads);
   const std::shared_ptr<const Weights<T>> weights = impl_->weights(threads);
   const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
-  const Plan plan = make_plan(config, Work::forward, size.steps, size.batch, sizeof(T), threads);
+  const PlannedCall plan = plan_call({config, Work::forward, size.steps, size.batch, sizeof(T)},
+                                     threads, weights->memory());
   const ForwardWorkspace<T> workspace(config, *weights, size, plan.threads, true);
   run_forward<T>(config, *weights, schedule, inputs, outputs, workspace, nullptr, plan);
 }
@@ -90,7 +91,8 @@ std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs
   const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
   auto tape = std::make_unique<typename Tape<T>::Impl>(
       config, impl_->weights(threads), schedule.owned(), inputs.dropout_scale != nullptr);
-  const Plan plan = make_plan(config, Work::forward, size.steps, size.batch, sizeof(T), threads);
+  const PlannedCall plan = plan_call({config, Work::forward, size.steps, size.batch, sizeof(T)},
+                                     threads, tape->weights->memory());
   const ForwardWorkspace<T> workspace(config, *tape->weights, size, plan.threads, false);
   run_forward<T>(config, *tape->weights, tape->schedule, inputs, outputs, workspace, tape.get(),
                  plan);

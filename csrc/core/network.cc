@@ -128,6 +128,11 @@ void run_plan(const Plan& plan, const Config& config, const Schedule& schedule, 
   });
 }
 
+// The estimates are those of full rows.
+void record_time(const PlannedCall& plan, const Schedule& schedule) {
+  if (!schedule.ragged()) plan.record();
+}
+
 // Direction d of a sequence (T, N, D*S).
 template <class T>
 View<T> direction_of(View<T> sequence, Index direction, Index state) {
@@ -156,11 +161,11 @@ void multiply_by(const T* factors, T* values, Index count) {
 template <class T>
 void run_forward(const Config& config, const Weights<T>& weights, const Schedule& schedule,
                  const Inputs<T>& inputs, const Outputs<T>& outputs,
-                 const ForwardWorkspace<T>& workspace, Record<T>* record, Plan plan) {
+                 const ForwardWorkspace<T>& workspace, Record<T>* record, PlannedCall plan) {
   ThreadLease lease(plan.threads);
   if (lease.size() < plan.threads) {
-    plan = make_plan(config, Work::forward, schedule.steps(), schedule.batch(), sizeof(T),
-                     lease.size());
+    const Call call = {config, Work::forward, schedule.steps(), schedule.batch(), sizeof(T)};
+    plan = plan_again(call, lease.size(), plan);
   }
   const Index width = config.output_size();
   const CallSize size = {schedule.steps(), schedule.batch()};
@@ -229,6 +234,7 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
       if (size.steps == 0) break;
     }
   });
+  record_time(plan, schedule);
 }
 
 namespace {
@@ -267,13 +273,11 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
   const Config& config = record.config;
   const Schedule& schedule = record.schedule;
   const CallSize size = record.size();
-  const auto planned = [&](int most) {
-    return make_plan(config, Work::backward, size.steps, size.batch, sizeof(T), most);
-  };
+  const Call call = {config, Work::backward, size.steps, size.batch, sizeof(T)};
   record.weights->prepare_backward(threads);
-  Plan plan = planned(threads);
+  PlannedCall plan = plan_call(call, threads, record.weights->memory());
   ThreadLease lease(plan.threads);
-  if (lease.size() < plan.threads) plan = planned(lease.size());
+  if (lease.size() < plan.threads) plan = plan_again(call, lease.size(), plan);
   const BackwardWorkspace<T> workspace(record, plan.threads);
   const std::vector<ParameterOffsets> offsets = parameter_offsets(config);
 
@@ -337,6 +341,7 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
       }
     }
   });
+  record_time(plan, schedule);
 }
 
 template struct ForwardWorkspace<float>;
@@ -345,10 +350,10 @@ template struct Record<float>;
 template struct Record<double>;
 template void run_forward(const Config&, const Weights<float>&, const Schedule&,
                           const Inputs<float>&, const Outputs<float>&,
-                          const ForwardWorkspace<float>&, Record<float>*, Plan);
+                          const ForwardWorkspace<float>&, Record<float>*, PlannedCall);
 template void run_forward(const Config&, const Weights<double>&, const Schedule&,
                           const Inputs<double>&, const Outputs<double>&,
-                          const ForwardWorkspace<double>&, Record<double>*, Plan);
+                          const ForwardWorkspace<double>&, Record<double>*, PlannedCall);
 template void run_backward(const Record<float>&, const OutputGradients<float>&,
                            const InputGradients<float>&, int);
 template void run_backward(const Record<double>&, const OutputGradients<double>&,

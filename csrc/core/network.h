@@ -9,7 +9,7 @@
 #include "core/backward.h"
 #include "core/check.h"
 #include "core/forward.h"
-#include "core/plan.h"
+#include "core/plan_call.h"
 
 namespace tidegate {
 
@@ -74,7 +74,7 @@ struct Record {
 template <class T>
 void run_forward(const Config& config, const Weights<T>& weights, const Schedule& schedule,
                  const Inputs<T>& inputs, const Outputs<T>& outputs,
-                 const ForwardWorkspace<T>& workspace, Record<T>* record, Plan plan);
+                 const ForwardWorkspace<T>& workspace, Record<T>* record, PlannedCall plan);
 
 template <class T>
 void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,

@@ -1,174 +1,229 @@
 // The cost model: estimates of a call's time, good to a factor of two, which is all that the choice
-// of threads needs.
+// of threads needs. What they miss on a machine, or in a bad minute, the corrections make up for.
 #include "core/plan.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <stdexcept>
-
-#include "core/machine.h"
-#include "core/threads.h"
-#include "tidegate/settings.h"
+#include <cmath>
+#include <cstdio>
 
 namespace tidegate {
 
 namespace {
 
-// Of one core, the middle of the machines measured.
-constexpr double kFlopsPerNanosecond = 300;  // times 1 / element size: 75 in float
-constexpr double kBytesPerNanosecond = 80;   // weights read from L2 or L3
-constexpr double kPointwise = 0.15;          // nanoseconds a gate, a byte of element size
-constexpr double kStep = 80;                 // nanoseconds of a step's own cost
-constexpr double kStart = 1500;              // a team that is awake gets a call, and ends it
-constexpr double kStartStep = 600;           // the same, of a stream's step
-constexpr double kWake = 100000;             // one that sleeps is woken
-constexpr double kShort = 50000;             // a call: as long as a team stays awake after one
-constexpr double kLong = 4 * kWake;  // a call: two threads will wake, if they share a core or not
-// Threads that meet in every step wait for each other's every delay: dividing units must gain this
-// much over dividing rows.
-constexpr double kWaiting = 1.05;
-// Of a meeting, where a thread has something to do until the others come.
-constexpr double kOverlappedMeeting = 0.4;
-constexpr double kWorthwhile = 0.8;  // of the serial time: a gain worth another core's
+// Products and cells reach this part of the peak of multiply-adds, rows and sizes taken together
+// (few rows less, many up to 0.95).
+constexpr double kSustained = 0.65;
+// A gate's activations and its part of the cell take as long as this many float flops: 0.6 ns on
+// the machine of 115 flops a nanosecond where they were measured.
+constexpr double kFlopsOfGate = 45;
+// Bytes a nanosecond of weights that lie in the nearest cache, in the middle of the machines.
+constexpr double kNearReadRate = 80;
+// Input projections are computed for this many rows at once (forward.cc: 64 to 256), so that the
+// input's weights are read once for all of them.
+constexpr Index kProjectedRows = 128;
 
-enum class Division { automatic, rows, units };
-std::atomic<Division> division{Division::automatic};
+constexpr double kStep = 80;          // nanoseconds of a step's own cost
+constexpr double kStart = 1500;       // two threads that are awake get a call, and end it
+constexpr double kStartStep = 600;    // the same, of a stream's step
+constexpr double kStartThread = 150;  // each further thread: two lines of the cache travel
+// Threads that meet in each step wait for every delay of each other: so much of the step's time for
+// each doubling of their number.
+constexpr double kWaiting = 0.05;
+constexpr double kOverlapped = 0.4;  // of a barrier, where threads have work until all have come
+constexpr Index kUnitsOfSlice = 16;  // units are divided by slices; those of the widest vector
+constexpr double kPriceOfDoubling = 1 / kWorthwhile - 1;
 
-// All the threads that were asked for, whatever it costs.
-Plan forced_plan(const Config& config, Index batch, int threads, bool by_units) {
+double factor_of(Work work) { return work == Work::backward ? 2 : 1; }
+double start_of(Work work) { return work == Work::step ? kStartStep : kStart; }
+
+// How often one thread was doubled; between powers of two along a line, for speed.
+double doublings(int threads) {
+  const int whole = std::ilogb(threads);
+  return whole + static_cast<double>(threads) / (1 << whole) - 1;
+}
+
+// What plans are compared by is their time multiplied by this: twice as many threads must save a
+// fifth.
+double price_of(int threads) { return 1 + kPriceOfDoubling * doublings(threads); }
+
+}  // namespace
+
+CostModel::CostModel(const Call& call) : call_(call) {
+  const Config& config = call.config;
+  const auto of = [](Index count) { return static_cast<double>(count); };
+  const double size = of(call.element_size);
+  const double hidden = of(config.hidden_size);
+  const double state = of(config.state_size());
+  const double gates = of(config.gate_count());
+  const double layers = of(config.num_layers);
+  // Of the average layer.
+  const double inputs = (of(config.input_size) + (layers - 1) * of(config.output_size())) / layers;
+  const double projection = config.proj_size > 0 ? hidden * state : 0;
+  const double recurrent = gates * hidden * state + projection;
+  const double input = gates * hidden * inputs;
+  directions_ = of(config.num_directions());
+  layer_steps_ = of(call.steps) * layers;
+  row_flops_ = (2 * (recurrent + input) + kFlopsOfGate * gates * hidden) * size / of(sizeof(float));
+  // A single step reads all weights; among many, a layer's recurrent weights are read in each.
+  if (call.steps == 1) {
+    bytes_ = (recurrent + input) * size;
+    working_set_ = bytes_ * layers;
+  } else {
+    const double projected = std::clamp(kProjectedRows / of(std::max<Index>(1, call.batch)), 1.0,
+                                        std::max(1.0, of(call.steps)));
+    bytes_ = (recurrent + input / projected) * size;
+    working_set_ = recurrent * size;
+  }
+}
+
+double CostModel::step_nanoseconds(double rows, double part, double fma_rate,
+                                   double read_rate) const {
+  // Neither hides the other: the first rows that pass over a block of weights wait for it.
+  const double arithmetic = rows * row_flops_ / (fma_rate * kSustained);
+  return (arithmetic + bytes_ / read_rate) * part + kStep;
+}
+
+double CostModel::serial_nanoseconds(double fma_rate, double read_rate) const {
+  return layer_steps_ * directions_ * factor_of(call_.work) *
+         step_nanoseconds(static_cast<double>(call_.batch), 1, fma_rate, read_rate);
+}
+
+double CostModel::least_serial_nanoseconds(double fma_rate) const {
+  return serial_nanoseconds(fma_rate, kNearReadRate);
+}
+
+bool CostModel::may_pay(int threads, double fma_rate) const {
+  if (threads <= 1) return false;
+  const double serial = least_serial_nanoseconds(fma_rate);
+  return start_of(call_.work) + serial / threads < kWorthwhile * serial;
+}
+
+int CostModel::call_class(const Machine& machine) const {
+  const double serial = serial_nanoseconds(machine.fma_rate, machine.read_rate(working_set_, 1));
+  const double steps = std::max(1.0, layer_steps_ * directions_);
+  return CallClass::of(static_cast<int>(call_.work), serial, serial / steps, call_.batch);
+}
+
+Plan CostModel::serial_plan(const Machine& machine, const Corrections& corrections) const {
   Plan plan;
-  plan.groups = config.bidirectional && threads > 1 ? 2 : 1;
-  const Index most =
-      by_units ? threads : std::min<Index>(threads, std::max<Index>(batch, 1) * plan.groups);
-  plan.threads = static_cast<int>(most);
-  plan.by_units = by_units;
+  plan.uncorrected = serial_nanoseconds(machine.fma_rate, machine.read_rate(working_set_, 1));
+  plan.nanoseconds = plan.uncorrected * corrections.of(1, false);
   return plan;
 }
 
-// One direction's step of the average layer: `rows` rows, 1 / `unit_share` of the units.
-double step_nanoseconds(const Config& config, Index rows, Index element_size, double unit_share) {
-  const double size = static_cast<double>(element_size);
-  const double hidden = static_cast<double>(config.hidden_size);
-  const double state = static_cast<double>(config.state_size());
-  const double gates = static_cast<double>(config.gate_count());
-  const double layers = static_cast<double>(config.num_layers);
-  const double inputs = (static_cast<double>(config.input_size) +
-                         (layers - 1) * static_cast<double>(config.output_size())) /
-                        layers;
-  const double projection = config.proj_size > 0 ? hidden * state : 0;
-  const double recurrent = gates * hidden * state + projection;
-  const double flops = 2 * static_cast<double>(rows) * (recurrent + gates * hidden * inputs);
-  // Neither hides the other: the first rows that pass over a block of weights wait for it.
-  const double product =
-      flops * size / kFlopsPerNanosecond + recurrent * size / kBytesPerNanosecond;
-  return (product + static_cast<double>(rows) * gates * hidden * kPointwise * size) / unit_share +
-         kStep;
+template <class Visit>
+void CostModel::for_each_division(int threads, const Machine& machine,
+                                  const Corrections& corrections, const Visit& visit) const {
+  const Config& config = call_.config;
+  const Index batch = std::max<Index>(1, call_.batch);
+  const Index slices = (config.state_size() + kUnitsOfSlice - 1) / kUnitsOfSlice;
+  const double barriers_of_step = (config.proj_size > 0 || !config.reset_after ? 2 : 1) *
+                                  (call_.work == Work::forward ? kOverlapped : 1);
+  const auto consider = [&](int groups, int group_threads, bool by_units, Index largest_part) {
+    Plan plan;
+    plan.threads = groups * group_threads;
+    plan.groups = groups;
+    plan.by_units = by_units;
+    // What the groups read lies in the caches beside each other. Threads that divide rows read all
+    // of their group's, and find it no closer than one thread would.
+    const double set = working_set_ * groups;
+    double read_rate = machine.read_rate(set, plan.threads);
+    if (!by_units) read_rate = std::min(read_rate, machine.read_rate(set, groups));
+    // Each thread's own work takes longer where cores are shared.
+    const double slower = plan.threads / machine.speedup(plan.threads);
+    double step;
+    if (by_units) {
+      const double part = static_cast<double>(largest_part) / static_cast<double>(slices);
+      step = slower *
+             step_nanoseconds(static_cast<double>(call_.batch), part, machine.fma_rate, read_rate);
+      step = (1 + kWaiting * doublings(plan.threads)) *
+             (step + barriers_of_step * machine.barrier(plan.threads));
+    } else {
+      step = slower *
+             step_nanoseconds(static_cast<double>(largest_part), 1, machine.fma_rate, read_rate);
+    }
+    plan.uncorrected = start_of(call_.work) + (plan.threads - 2) * kStartThread +
+                       layer_steps_ * (directions_ / groups) * factor_of(call_.work) * step;
+    plan.nanoseconds = plan.uncorrected * corrections.of(plan.threads, by_units);
+    visit(plan);
+  };
+  // A count is useful if its largest part is smaller than that of all lower ones.
+  const auto for_each_count = [&](int groups, bool by_units, Index all) {
+    const int most = static_cast<int>(std::min<Index>(threads / groups, all));
+    Index before = all;
+    for (int count = 2; count <= most; ++count) {
+      const Index largest = (all - 1) / count + 1;
+      if (largest < before) consider(groups, count, by_units, largest);
+      before = largest;
+    }
+  };
+  if (config.bidirectional) consider(2, 1, false, batch);
+  for (int groups = 1; groups <= config.num_directions(); ++groups) {
+    for_each_count(groups, false, batch);
+    for_each_count(groups, true, slices);
+  }
 }
 
-double factor_of(Work work) { return work == Work::backward ? 2 : 1; }
-double meeting_of(Work work) { return work == Work::forward ? kOverlappedMeeting : 1; }
-double start_of(Work work) { return work == Work::step ? kStartStep : kStart; }
-
-double serial_nanoseconds(const Config& config, Work work, Index steps, Index batch,
-                          Index element_size) {
-  const double all_steps = static_cast<double>(steps) * static_cast<double>(config.num_layers) *
-                           static_cast<double>(config.num_directions());
-  return all_steps * factor_of(work) * step_nanoseconds(config, batch, element_size, 1);
+Plan CostModel::best_plan(int threads, const Machine& machine,
+                          const Corrections& corrections) const {
+  Plan best = serial_plan(machine, corrections);
+  if (threads <= 1) return best;
+  double best_price = best.nanoseconds;
+  for_each_division(threads, machine, corrections, [&](const Plan& plan) {
+    const double price = plan.nanoseconds * price_of(plan.threads);
+    if (price >= best_price) return;
+    best = plan;
+    best_price = price;
+  });
+  return best;
 }
 
-// Whether a perfect division of so many nanoseconds would pay.
-bool divides_well(Work work, double serial, int threads) {
-  return start_of(work) + serial / threads < kWorthwhile * serial;
-}
+namespace {
 
-// Whether this call follows the last one that asked, which took about `call` nanoseconds, so soon
-// that a team that it had woken would still be awake.
-bool follows_another(double call) {
-  static std::atomic<std::int64_t> last{0};
-  const std::int64_t now = nanoseconds_now();
-  const auto since = static_cast<double>(now - last.exchange(now, std::memory_order_relaxed));
-  return since < 2 * call + kWake;
+std::string text_of(const Plan& plan) {
+  char text[160];
+  const char* const division = plan.threads == 1 ? "" : (plan.by_units ? " by units" : " by rows");
+  std::snprintf(text, sizeof text, "%d thread%s%s%s %.1f us", plan.threads,
+                plan.threads == 1 ? "" : "s", division,
+                plan.groups == 2 ? ", directions side by side," : "", plan.nanoseconds / 1000);
+  std::string result = text;
+  const double factor = plan.uncorrected > 0 ? plan.nanoseconds / plan.uncorrected : 1;
+  if (std::abs(factor - 1) >= 0.005) {
+    std::snprintf(text, sizeof text, " (corrected by %.2f)", factor);
+    result += text;
+  }
+  return result;
 }
 
 }  // namespace
 
-void select_division(const std::string& name) {
-  if (name == "auto") {
-    division = Division::automatic;
-  } else if (name == "rows") {
-    division = Division::rows;
-  } else if (name == "units") {
-    division = Division::units;
-  } else {
-    throw std::invalid_argument("division: got \"" + name +
-                                "\", wanted \"auto\", \"rows\" or \"units\"");
-  }
-}
-
-bool may_pay(const Config& config, Work work, Index steps, Index batch, Index element_size,
-             int threads) {
-  if (threads <= 1) return false;
-  if (division.load(std::memory_order_relaxed) != Division::automatic) return true;
-  return divides_well(work, serial_nanoseconds(config, work, steps, batch, element_size), threads);
-}
-
-Plan make_plan(const Config& config, Work work, Index steps, Index batch, Index element_size,
-               int threads) {
-  const Division forced = division.load(std::memory_order_relaxed);
-  if (forced != Division::automatic && threads > 1) {
-    return forced_plan(config, batch, threads, forced == Division::units);
-  }
-  const double all_steps = static_cast<double>(steps) * static_cast<double>(config.num_layers);
-  const double meetings = meeting_of(work) * (config.proj_size > 0 || !config.reset_after ? 2 : 1);
-  const auto directions = static_cast<double>(config.num_directions());
-  Plan best;
-  best.nanoseconds = serial_nanoseconds(config, work, steps, batch, element_size);
-  if (threads <= 1 || !divides_well(work, best.nanoseconds, threads)) return best;
-  // More threads than processors would wait for each other.
-  if (const int processors = processors_now(); processors > 0)
-    threads = std::min(threads, processors);
-  if (threads <= 1) return best;
-  const Plan alone = best;
-  const double serial = best.nanoseconds;
-  // A team that sleeps is woken for what is long, or for the calls that seem to come after this
-  // one.
-  const bool awake = threads_awake(2);
-  const bool follows = !awake && follows_another(serial);
-  const bool starts = awake || (follows && serial >= kShort);
-  const Pair pair = pair_of_threads(starts || serial >= kLong);
-
-  const auto consider = [&](int groups, int group_threads, bool by_units) {
-    const double sequential = directions / groups;
-    const int all_threads = groups * group_threads;
-    // Of each thread's own work, where cores are shared.
-    const double slower = all_threads / (1 + (all_threads - 1) * (pair.speedup - 1));
-    const double step =
-        by_units
-            ? kWaiting * (slower * step_nanoseconds(config, batch, element_size, group_threads) +
-                          meetings * pair.meeting)
-            : slower * step_nanoseconds(config, (batch - 1) / group_threads + 1, element_size, 1);
-    const double time = start_of(work) + all_steps * sequential * factor_of(work) * step;
-    if (time < kWorthwhile * serial && time < best.nanoseconds) {
-      best.threads = all_threads;
-      best.groups = groups;
-      best.by_units = by_units && group_threads > 1;
-      best.nanoseconds = time;
-    }
-  };
-  const int max_groups = config.bidirectional ? 2 : 1;
-  // By units, a thread has at least one vector's worth of them, whatever the ISA.
-  const auto most_by_units = static_cast<int>(std::max<Index>(1, config.state_size() / 16));
-  for (int groups = 1; groups <= max_groups; ++groups) {
-    const int group_threads = threads / groups;
-    consider(groups, static_cast<int>(std::min<Index>(group_threads, std::max<Index>(1, batch))),
-             false);
-    consider(groups, std::min(group_threads, most_by_units), true);
-  }
-  if (starts || best.nanoseconds + kWake < kWorthwhile * serial) return best;
-  // Short calls need not wait until it is awake: it will be for one of the next.
-  if (follows && (best.threads > 1 || pair_is_stale())) wake_threads(std::max(2, best.threads));
-  return alone;
+std::string CostModel::explain(int threads, const Machine& machine, const Corrections& corrections,
+                               const Plan& plan) const {
+  const Config& config = call_.config;
+  const char* const works[] = {"forward", "backward", "step"};
+  char text[240];
+  std::snprintf(
+      text, sizeof text,
+      "%s of %s(%lld, %lld%s%s) x %lld, %s, T %lld, N %lld:", works[static_cast<int>(call_.work)],
+      config.cell == CellKind::lstm ? "LSTM" : "GRU", static_cast<long long>(config.input_size),
+      static_cast<long long>(config.hidden_size), config.bidirectional ? ", bidirectional" : "",
+      config.proj_size > 0 ? ", projected" : "", static_cast<long long>(config.num_layers),
+      call_.element_size == sizeof(double) ? "float64" : "float32",
+      static_cast<long long>(call_.steps), static_cast<long long>(call_.batch));
+  std::string line = text;
+  line += " " + text_of(plan) + "; of at most " + std::to_string(threads) + ": " +
+          text_of(serial_plan(machine, corrections));
+  Plan best[2];  // by rows, by units
+  bool found[2] = {};
+  for_each_division(threads, machine, corrections, [&](const Plan& other) {
+    const int kind = other.by_units ? 1 : 0;
+    if (found[kind] && best[kind].nanoseconds <= other.nanoseconds) return;
+    best[kind] = other;
+    found[kind] = true;
+  });
+  for (int kind = 0; kind < 2; ++kind)
+    if (found[kind]) line += ", " + text_of(best[kind]);
+  return line;
 }
 
 int product_threads(double flops, Index element_size, int threads) {

@@ -135,7 +135,7 @@ struct StreamWork {
         alone(1, model.config().num_layers),
         together(most_threads, model.config().num_layers) {
     while (least_together <= batch &&
-           !may_pay(model.config(), Work::step, 1, least_together, sizeof(T), most_threads))
+           !may_pay({model.config(), Work::step, 1, least_together, sizeof(T)}, most_threads))
       ++least_together;
   }
   StreamWork(const StreamWork&) = delete;
@@ -223,30 +223,42 @@ struct Stream<T>::Impl {
 
   void run(const Step& step, int threads) {
     descending = !descending;
-    if (threads != 1 && step.count >= work->least_together && run_together(step, threads)) return;
+    if (threads == 1 || step.count < work->least_together) {
+      run_alone(step);
+    } else {
+      run_planned(step, threads);
+    }
+  }
+
+  void run_alone(const Step& step) {
     divide(work->alone, step, {});
     const FloatControl float_control;
     run_share(step, work->alone, 0);
   }
 
-  // False if one thread shall do it all, and nothing has happened.
-  bool run_together(const Step& step, int threads) noexcept try {
-    const auto planned = [&](int most) {
-      return make_plan(config, Work::step, 1, step.count, sizeof(T), most);
-    };
-    Plan plan = planned(std::min(allowed_threads(threads), work->most_threads));
-    if (plan.threads <= 1) return false;
-    ThreadLease lease(plan.threads);
-    if (lease.size() < plan.threads) plan = planned(lease.size());
-    if (plan.threads <= 1) return false;
-    divide(work->together, step, plan);
-    const FloatControl float_control;
-    lease.run([&](int thread) {
-      if (thread < plan.threads) run_share(step, work->together, thread);
-    });
-    return true;
-  } catch (const std::exception&) {
-    return false;
+  void run_planned(const Step& step, int threads) noexcept {
+    const Call call = {config, Work::step, 1, step.count, sizeof(T)};
+    PlannedCall plan;
+    // (The setting in force may be wrong, or there may be no memory for threads.)
+    try {
+      plan = plan_call(call, std::min(allowed_threads(threads), work->most_threads),
+                       work->weights->memory());
+      ThreadLease lease(plan.threads);
+      if (lease.size() < plan.threads) plan = plan_again(call, lease.size(), plan);
+      if (plan.threads > 1) {
+        divide(work->together, step, plan);
+        const FloatControl float_control;
+        lease.run([&](int thread) {
+          if (thread < plan.threads) run_share(step, work->together, thread);
+        });
+        plan.record();
+        return;
+      }
+    } catch (const std::exception&) {
+      plan = {};
+    }
+    run_alone(step);
+    plan.record();
   }
 
   void divide(StepDivision<T>& division, const Step& step, const Plan& plan) {
@@ -355,8 +367,8 @@ void Stream<T>::run(const View<const T>& x, const View<T>& y, int num_threads) {
   check_shape("x", x.shape, x.stride, size.steps, size.batch, config.input_size);
   check_outputs(config, size, outputs);
   const Weights<T>& weights = *impl_->work->weights;
-  const Plan plan = make_plan(config, Work::forward, size.steps, size.batch, sizeof(T),
-                              allowed_threads(num_threads));
+  const PlannedCall plan = plan_call({config, Work::forward, size.steps, size.batch, sizeof(T)},
+                                     allowed_threads(num_threads), weights.memory());
   const ForwardWorkspace<T> workspace(config, weights, size, plan.threads, true);
   run_forward<T>(config, weights, Schedule(size.steps, size.batch, nullptr, MaskView{}), inputs,
                  outputs, workspace, nullptr, plan);
@@ -395,7 +407,8 @@ void Stream<T>::resize(Index batch) {
 
 template <class T>
 double Stream<T>::step_cost(Index count) const noexcept {
-  return make_plan(impl_->config, Work::step, 1, count, sizeof(T), 1).nanoseconds;
+  const Call call = {impl_->config, Work::step, 1, count, sizeof(T)};
+  return CostModel(call).serial_plan(machine_now(1), {}).nanoseconds;
 }
 
 template class Stream<float>;

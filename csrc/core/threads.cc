@@ -411,9 +411,9 @@ void Team::open_region(int wanted) {
   }
 }
 
-bool threads_awake(int threads) {
+int threads_ready() {
   Team* const team = Team::existing();
-  return team != nullptr && team->awake().load(std::memory_order_relaxed) >= threads - 1;
+  return 1 + (team != nullptr ? team->awake().load(std::memory_order_relaxed) : 0);
 }
 
 void wake_threads(int threads) {

@@ -105,9 +105,12 @@ class Barrier {
   };
 };
 
-// Whether a lease of so many threads would find those beside the caller awake, watching for work.
-bool threads_awake(int threads);
-// Has them wake up and watch for a while, without waiting for it; makes those that there are not.
+// How many threads a lease would find ready: the caller, and the workers that are awake and watch
+// for work.
+int threads_ready();
+inline bool threads_awake(int threads) { return threads_ready() >= threads; }
+// Wakes the threads of a lease of that size, to watch for a while, without waiting for it; makes
+// those that are missing.
 void wake_threads(int threads);
 
 class Team;

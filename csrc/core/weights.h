@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/fork_safe_mutex.h"
+#include "core/machine.h"
 #include "core/memory.h"
 #include "kernels/table.h"
 #include "tidegate/config.h"
@@ -65,6 +66,8 @@ class Weights {
   const DirectionWeights<T>& direction(Index layer, Index direction) const {
     return forward_[static_cast<std::size_t>(layer * config_.num_directions() + direction)];
   }
+  // All of the forward panels.
+  WeightsMemory memory() const { return {memory_.data(), memory_.size(), Index{sizeof(T)}}; }
   // Makes what backward() returns, from the forward panels; the first call does.
   void prepare_backward(int threads) const;
   const BackwardWeights<T>& backward(Index layer, Index direction) const {

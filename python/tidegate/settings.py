@@ -71,7 +71,11 @@ def config() -> dict[str, Any]:
     Returns:
         `version`, `isa` (the instruction set in use), `available_isas` (those of this build that
         this machine can run, best last), `num_threads` and `num_threads_reason`, `compiler`,
-        `numpy` and `python`.
+        `numpy`, `python`, and `machine`: the figures that the choice of threads rests on, as far as
+        calls have measured them. `gflop_per_s` of float32 multiply-adds on one thread (0: not yet
+        measured); `teams`, a list of `threads`, `barrier_ns` (the time until all have met) and
+        `speedup` (of arithmetic that they divide); `read_rates`, a list of `bytes`, `threads` and
+        `gb_per_s`: what each thread reads of its part of an array of that size.
     """
     return {
         "version": _core.version(),
@@ -82,11 +86,32 @@ def config() -> dict[str, Any]:
         "compiler": _core.compiler(),
         "numpy": np.__version__,
         "python": platform.python_version(),
+        "machine": _core.machine_figures(False),
     }
 
 
+def _machine_rows(machine: dict[str, Any]) -> dict[str, str]:
+    rows = {"arithmetic": f"{machine['gflop_per_s']:.0f} GFLOP/s a thread, float32"}
+    for team in machine["teams"]:
+        rows[f"{team['threads']} threads"] = (
+            f"{team['speedup']:.2f} times the arithmetic of one; a barrier: "
+            f"{team['barrier_ns']:.0f} ns"
+        )
+    reads: dict[int, list[str]] = {}
+    for read in machine["read_rates"]:
+        reads.setdefault(read["bytes"], []).append(f"{read['gb_per_s']:.0f} ({read['threads']})")
+    for size, rates in reads.items():
+        rows[f"read {size // 1024} KiB"] = f"{', '.join(rates)} GB/s a thread (of how many)"
+    return rows
+
+
 def show_config() -> None:
-    """Prints version, instruction sets, threads and why so many, compiler, NumPy, Python."""
+    """Prints version, instruction sets, threads and their reason, compiler, NumPy, Python, machine.
+
+    The machine's figures are those that the choice of threads rests on (`config()["machine"]`);
+    what no call has needed yet is measured now, in some 50 ms.
+    """
+    _core.machine_figures(True)
     c = config()
     rows = {
         "tidegate": c["version"],
@@ -95,6 +120,7 @@ def show_config() -> None:
         "compiler": c["compiler"],
         "numpy": c["numpy"],
         "python": c["python"],
+        **_machine_rows(c["machine"]),
     }
     for name, value in rows.items():
         print(f"{name + ':':<17}{value}")

@@ -1,4 +1,5 @@
-// How many threads a call is worth. The machine decides about most calls; these hold on any.
+// How many threads a call is worth, and how they divide it: for tables of several machines, which
+// are written here, and in this process, where these hold on any machine.
 #include "core/plan.h"
 
 #include <chrono>
@@ -6,6 +7,7 @@
 #include <thread>
 
 #include "check.h"
+#include "core/plan_call.h"
 #include "core/processors.h"
 #include "core/threads.h"
 #include "tidegate/settings.h"
@@ -14,16 +16,78 @@ namespace {
 
 using namespace tidegate;
 
-Config lstm(Index size) {
+Config network(CellKind cell, Index size, Index layers = 1, bool bidirectional = false) {
   Config config;
-  config.cell = CellKind::lstm;
+  config.cell = cell;
   config.input_size = size;
   config.hidden_size = size;
+  config.num_layers = layers;
+  config.bidirectional = bidirectional;
   return config;
 }
+Config lstm(Index size) { return network(CellKind::lstm, size); }
+Config gru(Index size) { return network(CellKind::gru, size); }
+
+// ---- Machines. Bytes a nanosecond that each thread reads of its part of 256 kB, 512 kB, 1 MB, 2,
+// 4, 8, 16 and 32 MB.
+
+Machine machine_of(double fma_rate, std::initializer_list<Machine::Team> teams) {
+  Machine machine = {};
+  machine.fma_rate = fma_rate;
+  for (const Machine::Team& team : teams) machine.team[machine.teams++] = team;
+  return machine;
+}
+
+// 512 kB of L2, AVX2.
+Machine zen3() {
+  return machine_of(105, {{0, 1, {85, 80, 65, 60, 60, 55, 50, 25}},
+                          {700, 1.9, {85, 85, 75, 60, 60, 55, 50, 20}}});
+}
+
+// 1 MB of L2, an L3 that is hardly slower, AVX-512.
+Machine zen4() {
+  return machine_of(115, {{0, 1, {110, 105, 100, 95, 90, 85, 60, 30}},
+                          {500, 1.95, {110, 105, 100, 95, 90, 85, 65, 35}}});
+}
+
+// 2 MB of L2 at full speed, an L3 of 27 GB/s a core. Sixteen processors are eight cores.
+Machine emerald_rapids(int processors) {
+  const Machine::Team one = {0, 1, {150, 140, 120, 70, 28, 27, 27, 27}};
+  const Machine::Team two = {900, 1.95, {150, 150, 140, 120, 70, 28, 27, 27}};
+  if (processors == 2) return machine_of(185, {one, two});
+  return machine_of(185, {one,
+                          two,
+                          {1400, 3.8, {150, 150, 150, 140, 120, 70, 28, 27}},
+                          {2200, 7.4, {150, 150, 150, 150, 140, 110, 60, 27}},
+                          {4500, 8.8, {80, 80, 80, 80, 80, 70, 50, 25}}});
+}
+
+// Sixteen narrow cores (128-bit NEON) with 1 MB of L2 each; they share a memory that two of them
+// can use up.
+Machine arm_server() {
+  return machine_of(45, {{0, 1, {38, 36, 34, 24, 20, 20, 18, 12}},
+                         {600, 2, {38, 38, 36, 34, 24, 20, 18, 12}},
+                         {1000, 4, {38, 38, 38, 36, 34, 24, 18, 8}},
+                         {1700, 7.9, {38, 38, 38, 38, 36, 34, 22, 8}},
+                         {3000, 15.5, {38, 38, 38, 38, 38, 36, 30, 14}}});
+}
+
+Plan step_plan(const Config& config, const Machine& machine, int threads, Index batch = 1) {
+  return make_plan({config, Work::step, 1, batch, sizeof(float)}, threads, machine);
+}
+Plan forward_plan(const Config& config, Index steps, Index batch, const Machine& machine,
+                  int threads) {
+  return make_plan({config, Work::forward, steps, batch, sizeof(float)}, threads, machine);
+}
+
+bool is_serial(const Plan& plan) { return plan.threads == 1 && plan.groups == 1 && !plan.by_units; }
+bool by_rows(const Plan& plan, int threads) { return plan.threads == threads && !plan.by_units; }
+bool by_units(const Plan& plan, int threads) { return plan.threads == threads && plan.by_units; }
+
+// ---- This process.
 
 Plan planned(const Config& config, Index steps, Index batch, int threads) {
-  return make_plan(config, Work::forward, steps, batch, sizeof(float), threads);
+  return plan_call({config, Work::forward, steps, batch, sizeof(float)}, threads, {});
 }
 
 // Longer than any worker stays awake; on a busy machine until they have had their turn.
@@ -35,18 +99,215 @@ void let_the_team_sleep() {
 
 }  // namespace
 
+// ---- Tables
+
+TEST(figures_between_the_measured_counts_lie_on_a_line) {
+  const Machine machine = emerald_rapids(16);
+  CHECK_NEAR(machine.barrier(1), 0, 0);
+  CHECK_NEAR(machine.barrier(2), 900, 0);
+  CHECK_NEAR(machine.barrier(3), 1150, 1e-9);
+  CHECK_NEAR(machine.speedup(12), 8.1, 1e-9);
+  CHECK_NEAR(machine.speedup(16), 8.8, 0);
+  CHECK_NEAR(machine.speedup(24), 10.2, 1e-9);  // beyond: on through the last two
+  CHECK_NEAR(machine.barrier(24), 6800, 1e-9);
+}
+
+TEST(the_closest_size_is_read) {
+  const Machine machine = emerald_rapids(2);
+  CHECK_NEAR(machine.read_rate(1, 1), 150, 0);
+  CHECK_NEAR(machine.read_rate(1.4 * 1024 * 1024, 1), 120, 0);
+  CHECK_NEAR(machine.read_rate(1.5 * 1024 * 1024, 1), 70, 0);
+  CHECK_NEAR(machine.read_rate(1e12, 1), 27, 0);
+  CHECK_NEAR(machine.read_rate(4.0 * 1024 * 1024, 2), 70, 0);
+  CHECK_NEAR(machine.read_rate(4.0 * 1024 * 1024, 7), 70, 0);  // of the last team
+}
+
+TEST(what_takes_a_microsecond_is_serial_on_every_machine) {
+  for (const Machine& machine :
+       {zen3(), zen4(), emerald_rapids(2), emerald_rapids(16), arm_server()}) {
+    const int threads = 1 << (machine.teams - 1);
+    for (const Config& config : {lstm(16), gru(16), gru(32)}) {
+      CHECK(is_serial(step_plan(config, machine, threads)));
+      CHECK(is_serial(forward_plan(config, 1, 1, machine, threads)));
+      const Call call = {config, Work::step, 1, 1, sizeof(float)};
+      if (machine.fma_rate > 100) CHECK(!CostModel(call).may_pay(threads, machine.fma_rate));
+    }
+  }
+}
+
+// The weights come from a slow L3, half of them to each core.
+TEST(large_steps_on_two_cores_of_an_emerald_rapids) {
+  const Machine machine = emerald_rapids(2);
+  for (const Config& config : {gru(1024), lstm(1024), gru(512), lstm(512)})
+    CHECK(by_units(step_plan(config, machine, 2), 2));
+  const Plan plan = step_plan(gru(1024), machine, 2);
+  CHECK(plan.nanoseconds > 400e3 && plan.nanoseconds < 700e3);  // 495 us were measured
+  const double serial = step_plan(gru(1024), machine, 1).nanoseconds;
+  CHECK(serial > 800e3 && serial < 1300e3);  // 1009 us were measured
+}
+
+// 1.9 MB of recurrent weights do not fit in one core's L2, but in two.
+TEST(weights_that_fit_in_two_caches) {
+  const Machine machine = emerald_rapids(2);
+  const Config config = network(CellKind::gru, 400, 2);
+  const Plan plan = forward_plan(config, 280, 1, machine, 2);
+  CHECK(by_units(plan, 2));
+  CHECK(plan.nanoseconds < 0.6 * forward_plan(config, 280, 1, machine, 1).nanoseconds);
+  CHECK(forward_plan(lstm(256), 50, 32, machine, 2).threads == 2);
+}
+
+// The second threads of eight cores gain less than they cost.
+TEST(half_of_sixteen_processors) {
+  const Machine machine = emerald_rapids(16);
+  const Plan plan = forward_plan(gru(128), 50, 32, machine, 16);
+  CHECK(plan.threads >= 6 && plan.threads <= 11);
+  // Nine and ten threads would have parts no smaller than eight.
+  CHECK(forward_plan(gru(128), 50, 32, machine, 10).threads == 8);
+  CHECK(forward_plan(gru(128), 50, 32, machine, 2).threads == 2);
+  // A step of 128 units has eight vectors of them, and a barrier costs as much as the arithmetic.
+  CHECK(step_plan(gru(128), machine, 16).threads <= 4);
+  // Reading 25 MB is worth all cores.
+  CHECK(step_plan(gru(1024), machine, 16).threads >= 8);
+}
+
+TEST(an_arm_server_uses_its_cores) {
+  const Machine machine = arm_server();
+  CHECK(by_rows(forward_plan(gru(128), 50, 32, machine, 16), 16));
+  CHECK(forward_plan(lstm(256), 50, 32, machine, 16).threads == 16);
+  CHECK(is_serial(step_plan(lstm(32), machine, 16)));
+  const Plan step = step_plan(lstm(256), machine, 16);
+  CHECK(step.by_units && step.threads >= 4);
+}
+
+// As they were when the model was fitted on this machine.
+TEST(two_cores_of_a_zen4) {
+  const Machine machine = zen4();
+  CHECK(is_serial(step_plan(gru(64), machine, 2)));
+  for (const Index size : {128, 256, 400, 512, 1024}) {
+    CHECK(by_units(step_plan(lstm(size), machine, 2), 2));
+    CHECK(by_units(forward_plan(gru(size), 50, 1, machine, 2), 2));
+  }
+  CHECK(is_serial(forward_plan(lstm(32), 50, 1, machine, 2)));
+  CHECK(is_serial(forward_plan(gru(64), 1, 1, machine, 2)));
+  for (const Index size : {32, 64, 128, 256, 400, 512})
+    CHECK(by_rows(forward_plan(lstm(size), 50, 32, machine, 2), 2));
+  CHECK(by_units(forward_plan(lstm(512), 50, 2, machine, 2), 2));
+  const Plan both = forward_plan(network(CellKind::lstm, 128, 1, true), 50, 1, machine, 2);
+  CHECK(by_rows(both, 2) && both.groups == 2);
+}
+
+TEST(two_cores_of_a_zen3) {
+  const Machine machine = zen3();
+  CHECK(by_units(step_plan(gru(1024), machine, 2), 2));
+  CHECK(by_rows(forward_plan(lstm(256), 50, 32, machine, 2), 2));
+  CHECK(by_units(forward_plan(network(CellKind::gru, 400, 2), 280, 1, machine, 2), 2));
+  CHECK(is_serial(step_plan(gru(64), machine, 2)));
+}
+
+TEST(threads_that_share_a_core_are_not_used) {
+  Machine machine = zen4();
+  machine.team[1].speedup = 1;
+  machine.team[1].barrier = 2000;
+  for (const Index batch : {1, 2, 32})
+    CHECK(is_serial(forward_plan(lstm(256), 50, batch, machine, 2)));
+}
+
+TEST(a_division_that_ran_slow_is_left_and_tried_again) {
+  const Config config = gru(512);
+  const Call call = {config, Work::step, 1, 1, sizeof(float)};
+  const Machine machine = zen4();
+  const CostModel model(call);
+  const int call_class = model.call_class(machine);
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  std::int64_t now = 100 * kSecond;
+  CorrectionTable table;
+  const auto plan = [&] { return model.best_plan(2, machine, table.at(call_class, now)); };
+  const auto record = [&](const Plan& ran, double ratio) {
+    table.record(call_class, division_class(ran.threads, ran.by_units), ratio, now);
+  };
+  const Plan first = plan();
+  CHECK(by_units(first, 2));
+  record(first, 30);  // once
+  CHECK(by_units(plan(), 2));
+  int calls = 1;
+  for (; calls < 100 && plan().threads == 2; ++calls) record(first, 3);
+  CHECK(calls > 1 && calls < 8);
+  for (int call_again = 0; call_again < 20; ++call_again) {
+    CHECK(is_serial(plan()));
+    record(plan(), 1);
+    now += kSecond / 100;
+  }
+  now += 10 * kSecond;
+  CHECK(by_units(plan(), 2));
+}
+
+TEST(one_thread_that_ran_slow_is_left) {
+  const Config config = lstm(128);
+  const Call call = {config, Work::step, 1, 1, sizeof(float)};
+  Machine machine = zen4();
+  machine.team[1].barrier = 2000;  // careful: not yet measured
+  const CostModel model(call);
+  const int call_class = model.call_class(machine);
+  CorrectionTable table;
+  CHECK(is_serial(model.best_plan(2, machine, table.at(call_class, 1))));
+  for (int i = 0; i < 10; ++i) table.record(call_class, division_class(1, false), 3, 1);
+  const Corrections corrections = table.at(call_class, 1);
+  CHECK(corrections.of(1, false) > 2 && corrections.of(1, false) <= 3);
+  CHECK_NEAR(corrections.of(2, true), 1, 0);
+  CHECK(by_units(model.best_plan(2, machine, corrections), 2));
+}
+
+TEST(what_is_faster_than_estimated_counts_for_all_divisions) {
+  CorrectionTable table;
+  for (int i = 0; i < 20; ++i) table.record(5, division_class(1, false), 0.5, 1);
+  const Corrections corrections = table.at(5, 1);
+  CHECK_NEAR(corrections.of(1, false), 0.5, 0.01);
+  CHECK_NEAR(corrections.of(2, true), 0.5, 0.01);
+  CHECK_NEAR(corrections.of(16, false), 0.5, 0.01);
+  CHECK_NEAR(table.at(4, 1).of(1, false), 1, 0);  // another class
+}
+
+TEST(classes_of_divisions_and_calls) {
+  CHECK(division_class(1, false) == 0 && division_class(1, true) == 0);
+  int last = 0;
+  for (const bool by_units : {false, true}) {
+    for (const int threads : {2, 4, 8, 16}) {
+      const int division = division_class(threads, by_units);
+      CHECK(division == ++last);
+      if (threads > 2) CHECK(division == division_class(threads - 1, by_units));
+    }
+    CHECK(division_class(256, by_units) == last);
+  }
+  CHECK(last + 1 == kDivisionClasses);
+  CHECK(CallClass::of(0, 0, 0, 1) == 0);
+  CHECK(CallClass::of(2, 1e300, 1e300, 1000) == CallClass::kCount - 1);
+}
+
+TEST(an_explanation_names_the_call_and_the_ways_to_divide_it) {
+  const Config config = network(CellKind::gru, 1024);
+  const Call call = {config, Work::step, 1, 2, sizeof(float)};
+  const Machine machine = emerald_rapids(2);
+  const CostModel model(call);
+  const std::string text = model.explain(2, machine, {}, model.best_plan(2, machine, {}));
+  for (const char* part : {"step of GRU(1024, 1024)", "float32", "T 1", "N 2", "2 threads by units",
+                           "1 thread ", "2 threads by rows"}) {
+    CHECK(text.find(part) != std::string::npos);
+  }
+}
+
+// ---- This process
+
 TEST(one_thread_is_one) {
   const Plan plan = planned(lstm(1024), 1000, 64, 1);
   CHECK(plan.threads == 1);
   CHECK(!plan.by_units);
-  CHECK(plan.nanoseconds > 0);
 }
 
 TEST(what_takes_a_microsecond_is_done_alone) {
   for (int call = 0; call < 1000; ++call) CHECK(planned(lstm(16), 1, 1, 2).threads == 1);
 }
 
-TEST(a_short_call_alone_wakes_nobody) {
+TEST(a_short_call_alone_wakes_no_thread) {
   const int before = num_threads();
   set_num_threads(2);
   const Config config = lstm(256);
@@ -55,7 +316,6 @@ TEST(a_short_call_alone_wakes_nobody) {
     let_the_team_sleep();
     const Plan plan = planned(config, 1, 1, 2);
     CHECK(plan.threads == 1);
-    CHECK(plan.nanoseconds > 0);
     CHECK(!threads_awake(2));
   }
   set_num_threads(before);
@@ -112,5 +372,28 @@ TEST(busy_and_sleeping_threads_are_not_awake) {
   }
   let_the_team_sleep();
   CHECK(!threads_awake(2));
+  set_num_threads(before);
+}
+
+// The figures that a plan has found, and what the weights' rates are measured on.
+TEST(the_machine_is_measured_once) {
+  const int before = num_threads();
+  set_num_threads(2);
+  static float weights[1024 * 1024];  // 4 MB
+  const WeightsMemory memory = {weights, sizeof weights, sizeof(float)};
+  std::int64_t now = nanoseconds_now();
+  measure_machine(2, sizeof weights, memory, now);
+  const Machine machine = machine_now(2);
+  CHECK(machine.teams == 2);
+  CHECK(machine.fma_rate > 0);
+  CHECK(machine.team[0].barrier == 0 && machine.team[0].speedup == 1);
+  CHECK(machine.barrier(2) >= 150 && machine.barrier(2) <= 2000);
+  CHECK(machine.speedup(2) >= 1 && machine.speedup(2) <= 2);
+  for (int threads = 1; threads <= 2; ++threads)
+    CHECK(machine.read_rate(sizeof weights, threads) > 0);
+  CHECK(machine_now(5).teams == 3);
+  measure_machine(2, sizeof weights, memory, now + 1'000'000'000);
+  CHECK(machine_now(2).read_rate(sizeof weights, 1) == machine.read_rate(sizeof weights, 1));
+  CHECK(machine_now(1).fma_rate == machine.fma_rate);
   set_num_threads(before);
 }

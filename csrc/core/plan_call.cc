@@ -1,0 +1,186 @@
+// The plan of a call in this process, now.
+#include "core/plan_call.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+#include "core/threads.h"
+#include "tidegate/settings.h"
+
+namespace tidegate {
+
+namespace {
+
+constexpr double kWake = 100'000;      // nanoseconds: a sleeping worker is woken
+constexpr double kWakeThread = 5'000;  // each further one: a system call
+constexpr double kShort = 50'000;      // a call: as long as a team stays awake after one
+constexpr double kLong = 4 * kWake;    // a call: two threads will wake, shared cores or not
+
+enum class Division { automatic, rows, units };
+std::atomic<Division> division{Division::automatic};
+
+CorrectionTable corrections;
+
+bool forces() { return division.load(std::memory_order_relaxed) != Division::automatic; }
+
+// All the threads that were asked for, whatever it costs.
+PlannedCall forced_plan(const Call& call, int threads) {
+  PlannedCall plan;
+  plan.by_units = division.load(std::memory_order_relaxed) == Division::units && threads > 1;
+  plan.groups = call.config.bidirectional && threads > 1 ? 2 : 1;
+  const Index rows = std::max<Index>(call.batch, 1) * plan.groups;
+  plan.threads = plan.by_units ? threads : static_cast<int>(std::min<Index>(threads, rows));
+  return plan;
+}
+
+// Whether this call, of about `nanoseconds`, follows the last one that asked so soon that a team
+// woken by that one would still be awake.
+bool follows_another(double nanoseconds, std::int64_t now) {
+  static std::atomic<std::int64_t> last{0};
+  const auto since = static_cast<double>(now - last.exchange(now, std::memory_order_relaxed));
+  return since < 2 * nanoseconds + kWake;
+}
+
+// ---- TIDEGATE_PLAN=explain
+
+bool read_explains() {
+  const char* const text = std::getenv("TIDEGATE_PLAN");
+  if (text == nullptr || *text == '\0') return false;
+  if (std::string(text) == "explain") return true;
+  std::fprintf(stderr, "tidegate: TIDEGATE_PLAN: got \"%s\", wanted \"explain\"; ignored\n", text);
+  return false;
+}
+
+bool explains() {
+  enum : int { unknown, off, on };
+  static std::atomic<int> state{unknown};
+  int known = state.load(std::memory_order_relaxed);
+  if (known == unknown) {
+    known = read_explains() ? on : off;
+    state.store(known, std::memory_order_relaxed);
+  }
+  return known == on;
+}
+
+// Whether the text was not told before; forgets some after hundreds of others.
+bool is_new(const std::string& choice) {
+  constexpr std::size_t kRemembered = 1024;
+  static std::atomic<std::size_t> told[kRemembered];
+  const std::size_t hash = std::hash<std::string>()(choice) | 1;
+  return told[hash / 2 % kRemembered].exchange(hash, std::memory_order_relaxed) != hash;
+}
+
+void tell(const Call& call, const CostModel& model, int threads, const Machine& machine,
+          const Corrections& learnt, const Plan& plan) {
+  const Config& config = call.config;
+  std::string choice;
+  for (const Index value :
+       {static_cast<Index>(call.work), call.steps, call.batch, call.element_size,
+        static_cast<Index>(config.cell), config.input_size, config.hidden_size, config.num_layers,
+        config.num_directions(), config.proj_size, static_cast<Index>(threads),
+        static_cast<Index>(plan.threads), static_cast<Index>(plan.groups),
+        static_cast<Index>(plan.by_units)}) {
+    choice += std::to_string(value) + " ";
+  }
+  if (!is_new(choice)) return;
+  const std::string line = "tidegate: " + model.explain(threads, machine, learnt, plan) + "\n";
+  std::fputs(line.c_str(), stderr);
+}
+
+// ----
+
+PlannedCall planned(const Plan& plan, int call_class, std::int64_t begin) {
+  PlannedCall result;
+  static_cast<Plan&>(result) = plan;
+  result.call_class = call_class;
+  result.begin = begin;
+  return result;
+}
+
+}  // namespace
+
+void select_division(const std::string& name) {
+  if (name == "auto") {
+    division = Division::automatic;
+  } else if (name == "rows") {
+    division = Division::rows;
+  } else if (name == "units") {
+    division = Division::units;
+  } else {
+    throw std::invalid_argument("division: got \"" + name +
+                                "\", wanted \"auto\", \"rows\" or \"units\"");
+  }
+}
+
+bool may_pay(const Call& call, int threads) {
+  if (threads <= 1) return false;
+  return forces() || CostModel(call).may_pay(threads, fma_rate_now());
+}
+
+PlannedCall plan_call(const Call& call, int threads, const WeightsMemory& weights) {
+  if (threads <= 1) return {};
+  if (forces()) return forced_plan(call, threads);
+  const CostModel model(call);
+  const double fma_rate = fma_rate_now();
+  if (!model.may_pay(threads, fma_rate)) return {};
+  const std::int64_t now = nanoseconds_now();
+  // More threads than processors would wait for each other.
+  if (const int processors = processors_at(now); processors > 0)
+    threads = std::min(threads, processors);
+  if (threads <= 1) return {};
+
+  const int ready = threads_ready();
+  const double least = model.least_serial_nanoseconds(fma_rate);
+  const bool follows = ready < 2 && follows_another(least, now);
+  // Short calls that come one by one are left to one thread: waking another takes longer.
+  const bool starts = ready >= 2 || (follows && least >= kShort);
+  if (starts || least >= kLong) measure_machine(threads, model.working_set(), weights, now);
+
+  const Machine machine = machine_now(threads);
+  const int call_class = model.call_class(machine);
+  const Corrections learnt = corrections.at(call_class, now);
+  const auto result = [&](const Plan& plan) {
+    if (explains()) tell(call, model, threads, machine, learnt, plan);
+    return planned(plan, call_class, now);
+  };
+  const Plan best = model.best_plan(threads, machine, learnt);
+  const int asleep = best.threads - ready;
+  if (asleep <= 0) {
+    // To measure them during one of the next calls.
+    if (follows && !starts && pair_is_stale(now)) wake_threads(2);
+    return result(best);
+  }
+  // Long calls close to each other: the threads stay awake between them, or the corrections tell.
+  if (starts && least >= kShort) return result(best);
+  Plan woken = best;
+  woken.uncorrected += kWake + (asleep - 1) * kWakeThread;
+  woken.nanoseconds += kWake + (asleep - 1) * kWakeThread;
+  const Plan fewer = model.best_plan(ready, machine, learnt);
+  if (woken.nanoseconds < kWorthwhile * fewer.nanoseconds) return result(woken);
+  // A short call does not wait until they are awake: they will be for one of the next.
+  if (starts || follows) wake_threads(best.threads);
+  return result(fewer);
+}
+
+PlannedCall plan_again(const Call& call, int threads, const PlannedCall& before) {
+  if (threads > 1 && forces()) return forced_plan(call, threads);
+  const Machine machine = machine_now(threads);
+  const int call_class = before.call_class;
+  const Corrections learnt =
+      call_class >= 0 ? corrections.at(call_class, before.begin) : Corrections{};
+  return planned(make_plan(call, threads, machine, learnt), call_class, before.begin);
+}
+
+void PlannedCall::record() const {
+  if (call_class < 0) return;
+  const std::int64_t now = nanoseconds_now();
+  corrections.record(call_class, division_class(threads, by_units),
+                     static_cast<double>(now - begin) / uncorrected, now);
+}
+
+}  // namespace tidegate
