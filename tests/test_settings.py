@@ -113,3 +113,63 @@ def test_config(capsys):
     printed = capsys.readouterr().out
     for value in [c["version"], c["isa"], c["compiler"], c["num_threads_reason"], c["numpy"]]:
         assert str(value) in printed
+
+
+def test_config_shows_the_measured_machine(capsys):
+    with tg.num_threads(2):
+        tg.show_config()
+    printed = capsys.readouterr().out
+    machine = tg.config()["machine"]
+    assert machine["gflop_per_s"] > 0
+    for team in machine["teams"]:  # none where no second thread is available
+        assert team["threads"] >= 2
+        assert 1 <= team["speedup"] <= team["threads"]
+        assert team["barrier_ns"] > 0
+    rates = {(read["bytes"], read["threads"]): read["gb_per_s"] for read in machine["read_rates"]}
+    sizes = [2**k * 256 * 1024 for k in range(8)]
+    assert {size for size, threads in rates if threads == 1} == set(sizes)
+    assert all(rate > 0 for rate in rates.values())
+    for name in ["arithmetic", "read 256 kB", "read 32 MB"]:
+        assert name in printed
+    tg.show_config()  # what was measured is kept
+    kept = tg.config()["machine"]
+    assert kept["gflop_per_s"] == machine["gflop_per_s"]
+    for read in machine["read_rates"]:
+        assert read in kept["read_rates"]
+
+
+PLANS = """
+import numpy as np, tidegate as tg
+lstm = tg.LSTM(4, 8, seed=0)
+for _ in range(3):
+    lstm(np.zeros((3, 2, 4), np.float32))
+stream = tg.GRU(4, 8, seed=0).stream(3)
+for _ in range(3):
+    stream.step(np.zeros((3, 4), np.float32))
+_, _, tape = tg.GRU(4, 8, seed=0).forward(np.zeros((3, 2, 4), np.float32))
+tg.GRU(4, 8, seed=0).backward(tape, np.zeros((3, 2, 8), np.float32))
+"""
+
+
+def test_the_environment_has_plans_explained():
+    result = run(PLANS, TIDEGATE_PLAN="explain")
+    assert result.returncode == 0
+    lines = result.stderr.splitlines()
+    assert all(line.startswith("tidegate: ") for line in lines)
+    calls = [line.split(":")[1].strip() for line in lines]
+    assert "forward of LSTM(4, 8) x 1, float32, T 3, N 2" in calls
+    assert "step of GRU(4, 8) x 1, float32, T 1, N 3" in calls
+    assert "backward of GRU(4, 8) x 1, float32, T 3, N 2" in calls
+    assert len(calls) == len(set(calls)) == 4  # each choice once
+    for line in lines:
+        assert "1 thread " in line
+        assert " us" in line
+
+
+def test_plans_are_not_explained_unasked():
+    for value in ["", "no"]:
+        result = run(PLANS, TIDEGATE_PLAN=value)
+        assert result.returncode == 0
+        lines = result.stderr.splitlines()
+        assert len(lines) == (1 if value else 0)
+        assert all("TIDEGATE_PLAN" in line and "explain" in line for line in lines)

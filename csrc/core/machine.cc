@@ -288,34 +288,49 @@ Machine machine_now(int threads) {
   return machine;
 }
 
-void measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
-  fma_rate_now();
-  const int teams = team_of(std::clamp(threads, 1, kMaxThreads)) + 1;
-  bool repeated = false;  // at most one figure in a call
-  for (int i = 1; i < teams; ++i) {
+namespace {
+
+// Teams of up to `threads` threads: those that are missing, and, if it `repeats`, one that is
+// stale.
+void measure_teams(int threads, std::int64_t now, bool repeats) {
+  for (int i = 1; i < Machine::kTeams && 1 << i <= threads; ++i) {
     Measured::Team& team = measured.team[i];
     const bool first = team.barrier.load(std::memory_order_relaxed) == 0;
-    if ((!first && repeated) || !team.fresh.claim(now)) continue;
-    repeated |= !first;
+    if ((!first && !repeats) || !team.fresh.claim(now)) continue;
+    if (!first) {
+      repeats = false;
+      // It may have been low when it was first measured.
+      const double rate = measure_fma_rate();
+      if (rate > measured.fma_rate) measured.fma_rate = rate;
+    }
     double barrier, speedup;
     if (!measure_team(1 << i, barrier, speedup)) continue;
-    const double least = kLeastBarrier * i;
-    team.barrier = std::clamp(kLateness * barrier, least, most_barrier(i));
+    team.barrier = std::clamp(kLateness * barrier, kLeastBarrier * i, most_barrier(i));
     team.speedup = std::clamp(speedup, 1.0, static_cast<double>(1 << i));
   }
+}
+
+// The rates of up to `threads` threads that read `bytes`, as far as they are missing.
+void measure_read_rates(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
   const int size = size_class(bytes);
   const Index read = std::min(weights.bytes, static_cast<Index>(bytes));
   // Less lies in the caches next to a core, and hardly counts beside a step's other work.
   if (weights.data == nullptr || static_cast<double>(read) < Machine::kLeastSize / 2 ||
       size_class(static_cast<double>(read)) != size)
     return;
-  for (int i = 0; i < teams; ++i) {
+  for (int i = 0; i < Machine::kTeams && 1 << i <= threads; ++i) {
     Measured::Team& team = measured.team[i];
-    if (team.read_rate[size].load(std::memory_order_relaxed) > 0 ||
-        !team.read_fresh[size].claim(now))
-      continue;
-    team.read_rate[size] = measure_read_rate(weights, read, 1 << i);
+    std::atomic<double>& rate = team.read_rate[size];
+    if (rate.load(std::memory_order_relaxed) > 0 || !team.read_fresh[size].claim(now)) continue;
+    rate = measure_read_rate(weights, read, 1 << i);
   }
+}
+
+}  // namespace
+
+void measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
+  measure_teams(threads, now, true);
+  measure_read_rates(threads, bytes, weights, now);
 }
 
 MachineFigures machine_figures(bool measure) {
@@ -325,9 +340,11 @@ MachineFigures machine_figures(bool measure) {
     const Buffer buffer([&](Arena& arena) {
       data = take_zeros<float>(arena, size / static_cast<Index>(sizeof(float)));
     });
+    fma_rate_now();
+    measure_teams(num_threads(), nanoseconds_now(), false);
     for (int i = 0; i < Machine::kSizes; ++i) {
-      measure_machine(num_threads(), static_cast<double>(size >> i), {data, size},
-                      nanoseconds_now());
+      measure_read_rates(num_threads(), static_cast<double>(size >> i), {data, size},
+                         nanoseconds_now());
     }
   }
   MachineFigures figures;

@@ -211,8 +211,9 @@ std::string CostModel::explain(int threads, const Machine& machine, const Correc
       call_.element_size == sizeof(double) ? "float64" : "float32",
       static_cast<long long>(call_.steps), static_cast<long long>(call_.batch));
   std::string line = text;
-  line += " " + text_of(plan) + "; of at most " + std::to_string(threads) + ": " +
-          text_of(serial_plan(machine, corrections));
+  line.append(" ").append(text_of(plan));
+  line.append("; of at most ").append(std::to_string(threads));
+  line.append(": ").append(text_of(serial_plan(machine, corrections)));
   Plan best[2];  // by rows, by units
   bool found[2] = {};
   for_each_division(threads, machine, corrections, [&](const Plan& other) {
@@ -222,7 +223,7 @@ std::string CostModel::explain(int threads, const Machine& machine, const Correc
     found[kind] = true;
   });
   for (int kind = 0; kind < 2; ++kind)
-    if (found[kind]) line += ", " + text_of(best[kind]);
+    if (found[kind]) line.append(", ").append(text_of(best[kind]));
   return line;
 }
 

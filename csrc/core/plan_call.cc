@@ -56,17 +56,6 @@ bool read_explains() {
   return false;
 }
 
-bool explains() {
-  enum : int { unknown, off, on };
-  static std::atomic<int> state{unknown};
-  int known = state.load(std::memory_order_relaxed);
-  if (known == unknown) {
-    known = read_explains() ? on : off;
-    state.store(known, std::memory_order_relaxed);
-  }
-  return known == on;
-}
-
 // Whether the text was not told before; forgets some after hundreds of others.
 bool is_new(const std::string& choice) {
   constexpr std::size_t kRemembered = 1024;
@@ -117,22 +106,40 @@ void select_division(const std::string& name) {
   }
 }
 
+bool explains_plans() {
+  enum : int { unknown, off, on };
+  static std::atomic<int> state{unknown};
+  int known = state.load(std::memory_order_relaxed);
+  if (known == unknown) {
+    known = read_explains() ? on : off;
+    state.store(known, std::memory_order_relaxed);
+  }
+  return known == on;
+}
+
 bool may_pay(const Call& call, int threads) {
   if (threads <= 1) return false;
   return forces() || CostModel(call).may_pay(threads, fma_rate_now());
 }
 
 PlannedCall plan_call(const Call& call, int threads, const WeightsMemory& weights) {
-  if (threads <= 1) return {};
-  if (forces()) return forced_plan(call, threads);
+  if (threads > 1 && forces()) return forced_plan(call, threads);
+  if (threads <= 1 && !explains_plans()) return {};
   const CostModel model(call);
+  const auto alone = [&]() -> PlannedCall {
+    if (explains_plans()) {
+      const Machine machine = machine_now(threads);
+      tell(call, model, threads, machine, {}, model.serial_plan(machine, {}));
+    }
+    return {};
+  };
   const double fma_rate = fma_rate_now();
-  if (!model.may_pay(threads, fma_rate)) return {};
+  if (!model.may_pay(threads, fma_rate)) return alone();
   const std::int64_t now = nanoseconds_now();
   // More threads than processors would wait for each other.
   if (const int processors = processors_at(now); processors > 0)
     threads = std::min(threads, processors);
-  if (threads <= 1) return {};
+  if (threads <= 1) return alone();
 
   const int ready = threads_ready();
   const double least = model.least_serial_nanoseconds(fma_rate);
@@ -145,7 +152,7 @@ PlannedCall plan_call(const Call& call, int threads, const WeightsMemory& weight
   const int call_class = model.call_class(machine);
   const Corrections learnt = corrections.at(call_class, now);
   const auto result = [&](const Plan& plan) {
-    if (explains()) tell(call, model, threads, machine, learnt, plan);
+    if (explains_plans()) tell(call, model, threads, machine, learnt, plan);
     return planned(plan, call_class, now);
   };
   const Plan best = model.best_plan(threads, machine, learnt);

@@ -16,6 +16,10 @@ struct PlannedCall : Plan {
   void record() const;
 };
 
+// Whether TIDEGATE_PLAN=explain is in the environment: then plan_call() prints each choice to the
+// standard error, once, with the estimates that it rests on.
+bool explains_plans();
+
 // Whether to ask for a plan at all: quick.
 bool may_pay(const Call& call, int threads);
 

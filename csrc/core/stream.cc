@@ -134,7 +134,8 @@ struct StreamWork {
         memory([&](Arena& arena) { take(arena, model.config()); }),
         alone(1, model.config().num_layers),
         together(most_threads, model.config().num_layers) {
-    while (least_together <= batch &&
+    // (A plan that is to be explained is always made.)
+    while (least_together <= batch && !explains_plans() &&
            !may_pay({model.config(), Work::step, 1, least_together, sizeof(T)}, most_threads))
       ++least_together;
   }

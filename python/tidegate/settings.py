@@ -97,11 +97,13 @@ def _machine_rows(machine: dict[str, Any]) -> dict[str, str]:
             f"{team['speedup']:.2f} times the arithmetic of one; a barrier: "
             f"{team['barrier_ns']:.0f} ns"
         )
-    reads: dict[int, list[str]] = {}
     for read in machine["read_rates"]:
-        reads.setdefault(read["bytes"], []).append(f"{read['gb_per_s']:.0f} ({read['threads']})")
-    for size, rates in reads.items():
-        rows[f"read {size // 1024} KiB"] = f"{', '.join(rates)} GB/s a thread (of how many)"
+        size = read["bytes"]
+        name = f"read {size >> 20} MB" if size >= 1 << 20 else f"read {size >> 10} kB"
+        rate = f"{read['gb_per_s']:.0f} GB/s"
+        rows[name] = (
+            f"{rows[name]}, {read['threads']} threads: {rate} each" if name in rows else rate
+        )
     return rows
 
 

@@ -394,6 +394,6 @@ TEST(the_machine_is_measured_once) {
   CHECK(machine_now(5).teams == 3);
   measure_machine(2, sizeof weights, memory, now + 1'000'000'000);
   CHECK(machine_now(2).read_rate(sizeof weights, 1) == machine.read_rate(sizeof weights, 1));
-  CHECK(machine_now(1).fma_rate == machine.fma_rate);
+  CHECK(machine_now(1).fma_rate >= machine.fma_rate);
   set_num_threads(before);
 }
