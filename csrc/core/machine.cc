@@ -92,11 +92,10 @@ void compute() {
 
 // A processor that has been idle needs some microseconds to come up to its speed, and other guests
 // of a host slow it down: what counts is the greatest rate seen.
-double measure_fma_rate() {
-  constexpr int kRounds = 16;
+double measure_fma_rate(int rounds) {
   const double flops = static_cast<double>(kernels<float>().fma_round_flops * kFmaRounds);
   double best = 0;
-  for (int round = 0; round < kRounds; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     const std::int64_t begin = nanoseconds_now();
     compute();
     best = std::max(best, flops / std::max(1.0, static_cast<double>(nanoseconds_now() - begin)));
@@ -112,8 +111,8 @@ double median(double (&rounds)[kRounds]) {
 
 // The barrier's time and the speedup of `threads` threads. False: they are not available.
 bool measure_team(int threads, double& barrier_time, double& speedup) {
-  // A measurement that takes longer shares a processor with another program's threads: each wait
-  // for one of ours is then a wait for theirs.
+  // In a measurement that takes longer another program's threads share a processor with the team:
+  // each wait for a thread of the team is then a wait for theirs.
   constexpr std::int64_t kPatience = 300'000;  // nanoseconds
   constexpr int kRounds = 5;
   const int barriers = std::max(5, 40 / threads);
@@ -183,7 +182,7 @@ bool measure_team(int threads, double& barrier_time, double& speedup) {
 
 template <class T>
 double read_pass(const WeightsMemory& weights, Index bytes, int thread, int threads, Index passes) {
-  constexpr Index kAligned = 128;  // elements: whole lines of the cache
+  constexpr Index kAligned = 16;  // elements: whole lines of the cache
   const Index count = bytes / static_cast<Index>(sizeof(T)) / threads / kAligned * kAligned;
   static std::atomic<T> used;
   const std::int64_t begin = nanoseconds_now();
@@ -236,7 +235,7 @@ int processors_at(std::int64_t now) {
 double fma_rate_now() {
   double rate = measured.fma_rate.load(std::memory_order_relaxed);
   if (rate == 0) {
-    rate = measure_fma_rate();
+    rate = measure_fma_rate(16);
     measured.fma_rate.store(rate, std::memory_order_relaxed);
   }
   return rate;
@@ -290,17 +289,19 @@ Machine machine_now(int threads) {
 
 namespace {
 
-// Teams of up to `threads` threads: those that are missing, and, if it `repeats`, one that is
-// stale.
-void measure_teams(int threads, std::int64_t now, bool repeats) {
+// Measures teams of up to `threads` threads: those that are missing, and, if it `repeats`, one that
+// is stale. Returns whether there were any.
+bool measure_teams(int threads, std::int64_t now, bool repeats) {
+  bool any = false;
   for (int i = 1; i < Machine::kTeams && 1 << i <= threads; ++i) {
     Measured::Team& team = measured.team[i];
     const bool first = team.barrier.load(std::memory_order_relaxed) == 0;
     if ((!first && !repeats) || !team.fresh.claim(now)) continue;
+    any = true;
     if (!first) {
       repeats = false;
       // It may have been low when it was first measured.
-      const double rate = measure_fma_rate();
+      const double rate = measure_fma_rate(4);
       if (rate > measured.fma_rate) measured.fma_rate = rate;
     }
     double barrier, speedup;
@@ -308,29 +309,36 @@ void measure_teams(int threads, std::int64_t now, bool repeats) {
     team.barrier = std::clamp(kLateness * barrier, kLeastBarrier * i, most_barrier(i));
     team.speedup = std::clamp(speedup, 1.0, static_cast<double>(1 << i));
   }
+  return any;
 }
 
-// The rates of up to `threads` threads that read `bytes`, as far as they are missing.
-void measure_read_rates(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
+// Measures the rates of up to `threads` threads that read `bytes`, as far as they are missing.
+// Returns whether there were any.
+bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
+  constexpr Index kLeastPart = 4096;  // bytes: some dozens of vectors
+  bool any = false;
   const int size = size_class(bytes);
   const Index read = std::min(weights.bytes, static_cast<Index>(bytes));
   // Less lies in the caches next to a core, and hardly counts beside a step's other work.
   if (weights.data == nullptr || static_cast<double>(read) < Machine::kLeastSize / 2 ||
       size_class(static_cast<double>(read)) != size)
-    return;
-  for (int i = 0; i < Machine::kTeams && 1 << i <= threads; ++i) {
+    return false;
+  for (int i = 0; i < Machine::kTeams && 1 << i <= threads && read >> i >= kLeastPart; ++i) {
     Measured::Team& team = measured.team[i];
     std::atomic<double>& rate = team.read_rate[size];
     if (rate.load(std::memory_order_relaxed) > 0 || !team.read_fresh[size].claim(now)) continue;
+    any = true;
     rate = measure_read_rate(weights, read, 1 << i);
   }
+  return any;
 }
 
 }  // namespace
 
-void measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
-  measure_teams(threads, now, true);
-  measure_read_rates(threads, bytes, weights, now);
+bool measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
+  const bool teams = measure_teams(threads, now, true);
+  const bool reads = measure_read_rates(threads, bytes, weights, now);
+  return teams || reads;
 }
 
 MachineFigures machine_figures(bool measure) {

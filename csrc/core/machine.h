@@ -62,11 +62,12 @@ double fma_rate_now();
 Machine machine_now(int threads);
 
 // Measures what machine_now() lacks, or what is stale at time `now`, for calls of up to `threads`
-// threads that read `bytes` of their weights again and again: some 20 us for each count of threads
-// and some passes over the weights at first, later 20 to 100 us now and then. Wakes the team;
-// allocates nothing but threads that there are not yet. Skips what another thread is measuring, and
-// what needs threads that are not available.
-void measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now);
+// threads that read `bytes` of their weights again and again; returns whether there was anything to
+// measure. At first it takes 20 to 300 us for each count of threads, and two passes or more over
+// the weights; later 20 to 100 us now and then. It wakes the team, makes threads that are missing,
+// and allocates nothing else. It skips what another thread is measuring, and what needs threads
+// that are not available.
+bool measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now);
 
 // Whether the figures of two threads are missing or stale at time `now`.
 bool pair_is_stale(std::int64_t now);

@@ -71,7 +71,8 @@ class CostModel {
   // See make_plan().
   Plan best_plan(int threads, const Machine& machine, const Corrections& corrections) const;
 
-  // A line for people: the call, the plan, and the best estimates of all ways to divide it.
+  // A line of text: the call, the plan, and the best estimates of one thread, of threads that
+  // divide rows, and of threads that divide units.
   std::string explain(int threads, const Machine& machine, const Corrections& corrections,
                       const Plan& plan) const;
 

@@ -16,10 +16,11 @@ namespace tidegate {
 
 namespace {
 
-constexpr double kWake = 100'000;      // nanoseconds: a sleeping worker is woken
-constexpr double kWakeThread = 5'000;  // each further one: a system call
-constexpr double kShort = 50'000;      // a call: as long as a team stays awake after one
-constexpr double kLong = 4 * kWake;    // a call: two threads will wake, shared cores or not
+// In nanoseconds.
+constexpr double kWake = 100'000;      // until a sleeping worker is awake
+constexpr double kWakeThread = 5'000;  // for each further one: a system call
+constexpr double kShort = 50'000;      // shorter calls: a team stays awake this long after a call
+constexpr double kLong = 4 * kWake;    // longer calls: waking threads pays, so their figures count
 
 enum class Division { automatic, rows, units };
 std::atomic<Division> division{Division::automatic};
@@ -56,16 +57,16 @@ bool read_explains() {
   return false;
 }
 
-// Whether the text was not told before; forgets some after hundreds of others.
+// Whether the choice was not printed before; forgets some after hundreds of others.
 bool is_new(const std::string& choice) {
   constexpr std::size_t kRemembered = 1024;
-  static std::atomic<std::size_t> told[kRemembered];
+  static std::atomic<std::size_t> printed[kRemembered];
   const std::size_t hash = std::hash<std::string>()(choice) | 1;
-  return told[hash / 2 % kRemembered].exchange(hash, std::memory_order_relaxed) != hash;
+  return printed[hash / 2 % kRemembered].exchange(hash, std::memory_order_relaxed) != hash;
 }
 
-void tell(const Call& call, const CostModel& model, int threads, const Machine& machine,
-          const Corrections& learnt, const Plan& plan) {
+void print_choice(const Call& call, const CostModel& model, int threads, const Machine& machine,
+                  const Corrections& learnt, const Plan& plan) {
   const Config& config = call.config;
   std::string choice;
   for (const Index value :
@@ -129,13 +130,13 @@ PlannedCall plan_call(const Call& call, int threads, const WeightsMemory& weight
   const auto alone = [&]() -> PlannedCall {
     if (explains_plans()) {
       const Machine machine = machine_now(threads);
-      tell(call, model, threads, machine, {}, model.serial_plan(machine, {}));
+      print_choice(call, model, threads, machine, {}, model.serial_plan(machine, {}));
     }
     return {};
   };
   const double fma_rate = fma_rate_now();
   if (!model.may_pay(threads, fma_rate)) return alone();
-  const std::int64_t now = nanoseconds_now();
+  std::int64_t now = nanoseconds_now();
   // More threads than processors would wait for each other.
   if (const int processors = processors_at(now); processors > 0)
     threads = std::min(threads, processors);
@@ -146,13 +147,14 @@ PlannedCall plan_call(const Call& call, int threads, const WeightsMemory& weight
   const bool follows = ready < 2 && follows_another(least, now);
   // Short calls that come one by one are left to one thread: waking another takes longer.
   const bool starts = ready >= 2 || (follows && least >= kShort);
-  if (starts || least >= kLong) measure_machine(threads, model.working_set(), weights, now);
+  if ((starts || least >= kLong) && measure_machine(threads, model.working_set(), weights, now))
+    now = nanoseconds_now();  // the call begins here
 
   const Machine machine = machine_now(threads);
   const int call_class = model.call_class(machine);
   const Corrections learnt = corrections.at(call_class, now);
   const auto result = [&](const Plan& plan) {
-    if (explains_plans()) tell(call, model, threads, machine, learnt, plan);
+    if (explains_plans()) print_choice(call, model, threads, machine, learnt, plan);
     return planned(plan, call_class, now);
   };
   const Plan best = model.best_plan(threads, machine, learnt);
