@@ -29,9 +29,8 @@ Model<T>::Impl::Impl(const Config& network)
 
 template <class T>
 std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads) {
-  return parameters.packed([&](const T* values) {
-    return std::make_shared<const Weights<T>>(config, values, threads);
-  });
+  return parameters.packed(
+      [&](const T* values) { return std::make_shared<const Weights<T>>(config, values, threads); });
 }
 
 template <class T>

@@ -332,8 +332,7 @@ template <class T>
 void Stream<T>::renew() {
   const StreamWork<T>& work = *impl_->work;
   auto& model = *impl_->model->impl_;
-  if (work.version == model.parameters.version() &&
-      &work.weights->kernels() == &kernels<T>())
+  if (work.version == model.parameters.version() && &work.weights->kernels() == &kernels<T>())
     return;
   impl_->work = std::make_unique<StreamWork<T>>(*impl_->model, model, batch());
 }
