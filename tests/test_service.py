@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -42,11 +44,13 @@ class Client:
         assert self.socket.recv(1 << 16) == self.wanted
 
 
+(SOURCE,) = (snippet for snippet in SNIPPETS if "os.fork" in snippet)
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """Two workers behind the socket "service" in the folder that is now the current one."""
-    (source,) = (snippet for snippet in SNIPPETS if "os.fork" in snippet)
-    (tmp_path / "server.py").write_text(source, encoding="utf-8")
+    (tmp_path / "server.py").write_text(SOURCE, encoding="utf-8")
     # A socket's path may not be long.
     monkeypatch.chdir(tmp_path)
     process = subprocess.Popen(
@@ -94,3 +98,57 @@ def test_every_client_gets_what_its_stream_alone_gives(connect, rng):
             leaver.socket.send(b"nonsense")
             assert leaver.socket.recv(1) == b""
         clients.append(connect())
+
+
+class FullListener:
+    """A listener with a client in its queue and one descriptor left in the process."""
+
+    def __init__(self, listener):
+        self.listener = listener
+        self.accepts = 0
+        self.client_left = False
+
+    def fileno(self):
+        return self.listener.fileno()
+
+    def accept(self):
+        self.accepts += 1
+        if self.accepts == 1:
+            return self.listener.accept()
+        if self.client_left:
+            raise StopIteration  # ends the worker: it accepts again
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_a_worker_without_descriptors_waits_for_a_client_to_leave(tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    program = {"__name__": "server"}
+    exec(SOURCE, program)
+    layer = tg.LSTM(128, 128, seed=0)
+    with contextlib.ExitStack() as open_sockets:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        open_sockets.enter_context(listener)
+        listener.bind("service")
+        listener.listen()
+        full = FullListener(listener)
+        served, waiting = (Client(layer, open_sockets) for _ in range(2))
+        ended = []
+
+        def work():
+            try:
+                program["serve"](layer, full)
+            except StopIteration:
+                ended.append(True)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        for _ in range(200):
+            served.send(rng)
+            served.check()
+        # Once a quiet second at most, not whenever a frame comes: the queue is never empty.
+        assert 1 <= full.accepts < 100
+        full.client_left = True
+        served.socket.close()
+        worker.join(SECONDS)
+        assert ended
+        waiting.socket.close()
