@@ -255,3 +255,22 @@ def test_wrong_masks_and_reductions_are_refused(loss):
         loss(prediction, target, np.ones((5, 4, 3, 1), bool))
     with pytest.raises(ValueError, match=r'reduction.*none.*"mean" or "sum"'):
         loss(prediction, target, reduction="none")
+
+
+@pytest.mark.parametrize("loss", [mse, binary_cross_entropy])
+@pytest.mark.parametrize("mask", [True, [True, False], 1, "mask", np.True_, np.ones(2), object()])
+def test_a_mask_is_an_array_of_bool(loss, mask):
+    a = np.zeros((2, 3), np.float32)
+    with pytest.raises(TypeError, match=r"^mask: got .*bool"):
+        loss(a, a, mask=mask)
+    with pytest.raises(TypeError, match=r"^mask: got .*bool"):
+        softmax_cross_entropy(a, np.zeros(2, int), mask=mask)
+
+
+def test_masked_targets_are_refused():
+    a = np.zeros((2, 3), np.float32)
+    targets = np.ma.masked_array(np.zeros(2, int), mask=[True, False])
+    with pytest.raises(ValueError, match=r"^targets: got masked elements"):
+        softmax_cross_entropy(a, targets)
+    with pytest.raises(TypeError, match=r"^targets: got "):
+        binary_cross_entropy(a, [[True, False, True]] * 2)

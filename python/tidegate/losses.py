@@ -93,7 +93,7 @@ def binary_cross_entropy(
             counts.
     """
     check_array("logits", logits)
-    if str(getattr(targets, "dtype", "")) == "bool":
+    if isinstance(targets, np.ndarray) and targets.dtype == bool:
         targets = targets.astype(logits.dtype)
     check_array("targets", targets, shape=logits.shape, dtype=logits.dtype)
     counts = _counts(mask, logits.shape)
@@ -151,9 +151,7 @@ def _counts(mask: Array | None, shape: tuple[int, ...]) -> Array:
     """The mask as an index of arrays with leading axes `shape`: it selects one row an element."""
     if mask is None:
         return np.ones(shape, bool)
-    got = getattr(mask, "dtype", type(mask).__name__)
-    if str(got) != "bool":
-        raise TypeError(f"mask: got {got}, wanted a bool ndarray")
+    check_array("mask", mask, dtype=np.dtype(bool))
     if mask.shape != shape[: mask.ndim]:
         raise ValueError(f"mask: got shape {mask.shape}, wanted {shape} or its leading axes")
     return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
