@@ -81,6 +81,31 @@ def test_the_environment_sets_the_default():
     assert "TIDEGATE_NUM_THREADS" in output
 
 
+def test_an_empty_variable_counts_as_unset():
+    code = "import tidegate as tg; print(tg.get_num_threads(), _core.num_threads_reason())"
+    code = "from tidegate import _core; " + code
+    unset, empty = (run(code, TIDEGATE_NUM_THREADS=count).stdout.strip() for count in ("1", ""))
+    assert unset == "1 TIDEGATE_NUM_THREADS"
+    assert empty
+    assert not empty.endswith("TIDEGATE_NUM_THREADS")
+
+
+# A stack that no address space holds; one that libgomp finds too small, or no size, and ignores.
+@pytest.mark.parametrize("size", ["1000000G", " 900000000 m ", "999999999999999", "1B", "many"])
+def test_threads_whose_stacks_find_no_place_are_not_made(size):
+    code = """
+import numpy as np, tidegate as tg
+tg.set_num_threads(3)
+layer = tg.GRU(16, 64, seed=0)
+x = np.ones((20, 64, 16), np.float32)
+tg._core.select_division("rows")
+assert np.array_equal(layer(x, num_threads=3)[0], layer(x, num_threads=1)[0])
+print("done")
+"""
+    result = run(code, OMP_STACKSIZE=size)
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+
+
 @pytest.mark.parametrize("isa", _core.available_isas())
 def test_the_environment_chooses_the_instruction_set(isa):
     code = "import tidegate as tg; print(tg.config()['isa'])"

@@ -86,12 +86,13 @@ class WalkBack {
       const Index s0 = std::max<Index>(0, s1 - scratch_.chunk);
       Index first = 0;  // of this step's rows in the chunk
       for (Index s = s1 - 1; s >= s0; --s) {
+        if (share_.leaves()) break;
         begin(s);
         if (live_rows(s).size() > 0) step(s, first);
         end(s);
         first += timeline_.live(s);
       }
-      share_.meet();
+      if (share_.meet_and_leave()) return;
       after_chunk(s0, s1, first, resume);
       share_.meet();
       resume = true;

@@ -60,8 +60,7 @@ void Config::validate() const {
   require_activation("output_activation", activations.output);
   require(activations.clip >= 0 && std::isfinite(activations.clip),
           "clip: got " + std::to_string(activations.clip) + ", wanted a finite number > 0");
-  // Every size that the parameters need must fit.
-  parameters(*this);
+  parameter_count(*this);
 }
 
 void Config::validate_training() const {
@@ -71,22 +70,42 @@ void Config::validate_training() const {
   if (cell == CellKind::lstm) require_slope("output_activation", activations.output);
 }
 
+Index parameter_count(const Config& config) {
+  const auto sum = [](auto... terms) {
+    Index total = 0;
+    bool overflow = false;
+    ((overflow = __builtin_add_overflow(total, terms, &total) || overflow), ...);
+    if (overflow) throw std::length_error("tidegate: the sizes overflow");
+    return total;
+  };
+  const Index gates = checked_size(config.gate_count(), config.hidden_size);
+  const auto of_layer = [&](Index inputs) {
+    return sum(checked_size(gates, inputs), checked_size(gates, config.state_size()),
+               config.bias ? checked_size(2, gates) : 0,
+               checked_size(config.proj_size, config.hidden_size),
+               config.peephole ? checked_size(3, config.hidden_size) : 0);
+  };
+  const Index above = checked_size(config.num_directions(), config.state_size());
+  const Index layers =
+      sum(of_layer(config.input_size), checked_size(config.num_layers - 1, of_layer(above)));
+  const Index count = checked_size(config.num_directions(), layers);
+  checked_size(count, sizeof(double));  // their bytes fit, too
+  return count;
+}
+
 std::vector<Parameter> parameters(const Config& config) {
   std::vector<Parameter> all;
   Index offset = 0;
   const auto add = [&](const std::string& name, Index rows, Index columns) {
     all.push_back({name, rows, columns, offset});
-    if (__builtin_add_overflow(offset, checked_size(rows, columns > 0 ? columns : 1, 8) / 8,
-                               &offset)) {
-      throw std::length_error("tidegate: the sizes overflow");
-    }
+    offset += all.back().size();
   };
-  checked_size(config.num_layers, 1024);
+  parameter_count(config);  // or a length_error: all sums and products below fit
   // Too many layers are refused before memory fills up with their names.
   const Index each = 2 + (config.bias ? 2 : 0) + (config.proj_size > 0) + config.peephole;
   all.reserve(
       static_cast<std::size_t>(checked_size(config.num_layers, config.num_directions(), each)));
-  const Index gates = checked_size(config.gate_count(), config.hidden_size);
+  const Index gates = config.gate_count() * config.hidden_size;
   for (Index layer = 0; layer < config.num_layers; ++layer) {
     for (Index direction = 0; direction < config.num_directions(); ++direction) {
       const std::string suffix = "_l" + std::to_string(layer) + (direction == 1 ? "_reverse" : "");
@@ -97,7 +116,7 @@ std::vector<Parameter> parameters(const Config& config) {
         add("bias_hh" + suffix, gates, 0);
       }
       if (config.proj_size > 0) add("weight_hr" + suffix, config.proj_size, config.hidden_size);
-      if (config.peephole) add("weight_peephole" + suffix, checked_size(3, config.hidden_size), 0);
+      if (config.peephole) add("weight_peephole" + suffix, 3 * config.hidden_size, 0);
     }
   }
   return all;

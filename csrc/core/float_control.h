@@ -22,35 +22,31 @@ namespace tidegate {
 // move.
 class FloatControl {
  public:
-  FloatControl() : saved_(read()) { write(wanted()); }
+  FloatControl() : FloatControl(wanted()) {}
   ~FloatControl() { write(saved_); }
   FloatControl(const FloatControl&) = delete;
   FloatControl& operator=(const FloatControl&) = delete;
 
- private:
 #if defined(__x86_64__)
-  // MXCSR: the six exceptions masked (bits 7-12), flush-to-zero (15), denormals-are-zero (6);
-  // rounding bits and sticky flags zero.
   using Register = std::uint32_t;
+#elif defined(__aarch64__)
+  struct Register {
+    std::uint64_t control, status;
+  };
+#else
+#error "Tidegate knows the float control register of x86-64 and AArch64 only"
+#endif
 
-  static Register wanted() { return 0x1F80 | 1u << 15 | 1u << 6; }
+  // The same with another value, which read() returned.
+  explicit FloatControl(const Register& value) : saved_(read()) { write(value); }
 
+#if defined(__x86_64__)
   static Register read() {
     Register value;
     __asm__ volatile("stmxcsr %0" : "=m"(value) : : "memory");
     return value;
   }
-
-  static void write(Register value) { __asm__ volatile("ldmxcsr %0" : : "m"(value) : "memory"); }
-#elif defined(__aarch64__)
-  // FPCR: flush-to-zero of inputs and results (bit 24); all else zero: nearest, no traps, NaNs
-  // propagate. FPSR holds the sticky flags.
-  struct Register {
-    std::uint64_t control, status;
-  };
-
-  static Register wanted() { return {std::uint64_t{1} << 24, 0}; }
-
+#else
   static Register read() {
     Register value;
     __asm__ volatile("mrs %0, fpcr\n\tmrs %1, fpsr"
@@ -59,6 +55,19 @@ class FloatControl {
                      : "memory");
     return value;
   }
+#endif
+
+ private:
+#if defined(__x86_64__)
+  // MXCSR: the six exceptions masked (bits 7-12), flush-to-zero (15), denormals-are-zero (6);
+  // rounding bits and sticky flags zero.
+  static Register wanted() { return 0x1F80 | 1u << 15 | 1u << 6; }
+
+  static void write(Register value) { __asm__ volatile("ldmxcsr %0" : : "m"(value) : "memory"); }
+#else
+  // FPCR: flush-to-zero of inputs and results (bit 24); all else zero: nearest, no traps, NaNs
+  // propagate. FPSR holds the sticky flags.
+  static Register wanted() { return {std::uint64_t{1} << 24, 0}; }
 
   static void write(Register value) {
     __asm__ volatile("msr fpcr, %0\n\tmsr fpsr, %1"
@@ -66,8 +75,6 @@ class FloatControl {
                      : "r"(value.control), "r"(value.status)
                      : "memory");
   }
-#else
-#error "Tidegate knows the float control register of x86-64 and AArch64 only"
 #endif
 
   const Register saved_;

@@ -88,6 +88,10 @@ class Walk {
       if (projected) project(s0, s1);
       Index first = 0;  // this step's first row among the chunk's accumulators
       for (Index s = s0; s < s1; ++s) {
+        if (share_.leaves()) {
+          share_.await_all_if_by_units();
+          return;
+        }
         const Range rows = live_rows(s);
         if (rows.size() > 0) {
           step(s, rows, first, projected);

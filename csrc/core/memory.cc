@@ -28,12 +28,13 @@ std::size_t whole_pages(std::size_t size) {
   return (size + page - 1) / page * page;
 }
 
-// Begins at a huge page: as much more is mapped first, and what then is too much given back.
-std::byte* map(std::size_t size) {
+// Begins at a huge page: as much more is mapped first, and what then is too much given back. Null:
+// the system has no memory.
+std::byte* map(std::size_t size) noexcept {
   const std::size_t length = whole_pages(size);
   void* const mapped =
       mmap(nullptr, length + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  if (mapped == MAP_FAILED) return nullptr;
   auto* const begin = static_cast<std::byte*>(mapped);
   const std::size_t before =
       (kHugePage - reinterpret_cast<std::uintptr_t>(begin) % kHugePage) % kHugePage;
@@ -102,15 +103,20 @@ Kept kept;
 
 }  // namespace
 
-std::byte* Buffer::allocate(Index size) {
+std::byte* Buffer::allocate(Index size, const char* purpose) {
   const auto bytes = static_cast<std::size_t>(size);
+  std::byte* base = nullptr;
 #ifdef __linux__
   if (has_pages_of_its_own(bytes)) {
-    std::byte* const base = kept.take(whole_pages(bytes));
-    return base ? base : map(bytes);
+    base = kept.take(whole_pages(bytes));
+    if (base == nullptr) base = map(bytes);
+    if (base == nullptr) throw OutOfMemory(purpose, size);
+    return base;
   }
 #endif
-  return static_cast<std::byte*>(::operator new(bytes, kAlignment));
+  base = static_cast<std::byte*>(::operator new(bytes, kAlignment, std::nothrow));
+  if (base == nullptr) throw OutOfMemory(purpose, size);
+  return base;
 }
 
 void Buffer::release() {

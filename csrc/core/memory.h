@@ -7,10 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <new>
 #include <stdexcept>
 
 #include "tidegate/config.h"
+#include "tidegate/errors.h"
 
 namespace tidegate {
 
@@ -63,16 +63,18 @@ T* take_zeros(Arena& arena, Index count) {
   return zeros;
 }
 
-// The memory behind a layout. `layout(arena)` must take the same arrays each time.
+// The memory behind a layout. `layout(arena)` must take the same arrays each time. `purpose` is
+// what OutOfMemory says that the memory is for.
 class Buffer {
  public:
   Buffer() = default;
+  // Delegates, so that the destructor runs if the layout throws when it has its memory.
   template <class Layout>
-  explicit Buffer(Layout&& layout) {
+  explicit Buffer(Layout&& layout, const char* purpose = "the working memory") : Buffer() {
     Arena counting;
     layout(counting);
+    if (counting.used() > 0) base_ = allocate(counting.used(), purpose);
     size_ = counting.used();
-    if (size_ > 0) base_ = allocate(size_);
     Arena arena(base_);
     layout(arena);
   }
@@ -93,7 +95,7 @@ class Buffer {
   Index size() const { return size_; }  // bytes
 
  private:
-  static std::byte* allocate(Index size);
+  static std::byte* allocate(Index size, const char* purpose);
   void release();
 
   std::byte* base_ = nullptr;

@@ -16,16 +16,11 @@ Config validated(const Config& config) {
   return config;
 }
 
-Index flat_size(const Config& config) {
-  const Parameter last = parameters(config).back();
-  return last.offset + last.size();
-}
-
 }  // namespace
 
 template <class T>
 Model<T>::Impl::Impl(const Config& network)
-    : config(validated(network)), parameters(flat_size(config)) {}
+    : config(validated(network)), parameters(tidegate::parameter_count(config)) {}
 
 template <class T>
 std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads) {

@@ -53,25 +53,28 @@ Record<T>::Record(const Config& network, std::shared_ptr<const Weights<T>> snaps
       schedule(std::move(owned)),
       inputs(static_cast<std::size_t>(config.num_layers)),
       directions(static_cast<std::size_t>(config.num_layers * config.num_directions())),
-      memory([&](Arena& arena) {
-        const Index steps = schedule.steps();
-        const Index batch = schedule.batch();
-        const Index width = weights->kernels().width;
-        for (std::size_t layer = 0; layer < inputs.size(); ++layer) {
-          inputs[layer] =
-              arena.take<T>(steps, batch, config.layer_input_size(static_cast<Index>(layer)));
-        }
-        if (dropout)
-          dropout_scale = arena.take<T>(config.num_layers - 1, steps, batch, config.output_size());
-        for (Direction& d : directions) {
-          d.h = States<T>::take(arena, steps + 1, batch, config.state_size(), width);
-          if (config.has_cell_state())
-            d.c = States<T>::take(arena, steps + 1, batch, config.hidden_size, width);
-          const Index gate_stride = slice_count(config.hidden_size, width) * width;
-          const Index row_stride = checked_size(weights->cell().gate_count, gate_stride);
-          d.saved = {arena.take<T>(steps, batch, row_stride), batch, gate_stride, row_stride};
-        }
-      }) {}
+      memory(
+          [&](Arena& arena) {
+            const Index steps = schedule.steps();
+            const Index batch = schedule.batch();
+            const Index width = weights->kernels().width;
+            for (std::size_t layer = 0; layer < inputs.size(); ++layer) {
+              inputs[layer] =
+                  arena.take<T>(steps, batch, config.layer_input_size(static_cast<Index>(layer)));
+            }
+            if (dropout)
+              dropout_scale =
+                  arena.take<T>(config.num_layers - 1, steps, batch, config.output_size());
+            for (Direction& d : directions) {
+              d.h = States<T>::take(arena, steps + 1, batch, config.state_size(), width);
+              if (config.has_cell_state())
+                d.c = States<T>::take(arena, steps + 1, batch, config.hidden_size, width);
+              const Index gate_stride = slice_count(config.hidden_size, width) * width;
+              const Index row_stride = checked_size(weights->cell().gate_count, gate_stride);
+              d.saved = {arena.take<T>(steps, batch, row_stride), batch, gate_stride, row_stride};
+            }
+          },
+          "the tape") {}
 
 namespace {
 
@@ -99,17 +102,21 @@ struct Place {
   const Share& whole_call;  // of work that all threads divide
 };
 
-// Each thread of the plan is given its directions, and its shares.
+// Each thread of the plan is given its directions, and its shares. Throws Interrupted if the
+// calling thread's poll asked for it; the body then has left its loops where the shares say so.
 template <class Body>
 void run_plan(const Plan& plan, const Config& config, const Schedule& schedule, ThreadLease& lease,
               const Body& body) {
+  Interruption interruption;
+  Interruption* const possible = interruption.possible() ? &interruption : nullptr;
   const FloatControl float_control;
   const auto directions = static_cast<int>(config.num_directions());
   const Range all_rows = {0, schedule.batch()};
   if (plan.threads == 1) {
     Barrier alone(1);
-    const Share share(0, 1, false, all_rows, alone);
+    const Share share(0, 1, false, all_rows, alone, possible);
     body(Place{0, 0, directions, share, share});
+    interruption.finish();
     return;
   }
   Barrier everyone(plan.threads);
@@ -121,11 +128,12 @@ void run_plan(const Plan& plan, const Config& config, const Schedule& schedule, 
     const int index = plan.index_in_group(thread);
     const int members = plan.group_size(group);
     const Range rows = plan.by_units ? all_rows : rows_of(schedule, index, members);
-    const Share share(index, members, plan.by_units, rows, groups[group]);
-    const Share whole_call(thread, plan.threads, false, all_rows, everyone);
+    const Share share(index, members, plan.by_units, rows, groups[group], possible);
+    const Share whole_call(thread, plan.threads, false, all_rows, everyone, possible);
     body(Place{thread, plan.groups == 1 ? 0 : group, plan.groups == 1 ? directions : group + 1,
                share, whole_call});
   });
+  interruption.finish();
 }
 
 // The estimates are those of full rows.
@@ -222,7 +230,7 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
           };
           direction.run(place.share, place.thread, steps);
         }
-        if (config.num_layers > 1) place.whole_call.meet();
+        if (config.num_layers > 1 && place.whole_call.meet_and_leave()) return;
         if (!top && record && record->dropout_scale) {
           const T* factors = record->dropout_of(layer);
           for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
@@ -316,7 +324,7 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
         };
         direction.run(place.share, place.thread);
       }
-      place.whole_call.meet();
+      if (place.whole_call.meet_and_leave()) return;
       // A sum of two has the same bits in either order, whoever came first.
       const T* factors = layer > 0 ? record.dropout_of(layer - 1) : nullptr;
       if (dx.given && (config.bidirectional || factors)) {

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "core/fork_safe_mutex.h"
 #include "core/isa.h"
 #include "kernels/table.h"
+#include "tidegate/errors.h"
 
 namespace tidegate {
 
@@ -23,7 +25,14 @@ namespace tidegate {
 template <class T, class Packed>
 class ParameterStore {
  public:
-  explicit ParameterStore(Index count) : values_(static_cast<std::size_t>(count)) {}
+  // Throws OutOfMemory.
+  explicit ParameterStore(Index count) {
+    try {
+      values_.resize(static_cast<std::size_t>(count));
+    } catch (const std::bad_alloc&) {
+      throw OutOfMemory("the parameters", count * static_cast<Index>(sizeof(T)));
+    }
+  }
 
   Index count() const { return static_cast<Index>(values_.size()); }
   const T* values() const { return values_.data(); }

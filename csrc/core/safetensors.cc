@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -20,6 +21,7 @@
 #include <tuple>
 #include <utility>
 
+#include "core/interruption.h"
 #include "core/json.h"
 #include "core/tensor_dtype.h"
 
@@ -32,7 +34,8 @@ namespace {
 
 constexpr Index kLengthBytes = 8;  // of the header's length, before the header
 constexpr const char* kMetadata = "__metadata__";
-constexpr Index kPiece = Index{1} << 30;  // bytes for one system call: some systems refuse more
+// Bytes for one system call, between which a call may end early.
+constexpr Index kPiece = Index{16} << 20;
 
 struct DtypeBits {
   std::string_view name;
@@ -159,7 +162,8 @@ void Safetensors::Impl::copy(Index offset, void* to, Index count) const {
     if (count > 0) std::memcpy(bytes, memory + offset, static_cast<std::size_t>(count));
     return;
   }
-  while (count > 0) {
+  Interruption interruption;
+  while (count > 0 && !interruption.requested()) {
     const ssize_t got =
         ::pread(file.number(), bytes, static_cast<std::size_t>(std::min(count, kPiece)),
                 static_cast<off_t>(offset));
@@ -170,6 +174,7 @@ void Safetensors::Impl::copy(Index offset, void* to, Index count) const {
     offset += got;
     count -= got;
   }
+  interruption.finish();
 }
 
 void Safetensors::Impl::read_header() {
@@ -334,7 +339,7 @@ class Replacement {
  private:
   [[noreturn]] void fail() const { fail_system(errno, given_); }
   std::optional<struct stat> follow_links();
-  void inherit(const struct stat& replaced);
+  void inherit(const struct stat& replaced) noexcept;
 
   const std::string given_;
   std::string target_, temporary_;
@@ -349,13 +354,15 @@ Replacement::Replacement(const std::string& path) : given_(path), target_(path) 
   const std::string folder = std::filesystem::path(target_).parent_path().string();
   const std::string prefix =
       (folder.empty() ? "." : folder) + "/.tidegate-" + std::to_string(::getpid()) + "-";
-  constexpr int kTries = 1000;
+  constexpr int kTries = 100;
   for (int i = 0; file_.number() < 0; ++i) {
-    const std::string name = prefix + std::to_string(i) + ".tmp";
-    // Nobody reads early what is to have another's permissions.
+    // The time keeps the name apart from what processes of this number left when they were killed.
+    const auto time = std::chrono::system_clock::now().time_since_epoch().count();
+    std::string name = prefix + std::to_string(time) + ".tmp";
+    // Created 0600 until it has the permissions of the file that it replaces.
     file_.open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL, replaced ? 0600 : 0666);
     if (file_.number() >= 0) {
-      temporary_ = name;
+      temporary_ = std::move(name);  // from here on nothing may throw: no destructor would run
     } else if (errno != EEXIST || i == kTries) {
       fail();
     }
@@ -383,7 +390,7 @@ std::optional<struct stat> Replacement::follow_links() {
 
 // Owner, group and permissions, as far as the system lets us: not every file system has them, and
 // not everyone may give files away. A group that is another has no more than all others.
-void Replacement::inherit(const struct stat& replaced) {
+void Replacement::inherit(const struct stat& replaced) noexcept {
   const int file = file_.number();
   const auto give = [&](uid_t owner, gid_t group) { return ::fchown(file, owner, group) == 0; };
   constexpr auto kSameOwner = static_cast<uid_t>(-1);
@@ -395,7 +402,8 @@ void Replacement::inherit(const struct stat& replaced) {
 
 void Replacement::write(const void* data, Index size) {
   const auto* bytes = static_cast<const std::byte*>(data);
-  while (size > 0) {
+  Interruption interruption;
+  while (size > 0 && !interruption.requested()) {
     const ssize_t written =
         ::write(file_.number(), bytes, static_cast<std::size_t>(std::min(size, kPiece)));
     if (written < 0 && errno == EINTR) continue;
@@ -403,6 +411,7 @@ void Replacement::write(const void* data, Index size) {
     bytes += written;
     size -= written;
   }
+  interruption.finish();
 }
 
 void Replacement::commit() {

@@ -2,6 +2,7 @@
 #ifndef TIDEGATE_CORE_SHARE_H_
 #define TIDEGATE_CORE_SHARE_H_
 
+#include "core/interruption.h"
 #include "core/threads.h"
 #include "core/weights.h"
 
@@ -25,9 +26,15 @@ inline Range part_of(Index size, Index i, Index count) {
 class Share {
  public:
   // Thread `index` of `count`, working on sorted rows `rows`; by_units: on all of them, but on its
-  // part of the units.
-  Share(int index, int count, bool by_units, Range rows, Barrier& barrier)
-      : index_(index), count_(count), by_units_(by_units), rows_(rows), barrier_(barrier) {}
+  // part of the units. `interruption`: null if the call never ends early.
+  Share(int index, int count, bool by_units, Range rows, Barrier& barrier,
+        Interruption* interruption = nullptr)
+      : index_(index),
+        count_(count),
+        by_units_(by_units),
+        rows_(rows),
+        barrier_(barrier),
+        interruption_(interruption) {}
 
   Range rows() const { return rows_; }
   // Of `live` sorted rows, this thread's.
@@ -69,6 +76,23 @@ class Share {
   void await_all_if_by_units() const {
     if (by_units_) barrier_.await(index_, 0, count_);
   }
+  // Whether the call ends early, asked before each step: then this thread leaves the loop over
+  // time. Threads that divide units leave before the same step, having arrived at most one time
+  // more than they have awaited the others. Those that divide rows leave each by itself.
+  bool leaves() const {
+    if (interruption_ == nullptr) return false;
+    const bool requested = interruption_->requested();
+    if (!by_units_) return requested;
+    if (requested && index_ == 0) barrier_.stop();
+    return barrier_.stopped(index_, 1);
+  }
+  // meet(), and whether the call ends early: the same for all who meet.
+  bool meet_and_leave() const {
+    if (interruption_ != nullptr && index_ == 0 && interruption_->requested()) barrier_.stop();
+    meet();
+    return barrier_.stopped(index_);
+  }
+
   // Whether there are threads whose units are above this one's.
   bool awaits_above() const { return by_units_ && index_ + 1 < count_; }
 
@@ -78,6 +102,7 @@ class Share {
   bool by_units_;
   Range rows_;
   Barrier& barrier_;
+  Interruption* interruption_;
 };
 
 }  // namespace tidegate

@@ -25,15 +25,17 @@ struct StreamState {
         state_size(config.state_size()),
         hidden_size(config.hidden_size),
         num_layers(config.num_layers),
-        memory([&](Arena& arena) {
-          const auto take = [&](Index units) {
-            const Index stride = padded_row<T>(units, kPadding);
-            return Rows<T>{take_zeros<T>(arena, checked_size(num_layers, batch, stride)), stride,
-                           nullptr};
-          };
-          h = take(state_size);
-          if (config.has_cell_state()) c = take(hidden_size);
-        }) {}
+        memory(
+            [&](Arena& arena) {
+              const auto take = [&](Index units) {
+                const Index stride = padded_row<T>(units, kPadding);
+                return Rows<T>{take_zeros<T>(arena, checked_size(num_layers, batch, stride)),
+                               stride, nullptr};
+              };
+              h = take(state_size);
+              if (config.has_cell_state()) c = take(hidden_size);
+            },
+            "the stream's states") {}
 
   Rows<T> layer_of(Rows<T> states, Index layer) const {
     return states ? Rows<T>{states.base + layer * batch * states.stride, states.stride, nullptr}
@@ -58,6 +60,11 @@ struct StreamState {
       copy_units<T>(from ? from->layer_of(from->c, layer)[row] : nullptr,
                     layer_of(c, layer)[to_row], {0, hidden_size});
     }
+  }
+
+  // All rows of one of the same sizes.
+  void copy(const StreamState& from) {
+    for (Index row = 0; row < batch; ++row) copy_row(&from, row, row);
   }
 
   Index batch;
@@ -354,7 +361,7 @@ void Stream<T>::step(const T* x, Index x_stride, T* y, Index y_stride, const Ind
 template <class T>
 void Stream<T>::run(const View<const T>& x, const View<T>& y, int num_threads) {
   const Config& config = impl_->config;
-  const StreamState<T>& state = impl_->state;
+  StreamState<T>& state = impl_->state;
   const CallSize size = {x.shape[0], state.batch};
   Inputs<T> inputs;
   inputs.x = x;
@@ -370,8 +377,19 @@ void Stream<T>::run(const View<const T>& x, const View<T>& y, int num_threads) {
   const PlannedCall plan = plan_call({config, Work::forward, size.steps, size.batch, sizeof(T)},
                                      allowed_threads(num_threads), weights.memory());
   const ForwardWorkspace<T> workspace(config, weights, size, plan.threads, true);
-  run_forward<T>(config, weights, Schedule(size.steps, size.batch, nullptr, MaskView{}), inputs,
-                 outputs, workspace, nullptr, plan);
+  const Schedule schedule(size.steps, size.batch, nullptr, MaskView{});
+  const auto advance = [&] {
+    run_forward<T>(config, weights, schedule, inputs, outputs, workspace, nullptr, plan);
+  };
+  if (!Interruption().possible()) return advance();
+  StreamState<T> before(config, size.batch);
+  before.copy(state);
+  try {
+    advance();
+  } catch (const Interrupted&) {
+    state.copy(before);
+    throw;
+  }
 }
 
 template <class T>

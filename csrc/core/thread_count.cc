@@ -77,7 +77,7 @@ Count machine_default() {
 
 Count initial_count() {
   const char* text = std::getenv("TIDEGATE_NUM_THREADS");
-  if (text == nullptr) return machine_default();
+  if (text == nullptr || *text == '\0') return machine_default();
   const std::string_view view(text);
   int threads = 0;
   const auto [end, error] = std::from_chars(view.data(), view.data() + view.size(), threads);

@@ -12,14 +12,18 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <initializer_list>
 #include <mutex>
 #include <new>
+#include <string_view>
+#include <system_error>
 #include <thread>
-#include <vector>
 
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -55,40 +59,71 @@ thread_local bool inside_run = false;
 
 bool binds_threads() { return omp_get_proc_bind() != omp_proc_bind_false; }
 
+// The attributes of the threads that the OpenMP runtime makes: the size of their stack, that is. It
+// read the environment when it was loaded, which is before this library.
+class OpenMPThreadAttributes {
+ public:
+  OpenMPThreadAttributes() {
+    pthread_attr_init(&attributes_);
+    // A size that the system refuses leaves the default, as it does in libgomp.
+    if (kStackSize > 0) pthread_attr_setstacksize(&attributes_, kStackSize);
+  }
+  ~OpenMPThreadAttributes() { pthread_attr_destroy(&attributes_); }
+  OpenMPThreadAttributes(const OpenMPThreadAttributes&) = delete;
+  OpenMPThreadAttributes& operator=(const OpenMPThreadAttributes&) = delete;
+
+  const pthread_attr_t* get() const { return &attributes_; }
+
+ private:
+  static std::size_t environment_stack_size() {
+    for (const char* const name : {"OMP_STACKSIZE", "GOMP_STACKSIZE"}) {
+      if (const std::size_t size = openmp_stack_size(std::getenv(name)); size > 0) return size;
+    }
+    return 0;
+  }
+
+  static const std::size_t kStackSize;
+
+  pthread_attr_t attributes_;
+};
+
+const std::size_t OpenMPThreadAttributes::kStackSize = environment_stack_size();
+
 // How many of `wanted` threads the system would let us make: libgomp ends the program if it cannot
 // make one, so we try before it does. They must all exist at once, and must be gone when this
 // returns.
-int makeable_threads(int wanted) {
-  std::atomic<int> released{0};
-  std::vector<std::thread> threads;
+int makeable_threads(int wanted) noexcept {
+  struct Trial {
+    pthread_t thread;
+    std::atomic<int>* released;
+    long id;
+
+    static void* run(void* argument) {
+      auto* const trial = static_cast<Trial*>(argument);
 #ifdef __linux__
-  std::vector<long> ids;
+      trial->id = syscall(SYS_gettid);
 #endif
-  try {
-    threads.reserve(wanted);
-#ifdef __linux__
-    ids.resize(wanted);
-#endif
-    for (int i = 0; i < wanted; ++i) {
-      threads.emplace_back([&, i] {
-#ifdef __linux__
-        ids[i] = syscall(SYS_gettid);
-#else
-        static_cast<void>(i);
-#endif
-        released.wait(0);
-      });
+      trial->released->wait(0);
+      return nullptr;
     }
-  } catch (const std::exception&) {
+  };
+  Trial trials[kMaxThreads];
+  const OpenMPThreadAttributes attributes;
+  std::atomic<int> released{0};
+  int made = 0;
+  for (; made < wanted; ++made) {
+    Trial& trial = trials[made];
+    trial.released = &released;
+    if (pthread_create(&trial.thread, attributes.get(), &Trial::run, &trial) != 0) break;
   }
   released = 1;
   released.notify_all();
-  const int made = static_cast<int>(threads.size());
-  for (std::thread& thread : threads) thread.join();
+  for (int i = 0; i < made; ++i) pthread_join(trials[i].thread, nullptr);
 #ifdef __linux__
   // A joined thread still counts against the limits for an instant: until its id is free.
   for (int i = 0; i < made; ++i) {
-    for (int turn = 0; turn < kYields && syscall(SYS_tgkill, getpid(), ids[i], 0) == 0; ++turn) {
+    for (int turn = 0; turn < kYields && syscall(SYS_tgkill, getpid(), trials[i].id, 0) == 0;
+         ++turn) {
       std::this_thread::yield();
     }
   }
@@ -97,6 +132,29 @@ int makeable_threads(int wanted) {
 }
 
 }  // namespace
+
+std::size_t openmp_stack_size(const char* text) {
+  if (text == nullptr) return 0;
+  const char* const end = text + std::strlen(text);
+  const auto skip_blanks = [&] {
+    while (text < end && (*text == ' ' || (*text >= '\t' && *text <= '\r'))) ++text;
+  };
+  skip_blanks();
+  std::size_t size = 0;
+  const auto [after, error] = std::from_chars(text, end, size);
+  if (error != std::errc()) return 0;
+  text = after;
+  skip_blanks();
+  int shift = 10;
+  if (text < end) {
+    constexpr std::string_view kUnits = "bBkKmMgG";
+    const auto unit = kUnits.find(*text++);
+    if (unit == std::string_view::npos) return 0;
+    shift = static_cast<int>(unit / 2) * 10;
+  }
+  skip_blanks();
+  return text == end && size << shift >> shift == size ? size << shift : 0;
+}
 
 void Waiting::give_way() {
   if (turns_ < kSpins + kYields) {

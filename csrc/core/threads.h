@@ -26,6 +26,10 @@ struct OpenMPLimits {
 };
 OpenMPLimits openmp_limits();
 
+// The bytes that a value of OMP_STACKSIZE means: an integer and B, K, M or G, K where there is
+// none. 0: not set, or no such value.
+std::size_t openmp_stack_size(const char* text);
+
 // One wait for another thread: call pause() until what is waited for has come. The processor spins
 // at first, for about a microsecond; then each turn yields to other threads, and in the end sleeps,
 // so that waiting works, if slowly, with more threads than processors.
@@ -64,6 +68,9 @@ class Waiting {
 // all after. Each raises a flag of its own and reads the others', so that the flags of a pair of
 // threads travel both ways at once. Allocates nothing, but is large (kMaxThreads * kThreadSpacing
 // bytes, untouched beyond `size` flags).
+//
+// Thread 0 may ask all to stop: they learn it at the same meeting, so that all leave a loop of
+// meetings after the same turn.
 class Barrier {
  public:
   explicit Barrier(int size) : size_(size) {
@@ -94,12 +101,29 @@ class Barrier {
     }
   }
 
+  // For thread 0: from its next arrival on.
+  void stop() {
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    first_stopped_ = flags_[0].epoch.load(std::memory_order_relaxed) + 1;
+    stopping_.store(true, std::memory_order_release);
+  }
+  // Whether thread 0 asked before it came to the last meeting that `thread` has awaited thread 0
+  // at: the same for all threads after the same meeting. `pending`: how many arrivals of its own
+  // it has not awaited thread 0 at.
+  bool stopped(int thread, std::uint32_t pending = 0) const {
+    if (!stopping_.load(std::memory_order_acquire)) return false;
+    const std::uint32_t met = flags_[thread].epoch.load(std::memory_order_relaxed) - pending;
+    return static_cast<std::int32_t>(met - first_stopped_) >= 0;
+  }
+
  private:
   struct alignas(kThreadSpacing) Flag {
     std::atomic<std::uint32_t> epoch{0};
   };
 
   const int size_;
+  std::atomic<bool> stopping_{false};
+  std::uint32_t first_stopped_ = 0;  // the epoch; written before stopping_
   union {
     Flag flags_[kMaxThreads];  // in a union: those beyond size_ are never made
   };

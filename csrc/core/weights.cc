@@ -42,7 +42,8 @@ Weights<T>::Weights(const Config& config, const T* parameters, int threads)
   const FloatControl float_control;  // the sums of biases round
   const std::vector<std::vector<T>> biases = phase_biases(parameters);
   Panels<T> panels(kernels_);
-  memory_ = Buffer([&](Arena& arena) { take_forward(arena, parameters, biases, panels); });
+  memory_ = Buffer([&](Arena& arena) { take_forward(arena, parameters, biases, panels); },
+                   "the packed weights");
   panels.pack(threads);
 }
 
@@ -126,7 +127,8 @@ void Weights<T>::prepare_backward(int threads) const {
   const FloatControl float_control;
   std::vector<BackwardWeights<T>> made(forward_.size());
   Panels<T> panels(kernels_);
-  backward_memory_ = Buffer([&](Arena& arena) { take_backward(arena, made, panels); });
+  backward_memory_ =
+      Buffer([&](Arena& arena) { take_backward(arena, made, panels); }, "the packed weights");
   panels.pack(threads);
   backward_ = std::move(made);
 }

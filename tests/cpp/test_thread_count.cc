@@ -151,8 +151,19 @@ TEST(environment_beats_the_default) {
   }));
 }
 
+TEST(an_empty_environment_variable_counts_as_unset) {
+  CHECK(holds_in_child([] {
+    unsetenv("TIDEGATE_NUM_THREADS");
+    const int unset = num_threads();
+    return unset >= 1 && holds_in_child([unset] {
+             setenv("TIDEGATE_NUM_THREADS", "", 1);
+             return num_threads() == unset && num_threads_reason() != "TIDEGATE_NUM_THREADS";
+           });
+  }));
+}
+
 TEST(environment_must_be_a_positive_integer) {
-  for (const char* text : {"", "0", "-1", "two", "2x", " 2", "2.0", "99999999999999999999"}) {
+  for (const char* text : {"0", "-1", "two", "2x", " 2", "2.0", "99999999999999999999"}) {
     const bool refused = holds_in_child([text] {
       setenv("TIDEGATE_NUM_THREADS", text, 1);
       const std::string wanted =

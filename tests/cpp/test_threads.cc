@@ -127,6 +127,19 @@ TEST(fork_before_first_use) {
   CHECK(holds_in_child([] { return team_works(4) && team_works(8); }));
 }
 
+TEST(stack_sizes_of_the_environment) {
+  constexpr std::size_t kKilo = 1024;
+  CHECK(openmp_stack_size("8") == 8 * kKilo);
+  CHECK(openmp_stack_size(" 8 k ") == 8 * kKilo);
+  CHECK(openmp_stack_size("300B") == 300);
+  CHECK(openmp_stack_size("7M") == 7 * kKilo * kKilo);
+  CHECK(openmp_stack_size("\t2 g") == 2 * kKilo * kKilo * kKilo);
+  for (const char* const none :
+       {"", " ", "M", "-1", "1.5M", "8T", "8 K B", "8KB", "20000000000G", "99999999999999999999"})
+    CHECK(openmp_stack_size(none) == 0);
+  CHECK(openmp_stack_size(nullptr) == 0);
+}
+
 TEST(exit_with_a_team_asleep) {
   CHECK(holds_in_child([] {
     const bool works = team_works(4);

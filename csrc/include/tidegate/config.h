@@ -73,6 +73,8 @@ struct Parameter {
 // All parameters in the order of the flat vector: by layer, then direction, then weight_ih,
 // weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole.
 TIDEGATE_EXPORT std::vector<Parameter> parameters(const Config& config);
+// Elements of the flat vector; std::length_error where their bytes do not fit into an Index.
+TIDEGATE_EXPORT Index parameter_count(const Config& config);
 
 }  // namespace tidegate
 

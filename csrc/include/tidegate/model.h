@@ -1,7 +1,7 @@
 // Running and training a network: Model (parameters), Tape (what backward needs), Stream (live
 // input). float and double are instantiated in the library. Every function throws
 // std::invalid_argument, naming the argument, before anything is written; std::length_error or
-// std::bad_alloc when memory cannot hold it.
+// std::bad_alloc (mostly OutOfMemory) when memory cannot hold it.
 #ifndef TIDEGATE_MODEL_H_
 #define TIDEGATE_MODEL_H_
 
@@ -145,7 +145,8 @@ class TIDEGATE_EXPORT Stream {
   // x (count, I) -> y (count, S).
   void step(const T* x, Index x_stride, T* y, Index y_stride, const Index* rows, Index count,
             int num_threads = 1) noexcept;
-  // x (T, batch, I) -> y (T, batch, S).
+  // x (T, batch, I) -> y (T, batch, S). If it ends early (tidegate/interrupt.h) the state is what
+  // it was before.
   void run(const View<const T>& x, const View<T>& y, int num_threads = 0);
 
   // The state of a row, zero at first: h of layer l has S elements, c (LSTM) has H.

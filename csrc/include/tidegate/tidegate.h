@@ -3,7 +3,9 @@
 #define TIDEGATE_TIDEGATE_H_
 
 #include "tidegate/config.h"
+#include "tidegate/errors.h"
 #include "tidegate/export.h"
+#include "tidegate/interrupt.h"
 #include "tidegate/limits.h"
 #include "tidegate/linear.h"
 #include "tidegate/model.h"
