@@ -293,3 +293,59 @@ def test_one_threads_errors_are_its_own(rng):
                 layer(x[..., 1:])
 
     on_threads(right, wrong, right, wrong)
+
+
+# ---- The end of the program ----------------------------------------------------------------------
+
+# A loop for a daemon thread: every kind of call that gives up the GIL, or runs Python code.
+LOOPS = {
+    "call": "layer(x)",
+    "backward": "layer.backward(tape, y)",
+    "dropout": "deep.forward(x, rng=rng)",
+    "run": "layer.stream(8).run(x)",
+    "step": "stream.step(wide)",
+    "parameters": "big.params.flat = values",
+    "load": "tg.load(path)",
+    "save": "tg.save(f'{path}-{threading.get_ident()}', layer)",
+    "index": "layer(x, num_threads=Index())",
+    "measure": "_core.fma_rate(4)",
+}
+AT_EXIT = """
+import sys, threading, time
+import numpy as np
+import tidegate as tg
+from tidegate import _core
+
+path, body = sys.argv[1:]
+layer = tg.LSTM(64, 64, seed=0)
+deep = tg.LSTM(64, 64, 2, dropout=0.5, seed=0)
+big = tg.LSTM(500, 500, seed=0)
+values = big.params.flat.copy()
+x, wide = np.zeros((50, 8, 64), np.float32), np.zeros((300, 500), np.float32)
+stream = big.stream(300)
+rng = np.random.default_rng(0)
+y, _, tape = layer.forward(x)
+layer.save(path)
+
+class Index:
+    def __index__(self):
+        sum(range(1000))
+        return 1
+
+loop = compile(f"while True:\\n    {body}", "loop", "exec")
+for _ in range(1 if body.startswith("stream") else 2):
+    threading.Thread(target=exec, args=(loop, dict(globals())), daemon=True).start()
+time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize("name", list(LOOPS))
+def test_daemon_threads_at_the_end_of_the_program(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, str(tmp_path / "layer.safetensors"), LOOPS[name]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

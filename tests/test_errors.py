@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from layer_cases import (
     output_size,
     random_state,
 )
+from tidegate import _core
 
 quick = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -424,8 +426,41 @@ def test_options_of_the_other_cell(kind, option):
     [(1, 2**20), (2**40, 2**10), (2**62, 2**62), (1, 2**62), (2**32, 2**32)],
 )
 def test_parameters_that_no_memory_holds(sizes):
-    with pytest.raises((ValueError, MemoryError)):
+    input_size, hidden_size = sizes
+    name, value = "hidden_size", hidden_size
+    if input_size > hidden_size:
+        name, value = "input_size", input_size
+    with pytest.raises(MemoryError, match=rf"^{name}: got {value}, but .* bytes"):
         tg.GRU(*sizes)
+
+
+def test_memory_errors_name_an_argument_and_the_bytes():
+    with pytest.raises(MemoryError) as caught:
+        tg.LSTM(10, 10**6)
+    assert str(caught.value) == (
+        "hidden_size: got 1000000, but the parameters would take 16000192000000 bytes "
+        "(1.49e+04 GiB), more memory than the system gives"
+    )
+    layer = tg.LSTM(10, 16, seed=0)
+    stream = layer.stream(2)
+    with pytest.raises(MemoryError, match=r"^batch: got 1000000000000, but .* \d{13,} bytes "):
+        layer.stream(10**12)
+    with pytest.raises(MemoryError, match=r"^count: got 1000000000000, but .* \d{13,} bytes "):
+        stream.grow(10**12)
+    with pytest.raises(MemoryError, match=r"^count: got \d+, but .* more bytes than can be "):
+        stream.grow(2**61)
+    assert stream.batch == 2
+    x = np.broadcast_to(np.zeros(10, np.float32), (10**11, 1, 10))
+    for function in [layer, layer.forward, layer.stream().run]:
+        with pytest.raises(MemoryError) as caught:
+            function(x)
+        assert str(caught.value) == (
+            "y: an array of shape (100000000000, 1, 16) and float32 would take 6400000000000 bytes "
+            "(5960 GiB), more memory than the system gives"
+        )
+    x = np.broadcast_to(np.float32(0), (10**11, 1, 10))  # whose last axis is not contiguous
+    with pytest.raises(MemoryError, match=r"^a contiguous copy of .* take 4000000000000 bytes "):
+        layer(x)
 
 
 # ---- Sizes ---------------------------------------------------------------------------------------
@@ -437,7 +472,7 @@ def test_results_that_no_memory_holds(steps, hidden_size):
     layer = tg.LSTM(1, hidden_size, 2, bidirectional=True)
     x = np.broadcast_to(np.float32(0), (steps, 1, 1))
     for function in [layer, layer.forward, tg.LSTM(1, hidden_size).stream().run]:
-        with pytest.raises((ValueError, MemoryError)):
+        with pytest.raises(MemoryError, match=r"^[xy]: .* bytes|^a contiguous copy of .* bytes"):
             function(x)
 
 
@@ -459,8 +494,26 @@ def test_wrong_tapes():
     for wrong in [(1, False), (-1, False)]:
         with pytest.raises(ValueError, match=r"^layer: "):
             tape.gates(*wrong)
+    for wrong in [1.0, "0", True, None, np.zeros(2, int)]:
+        with pytest.raises(TypeError, match=r"^layer: "):
+            tape.gates(wrong)
+    for wrong in [0, "no", None]:
+        with pytest.raises(TypeError, match=r"^reverse: "):
+            tape.gates(0, wrong)
     with pytest.raises(ValueError, match=r"^reverse: "):
         tape.gates(0, True)
+
+
+@pytest.mark.parametrize("case", ["gru", "lstm"])
+def test_backward_needs_a_gradient(case):
+    layer = make(case)
+    y, _, tape = layer.forward(np.zeros((3, 2, INPUT_SIZE), np.float32))
+    nothing = [None] if case == "gru" else [None, (None, None), [None, None]]
+    for dstate in nothing:
+        with pytest.raises(ValueError, match=r"^dy: got None, and no dstate; wanted "):
+            layer.backward(tape, None, dstate)
+    layer.backward(tape, y)
+    layer.backward(tape, dstate=random_state(layer, 2, np.random.default_rng(0)))
 
 
 def test_dropout_needs_a_generator():
@@ -539,3 +592,191 @@ def test_random_shapes_never_crash(case, data):
         blamed = ""
         assert y.shape == (*x.shape[:-1], output_size(layer))
     assert blamed in ["", "x", "state", "lengths", "reset", "out"]
+
+
+# ---- Integers ------------------------------------------------------------------------------------
+
+
+class Index:
+    """An integer of the caller's own, whose __index__ may fail."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+def integer_arguments():
+    """Names -> functions of one integer argument of that name, for which 1 is right."""
+    layer = make("gru")
+    x = np.zeros((3, 2, INPUT_SIZE), np.float32)
+    _, _, tape = tg.GRU(INPUT_SIZE, 4, 2).forward(x)
+    stream = layer.stream(2)
+    return {
+        "num_threads": lambda n: layer(x, num_threads=n),
+        "num_threads ": tg.set_num_threads,
+        "lengths": lambda n: layer(x[:, 0], lengths=n),
+        "rows": lambda n: stream.step(x[0, :1], rows=[n]),
+        "rows ": lambda n: stream.get_state(rows=[n]),
+        "count": stream.grow,
+        "count ": layer.stream(20).shrink,
+        "batch": layer.stream,
+        "layer": tape.gates,
+        "hidden_size": lambda n: tg.GRU(3, n),
+        "in_features": lambda n: tg.Linear(n, 3),
+    }
+
+
+@pytest.mark.parametrize("name", list(integer_arguments()))
+def test_integers(name):
+    before = tg.get_num_threads()
+    function, name = integer_arguments()[name], name.strip()
+    try:
+        for right in [1, np.int8(1), np.uint64(1), np.array(1), Index(1)]:
+            function(right)
+        for wrong in [
+            1.0,
+            "1",
+            None,
+            True,
+            np.True_,
+            np.float32(1),
+            np.ones(1, int),
+            np.array(1.0),
+        ]:
+            optional = name in ("num_threads", "lengths") and function is not tg.set_num_threads
+            if wrong is None and optional:
+                continue
+            shape = name == "lengths" and np.ndim(wrong) > 0
+            with pytest.raises(ValueError if shape else TypeError, match=rf"^{name}: "):
+                function(wrong)
+        for wrong in [2**63, -(2**63) - 1, 2**64, -1]:
+            with pytest.raises(ValueError, match=rf"^{name}: "):
+                function(wrong)
+        for error in [ZeroDivisionError, TypeError, ValueError]:
+            with pytest.raises(error, match=r"^of the caller's own$"):
+                function(Index(error("of the caller's own")))
+    finally:
+        tg.set_num_threads(before)
+
+
+# ---- Masked arrays -------------------------------------------------------------------------------
+
+
+def test_masked_elements_are_refused():
+    layer = make("gru")
+    x = np.zeros((3, 2, INPUT_SIZE), np.float32)
+    h = np.zeros((1, 2, layer.hidden_size), np.float32)
+    y, _, tape = layer.forward(x)
+    reset = np.zeros((3, 2), bool)
+    stream = layer.stream(2)
+    calls = {
+        "x": (x, layer),
+        "state": (h, lambda a: layer(x, a)),
+        "lengths": (np.array([1, 2]), lambda a: layer(x, lengths=a)),
+        "reset": (reset, lambda a: layer(x, reset=a)),
+        "out": (y.copy(), lambda a: layer(x, out=a)),
+        "dy": (y, lambda a: layer.backward(tape, a)),
+        "dstate": (h, lambda a: layer.backward(tape, dstate=a)),
+        "x ": (x[0], stream.step),
+        "out ": (y[0].copy(), lambda a: stream.step(x[0], a)),
+        "rows": (np.array([0, 1]), lambda a: stream.reset(a)),
+        "x  ": (x, stream.run),
+        "state ": (h, lambda a: stream.set_state(a)),
+    }
+    for name, (array, call) in calls.items():
+        masked = np.ma.masked_array(array)
+        call(masked)  # none of its elements is masked
+        masked[0] = np.ma.masked
+        with pytest.raises(ValueError, match=rf"^{name.strip()}: got a masked array"):
+            call(masked)
+
+        class Other(np.ndarray):
+            pass
+
+        call(array.view(Other))
+
+
+# ---- Objects that were never made ----------------------------------------------------------------
+
+BOUND_CLASSES = [value for value in vars(_core).values() if isinstance(value, type)]
+
+
+@pytest.mark.parametrize("kind", BOUND_CLASSES, ids=lambda kind: kind.__name__)
+def test_objects_before_init(kind):
+    class Derived(kind):
+        pass
+
+    own = [name for name in vars(kind) if name not in ("__init__", "__module__", "__doc__")]
+    own = [name for name in own if not name.startswith("_pybind11") and name != "__hash__"]
+    assert own
+    for made in (kind.__new__(kind), Derived.__new__(Derived)):
+        for name in own:
+            if isinstance(vars(kind)[name], property):
+                with pytest.raises(TypeError, match=rf"^{kind.__name__}: __init__"):
+                    getattr(made, name)
+                continue
+            # An operator without its operand is not implemented.
+            for count in [1] if name == "__eq__" else range(8):
+                with pytest.raises(TypeError):
+                    getattr(made, name)(*[None] * count)
+    with pytest.raises(TypeError):
+        made.__init__()
+    with pytest.raises(TypeError):  # its __init__ has failed
+        getattr(made, own[0])(None)
+
+
+def test_arguments_before_init():
+    layer = make("gru")
+    with pytest.raises(TypeError, match=r"^Tape: __init__"):
+        layer.backward(tg.Tape.__new__(tg.Tape))
+    with pytest.raises(TypeError, match=r"^Model: __init__"):
+        _core.Stream(_core.Model.__new__(_core.Model), 1)
+    with pytest.raises(TypeError, match=r"^Config: __init__"):
+        _core.Model(_core.Config.__new__(_core.Config), np.dtype("f4"), False)
+    with pytest.raises(TypeError, match=r"^Config: __init__"):
+        _ = layer._config == _core.Config.__new__(_core.Config)
+
+    class Early(tg.Stream):
+        def __init__(self, layer):
+            self.size = self.batch  # before super().__init__()
+            super().__init__(layer)
+
+    with pytest.raises(TypeError, match=r"^Early: __init__|^Stream: __init__"):
+        Early(layer)
+
+
+# ---- What help() and a prompt show ---------------------------------------------------------------
+
+
+def test_signatures():
+    stream = make("gru").stream()
+    shown = {
+        "step": "(x, out=None, rows=None)",
+        "run": "(x, out=None, *, num_threads=None)",
+        "reset": "(rows=None)",
+        "get_state": "(rows=None)",
+        "set_state": "(state, rows=None)",
+        "grow": "(count=1)",
+        "shrink": "(count=1)",
+    }
+    for name, wanted in shown.items():
+        assert str(inspect.signature(getattr(stream, name))) == wanted
+        of_class = str(inspect.signature(getattr(tg.Stream, name)))
+        assert of_class in (wanted.replace("(", "(self, "), wanted.replace("(", "(self, /, "))
+        doc = getattr(tg.Stream, name).__doc__
+        assert doc
+        assert not doc.startswith(name)
+    assert str(inspect.signature(tg.Tape.gates)) == "(self, layer=0, reverse=False)"
+
+
+def test_reprs_are_short():
+    lstm = tg.LSTM(5, 4, seed=0)
+    y, _, tape = lstm.forward(np.zeros((3, 2, 5), np.float32))
+    assert repr(tape) == "<Tape of an LSTM(5, 4): 3 steps, batch 2, float32>"
+    assert repr(lstm.backward(tape, y)) == (
+        "Grads(x: (3, 2, 5), state: (1, 2, 4), (1, 2, 4), params: 176 x float32)"
+    )

@@ -2,9 +2,13 @@
 #include "arguments.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <string>
+#include <utility>
+
+#include "gil.h"
 
 namespace tidegate::bindings {
 namespace {
@@ -13,14 +17,29 @@ py::object given(py::handle object) {
   return object.is_none() ? py::object() : py::reinterpret_borrow<py::object>(object);
 }
 
-// An integer, clipped to what Py_ssize_t holds. TypeError if the object is none, or True or False.
-Py_ssize_t read_integer(const char* argument, py::handle object, const char* wanted) {
-  if (PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr())) {
-    const Py_ssize_t integer = PyNumber_AsSsize_t(object.ptr(), nullptr);
-    if (integer != -1 || PyErr_Occurred() == nullptr) return integer;
-    PyErr_Clear();  // an array, for one, has __index__ and may yet be no integer
+// Whether the type has an __index__ that makes integers of it. Those of NumPy's arrays and booleans
+// raise unless the array is an integer.
+bool has_index(py::handle object) {
+  if (PyBool_Check(object.ptr()) || !PyIndex_Check(object.ptr())) return false;
+  if (py::isinstance<py::array>(object)) {
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    const char kind = array.dtype().kind();
+    return array.ndim() == 0 && (kind == 'i' || kind == 'u');
   }
-  throw py::type_error(std::string(argument) + ": got " + type_name(object) + ", wanted " + wanted);
+  return !py::isinstance(object, py::dtype::of<bool>().attr("type"));
+}
+
+// An integer, clipped to what Py_ssize_t holds. TypeError if the object is none, or True or False;
+// what its __index__ raises is passed on.
+Py_ssize_t read_integer(const char* argument, py::handle object, const char* wanted) {
+  if (!PyLong_CheckExact(object.ptr()) && !has_index(object)) {
+    throw py::type_error(std::string(argument) + ": got " + type_name(object) + ", wanted " +
+                         wanted);
+  }
+  const Py_ssize_t integer =
+      calling_python([object] { return PyNumber_AsSsize_t(object.ptr(), nullptr); });
+  if (integer == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return integer;
 }
 
 std::string text(py::handle object) { return py::repr(object); }
@@ -30,6 +49,31 @@ std::string text(py::handle object) { return py::repr(object); }
 }
 
 }  // namespace
+
+Index read_index(const char* argument, py::handle object, Index least, Index most) {
+  const Py_ssize_t index = read_integer(argument, object, "an integer");
+  if (index >= least && index <= most) return index;
+  throw py::value_error(std::string(argument) + ": got " + text(object) + ", wanted " +
+                        (most == std::numeric_limits<Index>::max()
+                             ? "an integer >= " + std::to_string(least)
+                             : std::to_string(least) + ".." + std::to_string(most)));
+}
+
+bool read_bool(const char* argument, py::handle object) {
+  if (PyBool_Check(object.ptr())) return object.ptr() == Py_True;
+  if (py::isinstance(object, py::dtype::of<bool>().attr("type"))) return object.cast<bool>();
+  throw py::type_error(std::string(argument) + ": got " + type_name(object) +
+                       ", wanted True or False");
+}
+
+std::string largest_size(const Config& config) {
+  const std::pair<const char*, Index> sizes[] = {{"hidden_size", config.hidden_size},
+                                                 {"input_size", config.input_size},
+                                                 {"num_layers", config.num_layers}};
+  const auto* const largest = std::max_element(std::begin(sizes), std::end(sizes),
+                                               [](auto a, auto b) { return a.second < b.second; });
+  return std::string(largest->first) + ": got " + std::to_string(largest->second);
+}
 
 int read_num_threads(py::handle object) {
   if (object.is_none()) return 0;
@@ -104,6 +148,7 @@ std::vector<Index> read_lengths(py::handle object, Layout layout, Index steps, I
     throw py::type_error("lengths: got dtype " + std::string(py::str(array.dtype())) +
                          ", wanted integers");
   }
+  check_unmasked("lengths", array);
   check_shape("lengths", array, layout.batched ? Shape{batch} : Shape{});
   // A uint64 beyond int64 wraps to a negative number, which is refused as well.
   using Integers = py::array_t<Index, py::array::c_style | py::array::forcecast>;
@@ -133,6 +178,7 @@ std::vector<Index> read_rows(py::handle object, Index batch) {
       throw py::type_error("rows: got dtype " + std::string(py::str(array.dtype())) +
                            ", wanted integers");
     }
+    check_unmasked("rows", array);
     if (array.ndim() != 1) fail_shape("rows", array, "(n,)");
     const py::object list = array.attr("tolist")();
     return read_rows(list, batch);
@@ -162,6 +208,7 @@ Packing read_batch_sizes(py::handle object, Index rows) {
     throw py::type_error("batch_sizes: got dtype " + std::string(py::str(array.dtype())) +
                          ", wanted integers");
   }
+  check_unmasked("batch_sizes", array);
   if (array.ndim() != 1 || array.size() == 0)
     fail_shape("batch_sizes", array, "(T,), T at least 1");
   using Integers = py::array_t<Index, py::array::c_style | py::array::forcecast>;

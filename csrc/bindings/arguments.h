@@ -3,6 +3,7 @@
 #ifndef TIDEGATE_BINDINGS_ARGUMENTS_H_
 #define TIDEGATE_BINDINGS_ARGUMENTS_H_
 
+#include <string>
 #include <vector>
 
 #include "arrays.h"
@@ -10,8 +11,18 @@
 
 namespace tidegate::bindings {
 
-// None: 0, the setting in force. TypeError unless an integer, ValueError unless at least 1.
+// An integer in least..most. TypeError if `object` is no integer (True is none), ValueError if it
+// is another one; what its __index__ raises is passed on.
+Index read_index(const char* argument, py::handle object, Index least, Index most);
+
+// TypeError unless True or False.
+bool read_bool(const char* argument, py::handle object);
+
+// None: 0, the setting in force. Else an integer of at least 1.
 int read_num_threads(py::handle object);
+
+// The size that makes a network as large as it is, as "hidden_size: got 7".
+std::string largest_size(const Config& config);
 
 // The arrays of a state (or of its gradient) before they are looked at; null where not given.
 struct StateObjects {

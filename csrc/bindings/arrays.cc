@@ -118,6 +118,11 @@ Shape Layout::mask(Index steps, Index batch) const {
   return {steps, batch};
 }
 
+void fail_memory(const std::string& message) {
+  PyErr_SetString(PyExc_MemoryError, message.c_str());
+  throw py::error_already_set();
+}
+
 std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
 void fail_shape(const char* argument, const py::array& got, const std::string& wanted) {
@@ -128,6 +133,21 @@ void fail_shape(const char* argument, const py::array& got, const std::string& w
 void check_shape(const char* argument, const py::array& got, const Shape& wanted) {
   if (got.ndim() != wanted.ndim() || !std::equal(wanted.begin(), wanted.end(), got.shape())) {
     fail_shape(argument, got, wanted.text());
+  }
+}
+
+void check_unmasked(const char* argument, py::handle array) {
+  if (Py_TYPE(array.ptr()) == py::detail::npy_api::get().PyArray_Type_) return;
+  // A masked array's module has been imported.
+  const auto ma = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("numpy.ma").ptr()));
+  if (!ma) {
+    PyErr_Clear();
+    return;
+  }
+  if (py::isinstance(array, ma.attr("MaskedArray")) && ma.attr("is_masked")(array).cast<bool>()) {
+    throw py::value_error(std::string(argument) +
+                          ": got a masked array with masked elements, whose mask would be ignored; "
+                          "wanted a plain array, as array.filled(value) gives");
   }
 }
 
@@ -143,6 +163,7 @@ py::array read_array(const char* argument, py::handle object) {
     throw py::type_error(std::string(argument) + ": got dtype " + std::string(py::str(dtype)) +
                          ", wanted " + dtype_name<T>());
   }
+  check_unmasked(argument, array);
   return array;
 }
 
@@ -156,6 +177,7 @@ py::array read_mask(const char* argument, py::handle object) {
     throw py::type_error(std::string(argument) + ": got dtype " +
                          std::string(py::str(array.dtype())) + ", wanted bool");
   }
+  check_unmasked(argument, array);
   return array;
 }
 
@@ -164,7 +186,11 @@ py::array readable(const py::array& array) {
   if (viewable<T>(array)) return array;
   constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   py::array copy = py::array::ensure(array, py::array::c_style | aligned);
-  if (!copy) throw py::error_already_set();
+  if (!copy) {  // for want of memory: ensure() drops the error
+    const std::string what = "a contiguous copy of the array of shape " +
+                             std::string(py::str(array.attr("shape"))) + " and " + dtype_name<T>();
+    fail_memory(OutOfMemory(what.c_str(), array.nbytes()).what());
+  }
   return copy;
 }
 
@@ -193,12 +219,14 @@ MaskView mask_view(const py::array& array, Layout layout) {
 
 template <class T>
 py::array new_array(const char* result, const Shape& shape) {
+  const auto fail = [&](Index bytes) {
+    const std::string array =
+        std::string(result) + ": an array of shape " + shape.text() + " and " + dtype_name<T>();
+    fail_memory(OutOfMemory(array.c_str(), bytes).what());
+  };
   Index bytes = sizeof(T);
   for (const Index size : shape) {
-    if (size > 0 && bytes > std::numeric_limits<Index>::max() / size) {
-      throw py::value_error(std::string(result) + ": shape " + shape.text() +
-                            " is larger than any memory");
-    }
+    if (size > 0 && bytes > std::numeric_limits<Index>::max() / size) fail(-1);
     bytes *= std::max<Index>(size, 1);
   }
   // py::array's constructor would do, with two vectors on the way.
@@ -206,6 +234,10 @@ py::array new_array(const char* result, const Shape& shape) {
   PyObject* const array =
       numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, native_dtype<T>().inc_ref().ptr(),
                                   shape.ndim(), shape.begin(), nullptr, nullptr, 0, nullptr);
+  if (array == nullptr && PyErr_ExceptionMatches(PyExc_MemoryError) != 0) {
+    PyErr_Clear();
+    fail(bytes);
+  }
   if (array == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::array>(array);
 }
@@ -253,7 +285,7 @@ void check_no_overlap(const char* argument, const py::array& output, const char*
 template <class T>
 T* plain_matrix(py::handle object, Index rows, Index columns, bool writable) {
   using Api = py::detail::npy_api;
-  if (!py::isinstance<py::array>(object)) return nullptr;
+  if (Py_TYPE(object.ptr()) != Api::get().PyArray_Type_) return nullptr;
   const auto* const array = py::detail::array_proxy(object.ptr());
   const int flags = Api::NPY_ARRAY_C_CONTIGUOUS_ | Api::NPY_ARRAY_ALIGNED_ |
                     (writable ? Api::NPY_ARRAY_WRITEABLE_ : 0);

@@ -7,8 +7,11 @@
 #include <pybind11/pybind11.h>
 
 #include <initializer_list>
+#include <new>
+#include <stdexcept>
 #include <string>
 
+#include "tidegate/errors.h"
 #include "tidegate/view.h"
 
 namespace tidegate::bindings {
@@ -43,16 +46,36 @@ struct Layout {
   Shape mask(Index steps, Index batch) const;
 };
 
+// f(), whose memory depends on what `got()` describes, as "batch: got 7": where memory cannot hold
+// it, a MemoryError that begins with this.
+[[noreturn]] void fail_memory(const std::string& message);
+template <class Got, class F>
+auto with_memory_for(const Got& got, const F& f) {
+  try {
+    return f();
+  } catch (const OutOfMemory& error) {
+    fail_memory(got() + ", but " + error.what());
+  } catch (const std::bad_alloc&) {
+    fail_memory(got() + ", but the system gives no more memory");
+  } catch (const std::length_error&) {
+    fail_memory(got() + ", but that would take more bytes than can be addressed");
+  }
+}
+
 // Python's name of the type of `object`, for messages.
 std::string type_name(py::handle object);
 [[noreturn]] void fail_shape(const char* argument, const py::array& got, const std::string& wanted);
 void check_shape(const char* argument, const py::array& got, const Shape& wanted);
 
-// TypeError unless `object` is an array of T in the machine's byte order.
+// ValueError if `array` is a numpy.ma one with masked elements: its mask would be ignored.
+void check_unmasked(const char* argument, py::handle array);
+
+// TypeError unless `object` is an array of T in the machine's byte order; ValueError if elements
+// are masked.
 template <class T>
 py::array read_array(const char* argument, py::handle object);
 
-// TypeError unless `object` is an array of booleans.
+// The same of an array of booleans.
 py::array read_mask(const char* argument, py::handle object);
 
 // The memory of an argument as the core can read it: what the caller passed, or a contiguous copy
@@ -68,7 +91,7 @@ template <class T>
 View<T> state_view(const py::array& array, Layout layout);
 MaskView mask_view(const py::array& array, Layout layout);
 
-// Uninitialised. ValueError or MemoryError, naming `result`, if memory cannot hold it.
+// Uninitialised. MemoryError, naming `result` and its bytes, if memory cannot hold it.
 template <class T>
 py::array new_array(const char* result, const Shape& shape);
 

@@ -8,12 +8,11 @@
 #include <string>
 #include <tuple>
 
+#include "arguments.h"
 #include "module.h"
 
 namespace tidegate::bindings {
 namespace {
-
-namespace py = pybind11;
 
 CellKind read_cell(const std::string& name) {
   if (name == "lstm") return CellKind::lstm;
@@ -110,7 +109,7 @@ Config make_config(const std::string& cell, Index input_size, Index hidden_size,
     throw std::invalid_argument("clip: got " + std::to_string(*clip) + ", wanted a number > 0");
   config.activations.clip = clip.value_or(0);
   config.activations.input_forget = input_forget;
-  config.validate();
+  with_memory_for([&] { return largest_size(config); }, [&] { config.validate(); });
   return config;
 }
 
@@ -118,7 +117,7 @@ Config make_config(const std::string& cell, Index input_size, Index hidden_size,
 
 void bind_config(py::module_& m) {
   const Config defaults;
-  py::class_<Config>(m, "Config")
+  bind_class<Config>(m, "Config")
       .def(py::init(&make_config), py::kw_only(), py::arg("cell"), py::arg("input_size"),
            py::arg("hidden_size"), py::arg("num_layers") = defaults.num_layers,
            py::arg("bias") = defaults.bias, py::arg("bidirectional") = defaults.bidirectional,

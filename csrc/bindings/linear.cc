@@ -147,14 +147,14 @@ std::unique_ptr<Linear> make_linear(Index in_features, Index out_features, bool 
 }  // namespace
 
 void bind_linear(py::module_& m) {
-  py::class_<LinearTape>(m, "LinearTape")
+  bind_class<LinearTape>(m, "LinearTape")
       .def_property_readonly("dtype", &LinearTape::dtype)
       .def_property_readonly("rows", &LinearTape::rows)
       .def_property_readonly("in_features", &LinearTape::in_features)
       .def_property_readonly("out_features", &LinearTape::out_features)
       .def_property_readonly("has_bias", &LinearTape::has_bias)
       .def("backward", &LinearTape::backward, py::arg("dy"), py::arg("num_threads"));
-  py::class_<Linear>(m, "Linear")
+  bind_class<Linear>(m, "Linear")
       .def(py::init(&make_linear), py::arg("in_features"), py::arg("out_features"),
            py::arg("bias"), py::arg("dtype"))
       .def_property_readonly("dtype", &Linear::dtype)

@@ -60,6 +60,13 @@ class Call {
     inputs.lengths = packing->lengths.data();
   }
 
+  // f(), whose memory depends on x.
+  template <class F>
+  auto with_memory(const F& f) const {
+    return with_memory_for(
+        [&] { return "x: got shape " + std::string(py::str(x_.given.attr("shape"))); }, f);
+  }
+
   // Makes the arrays that the call returns; y is `out` where that is given.
   void make_outputs(py::handle out, py::handle lengths, py::handle reset) {
     const Shape y_shape = layout.sequence(steps, batch, config_.output_size());
@@ -143,11 +150,9 @@ class TypedTape final : public Tape {
   Index steps() const override { return tape_->steps(); }
   Index batch() const override { return tape_->batch(); }
 
-  py::dict gates(Index layer, bool reverse) const override {
-    if (layer < 0 || layer >= config().num_layers) {
-      throw py::value_error("layer: got " + std::to_string(layer) + ", wanted 0.." +
-                            std::to_string(config().num_layers - 1));
-    }
+  py::dict gates(py::handle which_layer, py::handle which_direction) const override {
+    const Index layer = read_index("layer", which_layer, 0, config().num_layers - 1);
+    const bool reverse = read_bool("reverse", which_direction);
     if (reverse && !config().bidirectional) {
       throw py::value_error("reverse: got True, but the layer has one direction");
     }
@@ -177,6 +182,11 @@ class TypedTape final : public Tape {
     const auto c_n =
         read_state_array<T>(given.c_name, given.c, layout_, rows, batch(), config().hidden_size);
 
+    if (!y.view.given && !h_n.view.given && !c_n.view.given) {
+      throw py::value_error(
+          "dy: got None, and no dstate; wanted a gradient by y, by the state, or by both");
+    }
+
     const py::array dh_0 =
         new_array<T>("dh_0", layout_.state(rows, batch(), config().state_size()));
     py::object dx = py::none(), dparameters = py::none(), dc_0;
@@ -201,8 +211,12 @@ class TypedTape final : public Tape {
       dc_0 = new_array<T>("dc_0", layout_.state(rows, batch(), config().hidden_size));
       gradients.c_0 = state_view<T>(dc_0, layout_);
     }
-    without_gil(kBackwardCost * estimated_cost(config(), parameters, steps(), batch()),
-                [&] { tape_->backward({y.view, h_n.view, c_n.view}, gradients, threads); });
+    with_memory_for(
+        [&] { return "tape: got " + std::to_string(steps()) + " steps"; },
+        [&] {
+          without_gil(kBackwardCost * estimated_cost(config(), parameters, steps(), batch()),
+                      [&] { tape_->backward({y.view, h_n.view, c_n.view}, gradients, threads); });
+        });
     return py::make_tuple(dx, state_object(config(), dh_0, dc_0), dparameters);
   }
 
@@ -234,8 +248,7 @@ class TypedModel final : public Model {
     const int threads = read_num_threads(num_threads);
     Call<T> call(config(), batch_first_, x, state, lengths, reset);
     call.make_outputs(out, lengths, reset);
-    without_gil(forward_cost(call), [&] { model_->run(call.inputs, call.outputs, threads); });
-    return py::make_tuple(call.y, call.state());
+    return run(call, threads);
   }
 
   py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
@@ -251,8 +264,7 @@ class TypedModel final : public Model {
     const int threads = read_num_threads(num_threads);
     Call<T> call(config(), x, batch_sizes, state);
     call.make_outputs(py::none(), py::none(), py::none());
-    without_gil(forward_cost(call), [&] { model_->run(call.inputs, call.outputs, threads); });
-    return py::make_tuple(call.y, call.state());
+    return run(call, threads);
   }
 
   py::tuple record_packed(py::handle x, py::handle batch_sizes, py::handle state,
@@ -275,15 +287,27 @@ class TypedModel final : public Model {
   }
 
   std::unique_ptr<Stream> stream(Index batch) const override {
-    return make_stream<T>(model_, batch);
+    return with_memory_for([&] { return "batch: got " + std::to_string(batch); },
+                           [&] { return make_stream<T>(model_, batch); });
   }
 
  private:
+  py::tuple run(const Call<T>& call, int threads) const {
+    call.with_memory([&] {
+      without_gil(forward_cost(call), [&] { model_->run(call.inputs, call.outputs, threads); });
+    });
+    return py::make_tuple(call.y, call.state());
+  }
+
   py::tuple record(Call<T>& call, py::handle draw_dropout_scale, int threads) const {
     py::object dropout_scale;
     if (!draw_dropout_scale.is_none()) {
       const Shape shape = {config().num_layers - 1, call.steps, call.batch, config().output_size()};
-      dropout_scale = draw_dropout_scale(py::make_tuple(shape[0], shape[1], shape[2], shape[3]));
+      const py::tuple sizes = py::make_tuple(shape[0], shape[1], shape[2], shape[3]);
+      PyObject* const drawn = calling_python(
+          [&] { return PyObject_CallOneArg(draw_dropout_scale.ptr(), sizes.ptr()); });
+      if (drawn == nullptr) throw py::error_already_set();
+      dropout_scale = py::reinterpret_steal<py::object>(drawn);
       const py::array array = read_array<T>("dropout_scale", dropout_scale);
       check_shape("dropout_scale", array, shape);
       if ((array.flags() & py::array::c_style) == 0)
@@ -291,8 +315,10 @@ class TypedModel final : public Model {
       call.inputs.dropout_scale = static_cast<const T*>(array.data());
     }
     std::unique_ptr<tidegate::Tape<T>> tape;
-    without_gil(forward_cost(call),
-                [&] { tape = model_->record(call.inputs, call.outputs, threads); });
+    call.with_memory([&] {
+      without_gil(forward_cost(call),
+                  [&] { tape = model_->record(call.inputs, call.outputs, threads); });
+    });
     std::unique_ptr<Tape> typed = std::make_unique<TypedTape<T>>(std::move(tape), call);
     return py::make_tuple(call.y, call.state(), std::move(typed));
   }
@@ -304,6 +330,14 @@ class TypedModel final : public Model {
   std::shared_ptr<tidegate::Model<T>> model_;
   bool batch_first_;
 };
+
+std::string show_tape(const Tape& tape) {
+  const Config& config = tape.config();
+  return std::string("<Tape of a") + (config.cell == CellKind::lstm ? "n LSTM(" : " GRU(") +
+         std::to_string(config.input_size) + ", " + std::to_string(config.hidden_size) +
+         "): " + std::to_string(tape.steps()) + " steps, batch " + std::to_string(tape.batch()) +
+         ", " + std::string(py::str(tape.dtype())) + ">";
+}
 
 // As tidegate.Params wants them: (name, shape, offset).
 py::list parameter_specs(const Model& model) {
@@ -319,15 +353,18 @@ py::list parameter_specs(const Model& model) {
 }  // namespace
 
 std::unique_ptr<Model> make_model(const Config& config, const py::dtype& dtype, bool batch_first) {
-  if (dtype.equal(py::dtype::of<float>()))
-    return std::make_unique<TypedModel<float>>(config, batch_first);
-  if (dtype.equal(py::dtype::of<double>()))
-    return std::make_unique<TypedModel<double>>(config, batch_first);
+  const auto make = [&]<class T>() -> std::unique_ptr<Model> {
+    return with_memory_for([&] { return largest_size(config); },
+                           [&] { return std::make_unique<TypedModel<T>>(config, batch_first); });
+  };
+  if (dtype.equal(py::dtype::of<float>())) return make.template operator()<float>();
+  if (dtype.equal(py::dtype::of<double>())) return make.template operator()<double>();
   throw py::type_error("dtype: got " + std::string(py::str(dtype)) + ", wanted float32 or float64");
 }
 
 void bind_tape(py::module_& m) {
-  py::class_<Tape>(m, "Tape", R"(What a training call kept for `backward`; made by `layer.forward`.
+  const NoSignatures no_signatures;
+  bind_class<Tape>(m, "Tape", R"(What a training call kept for `backward`; made by `layer.forward`.
 
 It holds the activated gates and states of every step, the weights that made them and its own copy of the
 inputs, so it outlives the layer, changes of the parameters and of every array that was passed. It may be used
@@ -338,8 +375,12 @@ any number of times, from any thread.)")
       .def_property_readonly("steps", &Tape::steps, "T, the number of steps.")
       .def_property_readonly("batch", &Tape::batch,
                              "N, the number of rows; 1 of an unbatched call.")
+      .def("__repr__", &show_tape)
       .def("gates", &Tape::gates, py::arg("layer") = 0, py::arg("reverse") = false,
-           R"(Gates and states of one direction of one layer: what it remembers and forgets.
+           R"(gates(self, layer=0, reverse=False)
+--
+
+Gates and states of one direction of one layer: what it remembers and forgets.
 
 Args:
     layer: 0 is the one that reads x.
@@ -351,11 +392,12 @@ Returns:
     state "h". Zero at padded steps.
 
 Raises:
+    TypeError: layer is no integer, or reverse neither True nor False.
     ValueError: there is no such layer or direction.)");
 }
 
 void bind_model(py::module_& m) {
-  py::class_<Model>(m, "Model")
+  bind_class<Model>(m, "Model")
       .def(py::init(&make_model), py::arg("config"), py::arg("dtype"), py::arg("batch_first"))
       .def_property_readonly("config", &Model::config, py::return_value_policy::copy)
       .def_property_readonly("dtype", &Model::dtype)

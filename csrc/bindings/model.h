@@ -18,7 +18,7 @@ class Tape {
   virtual py::dtype dtype() const = 0;
   virtual Index steps() const = 0;
   virtual Index batch() const = 0;
-  virtual py::dict gates(Index layer, bool reverse) const = 0;
+  virtual py::dict gates(py::handle layer, py::handle reverse) const = 0;
 };
 
 class Stream {
@@ -30,7 +30,8 @@ class Stream {
   virtual void reset(py::handle rows) = 0;
   virtual py::object get_state(py::handle rows) = 0;
   virtual void set_state(py::handle state, py::handle rows) = 0;
-  virtual void resize(Index batch) = 0;
+  virtual void grow(py::handle count) = 0;
+  virtual void shrink(py::handle count) = 0;
 };
 
 class Model {

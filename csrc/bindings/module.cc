@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, m) {
   tidegate::isa();  // a TIDEGATE_ISA that is unknown or unavailable fails the import, not the first
                     // call
 
+  tidegate::bindings::bind_gil(m);
   tidegate::bindings::bind_settings(m);
   tidegate::bindings::bind_config(m);
   tidegate::bindings::bind_tape(m);

@@ -4,15 +4,47 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 namespace tidegate::bindings {
 
-void bind_settings(pybind11::module_& m);     // threads, instruction sets, version
-void bind_config(pybind11::module_& m);       // Config: what a layer is
-void bind_tape(pybind11::module_& m);         // Tape: what backward needs
-void bind_model(pybind11::module_& m);        // Model: parameters; run, record, backward
-void bind_stream(pybind11::module_& m);       // Stream: live input
-void bind_linear(pybind11::module_& m);       // Linear: rows in, rows out
-void bind_safetensors(pybind11::module_& m);  // files of layers and of tensors
+namespace py = pybind11;
+
+template <class T>
+void* refuse_uninitialised(std::size_t) {
+  throw py::type_error(py::type::of<T>().attr("__name__").template cast<std::string>() +
+                       ": __init__() of this object has not been called, or has failed");
+}
+
+// Every class of the module is made by this. pybind11 would hand out uninitialised memory where an
+// object is used that __new__ has made and __init__ has not: the one place where it takes such
+// memory refuses.
+template <class T>
+py::class_<T> bind_class(py::module_& m, const char* name, const char* doc = "") {
+  py::class_<T> bound(m, name, doc);
+  auto* const type = reinterpret_cast<PyTypeObject*>(bound.ptr());
+  py::detail::get_type_info(type)->operator_new = &refuse_uninitialised<T>;
+  return bound;
+}
+
+// While it lives, what is bound has no signature by pybind11, which Python cannot read: the
+// docstring begins with one that it can, "name(self, x)\n--\n\n".
+class NoSignatures {
+ public:
+  NoSignatures() { options_.disable_function_signatures(); }
+
+ private:
+  py::options options_;
+};
+
+void bind_gil(py::module_& m);          // what gil.h needs
+void bind_settings(py::module_& m);     // threads, instruction sets, version
+void bind_config(py::module_& m);       // Config: what a layer is
+void bind_tape(py::module_& m);         // Tape: what backward needs
+void bind_model(py::module_& m);        // Model: parameters; run, record, backward
+void bind_stream(py::module_& m);       // Stream: live input
+void bind_linear(py::module_& m);       // Linear: rows in, rows out
+void bind_safetensors(py::module_& m);  // files of layers and of tensors
 
 }  // namespace tidegate::bindings
 

@@ -14,17 +14,17 @@
 #include <vector>
 
 #include "arrays.h"
+#include "gil.h"
 #include "module.h"
 
 namespace tidegate::bindings {
 namespace {
 
-// f() without the GIL.
+// f() without the GIL; a Ctrl-C ends it.
 template <class F>
 auto on_disk(const std::string& path, const F& f) {
   try {
-    const py::gil_scoped_release release;
-    return f();
+    return release_gil(true, f);
   } catch (const std::system_error& error) {
     const py::object filename = py::reinterpret_steal<py::object>(
         PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size())));
@@ -244,7 +244,7 @@ py::list TensorFile::entries() const {
 }  // namespace
 
 void bind_safetensors(py::module_& m) {
-  py::class_<TensorFile>(m, "Safetensors")
+  bind_class<TensorFile>(m, "Safetensors")
       .def(py::init<const std::string&>())
       .def_property_readonly("metadata", &TensorFile::metadata)
       .def_property_readonly("tensors", &TensorFile::tensors)

@@ -5,18 +5,17 @@
 
 #include <pybind11/stl.h>
 
+#include "gil.h"
 #include "module.h"
 
 namespace tidegate::bindings {
 
 namespace {
 
-namespace py = pybind11;
-
 py::dict machine_figures_dict(bool measure) {
   MachineFigures figures;
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     figures = machine_figures(measure);
   }
   py::list teams, read_rates;
@@ -34,7 +33,7 @@ py::dict machine_figures_dict(bool measure) {
 
 }  // namespace
 
-void bind_settings(pybind11::module_& m) {
+void bind_settings(py::module_& m) {
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads);
   m.def("set_thread_num_threads", &set_thread_num_threads);
@@ -43,8 +42,8 @@ void bind_settings(pybind11::module_& m) {
   m.def("available_isas", &available_isas);
   m.def("select_isa", &select_isa);
   m.def("select_division", &select_division);
-  m.def("fma_rate", &fma_rate, pybind11::call_guard<pybind11::gil_scoped_release>());
-  m.def("read_rate", &read_rate, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("fma_rate", &fma_rate, py::call_guard<GilRelease>());
+  m.def("read_rate", &read_rate, py::call_guard<GilRelease>());
   m.def("machine_figures", &machine_figures_dict);
   m.def("version", &version);
   m.def("compiler", &compiler);

@@ -79,9 +79,12 @@ class TypedStream final : public Stream {
     const Index steps = array.shape(0);
     const py::array y = read_or_make_output(out, array, {steps, batch(), output_size_});
     const View<T> y_view = sequence_view<T>(y, time_major);
-    stream_.renew();
-    without_gil(static_cast<double>(steps) * step_cost_,
-                [&] { stream_.run(input.view, y_view, threads); });
+    const auto got = [&] { return "x: got shape " + std::string(py::str(array.attr("shape"))); };
+    with_memory_for(got, [&] {
+      stream_.renew();
+      without_gil(static_cast<double>(steps) * step_cost_,
+                  [&] { stream_.run(input.view, y_view, threads); });
+    });
     return y;
   }
 
@@ -130,13 +133,24 @@ class TypedStream final : public Stream {
     }
   }
 
-  void resize(Index batch) override {
+  void grow(py::handle count) override {
     const Use use(busy_);
-    stream_.resize(batch);
-    step_cost_ = stream_.step_cost(batch);
+    resize(batch() + read_index("count", count, 0, std::numeric_limits<Index>::max() - batch()),
+           count);
+  }
+
+  void shrink(py::handle count) override {
+    const Use use(busy_);
+    resize(batch() - read_index("count", count, 0, batch()), count);
   }
 
  private:
+  void resize(Index batch, py::handle count) {
+    with_memory_for([&] { return "count: got " + std::string(py::repr(count)); },
+                    [&] { stream_.resize(batch); });
+    step_cost_ = stream_.step_cost(batch);
+  }
+
   // What a step concerns: `count` rows, all of them if there is no list.
   struct Steps {
     const Index* rows;
@@ -253,10 +267,10 @@ PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t positional, PyO
   try {
     auto* const instance = reinterpret_cast<py::detail::instance*>(self);
     // Python has checked that self is a Stream, maybe of a class that derives from more than that.
-    Stream* const stream = instance->simple_layout
-                               ? static_cast<Stream*>(instance->get_value_and_holder().value_ptr())
-                               : py::handle(self).cast<Stream*>();
-    if (stream == nullptr) throw py::type_error("step() of a stream that was never made");
+    auto* stream = instance->simple_layout
+                       ? static_cast<Stream*>(instance->get_value_and_holder().value_ptr())
+                       : nullptr;
+    if (stream == nullptr) stream = py::handle(self).cast<Stream*>();  // or refuses
     return stream->step(values[0], values[1], values[2]).release().ptr();
   } catch (...) {
     py::detail::try_translate_exceptions();
@@ -277,7 +291,8 @@ template std::unique_ptr<Stream> make_stream<double>(std::shared_ptr<const tideg
                                                      Index);
 
 void bind_stream(py::module_& m) {
-  py::class_<Stream> stream(m, "Stream");
+  const NoSignatures no_signatures;
+  py::class_<Stream> stream = bind_class<Stream>(m, "Stream");
   stream.def(py::init([](const Model& model, Index batch) { return model.stream(batch); }))
       .def_property_readonly("batch", &Stream::batch, "How many sequences.")
       .def_property(
@@ -288,7 +303,10 @@ void bind_stream(py::module_& m) {
 Reading gives new arrays; assigning copies in. None, for either, is zeros.)")
       .def("run", &Stream::run, py::arg("x"), py::arg("out") = py::none(), py::kw_only(),
            py::arg("num_threads") = py::none(),
-           R"(Takes as many steps as x has; the same bits as one at a time.
+           R"(run(self, x, out=None, *, num_threads=None)
+--
+
+Takes as many steps as x has; the same bits as one at a time.
 
 Args:
     x: (T, batch, I), of the layer's dtype, any strides.
@@ -299,33 +317,33 @@ Returns:
     (T, batch, S).
 
 Raises:
-    TypeError, ValueError, RuntimeError: as in `step`.)")
+    TypeError, ValueError, RuntimeError: as in `step`.
+    MemoryError: the results do not fit into memory.
+    KeyboardInterrupt: Ctrl-C; or what another handler of a signal raises. The state is then what it
+        was before, and what `out` holds is undefined.)")
       .def("get_state", &Stream::get_state, py::arg("rows") = py::none(),
-           R"(The state of some rows, like `state`, with len(rows) for batch, in their order.)")
+           R"(get_state(self, rows=None)
+--
+
+The state of some rows, like `state`, with len(rows) for batch, in their order.)")
       .def("set_state", &Stream::set_state, py::arg("state"), py::arg("rows") = py::none(),
-           R"(Copies in the state of some rows; what `get_state` returns, or None for zeros.)")
+           R"(set_state(self, state, rows=None)
+--
+
+Copies in the state of some rows; what `get_state` returns, or None for zeros.)")
       .def("reset", &Stream::reset, py::arg("rows") = py::none(),
-           "Makes the state of these rows zero, or of all.")
-      .def(
-          "grow",
-          [](Stream& self, Index count) {
-            const Index batch = self.batch();
-            if (count < 0 || count > std::numeric_limits<Index>::max() - batch)
-              throw py::value_error("count: got " + std::to_string(count) +
-                                    ", wanted an integer >= 0");
-            self.resize(batch + count);
-          },
-          py::arg("count") = 1,
-          "Adds rows at the end, whose state is zero. The others keep theirs. Allocates.")
-      .def(
-          "shrink",
-          [](Stream& self, Index count) {
-            if (count < 0 || count > self.batch())
-              throw py::value_error("count: got " + std::to_string(count) + ", wanted 0.." +
-                                    std::to_string(self.batch()));
-            self.resize(self.batch() - count);
-          },
-          py::arg("count") = 1, "Drops rows at the end. The others keep their state. Allocates.");
+           R"(reset(self, rows=None)
+--
+
+Makes the state of these rows zero, or of all.)")
+      .def("grow", &Stream::grow, py::arg("count") = 1, R"(grow(self, count=1)
+--
+
+Adds rows at the end, whose state is zero. The others keep theirs. Allocates.)")
+      .def("shrink", &Stream::shrink, py::arg("count") = 1, R"(shrink(self, count=1)
+--
+
+Drops rows at the end. The others keep their state. Allocates.)");
   const char* const names[kStepArguments] = {"x", "out", "rows"};
   for (int i = 0; i < kStepArguments; ++i) {
     step_names[i] = PyUnicode_InternFromString(names[i]);

@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -163,12 +163,14 @@ def check_integers(name: str, values: ArrayLike | None) -> ArrayLike | None:
 
 def check_integer(name: str, value: object) -> int:
     """`value` as an int that fits into 64 bits; a TypeError if it is no integer (True is none)."""
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name}: got {value!r}, wanted an integer") from None
+    # NumPy's arrays and booleans have an __index__ that may refuse; what one of the caller's own
+    # raises is passed on.
+    refused = isinstance(value, (bool, np.bool_)) or (
+        isinstance(value, np.ndarray) and (value.ndim > 0 or value.dtype.kind not in "iu")
+    )
+    if refused or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name}: got {value!r}, wanted an integer")
+    number = operator.index(value)
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name}: got {number}, wanted an integer of 64 bits")
     return number

@@ -52,6 +52,14 @@ class Grads(Generic[State]):
     state: State
     params: Gradients
 
+    def __repr__(self) -> str:
+        state = self.state if isinstance(self.state, tuple) else (self.state,)
+        shapes = [np.shape(part) for part in state]
+        return (
+            f"Grads(x: {self.x.shape}, state: {', '.join(map(str, shapes))}, "
+            f"params: {self.params.flat.size} x {self.params.dtype})"
+        )
+
 
 class RecurrentLayer(Generic[State, GivenState]):
     """What LSTM and GRU share: all but their options. Not to be made itself.
@@ -97,9 +105,13 @@ class RecurrentLayer(Generic[State, GivenState]):
                 stacklevel=3,
             )
         bound = 1 / math.sqrt(config.hidden_size)
-        # Drawn in double whatever the dtype: the same seed gives the same layer, rounded.
-        flat = np.random.default_rng(seed).uniform(-bound, bound, self._model.flat.size)
-        self._model.write(0, flat.astype(self.dtype))
+        # Drawn in double whatever the dtype: the same seed gives the same layer, rounded. Drawn in
+        # pieces: a large layer needs no second copy of its parameters.
+        rng = np.random.default_rng(seed)
+        size, piece = self._model.flat.size, 1 << 20
+        for begin in range(0, size, piece):
+            values = rng.uniform(-bound, bound, min(piece, size - begin))
+            self._model.write(begin, values.astype(self.dtype))
 
     def _build(
         self, config: _core.Config, batch_first: bool, dropout: float, dtype: np.dtype[Any]
@@ -225,6 +237,8 @@ class RecurrentLayer(Generic[State, GivenState]):
             ValueError: a wrong shape or value, or an `out` that cannot be written to. Nothing has
                 been written then.
             MemoryError: the results do not fit into memory.
+            KeyboardInterrupt: Ctrl-C, which ends the call; so does what another handler of a signal
+                raises. What `out` holds is undefined then.
         """
         lengths = check_integers("lengths", lengths)
         y, state_n = self._model.run(x, state, lengths, reset, out, num_threads)
@@ -254,7 +268,7 @@ class RecurrentLayer(Generic[State, GivenState]):
             be used any number of times; `tape.gates()` shows what is in it.
 
         Raises:
-            TypeError, ValueError, MemoryError: as in a call.
+            TypeError, ValueError, MemoryError, KeyboardInterrupt: as in a call.
             TypeError: rng is no `numpy.random.Generator`.
             ValueError: dropout > 0 and rng is None.
         """
@@ -297,7 +311,7 @@ class RecurrentLayer(Generic[State, GivenState]):
             tape: from `forward` of a layer of these options and this dtype.
             dy: by y, like y; None is zeros. Padded steps are not read.
             dstate: by the returned state, like it; None is zeros, and so is either member of an
-                LSTM's pair.
+                LSTM's pair. At least one gradient must be given.
             num_threads: at most so many; None is the setting in force.
 
         Returns:
@@ -306,7 +320,8 @@ class RecurrentLayer(Generic[State, GivenState]):
 
         Raises:
             TypeError: tape is no Tape or of another dtype; dy or dstate is no such array.
-            ValueError: tape is from a layer of other options; a wrong shape.
+            ValueError: tape is from a layer of other options; a wrong shape; no gradient is given.
+            MemoryError, KeyboardInterrupt: as in a call.
         """
         if not isinstance(tape, _core.Tape):
             raise TypeError(f"tape: got {type(tape).__name__}, wanted what forward returned")

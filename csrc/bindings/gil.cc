@@ -1,0 +1,46 @@
+// Taking the GIL back, and threads that Python ends meanwhile.
+#include "gil.h"
+
+#include <chrono>
+#include <thread>
+
+#include "module.h"
+
+namespace tidegate::bindings {
+namespace {
+
+// threading.main_thread. Found as the module is imported: later an import might wait for another
+// thread.
+PyObject* main_thread;
+
+}  // namespace
+
+void UnwindGuard::park() noexcept {
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+void GilRelease::take(PyThreadState* state) {
+  UnwindGuard guard;
+  PyEval_RestoreThread(state);
+  guard.returned();
+}
+
+bool GilRelease::check_signals() noexcept {
+  take(state_);
+  const bool raised = PyErr_CheckSignals() != 0;
+  state_ = PyEval_SaveThread();
+  return raised;
+}
+
+bool handles_signals() {
+  PyObject* const found = calling_python([] { return PyObject_CallNoArgs(main_thread); });
+  if (found == nullptr) throw py::error_already_set();
+  const py::object ident = py::reinterpret_steal<py::object>(found).attr("ident");
+  return ident.equal(py::int_(PyThread_get_thread_ident()));
+}
+
+void bind_gil(py::module_& /*m*/) {
+  main_thread = py::object(py::module_::import("threading").attr("main_thread")).release().ptr();
+}
+
+}  // namespace tidegate::bindings
