@@ -104,8 +104,8 @@ class TypedLinear final : public Linear {
     const py::array y = new_y(given);
     const View<T> to = sequence_view<T>(y, kRows);
     without_gil(cost(given), [&] {
-      layer_.run(given.view.data, given.view.stride[0], to.data, to.stride[0],
-                 given.view.shape[0], threads);
+      layer_.run(given.view.data, given.view.stride[0], to.data, to.stride[0], given.view.shape[0],
+                 threads);
     });
     return y;
   }
@@ -137,10 +137,16 @@ class TypedLinear final : public Linear {
 
 std::unique_ptr<Linear> make_linear(Index in_features, Index out_features, bool bias,
                                     const py::dtype& dtype) {
-  if (dtype.equal(py::dtype::of<float>()))
-    return std::make_unique<TypedLinear<float>>(in_features, out_features, bias);
-  if (dtype.equal(py::dtype::of<double>()))
-    return std::make_unique<TypedLinear<double>>(in_features, out_features, bias);
+  const auto make = [&]<class T>() -> std::unique_ptr<Linear> {
+    return with_memory_for(
+        [&] {
+          return "in_features: got " + std::to_string(in_features) + " with out_features " +
+                 std::to_string(out_features);
+        },
+        [&] { return std::make_unique<TypedLinear<T>>(in_features, out_features, bias); });
+  };
+  if (dtype.equal(py::dtype::of<float>())) return make.template operator()<float>();
+  if (dtype.equal(py::dtype::of<double>())) return make.template operator()<double>();
   throw py::type_error("dtype: got " + std::string(py::str(dtype)) + ", wanted float32 or float64");
 }
 
@@ -155,8 +161,8 @@ void bind_linear(py::module_& m) {
       .def_property_readonly("has_bias", &LinearTape::has_bias)
       .def("backward", &LinearTape::backward, py::arg("dy"), py::arg("num_threads"));
   bind_class<Linear>(m, "Linear")
-      .def(py::init(&make_linear), py::arg("in_features"), py::arg("out_features"),
-           py::arg("bias"), py::arg("dtype"))
+      .def(py::init(&make_linear), py::arg("in_features"), py::arg("out_features"), py::arg("bias"),
+           py::arg("dtype"))
       .def_property_readonly("dtype", &Linear::dtype)
       .def_property_readonly(
           "flat", [](const py::object& self) { return self.cast<const Linear&>().flat(self); })

@@ -9,7 +9,7 @@
 #include "core/memory.h"
 #include "core/panels.h"
 #include "core/parameter_store.h"
-#include "core/plan.h"
+#include "core/plan_call.h"
 #include "core/threads.h"
 
 namespace tidegate {
@@ -21,7 +21,8 @@ namespace {
 constexpr Index kPieceRows = 96;
 constexpr Index kPieceBytes = 32 * 1024;
 
-// A thread takes at least this many rows before outputs are divided instead: fewer make small tiles.
+// A thread takes at least this many rows before outputs are divided instead: fewer make small
+// tiles.
 constexpr Index kFewRows = 12;
 
 // A product that weights of `depth` inputs and `units` outputs make of a row.
@@ -43,10 +44,9 @@ class LinearWeights {
     memory_ = Buffer([&](Arena& arena) {
       forward_.depth = in_features;
       forward_.units = out_features;
-      forward_.panel =
-          panels.take(arena, out_features, in_features, 1, [=](Index k, Index) {
-            return Column<T>{parameters + k, in_features, in_features - k};
-          });
+      forward_.panel = panels.take(arena, out_features, in_features, 1, [=](Index k, Index) {
+        return Column<T>{parameters + k, in_features, in_features - k};
+      });
       if (!bias) return;
       const T* const values = parameters + out_features * in_features;
       forward_.bias = panels.take(arena, out_features, 1, 1,
@@ -68,9 +68,10 @@ class LinearWeights {
     const Index width = kernels_.width;
     Panels<T> panels(kernels_);
     backward_memory_ = Buffer([&](Arena& arena) {
-      product.panel = panels.take(arena, product.units, product.depth, 1, [=, this](Index k, Index) {
-        return panel_column(forward_.panel, width, product.depth, product.units, 1, 0, k);
-      });
+      product.panel =
+          panels.take(arena, product.units, product.depth, 1, [=, this](Index k, Index) {
+            return panel_column(forward_.panel, width, product.depth, product.units, 1, 0, k);
+          });
     });
     panels.pack(threads);
     return backward_.emplace(product);
@@ -88,8 +89,8 @@ class LinearWeights {
 
 // y = x * weights + bias, for some rows and slices of outputs.
 template <class T>
-void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<const T> x, Rows<T> y,
-              Range rows, Range slices) {
+void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<const T> x,
+              Rows<T> y, Range rows, Range slices) {
   constexpr Index kPieceElements = kPieceBytes / static_cast<Index>(sizeof(T));
   alignas(Arena::kAlignment) T accumulators[kPieceElements];
   const Index piece_rows = std::min(kPieceRows, rows.size());
@@ -124,10 +125,11 @@ void multiply_part(const Kernels<T>& kernels, const PackedProduct<T>& product, R
            by_rows ? Range{0, slices} : part_of(slices, thread, threads));
 }
 
-// Multiply-adds of a product of all rows.
-double product_flops(Index rows, Index in_features, Index out_features) {
-  return 2 * static_cast<double>(rows) * static_cast<double>(in_features) *
-         static_cast<double>(out_features);
+// Of a product of all rows; those of double count as two of float.
+template <class T>
+double float_flops(Index rows, Index in_features, Index out_features) {
+  return 2.0 * sizeof(T) / sizeof(float) * static_cast<double>(rows) *
+         static_cast<double>(in_features) * static_cast<double>(out_features);
 }
 
 void check_rows(Index rows) { require_size("rows", rows, 0); }
@@ -152,8 +154,7 @@ struct Linear<T>::Impl {
 
   void run(const LinearWeights<T>& weights, const T* x, Index x_stride, T* y, Index y_stride,
            Index rows, int threads) const {
-    ThreadLease lease(
-        product_threads(product_flops(rows, in_features, out_features), sizeof(T), threads));
+    ThreadLease lease(plan_product(float_flops<T>(rows, in_features, out_features), threads));
     const FloatControl float_control;
     lease.run([&](int thread) {
       multiply_part<T>(weights.kernels(), weights.forward(), {x, x_stride, nullptr},
@@ -170,9 +171,10 @@ struct Linear<T>::Impl {
 template <class T>
 struct LinearTape<T>::Impl {
   Impl(std::shared_ptr<const LinearWeights<T>> snapshot, Index row_count, bool has_bias)
-      : weights(std::move(snapshot)), rows(row_count), bias(has_bias), memory([&](Arena& arena) {
-          x = arena.take<T>(rows, weights->forward().depth);
-        }) {}
+      : weights(std::move(snapshot)),
+        rows(row_count),
+        bias(has_bias),
+        memory([&](Arena& arena) { x = arena.take<T>(rows, weights->forward().depth); }) {}
 
   std::shared_ptr<const LinearWeights<T>> weights;
   const Index rows;
@@ -276,8 +278,7 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
   const int threads = allowed_threads(num_threads);
   const PackedProduct<T>* const transposed = dx ? &impl_->weights->backward(threads) : nullptr;
   const double products = (dx ? 1 : 0) + (dparameters ? 1 : 0);
-  ThreadLease lease(
-      product_threads(products * product_flops(rows, in, out), sizeof(T), threads));
+  ThreadLease lease(plan_product(products * float_flops<T>(rows, in, out), threads));
   T* scratch = nullptr;
   const Buffer memory([&](Arena& arena) {
     if (dparameters) scratch = arena.take<T>(lease.size(), kernels.outer_scratch);

@@ -227,23 +227,21 @@ std::string CostModel::explain(int threads, const Machine& machine, const Correc
   return line;
 }
 
-int product_threads(double flops, Index element_size, int threads) {
-  if (threads <= 1) return 1;
-  if (division.load(std::memory_order_relaxed) != Division::automatic) return threads;
-  const double serial = flops * static_cast<double>(element_size) / kFlopsPerNanosecond;
-  if (!divides_well(Work::forward, serial, threads)) return 1;
-  if (const int processors = processors_now(); processors > 0)
-    threads = std::min(threads, processors);
-  if (threads <= 1) return 1;
-  // A sleeping team is woken for long products, or while calls follow each other.
-  const bool awake = threads_awake(2);
-  if (!awake && serial < kLong) {
-    if (follows_another(serial)) wake_threads(2);
-    return 1;
+bool product_may_pay(double flops, int threads, double fma_rate) {
+  const double serial = flops / fma_rate;
+  return threads > 1 && kStart + serial / threads < kWorthwhile * serial;
+}
+
+int product_threads(double flops, int threads, const Machine& machine) {
+  const double serial = flops / (machine.fma_rate * kSustained);
+  int best = 1;
+  double best_price = serial;
+  for (int count = 2; count <= threads; ++count) {
+    const double time = kStart + (count - 2) * kStartThread + serial / machine.speedup(count);
+    const double price = time * price_of(count);
+    if (price < best_price) best = count, best_price = price;
   }
-  const double slower =
-      threads / (1 + (threads - 1) * (pair_of_threads(true).speedup - 1));  // of shared cores
-  return kStart + serial * slower / threads < kWorthwhile * serial ? threads : 1;
+  return best;
 }
 
 }  // namespace tidegate

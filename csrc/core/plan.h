@@ -99,9 +99,10 @@ inline Plan make_plan(const Call& call, int threads, const Machine& machine,
   return CostModel(call).best_plan(threads, machine, corrections);
 }
 
-// The threads, at most `threads`, that a product of this many flops is worth, for elements of this
-// many bytes.
-int product_threads(double flops, Index element_size, int threads);
+// The same for a plain product, whose parts are even and need no barrier: whether to ask at all,
+// and the threads that `flops` float flops are worth.
+bool product_may_pay(double flops, int threads, double fma_rate);
+int product_threads(double flops, int threads, const Machine& machine);
 
 }  // namespace tidegate
 

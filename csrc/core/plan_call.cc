@@ -185,6 +185,22 @@ PlannedCall plan_again(const Call& call, int threads, const PlannedCall& before)
   return planned(make_plan(call, threads, machine, learnt), call_class, before.begin);
 }
 
+int plan_product(double flops, int threads) {
+  if (threads <= 1) return 1;
+  if (forces()) return threads;
+  const double fma_rate = fma_rate_now();
+  if (!product_may_pay(flops, threads, fma_rate)) return 1;
+  const std::int64_t now = nanoseconds_now();
+  if (const int processors = processors_at(now); processors > 0)
+    threads = std::min(threads, processors);
+  const int best = product_threads(flops, threads, machine_now(threads));
+  const int ready = threads_ready();
+  if (best <= ready || flops / fma_rate >= kLong) return best;
+  // A short product does not wait until more threads are awake: they will be for one of the next.
+  if (follows_another(flops / fma_rate, now)) wake_threads(best);
+  return std::max(1, std::min(best, ready));
+}
+
 void PlannedCall::record() const {
   if (call_class < 0) return;
   const std::int64_t now = nanoseconds_now();
