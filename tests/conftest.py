@@ -1,13 +1,20 @@
-"""Fixtures of every test: instruction sets, random numbers, settings that stay as they were."""
+"""Fixtures of every test: instruction sets, random numbers, settings left alone, builds.
+
+TIDEGATE_BUILD_DIRS names CMake build directories, separated like PATH, whose kernel objects are
+looked into: one for this machine, then any cross builds. Without it, one is built, in Release mode.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tidegate as tg
+from programs import compiler, program, run
 from tidegate import _core
 
 
@@ -35,3 +42,21 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20240229)
+
+
+@pytest.fixture(scope="session")
+def build_directories(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    given = os.environ.get("TIDEGATE_BUILD_DIRS")
+    if given:
+        return [Path(directory) for directory in given.split(os.pathsep)]
+    compiler()
+    root = Path(__file__).resolve().parent.parent
+    directory = tmp_path_factory.mktemp("kernels")
+    cmake = program("cmake")
+    ninja = program("ninja")
+    run(
+        *(cmake, "-S", root, "-B", directory, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
+        *("-DCMAKE_BUILD_TYPE=Release", "-DTIDEGATE_TESTS=OFF"),
+    )
+    run(cmake, "--build", directory)
+    return [directory]

@@ -1,6 +1,6 @@
 """Tidegate within C++ and C programs: the CMake package of the wheel and of a plain build.
 
-TIDEGATE_BUILD_DIRS is as in test_build.py; without it the plain build's package is not tried.
+TIDEGATE_BUILD_DIRS is as in conftest.py; without it the plain build's package is not tried.
 """
 
 from __future__ import annotations
@@ -221,19 +221,3 @@ def test_the_library_is_bound_when_loaded_and_stays(library: Path) -> None:
 def test_nothing_names_the_tree_that_it_was_built_in(package: Path, library: Path) -> None:
     for path in [library, Path(_core.__file__), *package.iterdir()]:
         assert os.fsencode(ROOT) not in path.read_bytes(), path.name
-
-
-def test_the_library_exports_the_public_api_alone(library: Path) -> None:
-    assert not run(program("nm"), library).strip(), "not stripped"
-    exported = run(program("nm"), "--dynamic", "--defined-only", "--format=posix", library)
-    names = [line.split()[0] for line in exported.splitlines()]
-    words = {w for h in PUBLIC_HEADERS for w in re.findall(r"\w+", h.read_text())}
-    for name in names:
-        mangled = re.match(r"_ZN?K?8tidegate(\d+)(\w+)", name)
-        if mangled:
-            own = mangled[2][: int(mangled[1])]
-            assert own in words, name
-            assert "4Impl" not in mangled[2][len(own) :].split("St")[0], name
-        elif name.startswith("tidegate"):
-            assert name in words, name
-    assert {"tidegate_version", "_ZN8tidegate7versionB5cxx11Ev"} <= set(names)

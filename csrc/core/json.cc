@@ -4,11 +4,16 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
-#include <locale>
-#include <sstream>
 #include <stdexcept>
 #include <system_error>
+
+#if !defined(__cpp_lib_to_chars) && defined(__APPLE__)
+#include <xlocale.h>
+#elif !defined(__cpp_lib_to_chars)
+#include <locale.h>
+#endif
 
 namespace tidegate {
 namespace {
@@ -62,6 +67,45 @@ void append_utf8(unsigned code, std::string& out) {
     add(0x80 | (code & 0x3F));
   }
 }
+
+#ifdef __cpp_lib_to_chars
+
+// The power of ten of a number's first digit that is not zero; 0 of zero itself. At most about
+// INT_MAX / 2 in size.
+int decimal_exponent(std::string_view number) {
+  constexpr int kMost = std::numeric_limits<int>::max() / 4;
+  const std::size_t e = std::min(number.find_first_of("eE"), number.size());
+  const std::string_view digits = number.substr(0, e);
+  const std::size_t first = digits.find_first_of("123456789");
+  if (first == digits.npos) return 0;
+  const auto point = static_cast<std::ptrdiff_t>(std::min(digits.find('.'), digits.size()));
+  std::ptrdiff_t power = point - static_cast<std::ptrdiff_t>(first);
+  if (power > 0) --power;
+  std::string_view exponent = number.substr(std::min(e + 1, number.size()));
+  if (!exponent.empty() && exponent[0] == '+') exponent.remove_prefix(1);
+  int written = 0;
+  const auto result = std::from_chars(exponent.data(), exponent.data() + exponent.size(), written);
+  if (result.ec == std::errc::result_out_of_range) written = exponent[0] == '-' ? -kMost : kMost;
+  return static_cast<int>(std::clamp<std::ptrdiff_t>(power, -kMost, kMost)) +
+         std::clamp(written, -kMost, kMost);
+}
+
+// The double nearest to a number of JSON, whatever the program's locale; infinite if there is none.
+double to_double(std::string_view number) {
+  double value = 0;
+  const auto result = std::from_chars(number.data(), number.data() + number.size(), value);
+  if (result.ec != std::errc::result_out_of_range) return value;
+  return decimal_exponent(number) < 0 ? 0 : std::numeric_limits<double>::infinity();
+}
+
+#else  // libc++ before 20 reads integers alone
+
+double to_double(std::string_view number) {
+  static const locale_t classic = newlocale(LC_ALL_MASK, "C", nullptr);
+  return strtod_l(std::string(number).c_str(), nullptr, classic);
+}
+
+#endif
 
 }  // namespace
 
@@ -212,12 +256,8 @@ std::int64_t JsonReader::integer() {
 
 double JsonReader::number() {
   const std::string_view text = number_text("a number");
-  // from_chars() for double is not everywhere yet; and strtod() goes by the program's locale.
-  std::istringstream stream{std::string(text)};
-  stream.imbue(std::locale::classic());
-  double value = 0;
-  stream >> value;
-  if (stream.fail() || !stream.eof() || !std::isfinite(value))
+  const double value = to_double(text);
+  if (!std::isfinite(value))
     fail("got " + shown(text) + ", wanted a number that a double can hold");
   return value;
 }

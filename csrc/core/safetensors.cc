@@ -21,6 +21,7 @@
 #include <tuple>
 #include <utility>
 
+#include "core/descriptor.h"
 #include "core/interruption.h"
 #include "core/json.h"
 #include "core/tensor_dtype.h"
@@ -80,30 +81,6 @@ Index tensor_bytes(const Tensor& tensor) {
 [[noreturn]] void fail_system(int error, const std::string& path) {
   throw std::system_error(error, std::generic_category(), path);
 }
-
-// A file descriptor of its own.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int number) : number_(number) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (number_ >= 0) ::close(number_);
-  }
-
-  int number() const { return number_; }
-  void open(const char* path, int flags, mode_t mode = 0) {
-    do {
-      number_ = ::open(path, flags | O_CLOEXEC, mode);
-    } while (number_ < 0 && errno == EINTR);
-  }
-  // Whether what was written has reached the file.
-  bool close() { return ::close(std::exchange(number_, -1)) == 0; }
-
- private:
-  int number_ = -1;
-};
 
 void check_path(const std::string& path) {
   if (path.empty() || path.find('\0') != std::string::npos)

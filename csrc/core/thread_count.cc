@@ -1,13 +1,16 @@
 // How many threads the process may use: settings, CPU affinity, cgroup quotas, OpenMP's limit.
 #include "core/thread_count.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <charconv>
 #include <climits>
 #include <cstdint>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -15,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/descriptor.h"
 #include "core/processors.h"
 #include "core/threads.h"
 #include "tidegate/settings.h"
@@ -107,22 +111,46 @@ struct CgroupMount {
   bool unified;       // v2
 };
 
-std::vector<std::string> split(const std::string& text, char separator) {
-  std::vector<std::string> parts;
-  std::istringstream stream(text);
-  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
+// The contents of a file, as far as they can be read. Streams would bring the C++ library's locales
+// into the process, which two copies of that library cannot share.
+std::string read_text(const std::string& path) {
+  std::string text;
+  Descriptor file;
+  file.open(path.c_str(), O_RDONLY);
+  if (file.number() < 0) return text;
+  for (char buffer[4096];;) {
+    const ssize_t count = ::read(file.number(), buffer, sizeof buffer);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return text;
+    text.append(buffer, static_cast<std::size_t>(count));
+  }
+}
+
+// The parts between separators, without an empty one at the end.
+std::vector<std::string_view> split(std::string_view text, char separator) {
+  std::vector<std::string_view> parts;
+  while (!text.empty()) {
+    const std::size_t size = std::min(text.find(separator), text.size());
+    parts.push_back(text.substr(0, size));
+    text.remove_prefix(std::min(size + 1, text.size()));
+  }
   return parts;
 }
 
-bool lists(const std::string& comma_separated, const char* name) {
-  for (const std::string& item : split(comma_separated, ',')) {
-    if (item == name) return true;
-  }
-  return false;
+bool lists(std::string_view comma_separated, std::string_view name) {
+  const std::vector<std::string_view> items = split(comma_separated, ',');
+  return std::find(items.begin(), items.end(), name) != items.end();
+}
+
+// The integer that a text begins with; 0 if there is none.
+long long leading_integer(std::string_view text) {
+  long long value = 0;
+  std::from_chars(text.data(), text.data() + text.size(), value);
+  return value;
 }
 
 // mountinfo writes blanks, newlines and backslashes in paths as a backslash and three octal digits.
-std::string decode_octal(const std::string& text) {
+std::string decode_octal(std::string_view text) {
   const auto octal = [&](std::size_t i) {
     return i < text.size() && text[i] >= '0' && text[i] < '8';
   };
@@ -143,9 +171,9 @@ std::string decode_octal(const std::string& text) {
 // super-options".
 std::vector<CgroupMount> cgroup_mounts(const std::string& file_root) {
   std::vector<CgroupMount> mounts;
-  std::ifstream file(file_root + "/proc/self/mountinfo");
-  for (std::string line; std::getline(file, line);) {
-    const std::vector<std::string> fields = split(line, ' ');
+  const std::string text = read_text(file_root + "/proc/self/mountinfo");
+  for (const std::string_view line : split(text, '\n')) {
+    const std::vector<std::string_view> fields = split(line, ' ');
     std::size_t dash = 6;
     while (dash < fields.size() && fields[dash] != "-") ++dash;
     if (dash + 3 >= fields.size()) continue;
@@ -160,15 +188,15 @@ std::vector<CgroupMount> cgroup_mounts(const std::string& file_root) {
 // The process's cgroup, from proc/self/cgroup: "id:controllers:path", v2's being "0::path". Empty
 // if unknown.
 std::string cgroup_path(const std::string& file_root, bool unified) {
-  std::ifstream file(file_root + "/proc/self/cgroup");
-  for (std::string line; std::getline(file, line);) {
+  const std::string text = read_text(file_root + "/proc/self/cgroup");
+  for (const std::string_view line : split(text, '\n')) {
     const std::size_t first = line.find(':');
-    const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const bool match = unified ? line.compare(0, first, "0") == 0 && controllers.empty()
-                               : lists(controllers, "cpu");
-    if (match) return line.substr(second + 1);
+    const std::size_t second = first == line.npos ? first : line.find(':', first + 1);
+    if (second == line.npos) continue;
+    const std::string_view controllers = line.substr(first + 1, second - first - 1);
+    const bool match =
+        unified ? line.substr(0, first) == "0" && controllers.empty() : lists(controllers, "cpu");
+    if (match) return std::string(line.substr(second + 1));
   }
   return {};
 }
@@ -190,10 +218,14 @@ int own_limit(const std::string& directory, bool unified) {
   long long quota = 0;
   long long period = 0;
   if (unified) {
-    std::ifstream(directory + "/cpu.max") >> quota >> period;  // "max 100000" has no quota to read
+    const std::string text = read_text(directory + "/cpu.max");  // "max 100000": no quota
+    const std::vector<std::string_view> fields = split(text, ' ');
+    if (fields.size() < 2) return 0;
+    quota = leading_integer(fields[0]);
+    period = leading_integer(fields[1]);
   } else {
-    std::ifstream(directory + "/cpu.cfs_quota_us") >> quota;  // -1: none
-    std::ifstream(directory + "/cpu.cfs_period_us") >> period;
+    quota = leading_integer(read_text(directory + "/cpu.cfs_quota_us"));  // -1: none
+    period = leading_integer(read_text(directory + "/cpu.cfs_period_us"));
   }
   if (quota <= 0 || period <= 0) return 0;
   const long long cpus = quota / period + (quota % period != 0);

@@ -1,4 +1,5 @@
 // JSON: what is read, what is refused and where, what is written.
+#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
@@ -82,7 +83,18 @@ TEST(numbers) {
   CHECK(read_number("-12.5e-1") == -1.25);
   CHECK(read_number("1E+2") == 100);
   CHECK(read_number("0.1") == 0.1);
-  CHECK(read_number("1e-400") == 0);
+  const std::string zeros(400, '0');
+  for (const std::string& text :
+       std::vector<std::string>{"1e-400", "-0." + zeros + "1", "1" + zeros + "e-9999", "0.001e-321",
+                                "2e-99999999999999999999", "0.0e999999999999"}) {
+    CHECK(std::abs(read_number(text)) < 1e-320);
+  }
+  CHECK(read_number("0." + zeros + "1e401") == 1);
+  CHECK(read_number("1" + zeros + "e-400") == 1);
+  for (const std::string& text :
+       {"1" + zeros, "0." + zeros + "1e+999", std::string("1e99999999999999999999")}) {
+    CHECK(!invalid_argument_of([&] { read_number(text); }).empty());
+  }
   for (const char* text : {"1e999", "-1e999", ".5", "1.", "1e", "1e+", "NaN", "Infinity", "1,5"}) {
     CHECK(!invalid_argument_of([&] { read_number(text); }).empty());
   }
