@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 
@@ -349,3 +351,90 @@ def test_daemon_threads_at_the_end_of_the_program(name, tmp_path):
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- Python without the GIL ----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="Python has the GIL")
+def test_importing_leaves_the_gil_off():
+    code = "import sys, tidegate, tidegate.reference; sys.exit(sys._is_gil_enabled())"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHON_GIL"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
+
+
+def test_first_calls_on_many_threads_at_once():
+    """What the modules make at first need, they make once."""
+    code = """
+import threading
+import numpy as np
+import tidegate as tg
+from tidegate import reference
+
+layer = tg.LSTM(3, 4, num_layers=2, peephole=True, seed=0)
+x = np.random.default_rng(0).standard_normal((5, 2, 3), np.float32)
+barrier = threading.Barrier(8)
+results, errors = [], []
+
+def body():
+    try:
+        barrier.wait(60)
+        y, state, tape = layer.forward(x)
+        grads = layer.backward(tape, np.ones_like(y))
+        stepped = np.stack([layer.stream(batch=2).step(x=x[0], out=None) for _ in range(5)])
+        wanted = reference.from_layer(layer).forward(layer.params, x.astype(np.float64))[0]
+        np.testing.assert_allclose(y, wanted, atol=1e-5)
+        results.append([y, grads.params.flat, stepped, *tape.gates().values()])
+    except BaseException as error:
+        errors.append(error)
+
+threads = [threading.Thread(target=body) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+if errors:
+    raise errors[0]
+for result in results[1:]:
+    for one, other in zip(results[0], result, strict=True):
+        assert np.array_equal(one, other)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_growing_a_stream_on_many_threads_loses_no_row():
+    stream = tg.GRU(2, 3, seed=0).stream(batch=0)
+    grown = []
+
+    def grow():
+        for _ in range(50):
+            with contextlib.suppress(RuntimeError):  # in use by another thread
+                stream.grow(3)
+                grown.append(3)
+
+    on_threads(*[grow] * 4)
+    assert stream.batch == sum(grown)
+
+
+def test_steps_while_parameters_are_written_on_other_threads(rng):
+    """Each step is of one of the two sets of parameters, never of a mixture."""
+    layer = tg.GRU(4, 8, seed=0)
+    sets = [layer.params.flat.copy(), rng.standard_normal(layer.params.flat.size, np.float32)]
+    x = rng.standard_normal((1, 4), np.float32)
+    wanted = []
+    for flat in sets:
+        layer.params.flat = flat
+        wanted.append(layer.stream().step(x))
+    done = threading.Event()
+
+    def write():
+        for i in range(200):
+            layer.params.flat = sets[i % 2]
+        done.set()
+
+    def step():
+        while not done.is_set():
+            y = layer.stream().step(x)
+            assert any(np.array_equal(y, one) for one in wanted)
+
+    on_threads(write, step, step)

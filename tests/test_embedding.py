@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import tidegate as tg
-from programs import program, run
+from programs import compiler, program, run
 from tidegate import _core, files
 
 TESTS = Path(__file__).resolve().parent
@@ -190,6 +190,50 @@ def test_another_version_is_not_found(package: Path, tmp_path: Path) -> None:
         """,
     )
     build(project, tmp_path / "build", package)
+
+
+# ---- pkg-config ----------------------------------------------------------------------------------
+
+PROGRAM = """
+#include <stdio.h>
+#include "tidegate/tidegate_c.h"
+int main(void) { return puts(tidegate_version()) < 0; }
+"""
+
+
+def compile_by_pkg_config(library: Path, directory: Path, suffix: str) -> str:
+    """What the program prints, built with the flags of the library's file."""
+    directory.mkdir()
+    source = directory / f"program.{suffix}"
+    source.write_text(PROGRAM)
+    environment = os.environ | {"PKG_CONFIG_PATH": str(library / "pkgconfig")}
+    flags = subprocess.run(
+        [program("pkg-config"), "--cflags", "--libs", "tidegate"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    ).stdout.split()
+    cc = program("cc") if suffix == "c" else compiler()
+    run(cc, source, "-o", directory / "program", *flags, f"-Wl,-rpath,{library}")
+    return run(directory / "program")
+
+
+@pytest.mark.parametrize("suffix", ["c", "cc"])
+def test_a_program_by_pkg_config(library: Path, tmp_path: Path, suffix: str) -> None:
+    printed = compile_by_pkg_config(library.parent, tmp_path / suffix, suffix)
+    assert printed == f"{tg.__version__}\n"
+
+
+@pytest.mark.parametrize("suffix", ["c", "cc"])
+def test_a_program_by_pkg_config_of_a_plain_build(tmp_path: Path, suffix: str) -> None:
+    given = os.environ.get("TIDEGATE_BUILD_DIRS")
+    if not given:
+        pytest.skip("TIDEGATE_BUILD_DIRS names no build to install")
+    prefix = tmp_path / "prefix"
+    run(program("cmake"), "--install", given.split(os.pathsep)[0], "--prefix", prefix)
+    library = next(prefix.glob("lib*/**/pkgconfig")).parent
+    assert compile_by_pkg_config(library, tmp_path / suffix, suffix) == f"{tg.__version__}\n"
 
 
 # ---- What the wheel carries ----------------------------------------------------------------------
