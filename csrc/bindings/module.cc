@@ -3,7 +3,7 @@
 
 #include "tidegate/settings.h"
 
-PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of tidegate: use the classes of the package, which are made of these.";
   tidegate::isa();  // a TIDEGATE_ISA that is unknown or unavailable fails the import, not the first
                     // call
