@@ -14,7 +14,9 @@ inline void require(bool holds, const std::string& message) {
 }
 
 inline void require_size(const char* name, Index value, Index least) {
-  require(value >= least, std::string(name) + ": got " + std::to_string(value) +
+  // Calls that must not allocate check sizes as well: the message is made only when needed.
+  if (value >= least) return;
+  throw std::invalid_argument(std::string(name) + ": got " + std::to_string(value) +
                               ", wanted an integer >= " + std::to_string(least));
 }
 

@@ -224,6 +224,42 @@ struct Written {
 template <class T>
 constexpr const char* kDtype = sizeof(T) == 4 ? "F32" : "F64";
 
+bool is_linear(LayerKind kind) { return kind == LayerKind::linear; }
+
+// The layer of this name, or the only one if the name is empty, among those of the kinds that
+// is_wanted accepts and that messages call `kinds`. It must be of this dtype.
+LayerInfo find_layer(const Safetensors& file, const std::string& name, const std::string& dtype,
+                     bool (*is_wanted)(LayerKind), const std::string& kinds) {
+  const std::vector<LayerInfo> layers = read_layers(file);
+  std::vector<const LayerInfo*> found;
+  Names names;
+  for (const LayerInfo& candidate : layers) {
+    if (!is_wanted(candidate.kind)) continue;
+    names.add(candidate.name);
+    if (name.empty() || candidate.name == name) found.push_back(&candidate);
+  }
+  if (found.size() != 1) {
+    fail(file, (name.empty() ? "layer: wanted the name of one"
+                             : "layer: got " + shown(name) + ", wanted one") +
+                   " of the " + kinds +
+                   " of this file: " + (names.empty() ? "there is none" : names.text()));
+  }
+  if (found[0]->dtype != dtype) {
+    fail(file, "layer " + shown(found[0]->name) + ": got " + found[0]->dtype + ", wanted " + dtype);
+  }
+  return *found[0];
+}
+
+// `made`, a Model or a Linear, with the parameters of `layer`.
+template <class T, class Made>
+std::shared_ptr<Made> with_parameters(const Safetensors& file, const LayerInfo& layer,
+                                      std::shared_ptr<Made> made) {
+  std::vector<T> flat(static_cast<std::size_t>(made->parameter_count()));
+  read_parameters(file, layer, flat.data());
+  made->write_parameters(0, flat.data(), made->parameter_count());
+  return made;
+}
+
 }  // namespace
 
 std::vector<Entry> read_entries(const Safetensors& file) {
@@ -269,29 +305,17 @@ void read_parameters(const Safetensors& file, const LayerInfo& layer, void* flat
 
 template <class T>
 std::shared_ptr<Model<T>> load_model(const Safetensors& file, const std::string& layer) {
-  const std::vector<LayerInfo> layers = read_layers(file);
-  std::vector<const LayerInfo*> found;
-  Names names;
-  for (const LayerInfo& candidate : layers) {
-    if (!is_recurrent(candidate.kind)) continue;
-    names.add(candidate.name);
-    if (layer.empty() || candidate.name == layer) found.push_back(&candidate);
-  }
-  if (found.size() != 1) {
-    fail(file, (layer.empty() ? "layer: wanted the name of one"
-                              : "layer: got " + shown(layer) + ", wanted one") +
-                   " of the LSTMs and GRUs of this file: " +
-                   (names.empty() ? "there is none" : names.text()));
-  }
-  if (found[0]->dtype != kDtype<T>) {
-    fail(file,
-         "layer " + shown(found[0]->name) + ": got " + found[0]->dtype + ", wanted " + kDtype<T>);
-  }
-  auto model = std::make_shared<Model<T>>(found[0]->config);
-  std::vector<T> flat(static_cast<std::size_t>(model->parameter_count()));
-  read_parameters(file, *found[0], flat.data());
-  model->write_parameters(0, flat.data(), model->parameter_count());
-  return model;
+  const LayerInfo info = find_layer(file, layer, kDtype<T>, is_recurrent, "LSTMs and GRUs");
+  return with_parameters<T>(file, info, std::make_shared<Model<T>>(info.config));
+}
+
+template <class T>
+std::shared_ptr<Linear<T>> load_linear(const Safetensors& file, const std::string& layer) {
+  const LayerInfo info = find_layer(file, layer, kDtype<T>, is_linear, "Linear layers");
+  auto linear = with_parameters<T>(
+      file, info, std::make_shared<Linear<T>>(info.in_features, info.out_features, info.bias));
+  linear->run(nullptr, 0, nullptr, 0, 0, 1);  // No rows: packs the weights.
+  return linear;
 }
 
 void write_entries(const std::string& path, const std::vector<EntryData>& entries) {
@@ -323,5 +347,7 @@ void write_layers(const std::string& path, const std::vector<LayerData>& layers)
 
 template std::shared_ptr<Model<float>> load_model(const Safetensors&, const std::string&);
 template std::shared_ptr<Model<double>> load_model(const Safetensors&, const std::string&);
+template std::shared_ptr<Linear<float>> load_linear(const Safetensors&, const std::string&);
+template std::shared_ptr<Linear<double>> load_linear(const Safetensors&, const std::string&);
 
 }  // namespace tidegate

@@ -21,6 +21,7 @@
 
 #include "arrays.h"
 #include "file_bytes.h"
+#include "tidegate/linear.h"
 #include "tidegate/model.h"
 #include "tidegate/safetensors.h"
 #include "tidegate/settings.h"
@@ -45,6 +46,20 @@ void run_a_step(const tidegate::Safetensors& file, const std::string& layer) {
   model->run(inputs, outputs, 1);
 }
 
+template <class T>
+void run_a_row(const tidegate::Safetensors& file, const std::string& layer) {
+  const std::shared_ptr<tidegate::Linear<T>> linear = tidegate::load_linear<T>(file, layer);
+  const std::vector<T> x(static_cast<std::size_t>(linear->in_features()));
+  std::vector<T> y(static_cast<std::size_t>(linear->out_features()));
+  linear->run(x.data(), 0, y.data(), 0, 1, 1);
+}
+
+template <class T>
+void run(const tidegate::Safetensors& file, const tidegate::LayerInfo& layer) {
+  layer.kind == tidegate::LayerKind::linear ? run_a_row<T>(file, layer.name)
+                                            : run_a_step<T>(file, layer.name);
+}
+
 // Reads all that a file says; false if it is refused, for which std::invalid_argument is the one
 // way.
 bool read_all(const char* data, std::size_t size) {
@@ -59,11 +74,10 @@ bool read_all(const char* data, std::size_t size) {
       const tidegate::Index count = tidegate::parameter_count(layer);
       values.resize(static_cast<std::size_t>(count) * 8);
       tidegate::read_parameters(file, layer, values.data());
-      if (!tidegate::is_recurrent(layer.kind) || count > kWorthRunning) continue;
+      if (layer.kind == tidegate::LayerKind::dropout || count > kWorthRunning) continue;
       // Packed weights are padded, of one unit to a whole vector.
       const std::size_t limit = std::exchange(most_allocated, SIZE_MAX);
-      layer.dtype == "F32" ? run_a_step<float>(file, layer.name)
-                           : run_a_step<double>(file, layer.name);
+      layer.dtype == "F32" ? run<float>(file, layer) : run<double>(file, layer);
       most_allocated = limit;
     }
     return true;

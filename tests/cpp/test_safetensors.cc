@@ -174,6 +174,10 @@ TEST(several_layers) {
   CHECK(same(weight, linear_flat));
   CHECK(load_model<float>(file, "a.b")->config().cell == CellKind::lstm);
   CHECK(load_model<double>(file, "a")->config().cell == CellKind::gru);
+  for (const auto& head : {load_linear<float>(file, "head"), load_linear<float>(file)}) {
+    CHECK(head->in_features() == 5 && head->out_features() == 2 && !head->has_bias());
+    CHECK(same(std::vector<float>(head->parameters(), head->parameters() + 10), linear_flat));
+  }
 
   const auto refused = [&](const auto& f) {
     return invalid_argument_of(f).substr(path.text().size());
@@ -184,6 +188,9 @@ TEST(several_layers) {
   CHECK(refused([&] { load_model<float>(file, "a"); }) == ": layer \"a\": got F64, wanted F32");
   CHECK(refused([&] { load_model<double>(file, "a.b"); }) ==
         ": layer \"a.b\": got F32, wanted F64");
+  CHECK(refused([&] { load_linear<float>(file, "a"); }) ==
+        ": layer: got \"a\", wanted one of the Linear layers of this file: \"head\"");
+  CHECK(refused([&] { load_linear<double>(file); }) == ": layer \"head\": got F32, wanted F64");
 
   for (const Tensor& tensor : file.tensors())
     CHECK(tensor.offset % (tensor.dtype == "F64" ? 8 : 4) == 0);

@@ -64,10 +64,10 @@ class TIDEGATE_EXPORT Linear {
   void write_parameters(Index offset, const T* values, Index count);
 
   // x (rows, in_features) -> y (rows, out_features), which may not overlap x. Strides are the
-  // distances of rows in elements. num_threads 0: the setting in force. The first call after a write
-  // packs the weights; the calls after it allocate nothing.
-  void run(const T* x, Index x_stride, T* y, Index y_stride, Index rows,
-           int num_threads = 0) const;
+  // distances of rows in elements. num_threads 0: the setting in force. The first call after a
+  // write packs the weights. The calls after it allocate nothing; with one thread they make no
+  // system call, and their one mutex is contended only while another thread writes or packs.
+  void run(const T* x, Index x_stride, T* y, Index y_stride, Index rows, int num_threads = 0) const;
   // Training: the same y, and the tape that backward needs.
   std::unique_ptr<LinearTape<T>> record(const T* x, Index x_stride, T* y, Index y_stride,
                                         Index rows, int num_threads = 0) const;

@@ -26,6 +26,7 @@
 
 #include "tidegate/config.h"
 #include "tidegate/export.h"
+#include "tidegate/linear.h"
 #include "tidegate/model.h"
 
 namespace tidegate {
@@ -138,6 +139,12 @@ TIDEGATE_EXPORT void read_parameters(const Safetensors& file, const LayerInfo& l
 template <class T>
 TIDEGATE_EXPORT std::shared_ptr<Model<T>> load_model(const Safetensors& file,
                                                      const std::string& layer = "");
+
+// The Linear of this name; without one, the only Linear of the file. T must be its dtype. Its
+// weights are packed, so that not even the first run() of it allocates.
+template <class T>
+TIDEGATE_EXPORT std::shared_ptr<Linear<T>> load_linear(const Safetensors& file,
+                                                       const std::string& layer = "");
 
 struct EntryData {
   Entry entry;

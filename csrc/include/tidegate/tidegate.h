@@ -5,6 +5,7 @@
 #include "tidegate/config.h"
 #include "tidegate/errors.h"
 #include "tidegate/export.h"
+#include "tidegate/functions.h"
 #include "tidegate/interrupt.h"
 #include "tidegate/limits.h"
 #include "tidegate/linear.h"
