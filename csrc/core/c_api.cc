@@ -27,6 +27,10 @@ struct tidegate_model {
   std::shared_ptr<const tidegate::Model<float>> model;
 };
 
+struct tidegate_linear {
+  std::shared_ptr<const tidegate::Linear<float>> linear;
+};
+
 struct tidegate_stream {
   tidegate::Stream<float> stream;
   // Of each row, which call of tidegate_stream_step_rows() was the last to name it: so a row that
@@ -109,9 +113,14 @@ Index size_of(const tidegate_model* model, const Size& size) {
   return model == nullptr ? 0 : size(model->model->config());
 }
 
-std::unique_ptr<tidegate_model> model_of(const tidegate::Safetensors& file, const char* layer) {
-  return std::unique_ptr<tidegate_model>(
-      new tidegate_model{tidegate::load_model<float>(file, layer == nullptr ? "" : layer)});
+const char* name_of(const char* layer) { return layer == nullptr ? "" : layer; }
+
+tidegate_model* new_model(const tidegate::Safetensors& file, const char* layer) {
+  return new tidegate_model{tidegate::load_model<float>(file, name_of(layer))};
+}
+
+tidegate_linear* new_linear(const tidegate::Safetensors& file, const char* layer) {
+  return new tidegate_linear{tidegate::load_linear<float>(file, name_of(layer))};
 }
 
 void read_tensor(const tidegate::Safetensors& file, const char* name, float* values, size_t count) {
@@ -213,7 +222,7 @@ tidegate_status tidegate_model_load(const char* path, const char* layer, tidegat
   return guarded([&] {
     require_argument(path, "path");
     require_argument(model, "model");
-    *model = model_of(tidegate::Safetensors(path), layer).release();
+    *model = new_model(tidegate::Safetensors(path), layer);
   });
 }
 
@@ -222,7 +231,7 @@ tidegate_status tidegate_model_load_memory(const void* data, size_t size, const 
   return guarded([&] {
     require_argument(data, "data");
     require_argument(model, "model");
-    *model = model_of(tidegate::Safetensors(data, size), layer).release();
+    *model = new_model(tidegate::Safetensors(data, size), layer);
   });
 }
 
@@ -421,5 +430,47 @@ tidegate_status tidegate_stream_set_state(tidegate_stream* stream, const float* 
         from += size;
       }
     });
+  });
+}
+
+// ---- Linear layers ----
+
+tidegate_status tidegate_linear_load(const char* path, const char* layer,
+                                     tidegate_linear** linear) {
+  return guarded([&] {
+    require_argument(path, "path");
+    require_argument(linear, "linear");
+    *linear = new_linear(tidegate::Safetensors(path), layer);
+  });
+}
+
+tidegate_status tidegate_linear_load_memory(const void* data, size_t size, const char* layer,
+                                            tidegate_linear** linear) {
+  return guarded([&] {
+    require_argument(data, "data");
+    require_argument(linear, "linear");
+    *linear = new_linear(tidegate::Safetensors(data, size), layer);
+  });
+}
+
+void tidegate_linear_free(tidegate_linear* linear) { delete linear; }
+
+int64_t tidegate_linear_in_features(const tidegate_linear* linear) {
+  return linear == nullptr ? 0 : linear->linear->in_features();
+}
+int64_t tidegate_linear_out_features(const tidegate_linear* linear) {
+  return linear == nullptr ? 0 : linear->linear->out_features();
+}
+
+tidegate_status tidegate_linear_run(const tidegate_linear* linear, int64_t rows, const float* x,
+                                    float* y, int num_threads) {
+  return guarded([&] {
+    require_argument(linear, "linear");
+    const tidegate::Linear<float>& layer = *linear->linear;
+    require(rows >= 0, "rows: got a negative number");
+    tidegate::checked_size(rows, std::max(layer.in_features(), layer.out_features()));
+    require_array(x, "x", rows);
+    require_array(y, "y", rows);
+    layer.run(x, layer.in_features(), y, layer.out_features(), rows, threads_of(num_threads));
   });
 }

@@ -155,6 +155,25 @@ static void test_run_and_stream(void) {
   tidegate_model_free(model);
 }
 
+/* A safetensors file in memory: the length of the header, the header, the data. */
+static void write_file_bytes(char* bytes, const char* header, size_t header_size, const void* data,
+                             size_t data_size) {
+  const uint64_t length = header_size;
+  memcpy(bytes, &length, 8);
+  memcpy(bytes + 8, header, header_size);
+  memcpy(bytes + 8 + header_size, data, data_size);
+}
+
+/* A new file of these bytes, whose path is returned in `path`. */
+static void write_file(char* path, size_t path_size, const char* bytes, size_t size) {
+  const char* const folder = getenv("TMPDIR");
+  FILE* file;
+  CHECK(snprintf(path, path_size, "%s/tidegate-c-api-%p", folder ? folder : "/tmp",
+                 (const void*)bytes) < (int)path_size);
+  file = fopen(path, "wb");
+  CHECK(file != NULL && fwrite(bytes, 1, size, file) == size && fclose(file) == 0);
+}
+
 static void test_files(void) {
   static const char header[] =
       "{\"__metadata__\": {\"tidegate.format\": \"1\", \"tidegate.layer.g\": "
@@ -164,19 +183,14 @@ static void test_files(void) {
       "\"g.weight_hh_l0\": {\"dtype\": \"F32\", \"shape\": [3, 1], \"data_offsets\": [12, 24]}}";
   static const float data[6] = {0, 0, 1, 0, 0, 0};
   float copied[3] = {7, 7, 7};
-  const uint64_t length = sizeof header - 1;
   const size_t size = 8 + sizeof header - 1 + sizeof data;
   char* const bytes = (char*)malloc(size);
-  const char* const folder = getenv("TMPDIR");
   char path[1000];
-  FILE* file;
   tidegate_model* model = NULL;
   tidegate_stream* stream = NULL;
   const float x = 2;
   float y = 0;
-  memcpy(bytes, &length, 8);
-  memcpy(bytes + 8, header, sizeof header - 1);
-  memcpy(bytes + 8 + sizeof header - 1, data, sizeof data);
+  write_file_bytes(bytes, header, sizeof header - 1, data, sizeof data);
 
   CHECK(tidegate_model_load_memory(bytes, size, "g", &model) == TIDEGATE_OK);
   CHECK(tidegate_model_has_cell_state(model) == 0);
@@ -188,10 +202,7 @@ static void test_files(void) {
   tidegate_stream_free(stream);
   tidegate_model_free(model);
 
-  CHECK(snprintf(path, sizeof path, "%s/tidegate-c-api-%p", folder ? folder : "/tmp",
-                 (void*)bytes) < (int)sizeof path);
-  file = fopen(path, "wb");
-  CHECK(file != NULL && fwrite(bytes, 1, size, file) == size && fclose(file) == 0);
+  write_file(path, sizeof path, bytes, size);
   CHECK(tidegate_model_load(path, NULL, &model) == TIDEGATE_OK);
   tidegate_model_free(model);
   CHECK(tidegate_tensor_read(path, "g.weight_ih_l0", copied, 3) == TIDEGATE_OK);
@@ -222,6 +233,68 @@ static void test_files(void) {
   CHECK(copied[0] == 0.0f);
   memcpy(strstr(bytes + 8, "F32"), "I32", 3);
   READ("g.weight_ih_l0", copied, 3, "memory: tensor \"g.weight_ih_l0\": got dtype I32, wanted F32");
+  free(bytes);
+}
+
+static void test_linear(void) {
+  static const char header[] =
+      "{\"__metadata__\": {\"tidegate.format\": \"1\", \"tidegate.layer.head\": "
+      "\"{\\\"kind\\\": \\\"Linear\\\", \\\"in_features\\\": 3, \\\"out_features\\\": 2}\"}, "
+      "\"head.weight\": {\"dtype\": \"F32\", \"shape\": [2, 3], \"data_offsets\": [0, 24]}, "
+      "\"head.bias\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [24, 32]}}";
+  static const float data[8] = {1, 2, 3, 4, 5, 6, 0.5f, -0.5f};
+  static const float x[2 * 3] = {1, 10, 100, -1, 0, 1};
+  static const float wanted[2 * 2] = {321.5f, 653.5f, 2.5f, 1.5f};
+  const size_t size = 8 + sizeof header - 1 + sizeof data;
+  char* const bytes = (char*)malloc(size);
+  char path[1000];
+  float y[2 * 2];
+  int threads;
+  tidegate_linear* linear = NULL;
+  tidegate_model* model = NULL;
+  write_file_bytes(bytes, header, sizeof header - 1, data, sizeof data);
+  write_file(path, sizeof path, bytes, size);
+
+  CHECK(tidegate_linear_load(path, NULL, &linear) == TIDEGATE_OK);
+  tidegate_linear_free(linear);
+  CHECK(remove(path) == 0);
+  linear = NULL;
+  CHECK(tidegate_linear_load(path, NULL, &linear) == TIDEGATE_SYSTEM_ERROR);
+  CHECK(strstr(tidegate_last_error(), path) != NULL);
+  CHECK(linear == NULL);
+  CHECK(tidegate_linear_load_memory(bytes, size, "head", &linear) == TIDEGATE_OK);
+  CHECK(tidegate_linear_in_features(linear) == 3);
+  CHECK(tidegate_linear_out_features(linear) == 2);
+  for (threads = 0; threads < 3; ++threads) {
+    memset(y, 0, sizeof y);
+    CHECK(tidegate_linear_run(linear, 2, x, y, threads) == TIDEGATE_OK);
+    CHECK(memcmp(y, wanted, sizeof y) == 0); /* small integers and halves are exact */
+  }
+  CHECK(tidegate_linear_run(linear, 0, NULL, NULL, 1) == TIDEGATE_OK);
+
+  memset(y, 0, sizeof y);
+  CHECK_REFUSED(tidegate_linear_run(NULL, 1, x, y, 1), "linear: got a null pointer");
+  CHECK_REFUSED(tidegate_linear_run(linear, -1, x, y, 1), "rows: got a negative number");
+  CHECK_REFUSED(tidegate_linear_run(linear, 1, NULL, y, 1), "x: got a null pointer");
+  CHECK_REFUSED(tidegate_linear_run(linear, 1, x, NULL, 1), "y: got a null pointer");
+  CHECK_REFUSED(tidegate_linear_run(linear, 1, x, y, -1), "num_threads: got a negative number");
+  CHECK(tidegate_linear_run(linear, INT64_MAX, x, y, 1) == TIDEGATE_OUT_OF_MEMORY);
+  CHECK(y[0] == 0.0f);
+  tidegate_linear_free(linear);
+  tidegate_linear_free(NULL);
+  CHECK(tidegate_linear_in_features(NULL) == 0);
+  CHECK(tidegate_linear_out_features(NULL) == 0);
+
+  linear = NULL;
+#define LOAD(bytes, size, layer, linear, message) \
+  CHECK_REFUSED(tidegate_linear_load_memory(bytes, size, layer, linear), message)
+  LOAD(bytes, size, "h", &linear, "memory: layer: got \"h\", wanted one of the Linear layers");
+  LOAD(bytes, size - 1, NULL, &linear, "memory: header: ");
+  LOAD(NULL, 0, NULL, &linear, "data: got a null pointer");
+  LOAD(bytes, size, NULL, NULL, "linear: got a null pointer");
+  CHECK_REFUSED(tidegate_linear_load(NULL, NULL, &linear), "path: got a null pointer");
+  CHECK_REFUSED(tidegate_model_load_memory(bytes, size, "head", &model), "memory: layer: got");
+  CHECK(linear == NULL && model == NULL);
   free(bytes);
 }
 
@@ -358,6 +431,7 @@ int main(void) {
   CHECK(strlen(tidegate_version()) >= 5);
   test_run_and_stream();
   test_files();
+  test_linear();
   test_what_is_refused();
   test_long_messages();
 #ifdef __cplusplus

@@ -6,9 +6,9 @@
  * Functions return a status; tidegate_last_error() says in words what was wrong, and nothing has
  * been written then, but for the values of a read that the system ends half way. Handles are
  * opaque; a null handle is an error, except to tidegate_..._free(), which ignores it. Any number of
- * threads may use one model at once; a stream serves one thread at a time. Arrays are contiguous. T
- * steps, N rows (the batch), I input size, L layers, D directions (2 if bidirectional), H hidden
- * size, S the size of h (H, or that of a projection). */
+ * threads may use one model, or one linear layer, at once; a stream serves one thread at a time.
+ * Arrays are contiguous. T steps, N rows (the batch), I input size, L layers, D directions (2 if
+ * bidirectional), H hidden size, S the size of h (H, or that of a projection). */
 #ifndef TIDEGATE_TIDEGATE_C_H_
 #define TIDEGATE_TIDEGATE_C_H_
 
@@ -31,6 +31,7 @@ typedef enum tidegate_status {
 
 typedef struct tidegate_model tidegate_model;
 typedef struct tidegate_stream tidegate_stream;
+typedef struct tidegate_linear tidegate_linear;
 
 /* As "1.2.3". */
 TIDEGATE_EXPORT const char* tidegate_version(void);
@@ -76,8 +77,8 @@ TIDEGATE_EXPORT int64_t tidegate_model_num_layers(const tidegate_model* model); 
 TIDEGATE_EXPORT int64_t tidegate_model_num_directions(const tidegate_model* model); /* D */
 TIDEGATE_EXPORT int tidegate_model_has_cell_state(const tidegate_model* model);     /* an LSTM: 1 */
 
-/* What stands around a model in its file, such as the weights of a Linear: copies a float32 tensor,
- * row-major, which must have `count` elements. From a file, or from its bytes. */
+/* What a file holds beside its layers, and their parameters: copies a float32 tensor, row-major,
+ * which must have `count` elements. From a file, or from its bytes. */
 TIDEGATE_EXPORT tidegate_status tidegate_tensor_read(const char* path, const char* tensor,
                                                      float* values, size_t count);
 TIDEGATE_EXPORT tidegate_status tidegate_tensor_read_memory(const void* data, size_t size,
@@ -139,6 +140,27 @@ TIDEGATE_EXPORT tidegate_status tidegate_stream_get_state(tidegate_stream* strea
                                                           float* c);
 TIDEGATE_EXPORT tidegate_status tidegate_stream_set_state(tidegate_stream* stream, const float* h,
                                                           const float* c);
+
+/* ---- Linear layers: y = x W^T + b, such as the head that turns h into logits ---- */
+
+/* From a safetensors file that holds layers, or from its bytes, as models are. `layer` is the name
+ * of a Linear in it; null: the only one. Returned in *linear, to be freed with
+ * tidegate_linear_free(). */
+TIDEGATE_EXPORT tidegate_status tidegate_linear_load(const char* path, const char* layer,
+                                                     tidegate_linear** linear);
+TIDEGATE_EXPORT tidegate_status tidegate_linear_load_memory(const void* data, size_t size,
+                                                            const char* layer,
+                                                            tidegate_linear** linear);
+TIDEGATE_EXPORT void tidegate_linear_free(tidegate_linear* linear);
+
+/* Sizes; 0 of a null handle. */
+TIDEGATE_EXPORT int64_t tidegate_linear_in_features(const tidegate_linear* linear);
+TIDEGATE_EXPORT int64_t tidegate_linear_out_features(const tidegate_linear* linear);
+
+/* x (rows, in_features) -> y (rows, out_features), which may not overlap. num_threads: the greatest
+ * number of threads; 0 is 1. With one thread it allocates nothing and makes no system call. */
+TIDEGATE_EXPORT tidegate_status tidegate_linear_run(const tidegate_linear* linear, int64_t rows,
+                                                    const float* x, float* y, int num_threads);
 
 #ifdef __cplusplus
 }
