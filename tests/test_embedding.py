@@ -86,6 +86,13 @@ def check_vad(program: Path, vad: Path) -> str:
     return printed
 
 
+def check_missing_file(command: list[Path], path: Path | str) -> None:
+    """The program does not abort: it says which file is missing."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{path}: No such file" in result.stderr
+
+
 @pytest.fixture(scope="module")
 def embedding(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program of tests/embedding with the library of the wheel."""
@@ -94,14 +101,7 @@ def embedding(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_program_that_embeds_the_wheel(embedding: Path, vad: Path) -> None:
     check_vad(embedding, vad)
-    missing = subprocess.run(
-        [embedding, vad / "nothing", vad / "features.f32"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert missing.returncode == 1
-    assert f"{vad / 'nothing'}: No such file" in missing.stderr
+    check_missing_file([embedding, vad / "nothing", vad / "features.f32"], vad / "nothing")
 
 
 def test_a_plain_build_gives_the_same(
@@ -136,10 +136,13 @@ def test_the_readme_s_program(
     exec(compile(blocks["python"], "README.md", "exec"), {})  # saves the model
     (tmp_path / "CMakeLists.txt").write_text(blocks["cmake"])
     (tmp_path / "main.cc").write_text(blocks["cpp"])
-    printed = run(build(tmp_path, tmp_path / "build", package) / "vad")
-    frames = np.zeros((100, 1, 128), np.float32)
-    wanted = tg.LSTM(128, 128, seed=0).stream().run(frames)[-1, 0, 0]
-    assert printed == f"{wanted:g}\n"
+    executable = build(tmp_path, tmp_path / "build", package) / "vad"
+    layers = tg.load("vad.safetensors")
+    h = layers["lstm"].stream().run(np.zeros((100, 1, 128), np.float32))[-1]
+    wanted = 1 / (1 + np.exp(-layers["head"](h).astype(np.float64)))
+    assert float(run(executable)) == pytest.approx(wanted.item(), rel=1e-5)
+    (tmp_path / "vad.safetensors").unlink()
+    check_missing_file([executable], "vad.safetensors")
 
 
 # ---- The tests of the library's own build, through the shared library ----------------------------

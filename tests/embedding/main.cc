@@ -8,14 +8,16 @@
 // full. Prints the probability of speech in each frame, and to standard error how long a step took.
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <fstream>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "tidegate/functions.h"
+#include "tidegate/linear.h"
 #include "tidegate/model.h"
 #include "tidegate/safetensors.h"
 #include "tidegate/settings.h"
@@ -30,26 +32,31 @@ class VoiceActivity {
  public:
   explicit VoiceActivity(const tidegate::Safetensors& file)
       : stream_(tidegate::load_model<float>(file, "lstm"), 1),
-        h_(static_cast<std::size_t>(stream_.config().state_size())),
-        weight_(h_.size()) {
-    file.read("head.weight", weight_.data(), weight_.size() * sizeof(float));
-    file.read("head.bias", &bias_, sizeof bias_);
+        head_(tidegate::load_linear<float>(file, "head")),
+        features_(stream_.config().input_size),
+        units_(stream_.config().state_size()),
+        h_(static_cast<std::size_t>(units_)) {
+    if (head_->in_features() != units_ || head_->out_features() != 1)
+      throw std::runtime_error(file.name() + ": the head does not fit the LSTM");
   }
 
-  tidegate::Index features() const { return stream_.config().input_size; }
+  tidegate::Index features() const { return features_; }
 
-  // What the callback does: it neither allocates nor locks nor waits.
+  // What the callback does: it neither allocates nor waits, and makes no system call. The numbers
+  // beside the arrays are strides, the distances of rows in elements; there is one row of each.
   float operator()(const float* features) noexcept {
-    stream_.step(features, 0, h_.data(), 0);
-    float logit = bias_;
-    for (std::size_t i = 0; i < h_.size(); ++i) logit += weight_[i] * std::max(h_[i], 0.0f);
-    return 1 / (1 + std::exp(-logit));
+    stream_.step(features, features_, h_.data(), units_);
+    for (float& h : h_) h = std::max(h, 0.0f);
+    float logit = 0;
+    head_->run(h_.data(), units_, &logit, 1, /*rows=*/1, /*num_threads=*/1);
+    return tidegate::sigmoid(logit);
   }
 
  private:
   tidegate::Stream<float> stream_;
-  std::vector<float> h_, weight_;
-  float bias_ = 0;
+  std::shared_ptr<const tidegate::Linear<float>> head_;
+  tidegate::Index features_, units_;
+  std::vector<float> h_;
 };
 
 std::vector<float> read_floats(const char* path) {
