@@ -269,4 +269,16 @@ TEST(files) {
     const auto model = load_model<float>(file);
   });
   folder.remove_file();
+
+  LayerInfo head;
+  head.kind = LayerKind::linear;
+  head.dtype = "F32";
+  head.in_features = 5;
+  head.out_features = 2;
+  write_layers(folder.file(), {{head, flat.data()}});
+  exhaust("load_linear", [&] {
+    const Safetensors file(folder.file());
+    const auto linear = load_linear<float>(file);
+  });
+  folder.remove_file();
 }
