@@ -3,8 +3,23 @@
 
 #include "tidegate/settings.h"
 
+namespace {
+
+// Where the C++ runtime is linked statically into this module and into the core's library, an
+// exception of the core is unwound by both copies. Each sets up its tables at its own first throw,
+// and aborts without them.
+void prepare_unwinder() {
+  try {
+    throw 0;
+  } catch (int) {
+  }
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of tidegate: use the classes of the package, which are made of these.";
+  prepare_unwinder();
   tidegate::isa();  // a TIDEGATE_ISA that is unknown or unavailable fails the import, not the first
                     // call
 

@@ -36,7 +36,6 @@ _LARGEST_JSON = 2**24
 _MOST_ITEMS = 2**20  # of JSON: each takes up to a hundred bytes of memory
 _MOST_LAYERS = 2**10  # recurrent ones; each is compared with each group of arrays
 _LONGEST_NAME = 2**10
-_MOST_SHOWN = 50  # names in a message
 
 
 # ---- Layers and their names ----------------------------------------------------------------------
@@ -102,7 +101,7 @@ def select(layers: Sequence[_AnyLayer], name: str | None, where: str) -> _AnyLay
     if name is None:
         if len(layers) == 1:
             return layers[0]
-        raise ValueError(f"name: got None, but {where} has several: {_some(shown)}")
+        raise ValueError(f"name: got None, but {where} has several: {listed(shown)}")
     for found in (
         [layer for layer in layers if layer.path == name],
         [layer for layer in layers if layer.place == name],
@@ -113,15 +112,9 @@ def select(layers: Sequence[_AnyLayer], name: str | None, where: str) -> _AnyLay
         if found:
             raise ValueError(
                 f"name: got {name!r}, which several layers of {where} have: wanted one of "
-                f"{_some(shown)}"
+                f"{listed(shown)}"
             )
-    raise ValueError(f"name: got {name!r}, wanted one of {_some(shown)}")
-
-
-def _some(names: Sequence[str]) -> str:
-    """Names for a message, which does not grow without limit."""
-    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
-    return listed(names[:_MOST_SHOWN]) + more
+    raise ValueError(f"name: got {name!r}, wanted one of {listed(shown)}")
 
 
 def read_layer(path: pathlib.Path, name: str | None, class_names: Sequence[str]) -> LayerWeights:
@@ -440,7 +433,7 @@ def _what_else(file: _File) -> str:
     ):
         return " as Keras 2 and later store it: load it with Keras 2.2, which reads Keras 1's files"
     classes = dict.fromkeys(layer.class_name for layer in _walk(file.config or {}, "", ()))
-    return f"; its layers are of the classes {_some(list(classes))}" if classes else ""
+    return f"; its layers are of the classes {listed(list(classes))}" if classes else ""
 
 
 # ---- Where the arrays lie ------------------------------------------------------------------------
