@@ -53,8 +53,8 @@ class Grads(Generic[State]):
     params: Gradients
 
     def __repr__(self) -> str:
-        state = self.state if isinstance(self.state, tuple) else (self.state,)
-        shapes = [np.shape(part) for part in state]
+        state: tuple[Any, ...] = self.state if isinstance(self.state, tuple) else (self.state,)
+        shapes = [part.shape for part in state]
         return (
             f"Grads(x: {self.x.shape}, state: {', '.join(map(str, shapes))}, "
             f"params: {self.params.flat.size} x {self.params.dtype})"

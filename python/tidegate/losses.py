@@ -93,7 +93,7 @@ def binary_cross_entropy(
             counts.
     """
     check_array("logits", logits)
-    if isinstance(targets, np.ndarray) and targets.dtype == bool:
+    if str(getattr(targets, "dtype", "")) == "bool":
         targets = targets.astype(logits.dtype)
     check_array("targets", targets, shape=logits.shape, dtype=logits.dtype)
     counts = _counts(mask, logits.shape)
