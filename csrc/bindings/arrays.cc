@@ -259,6 +259,16 @@ py::array read_output(const char* argument, py::handle object, const Shape& want
   return array;
 }
 
+template <class T>
+py::array ResultMemory::make(const char* result, const Shape& shape) const {
+  if (empty_.is_none()) return new_array<T>(result, shape);
+  py::tuple sizes(static_cast<std::size_t>(shape.ndim()));
+  for (int axis = 0; axis < shape.ndim(); ++axis) {
+    sizes[static_cast<std::size_t>(axis)] = py::int_(shape[axis]);
+  }
+  return read_output<T>(result, empty_(sizes), shape);
+}
+
 void check_no_overlap(const char* argument, const py::array& output, const char* input_name,
                       py::handle input) {
   if (!input || !py::isinstance<py::array>(input) || output.size() == 0) return;
@@ -296,15 +306,16 @@ T* plain_matrix(py::handle object, Index rows, Index columns, bool writable) {
   return reinterpret_cast<T*>(array->data);
 }
 
-#define TIDEGATE_INSTANTIATE(T)                                             \
-  template py::array read_array<T>(const char*, py::handle);                \
-  template py::array readable<T>(const py::array&);                         \
-  template View<T> sequence_view<T>(const py::array&, Layout);              \
-  template View<const T> sequence_view<const T>(const py::array&, Layout);  \
-  template View<T> state_view<T>(const py::array&, Layout);                 \
-  template View<const T> state_view<const T>(const py::array&, Layout);     \
-  template py::array new_array<T>(const char*, const Shape&);               \
-  template py::array read_output<T>(const char*, py::handle, const Shape&); \
+#define TIDEGATE_INSTANTIATE(T)                                              \
+  template py::array read_array<T>(const char*, py::handle);                 \
+  template py::array readable<T>(const py::array&);                          \
+  template View<T> sequence_view<T>(const py::array&, Layout);               \
+  template View<const T> sequence_view<const T>(const py::array&, Layout);   \
+  template View<T> state_view<T>(const py::array&, Layout);                  \
+  template View<const T> state_view<const T>(const py::array&, Layout);      \
+  template py::array new_array<T>(const char*, const Shape&);                \
+  template py::array read_output<T>(const char*, py::handle, const Shape&);  \
+  template py::array ResultMemory::make<T>(const char*, const Shape&) const; \
   template T* plain_matrix<T>(py::handle, Index, Index, bool);
 TIDEGATE_INSTANTIATE(float)
 TIDEGATE_INSTANTIATE(double)

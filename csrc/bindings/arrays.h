@@ -95,6 +95,20 @@ MaskView mask_view(const py::array& array, Layout layout);
 template <class T>
 py::array new_array(const char* result, const Shape& shape);
 
+// Makes the arrays that a call returns. Their memory is NumPy's, or comes from the Python function
+// `empty`: given a shape, it returns a writable array of that shape and the call's dtype.
+class ResultMemory {
+ public:
+  explicit ResultMemory(py::handle empty) : empty_(empty) {}  // None: NumPy's memory
+
+  // Uninitialised; `result` is the name for messages.
+  template <class T>
+  py::array make(const char* result, const Shape& shape) const;
+
+ private:
+  py::handle empty_;
+};
+
 // Checks an array that a call shall write: T, shape, writable, innermost axis contiguous, whole
 // elements as strides, aligned, and no two elements at one address.
 template <class T>

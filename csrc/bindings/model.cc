@@ -68,12 +68,13 @@ class Call {
   }
 
   // Makes the arrays that the call returns; y is `out` where that is given.
-  void make_outputs(py::handle out, py::handle lengths, py::handle reset) {
+  void make_outputs(const ResultMemory& memory, py::handle out, py::handle lengths,
+                    py::handle reset) {
     const Shape y_shape = layout.sequence(steps, batch, config_.output_size());
     if (packing) {
-      y = new_array<T>("y", {packing->rows, config_.output_size()});
+      y = memory.make<T>("y", {packing->rows, config_.output_size()});
     } else if (out.is_none()) {
-      y = new_array<T>("y", y_shape);
+      y = memory.make<T>("y", y_shape);
     } else {
       const py::array array = read_output<T>("out", out, y_shape);
       check_no_overlap("out", array, "x", x_.given);
@@ -86,10 +87,10 @@ class Call {
     outputs.y = packing ? packing->sequence(sequence_view<T>(y, {false, false}))
                         : sequence_view<T>(y, layout);
     const Index rows = state_rows(config_);
-    h_n = new_array<T>("h_n", layout.state(rows, batch, config_.state_size()));
+    h_n = memory.make<T>("h_n", layout.state(rows, batch, config_.state_size()));
     outputs.h_n = state_view<T>(h_n, layout);
     if (config_.has_cell_state()) {
-      c_n = new_array<T>("c_n", layout.state(rows, batch, config_.hidden_size));
+      c_n = memory.make<T>("c_n", layout.state(rows, batch, config_.hidden_size));
       outputs.c_n = state_view<T>(c_n, layout);
     }
   }
@@ -170,7 +171,7 @@ class TypedTape final : public Tape {
   }
 
   py::tuple backward(Index parameters, py::handle dy, py::handle dstate, py::handle num_threads,
-                     bool want_x, bool want_parameters) const {
+                     bool want_x, bool want_parameters, const ResultMemory& memory) const {
     const int threads = read_num_threads(num_threads);
     const Index rows = state_rows(config());
     const Index outputs = config().output_size();
@@ -188,15 +189,15 @@ class TypedTape final : public Tape {
     }
 
     const py::array dh_0 =
-        new_array<T>("dh_0", layout_.state(rows, batch(), config().state_size()));
+        memory.make<T>("dh_0", layout_.state(rows, batch(), config().state_size()));
     py::object dx = py::none(), dparameters = py::none(), dc_0;
 
     InputGradients<T> gradients;
     if (want_x) {
       const Index inputs = config().input_size;
       const py::array array =
-          new_array<T>("dx", packing_ ? Shape{packing_->rows, inputs}
-                                      : layout_.sequence(steps(), batch(), inputs));
+          memory.make<T>("dx", packing_ ? Shape{packing_->rows, inputs}
+                                        : layout_.sequence(steps(), batch(), inputs));
       gradients.x = packing_ ? packing_->sequence(sequence_view<T>(array, {false, false}))
                              : sequence_view<T>(array, layout_);
       dx = array;
@@ -208,7 +209,7 @@ class TypedTape final : public Tape {
     }
     gradients.h_0 = state_view<T>(dh_0, layout_);
     if (config().has_cell_state()) {
-      dc_0 = new_array<T>("dc_0", layout_.state(rows, batch(), config().hidden_size));
+      dc_0 = memory.make<T>("dc_0", layout_.state(rows, batch(), config().hidden_size));
       gradients.c_0 = state_view<T>(dc_0, layout_);
     }
     with_memory_for(
@@ -244,46 +245,48 @@ class TypedModel final : public Model {
   }
 
   py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                py::handle out, py::handle num_threads) const override {
+                py::handle out, py::handle num_threads, py::handle empty) const override {
     const int threads = read_num_threads(num_threads);
     Call<T> call(config(), batch_first_, x, state, lengths, reset);
-    call.make_outputs(out, lengths, reset);
+    call.make_outputs(ResultMemory(empty), out, lengths, reset);
     return run(call, threads);
   }
 
   py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                   py::handle draw_dropout_scale, py::handle num_threads) const override {
+                   py::handle draw_dropout_scale, py::handle num_threads,
+                   py::handle empty) const override {
     const int threads = read_num_threads(num_threads);
     Call<T> call(config(), batch_first_, x, state, lengths, reset);
-    call.make_outputs(py::none(), lengths, reset);
+    call.make_outputs(ResultMemory(empty), py::none(), lengths, reset);
     return record(call, draw_dropout_scale, threads);
   }
 
   py::tuple run_packed(py::handle x, py::handle batch_sizes, py::handle state,
-                       py::handle num_threads) const override {
+                       py::handle num_threads, py::handle empty) const override {
     const int threads = read_num_threads(num_threads);
     Call<T> call(config(), x, batch_sizes, state);
-    call.make_outputs(py::none(), py::none(), py::none());
+    call.make_outputs(ResultMemory(empty), py::none(), py::none(), py::none());
     return run(call, threads);
   }
 
   py::tuple record_packed(py::handle x, py::handle batch_sizes, py::handle state,
-                          py::handle draw_dropout_scale, py::handle num_threads) const override {
+                          py::handle draw_dropout_scale, py::handle num_threads,
+                          py::handle empty) const override {
     const int threads = read_num_threads(num_threads);
     Call<T> call(config(), x, batch_sizes, state);
-    call.make_outputs(py::none(), py::none(), py::none());
+    call.make_outputs(ResultMemory(empty), py::none(), py::none(), py::none());
     return record(call, draw_dropout_scale, threads);
   }
 
   py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate, py::handle num_threads,
-                     bool want_x, bool want_parameters) const override {
+                     bool want_x, bool want_parameters, py::handle empty) const override {
     const auto* const typed = dynamic_cast<const TypedTape<T>*>(&tape);
     if (typed == nullptr) {
       throw py::type_error("tape: got dtype " + std::string(py::str(tape.dtype())) + ", wanted " +
                            std::string(py::str(dtype())));
     }
     return typed->backward(model_->parameter_count(), dy, dstate, num_threads, want_x,
-                           want_parameters);
+                           want_parameters, ResultMemory(empty));
   }
 
   std::unique_ptr<Stream> stream(Index batch) const override {
@@ -406,12 +409,19 @@ void bind_model(py::module_& m) {
       .def_property_readonly(
           "flat", [](const py::object& self) { return self.cast<const Model&>().flat(self); })
       .def("write", &Model::write)
-      .def("run", &Model::run)
-      .def("record", &Model::record)
-      .def("run_packed", &Model::run_packed)
-      .def("record_packed", &Model::record_packed)
+      .def("run", &Model::run, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("reset"),
+           py::arg("out"), py::arg("num_threads"), py::arg("empty") = py::none())
+      .def("record", &Model::record, py::arg("x"), py::arg("state"), py::arg("lengths"),
+           py::arg("reset"), py::arg("draw_dropout_scale"), py::arg("num_threads"),
+           py::arg("empty") = py::none())
+      .def("run_packed", &Model::run_packed, py::arg("x"), py::arg("batch_sizes"), py::arg("state"),
+           py::arg("num_threads"), py::arg("empty") = py::none())
+      .def("record_packed", &Model::record_packed, py::arg("x"), py::arg("batch_sizes"),
+           py::arg("state"), py::arg("draw_dropout_scale"), py::arg("num_threads"),
+           py::arg("empty") = py::none())
       .def("backward", &Model::backward, py::arg("tape"), py::arg("dy"), py::arg("dstate"),
-           py::arg("num_threads"), py::arg("want_x") = true, py::arg("want_parameters") = true);
+           py::arg("num_threads"), py::arg("want_x") = true, py::arg("want_parameters") = true,
+           py::arg("empty") = py::none());
 }
 
 }  // namespace tidegate::bindings

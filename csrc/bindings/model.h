@@ -45,22 +45,26 @@ class Model {
   virtual py::array flat(const py::object& owner) const = 0;
   virtual void write(Index offset, py::handle values) = 0;
 
-  // (y, state), the state being h_n or (h_n, c_n).
+  // (y, state), the state being h_n or (h_n, c_n). `empty`, here and below, is ResultMemory's.
   virtual py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                        py::handle out, py::handle num_threads) const = 0;
+                        py::handle out, py::handle num_threads, py::handle empty) const = 0;
   // (y, state, tape). `draw_dropout_scale` is None, or is called with the shape of
   // Inputs::dropout_scale once every other argument has been found good, so that a wrong call draws
   // nothing.
   virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                           py::handle draw_dropout_scale, py::handle num_threads) const = 0;
+                           py::handle draw_dropout_scale, py::handle num_threads,
+                           py::handle empty) const = 0;
   // The same of a packed sequence: x is (rows, I), and y, dy and dx are like it.
   virtual py::tuple run_packed(py::handle x, py::handle batch_sizes, py::handle state,
-                               py::handle num_threads) const = 0;
+                               py::handle num_threads, py::handle empty) const = 0;
   virtual py::tuple record_packed(py::handle x, py::handle batch_sizes, py::handle state,
-                                  py::handle draw_dropout_scale, py::handle num_threads) const = 0;
+                                  py::handle draw_dropout_scale, py::handle num_threads,
+                                  py::handle empty) const = 0;
   // (dx, dstate, dparameters), dstate being that of h or a pair; None where it is not wanted.
+  // dparameters is always NumPy's memory.
   virtual py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate,
-                             py::handle num_threads, bool want_x, bool want_parameters) const = 0;
+                             py::handle num_threads, bool want_x, bool want_parameters,
+                             py::handle empty) const = 0;
   virtual std::unique_ptr<Stream> stream(Index batch) const = 0;
 };
 

@@ -25,6 +25,7 @@ PYBIND11_MODULE(_core, m) {
 
   tidegate::bindings::bind_gil(m);
   tidegate::bindings::bind_settings(m);
+  tidegate::bindings::bind_memory(m);
   tidegate::bindings::bind_config(m);
   tidegate::bindings::bind_tape(m);
   tidegate::bindings::bind_model(m);

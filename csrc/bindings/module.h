@@ -39,6 +39,7 @@ class NoSignatures {
 
 void bind_gil(py::module_& m);          // what gil.h needs
 void bind_settings(py::module_& m);     // threads, instruction sets, version
+void bind_memory(py::module_& m);       // other libraries' memory as arrays
 void bind_config(py::module_& m);       // Config: what a layer is
 void bind_tape(py::module_& m);         // Tape: what backward needs
 void bind_model(py::module_& m);        // Model: parameters; run, record, backward

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+_Empty = Callable[[tuple[int, ...]], Array]
 Activation = str | tuple[str, float] | tuple[str, float, float]
 # h of a GRU, (h, c) of an LSTM; as an argument, None is zeros.
 StreamState = Array | tuple[Array, Array]
@@ -23,6 +24,15 @@ def select_division(name: str, /) -> None: ...
 def fma_rate(element_size: int, /) -> float: ...
 def read_rate(byte_count: int, /) -> float: ...
 def machine_figures(measure: bool, /) -> dict[str, Any]: ...
+def array_at(
+    name: str,
+    dtype: np.dtype[Any],
+    address: int,
+    room: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    owner: object,
+) -> Array: ...
 def version() -> str: ...
 def compiler() -> str: ...
 
@@ -113,7 +123,7 @@ class Model:
         reset: object,
         out: object,
         num_threads: object,
-        /,
+        empty: _Empty | None = None,
     ) -> tuple[Array, Any]: ...
     def record(
         self,
@@ -123,10 +133,15 @@ class Model:
         reset: object,
         draw_dropout_scale: Callable[[tuple[int, ...]], Array] | None,
         num_threads: object,
-        /,
+        empty: _Empty | None = None,
     ) -> tuple[Array, Any, Tape]: ...
     def run_packed(
-        self, x: object, batch_sizes: object, state: object, num_threads: object, /
+        self,
+        x: object,
+        batch_sizes: object,
+        state: object,
+        num_threads: object,
+        empty: _Empty | None = None,
     ) -> tuple[Array, Any]: ...
     def record_packed(
         self,
@@ -135,7 +150,7 @@ class Model:
         state: object,
         draw_dropout_scale: Callable[[tuple[int, ...]], Array] | None,
         num_threads: object,
-        /,
+        empty: _Empty | None = None,
     ) -> tuple[Array, Any, Tape]: ...
     def backward(
         self,
@@ -145,6 +160,7 @@ class Model:
         num_threads: object,
         want_x: bool = True,
         want_parameters: bool = True,
+        empty: _Empty | None = None,
     ) -> tuple[Any, Any, Any]: ...
 
 class Stream:

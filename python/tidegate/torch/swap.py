@@ -1,0 +1,137 @@
+"""Models whose recurrent modules run on Tidegate, and back."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from tidegate.checks import check_bool
+from tidegate.torch.modules import (
+    PAIRS,
+    Recurrent,
+    freeze_module,
+    kind_of,
+    restore_module,
+    swap_module,
+)
+
+_log = logging.getLogger("tidegate.torch")
+
+_RECURRENT_NAMES = {"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"}
+
+
+def accelerate(model: torch.nn.Module, freeze: bool = False) -> torch.nn.Module:
+    """Lets every `torch.nn.LSTM` and `torch.nn.GRU` in a model run on Tidegate, in place.
+
+    The modules stay the objects that they are, and so do their parameters, hooks, and whatever
+    refers to them (an optimiser, another module): they become `tidegate.torch.LSTM` and `GRU`.
+    Subclasses of torch.nn's, and modules with parametrizations, are left alone. How many modules
+    were taken, and which recurrent ones were left and why, is logged by the logger
+    "tidegate.torch": as information, or as a warning where none was taken.
+
+    Where Tidegate would refuse a call (another device or dtype, autocast, torch.func, tracing,
+    torch.export), a module swapped here runs PyTorch's own forward instead, unless it is frozen;
+    one that was made as `tidegate.torch.LSTM` raises. `torch.compile` with
+    `torch._dynamo.config.allow_rnn` sees one operator; `torch.fx` a leaf; `quantize_dynamic` a
+    module of torch.nn. `torch.jit.script` restores the modules of the model it is given: call
+    `accelerate` again to go on with that.
+
+    A pickle of an accelerated model (`torch.save(model)`) names Tidegate's classes and loads only
+    where it is installed. Elsewhere a `state_dict` loads, or a pickle of
+    `restore(copy.deepcopy(model))`.
+
+    Args:
+        model: whose modules are swapped, itself included.
+        freeze: for serving. False: parameters are copied and packed at every call. True: once, and
+            again only when a parameter is replaced or its version counter has moved
+            (`load_state_dict`, an optimiser's step). A write to `parameter.data`, which moves none,
+            is not seen until `accelerate(model, freeze=True)` is called again. A frozen module has
+            no gradient: backward through it raises, and so does a call in training mode that would
+            need a gradient or draw dropout. `freeze=False` undoes it.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        TypeError: model is no Module, or freeze no bool.
+    """
+    _check_module(model)
+    freeze = check_bool("freeze", freeze)
+    taken, left = 0, []
+    for name, module in model.named_modules():
+        if any(type(module) is theirs for theirs, _ in PAIRS.values()):
+            swap_module(module, freeze)
+        elif isinstance(module, Recurrent):
+            freeze_module(module, freeze)
+        else:
+            reason = _why_left(module)
+            if reason is not None:
+                left.append(f"{name or 'the model'} ({kind_of(module)}): {reason}")
+            continue
+        taken += 1
+    _log.log(
+        logging.INFO if taken else logging.WARNING,
+        "accelerate: %d modules run on Tidegate, %d recurrent modules are left%s",
+        taken,
+        len(left),
+        "".join(f"\n  {line}" for line in left),
+    )
+    return model
+
+
+def restore(model: torch.nn.Module) -> torch.nn.Module:
+    """Undoes `accelerate`: every `tidegate.torch.LSTM` and `GRU` becomes torch.nn's, in place.
+
+    The modules stay the objects that they are, with their parameters and hooks. What it returns can
+    be pickled for a machine without Tidegate. A model from a pickle may be restored, too. Left
+    alone are subclasses of Tidegate's modules, and modules parametrised since: remove their
+    parametrizations first.
+
+    Args:
+        model: whose modules are swapped, itself included.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        TypeError: model is no Module.
+    """
+    _check_module(model)
+    restored, left = 0, []
+    for name, module in model.named_modules():
+        if any(type(module) is ours for _, ours in PAIRS.values()):
+            restore_module(module)
+            restored += 1
+        elif isinstance(module, Recurrent):
+            left.append(f"\n  {name or 'the model'} ({kind_of(module)})")
+    _log.log(
+        logging.WARNING if left else logging.INFO,
+        "restore: %d modules are torch.nn's again%s",
+        restored,
+        f"; subclasses or parametrised, left: {''.join(left)}" if left else "",
+    )
+    return model
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: got {kind_of(model)}, wanted a torch.nn.Module")
+
+
+def _why_left(module: torch.nn.Module) -> str | None:
+    """Why a recurrent module is not swapped; None if it is no recurrent module."""
+    if isinstance(module, torch.jit.ScriptModule):
+        is_recurrent = getattr(module, "original_name", None) in _RECURRENT_NAMES
+        return "it is scripted" if is_recurrent else None
+    if type(module).__module__.startswith("torch.ao.nn."):
+        return "it is quantised" if type(module).__name__ in _RECURRENT_NAMES else None
+    if isinstance(module, torch.nn.RNNCellBase):
+        return "cells are not taken"
+    if isinstance(module, torch.nn.RNN):
+        return "neither LSTM nor GRU"
+    if isinstance(module, torch.nn.RNNBase):
+        if torch.nn.utils.parametrize.is_parametrized(module):
+            return "it has parametrizations"
+        return f"a subclass of torch.nn.{module.mode} may compute something else"
+    return None
