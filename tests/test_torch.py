@@ -365,11 +365,69 @@ def test_later_writes_do_not_spoil_the_gradient(kind):
     assert_same([p.grad for p in module.parameters()], wanted)
 
 
-def test_double_backward_is_refused():
+@pytest.mark.parametrize("case", ["lstm-bidirectional", "lstm-projected", "gru-dropout"])
+@pytest.mark.parametrize("layout", ["batch-first", "unbatched", "packed"])
+@pytest.mark.parametrize("given", [True, False], ids=["state", "zeros"])
+def test_gradients_of_gradients(case, layout, given):
+    grads = []
+    for module in make(case, layout, torch.float64):
+        x, states, as_input = draw(module, layout, torch.float64)
+        leaves = [tensor.requires_grad_() for tensor in (x, *states[: len(states) * given])]
+        torch.manual_seed(0)  # of dropout
+        y = flat(module(as_input(x), pair(module, leaves[1:])))
+        before = torch.get_rng_state()
+        first = torch.autograd.grad(
+            sum((r**3).sum() for r in y), [*leaves, *module.parameters()], create_graph=True
+        )
+        assert torch.equal(torch.get_rng_state(), before)
+        second = torch.autograd.grad(
+            sum((g**2).sum() for g in first), [*leaves, *module.parameters()]
+        )
+        grads.append([*first, *second])
+    for got, wanted in zip(*reversed(grads)):  # sums over all steps and outputs, of cubes
+        torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
+
+
+def test_gradients_of_gradients_of_tied_parameters():
+    grads = []
+    for home in (nn, tidegate.torch):
+        torch.manual_seed(1)
+        module = home.GRU(IN, H, bidirectional=True, dtype=torch.float64)
+        module.weight_hh_l0_reverse = module.weight_hh_l0
+        x = torch.ones(T, N, IN, dtype=torch.float64, requires_grad=True)
+        weight = module.weight_hh_l0
+        (first,) = torch.autograd.grad((module(x)[0] ** 2).sum(), weight, create_graph=True)
+        grads.append([first, *torch.autograd.grad((first**2).sum(), [x, weight])])
+    assert_close(grads[1], grads[0])
+
+
+def test_gradients_of_gradients_want_unchanged_parameters():
     module = tidegate.torch.GRU(IN, H)
-    x = torch.randn(T, N, IN, requires_grad=True)
-    with pytest.raises(NotImplementedError, match=r"create_graph=True.*torch\.nn"):
-        torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    y = module(torch.randn(T, N, IN))[0]
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y.sum(), module.weight_hh_l0, create_graph=True)
+
+
+@every_kind
+@pytest.mark.parametrize("by", ["is_grads_batched", "vmap"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_batches_of_gradients(kind, by):
+    module = getattr(tidegate.torch, kind)(IN, H, 2, dtype=torch.float64)
+    x = torch.randn(T, N, IN, dtype=torch.float64, requires_grad=True)
+    y = module(x)[0]
+    inputs = [x, *module.parameters()]
+    vectors = torch.randn(3, *y.shape, dtype=torch.float64)
+
+    def one(vector, **options):
+        return torch.autograd.grad(y, inputs, vector, retain_graph=True, **options)
+
+    if by == "vmap":
+        got = torch.vmap(one)(vectors)
+    else:
+        got = one(vectors, is_grads_batched=True)
+    assert_close(got, [torch.stack(each) for each in zip(*map(one, vectors))])
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -435,6 +493,106 @@ def test_compile_leaves_it_alone():
     compiled(x)
     assert torch._dynamo.utils.counters["frames"]["total"] == frames
     torch._dynamo.reset()
+
+
+def storages(module, x, states, results):
+    """Whatever a call and its gradient touched, by name."""
+    found = {f"x[{n}]": t for n, t in enumerate(x) if isinstance(t, torch.Tensor)}
+    found |= {f"state {n}": t for n, t in enumerate(states)}
+    found |= {f"result {n}": t for n, t in enumerate(results)}
+    found |= dict(module.named_parameters())
+    for name, tensor in [*found.items()]:
+        if tensor.grad is not None:
+            found[f"{name}.grad"] = tensor.grad
+    return {name: tensor.untyped_storage() for name, tensor in found.items()}
+
+
+@every_kind
+@pytest.mark.parametrize("layout", ["time-first", "packed"])
+@pytest.mark.parametrize("how", ["training", "inference", "frozen"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_storages_stay_resizable(kind, layout, how):
+    module = getattr(tidegate.torch, kind)(IN, H, 2, dropout=0.5)
+    if how == "frozen":
+        accelerate(module.eval(), freeze=True)
+    x, states, as_input = draw(module, layout)
+    for tensor in (x, *states):
+        tensor.requires_grad_(how == "training")
+    with torch.set_grad_enabled(how == "training"):
+        given = as_input(x)
+        results = flat(module(given, pair(module, states)))
+        if how == "training":
+            sum(r.sum() for r in results).backward()
+    packed = given if layout == "packed" else (x,)
+    found = storages(module, packed, states, results)
+    assert ("weight_hh_l0.grad" in found) == (how == "training")
+    for name, storage in found.items():
+        assert storage.resizable(), name
+        storage.resize_(2 * storage.nbytes())
+    out = results[-1].detach()
+    torch.cat([torch.ones(9, 9), torch.ones(9, 9)], out=out.resize_(0))
+    assert out.shape == (18, 9)
+
+
+@every_kind
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_parameters_of_another_shape_are_refused(kind, frozen):
+    options = {"bidirectional": True, "num_layers": 2}
+    if kind == "LSTM":
+        options["proj_size"] = 2
+    x = torch.randn(T, N, IN)
+    for name, parameter in getattr(nn, kind)(IN, H, **options).named_parameters():
+        shape = tuple(parameter.shape)
+        wrong = [(shape[0] - 1, *shape[1:]), (shape[0] + 1, *shape[1:]), (*shape, 1)]
+        wrong += [shape[::-1], (shape[0] * shape[-1],)] * (len(set(shape)) > 1)
+        for other in wrong:
+            module = accelerate(getattr(nn, kind)(IN, H, **options).eval(), freeze=frozen)
+            with torch.no_grad():
+                module(x)  # what it keeps of the right parameter does not hide the wrong one
+                setattr(module, name, nn.Parameter(torch.zeros(other)))
+                with pytest.raises(
+                    ValueError, match=rf"^{name}: got shape .*, wanted .* for input_size"
+                ):
+                    module(x)
+                setattr(module, name, nn.Parameter(torch.zeros(shape)))
+                module(x)
+            if other[0] != shape[0]:
+                with torch.no_grad(), pytest.raises(ValueError, match=f"{name}: got shape"):
+                    torch.func.functional_call(module, {name: torch.zeros(other)}, (x,))
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_a_module_may_be_given_another_size(frozen):
+    module = accelerate(nn.GRU(IN, H).eval(), freeze=frozen)
+    with torch.no_grad():
+        module(torch.randn(T, N, IN))
+        other = nn.GRU(IN + 2, H)
+        module.weight_ih_l0 = nn.Parameter(other.weight_ih_l0.detach().clone())
+        with pytest.raises(ValueError, match=rf"weight_ih_l0: got shape .*input_size {IN} "):
+            module(torch.randn(T, N, IN))
+        module.input_size = IN + 2
+        other.load_state_dict(module.state_dict())
+        x = torch.randn(T, N, IN + 2)
+        assert_close(flat(module(x)), flat(other(x)))
+
+
+@pytest.mark.parametrize("what", ["input", "hx", "weight_hh_l0", "bias_ih_l0"])
+@pytest.mark.parametrize("size", [0, 8])
+def test_storages_that_are_too_small_are_refused(what, size):
+    module = tidegate.torch.GRU(IN, H)
+    x, h_0 = torch.randn(T, N, IN), torch.zeros(1, N, H)
+    with torch.no_grad():
+        module(x, h_0)
+        tensor = {"input": x, "hx": h_0}.get(what)
+        tensor = getattr(module, what) if tensor is None else tensor
+        wanted = tensor.untyped_storage().nbytes()
+        tensor.untyped_storage().resize_(size)
+        match = rf"^{what}: got a storage of {size} bytes .*wanted at least {wanted}"
+        with pytest.raises(ValueError, match=match):
+            module(x, h_0)
+        tensor.untyped_storage().resize_(wanted)
+        tensor.zero_()
+        module(x, h_0)
 
 
 # ---- What is refused -----------------------------------------------------------------------------
@@ -660,6 +818,306 @@ def test_accelerated_is_traced_and_differentiated_twice_by_torch():
     assert_close(flat(traced(other)), flat(module(other)))
     wanted = torch.autograd.functional.jacobian(lambda v: module(v)[0], x)
     assert_close([torch.func.jacrev(lambda v: module(v)[0])(x)], [wanted])
+
+
+class Body(nn.Module):
+    def __init__(self, kind="GRU", **options):
+        super().__init__()
+        self.body = getattr(nn, kind)(IN, H, 2, **options)
+
+    def forward(self, x, hx=None):
+        y, state = self.body(x, hx)
+        return y.relu(), state
+
+
+@pytest.fixture
+def allow_rnn():
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        yield
+    torch._dynamo.reset()
+
+
+@every_kind
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
+def test_compiled_whole_it_is_one_operator(kind, batch_first, allow_rnn):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.manual_seed(0)
+    theirs = Body(kind, batch_first=batch_first, dropout=0.4)
+    ours = accelerate(copy.deepcopy(theirs))
+    compiled = torch.compile(ours, backend=backend, fullgraph=True)
+    x, hx = torch.randn(T, N, IN), torch.zeros(2, T if batch_first else N, H)
+    hx = (hx, hx + 1) if kind == "LSTM" else hx
+    results = []
+    for module in (theirs, compiled):
+        torch.manual_seed(3)
+        y, state = module(x, hx)
+        (y.sum() + flat((y, state))[1].sum()).backward()
+        results.append(flat((y, state)))
+    results = [
+        [*each, *(p.grad for p in module.parameters())]
+        for each, module in zip(results, (theirs, ours))
+    ]
+    assert_close(results[1], results[0])
+    assert "tidegate.recurrence" in graphs[0].code
+    for module in (theirs, compiled):
+        module.eval()
+    with torch.no_grad():
+        assert_close(flat(compiled(x, hx)), flat(theirs(x, hx)))
+
+
+@every_kind
+def test_compiled_with_autograd(kind, allow_rnn):
+    torch.manual_seed(0)
+    module = getattr(tidegate.torch, kind)(IN, H, 2)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    x = torch.randn(T, N, IN)
+    wanted = train(module, x, [], lambda data: data)
+    for _ in range(2):
+        module.zero_grad()
+        leaf = x.clone().requires_grad_()
+        results = flat(compiled(leaf))
+        generator = torch.Generator().manual_seed(4)
+        sum((r * torch.randn(r.shape, generator=generator)).sum() for r in results).backward()
+        grads = [leaf.grad, *(p.grad for p in module.parameters())]
+        assert_same([*(r.detach() for r in results), *grads], wanted)
+
+
+def operator_arguments(kind, record, packed=False):
+    module = getattr(nn, kind)(IN, H, 2)
+    weights = [*module.parameters()] if record else [p.detach() for p in module.parameters()]
+    states = [torch.randn(2, N, H)] * (1 if kind == "GRU" else 2)
+    states = [state.clone() for state in states]
+    x = torch.randn(T * N if packed else T, *(() if packed else (N,)), IN)
+    sizes = torch.full((T,), N) if packed else None
+    options = (IN, H, 2, True, False, 0, False, 0.0, 0, record)
+    return (x, sizes, states, weights, kind.lower(), *options)
+
+
+@every_kind
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("record", [True, False])
+def test_operator_is_registered_right(kind, packed, record):
+    arguments = operator_arguments(kind, record, packed)
+    tests = ["test_schema", "test_faketensor"]
+    if record:
+        tests.append("test_autograd_registration")
+    torch.library.opcheck(torch.ops.tidegate.recurrence, arguments, test_utils=tests)
+
+
+def test_a_tape_lives_as_long_as_its_tensor():
+    from tidegate.torch import operator
+
+    tape = torch.ops.tidegate.recurrence(*operator_arguments("GRU", True))[-1]
+    recorded = weakref.ref(operator._recorded[tape.data_ptr()])
+    with pytest.raises(RuntimeError, match="tape: got a tensor that stands for no tape"):
+        operator.recurrence_backward(None, None, None, tape.clone(), torch.ones(1), [], [])
+    assert recorded() is not None
+    del tape
+    gc.collect()
+    assert recorded() is None
+
+
+@every_kind
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("accelerated", [True, False])
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.body._flat_weights:UserWarning")
+def test_export(kind, strict, accelerated):
+    model = Body(kind).eval()
+    if accelerated:
+        accelerate(model)
+    else:
+        model.body = getattr(tidegate.torch, kind)(IN, H, 2).eval()
+    x = torch.randn(T, N, IN)
+    program = torch.export.export(model, (x,), strict=strict)
+    # An accelerated model's program runs without Tidegate.
+    assert ("tidegate.recurrence" in program.graph_module.code) != accelerated
+    with torch.no_grad():
+        assert_close(flat(program.module()(x)), flat(model(x)))
+
+
+@every_kind
+def test_a_dispatch_mode_sees_the_call(kind):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.randn(T, N, IN, dtype=torch.float64)
+    packed = rnn.pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
+    model = getattr(nn, kind)(IN, H, dtype=torch.float64)
+    direct = getattr(tidegate.torch, kind)(IN, H, dtype=torch.float64)
+    direct.load_state_dict(model.state_dict())
+    for given in (x, packed):
+        wanted = flat(model(given))
+        counts = []
+        for module in (model, accelerate(copy.deepcopy(model)), direct):
+            with FlopCounterMode(display=False) as counter:
+                assert_close(flat(module(given)), wanted)
+            counts.append(counter.get_total_flops())
+        assert counts[0] == counts[1] > counts[2] == 0  # an operator has no known count
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert direct(mode.from_tensor(x))[0].shape == (T, N, H)
+
+
+@every_kind
+def test_accelerated_is_a_leaf_of_fx(kind):
+    model = accelerate(Body(kind)).eval()
+    traced = torch.fx.symbolic_trace(model)
+    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["body"]
+    assert type(traced.body) is getattr(tidegate.torch, kind)
+    x, hx = torch.randn(T, N, IN), torch.zeros(2, N, H)
+    hx = (hx, hx) if kind == "LSTM" else hx
+    with torch.no_grad():
+        assert_same(flat(traced(x, None)), flat(model(x)))
+        assert_same(flat(traced(x, hx)), flat(model(x, hx)))
+    for home in (nn, tidegate.torch):
+        with pytest.raises(torch.fx.proxy.TraceError):
+            torch.fx.symbolic_trace(getattr(home, kind)(IN, H))
+
+
+class Script(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.body = getattr(nn, kind)(IN, H)
+
+    def forward(self, x):
+        return self.body(x)[0].relu()
+
+
+@every_kind
+def test_script_compiles_torchs(kind):
+    model = accelerate(Script(kind).eval())
+    x = torch.randn(T, N, IN)
+    with torch.no_grad():
+        wanted = model(x)
+        scripted = torch.jit.script(model)
+        assert_close([scripted(x)], [wanted])
+        assert type(model.body) is getattr(nn, kind)
+        assert_same([accelerate(model)(x)], [wanted])
+    model.body = getattr(tidegate.torch, kind)(IN, H)
+    with pytest.raises(NotImplementedError, match=rf"{kind}: got torch\.jit\.script.*restore"):
+        torch.jit.script(model)
+
+
+@every_kind
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.skipif(
+    not torch.backends.quantized.supported_engines[1:], reason="PyTorch cannot quantise here"
+)
+def test_quantize_dynamic(kind):
+    quantize = torch.ao.quantization.quantize_dynamic
+    model = Body(kind).eval()
+    x = torch.randn(T, N, IN)
+    wanted = quantize(model, {getattr(nn, kind)}, dtype=torch.qint8)
+    accelerate(model)
+    got = quantize(model, {getattr(nn, kind)}, dtype=torch.qint8)
+    assert type(got.body) is type(wanted.body)
+    assert type(got.body).__module__.startswith("torch.ao.nn.quantized")
+    assert_same(flat(got(x)), flat(wanted(x)))
+    assert type(quantize(model, {nn.Linear}).body) is getattr(tidegate.torch, kind)
+
+
+@every_kind
+def test_class_is_equal_to_torchs_alone(kind):
+    theirs, ours = getattr(nn, kind), getattr(tidegate.torch, kind)
+    other = tidegate.torch.GRU if kind == "LSTM" else tidegate.torch.LSTM
+    assert ours == theirs == ours == ours
+    assert {theirs: 1}[ours] == {ours: 1}[theirs] == 1
+    assert ours is not theirs
+    assert ours not in (other, nn.RNN, nn.Module, None)
+    own = type("Own", (ours,), {})
+    assert own == own
+    assert own not in (ours, theirs)
+
+
+@every_kind
+def test_swapping_parameters(kind):
+    module = getattr(tidegate.torch, kind)(IN, H)
+    x = torch.randn(T, N, IN)
+    with torch.no_grad():
+        wanted = flat(module(x))
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for frozen in (False, True):
+            accelerate(module.eval(), freeze=frozen)
+            with torch.no_grad():
+                module.float()(x)
+                parameters = [*module.parameters()]
+                assert module.double()(x.double())[0].dtype == torch.float64
+                assert_close(flat(module.float()(x)), wanted)
+            assert all(a is b for a, b in zip(module.parameters(), parameters))
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_restore():
+    torch.manual_seed(0)
+    model = Model()
+    twin = copy.deepcopy(model)
+    modules = [*model.modules()]
+    called = []
+    model.layers[0].register_forward_hook(lambda *_: called.append(True))
+    x = torch.randn(N, T, IN)
+    accelerate(model)
+    model.again.num_threads = 1
+    model(x)
+    assert tidegate.torch.restore(model) is model
+    assert all(a is b for a, b in zip(model.modules(), modules))
+    assert [type(module) for module in modules] == [type(module) for module in twin.modules()]
+    assert model.again.__dict__.keys() == twin.again.__dict__.keys()
+    assert_same([model(x)], [twin(x)])
+    assert len(called) == 2
+    with pytest.raises(TypeError, match=r"model: got .*, wanted a torch\.nn\.Module"):
+        tidegate.torch.restore("model")
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_restored_models_load_without_tidegate(frozen):
+    model = nn.Sequential(accelerate(nn.LSTM(IN, H).eval(), freeze=frozen))
+    x = torch.randn(T, N, IN)
+    with torch.no_grad():
+        wanted = flat(model(x))
+        saved = pickle.dumps(tidegate.torch.restore(copy.deepcopy(model)))
+        assert b"tidegate" not in saved
+        assert_close(flat(pickle.loads(saved)(x)), wanted)
+        # The model itself goes on; a pickle of it can be restored.
+        assert type(model[0]) is tidegate.torch.LSTM
+        loaded = tidegate.torch.restore(pickle.loads(pickle.dumps(model)))
+    assert type(loaded[0]) is nn.LSTM
+    assert b"tidegate" not in pickle.dumps(loaded)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_accelerate_logs_what_it_leaves(caplog):
+    parametrized = nn.utils.parametrizations.weight_norm(nn.GRU(IN, H), "weight_hh_l0")
+    left = {
+        "0": (nn.LSTMCell(IN, H), "cells are not taken"),
+        "1": (nn.RNN(IN, H), "neither LSTM nor GRU"),
+        "2": (Model.Own(IN, H), "a subclass of torch.nn.GRU"),
+        "3": (parametrized, "it has parametrizations"),
+        "4": (torch.jit.script(nn.GRU(IN, H)), "it is scripted"),
+    }
+    model = nn.Sequential(*(module for module, _ in left.values()), nn.Linear(IN, H))
+    with caplog.at_level("INFO", logger="tidegate.torch"):
+        accelerate(model)
+        accelerate(nn.Sequential(nn.GRU(IN, H), tidegate.torch.LSTM(IN, H)))
+        tidegate.torch.restore(model)
+    first, second, third = caplog.records
+    assert first.levelname == "WARNING"  # none was taken
+    lines = first.getMessage().splitlines()
+    assert lines[0] == "accelerate: 0 modules run on Tidegate, 5 recurrent modules are left"
+    for line, (name, (_, reason)) in zip(lines[1:], left.items(), strict=True):
+        assert line.startswith(f"  {name} (")
+        assert reason in line
+    assert second.levelname == "INFO"
+    assert "2 modules run on Tidegate, 0 recurrent modules are left" in second.getMessage()
+    assert third.getMessage() == "restore: 0 modules are torch.nn's again"
 
 
 # ---- Parameters and their packing ----------------------------------------------------------------

@@ -223,10 +223,7 @@ def _by_torch(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tens
         if ctx.rng_state is not None:
             torch.set_rng_state(ctx.rng_state)
         # Views, so that a tensor that was passed twice gets two gradients.
-        inputs = [t.view_as(t) if create_graph else t.detach() for t in ctx.saved_tensors]
-        for tensor, want in zip(inputs, wanted):
-            if want and not tensor.requires_grad:
-                tensor.requires_grad_()
+        inputs = [tensor.view_as(tensor) for tensor in ctx.saved_tensors]
         end = 1 + ctx.state_count
         results = call.by_torch(inputs[0], inputs[1:end], inputs[end:])
     pairs = [(result, grad) for result, grad in zip(results, grads) if grad is not None]
