@@ -11,7 +11,7 @@ import torch
 
 from tidegate import _core
 from tidegate.checks import Array
-from tidegate.torch.memory import ALLOCATORS, array_of, tensor_of
+from tidegate.torch.memory import ALLOCATORS, DTYPES, array_of, tensor_of
 from tidegate.torch.models import ModelKey
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -123,7 +123,7 @@ class Call(NamedTuple):
 
     def _draw_dropout(self, shape: tuple[int, ...]) -> Array:
         """(L-1, T, N, D*S): 0 for what is dropped, 1/(1 - dropout) for what is kept."""
-        scale = np.zeros(shape, self.key.dtype)
+        scale = np.zeros(shape, DTYPES[self.key.dtype])
         live: Any = ...  # where there is something to drop
         if self.batch_sizes is not None:
             sizes = array_of("batch_sizes", self.batch_sizes)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import weakref
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 
 from tidegate import _core
 from tidegate.checks import Array
-from tidegate.torch.memory import array_of
+from tidegate.torch.memory import DTYPES, array_of
 
 _Refs: TypeAlias = list[weakref.ref[torch.Tensor]]
 
@@ -25,7 +24,7 @@ class ModelKey(NamedTuple):
     bias: bool
     bidirectional: bool
     proj_size: int
-    dtype: np.dtype[Any]
+    dtype: torch.dtype
     batch_first: bool
 
     def make(self) -> _core.Model:
@@ -39,7 +38,7 @@ class ModelKey(NamedTuple):
             bidirectional=self.bidirectional,
             proj_size=self.proj_size,
         )
-        return _core.Model(config, self.dtype, self.batch_first)
+        return _core.Model(config, DTYPES[self.dtype], self.batch_first)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:

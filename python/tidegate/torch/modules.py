@@ -68,6 +68,7 @@ class Recurrent(torch.nn.Module):
     """What LSTM and GRU have in place of torch.nn's forward."""
 
     num_threads: int | None = None  # of a call; None: the lesser of PyTorch's and Tidegate's
+    _cell: str  # the core's name
     _is_frozen = False
     _uncompiled: Callable[..., Any] | None = None  # _forward, where there is a compiler
     _falls_back = False  # to PyTorch's own forward, where ours refuses
@@ -164,7 +165,7 @@ class Recurrent(torch.nn.Module):
             batch_sizes,
             list(states),
             weights,
-            self.mode.lower(),
+            self._cell,
             self.input_size,
             self.hidden_size,
             self.num_layers,
@@ -233,16 +234,18 @@ class Recurrent(torch.nn.Module):
         ]
 
     def _key(self, dtype: torch.dtype, packed: bool) -> ModelKey:
-        return ModelKey(
-            self.mode.lower(),
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
-            self.bias,
-            self.bidirectional,
-            self.proj_size,
-            DTYPES[dtype],
-            bool(self.batch_first and not packed),
+        return ModelKey._make(  # takes half the time of ModelKey(...)
+            (
+                self._cell,
+                self.input_size,
+                self.hidden_size,
+                self.num_layers,
+                self.bias,
+                self.bidirectional,
+                self.proj_size,
+                dtype,
+                bool(self.batch_first and not packed),
+            )
         )
 
     def _dropout(self) -> float:
@@ -368,7 +371,7 @@ class GRU(Recurrent, torch.nn.GRU, metaclass=_StandsFor):
 
 PAIRS = {"LSTM": (torch.nn.LSTM, LSTM), "GRU": (torch.nn.GRU, GRU)}
 for _theirs, _ours in PAIRS.values():
-    _ours._stands_for = _theirs
+    _ours._stands_for, _ours._cell = _theirs, _theirs.__name__.lower()
     _ours.__module__ = "tidegate.torch"  # the public name, in pickles
 
 

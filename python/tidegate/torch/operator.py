@@ -17,7 +17,6 @@ import torch
 
 from tidegate import _core
 from tidegate.torch.calls import Call
-from tidegate.torch.memory import DTYPES
 from tidegate.torch.models import ModelKey, Models
 
 Tensor = torch.Tensor
@@ -104,7 +103,7 @@ def recurrence(
         bias=bias,
         bidirectional=bidirectional,
         proj_size=proj_size,
-        dtype=DTYPES[x.dtype],
+        dtype=x.dtype,
         batch_first=batch_first,
     )
     models = _models(weights[0].data_ptr())
