@@ -263,10 +263,23 @@ template <class T>
 py::array ResultMemory::make(const char* result, const Shape& shape) const {
   if (empty_.is_none()) return new_array<T>(result, shape);
   py::tuple sizes(static_cast<std::size_t>(shape.ndim()));
+  bool has_elements = true;
   for (int axis = 0; axis < shape.ndim(); ++axis) {
     sizes[static_cast<std::size_t>(axis)] = py::int_(shape[axis]);
+    has_elements = has_elements && shape[axis] > 0;
   }
-  return read_output<T>(result, empty_(sizes), shape);
+  py::object tensor = empty_(sizes);
+  static T nothing = 0;  // where an array without elements lies
+  void* data = &nothing;
+  if (has_elements)
+    data = reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
+  const auto& numpy = py::detail::npy_api::get();
+  auto array = py::reinterpret_steal<py::array>(numpy.PyArray_NewFromDescr_(
+      numpy.PyArray_Type_, native_dtype<T>().inc_ref().ptr(), shape.ndim(), shape.begin(), nullptr,
+      data, py::detail::npy_api::NPY_ARRAY_WRITEABLE_, nullptr));
+  if (!array || numpy.PyArray_SetBaseObject_(array.ptr(), tensor.release().ptr()) != 0)
+    throw py::error_already_set();
+  return array;
 }
 
 void check_no_overlap(const char* argument, const py::array& output, const char* input_name,

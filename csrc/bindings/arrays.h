@@ -95,8 +95,9 @@ MaskView mask_view(const py::array& array, Layout layout);
 template <class T>
 py::array new_array(const char* result, const Shape& shape);
 
-// Makes the arrays that a call returns. Their memory is NumPy's, or comes from the Python function
-// `empty`: given a shape, it returns a writable array of that shape and the call's dtype.
+// Makes the arrays that a call returns. Their memory is NumPy's, or that of a tensor: the Python
+// function `empty`, called with a shape, returns a contiguous tensor of that shape and the call's
+// dtype, with a method `data_ptr`. It becomes the array's base.
 class ResultMemory {
  public:
   explicit ResultMemory(py::handle empty) : empty_(empty) {}  // None: NumPy's memory

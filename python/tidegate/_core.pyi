@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-_Empty = Callable[[tuple[int, ...]], Array]
+_Empty = Callable[[tuple[int, ...]], Any]  # a tensor
 Activation = str | tuple[str, float] | tuple[str, float, float]
 # h of a GRU, (h, c) of an LSTM; as an argument, None is zeros.
 StreamState = Array | tuple[Array, Array]

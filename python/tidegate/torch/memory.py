@@ -7,7 +7,6 @@ tensors that PyTorch has allocated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,20 +50,11 @@ def array_of(name: str, tensor: torch.Tensor) -> Array:
 
 
 def tensor_of(array: Array) -> torch.Tensor:
-    """The tensor whose memory `array`, made by `array_of`, is."""
+    """The tensor whose memory a result of the core is, one that `ALLOCATORS` made."""
     tensor: torch.Tensor = array.base  # type: ignore[assignment]
     return tensor
 
 
-def _allocator(dtype: torch.dtype) -> Callable[[tuple[int, ...]], Array]:
-    # torch.empty would ask for the default device, and takes twice the time.
-    new_empty = torch.empty(0, dtype=dtype, device="cpu").new_empty
-
-    def empty(shape: tuple[int, ...]) -> Array:
-        return array_of("result", new_empty(shape))
-
-    return empty
-
-
-# For each dtype of the kernels, the function that makes the memory of a result.
-ALLOCATORS = {dtype: _allocator(dtype) for dtype in DTYPES}
+# For each dtype of the kernels, the function that makes a result's tensor of a shape. `torch.empty`
+# would ask for the default device, and takes twice the time.
+ALLOCATORS = {dtype: torch.empty(0, dtype=dtype, device="cpu").new_empty for dtype in DTYPES}

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tidegate import _core
 from tidegate.torch.calls import Call
 from tidegate.torch.models import ModelKey, Models
-
-Tensor = torch.Tensor
 
 
 class _Recorded(np.ndarray[Any, Any]):
