@@ -102,6 +102,8 @@ class ResultMemory {
  public:
   explicit ResultMemory(py::handle empty) : empty_(empty) {}  // None: NumPy's memory
 
+  bool is_of_tensors() const { return !empty_.is_none(); }
+
   // Uninitialised; `result` is the name for messages.
   template <class T>
   py::array make(const char* result, const Shape& shape) const;

@@ -1,6 +1,7 @@
 // Whole sequences: run, record and backward, and the tape between them.
 #include "model.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -202,10 +203,13 @@ class TypedTape final : public Tape {
                              : sequence_view<T>(array, layout_);
       dx = array;
     }
+    py::array flat;
+    std::vector<std::pair<T*, Index>> parts;  // where the flat gradients go, and how many values
     if (want_parameters) {
-      const py::array array = new_array<T>("dparameters", {parameters});
-      gradients.parameters = static_cast<T*>(const_cast<void*>(array.data()));
-      dparameters = array;
+      flat = new_array<T>("dparameters", {parameters});
+      gradients.parameters = static_cast<T*>(const_cast<void*>(flat.data()));
+      dparameters = flat;
+      if (memory.is_of_tensors()) dparameters = parameter_arrays(memory, parts);
     }
     gradients.h_0 = state_view<T>(dh_0, layout_);
     if (config().has_cell_state()) {
@@ -215,13 +219,32 @@ class TypedTape final : public Tape {
     with_memory_for(
         [&] { return "tape: got " + std::to_string(steps()) + " steps"; },
         [&] {
-          without_gil(kBackwardCost * estimated_cost(config(), parameters, steps(), batch()),
-                      [&] { tape_->backward({y.view, h_n.view, c_n.view}, gradients, threads); });
+          without_gil(kBackwardCost * estimated_cost(config(), parameters, steps(), batch()), [&] {
+            tape_->backward({y.view, h_n.view, c_n.view}, gradients, threads);
+            const T* values = gradients.parameters;
+            for (const auto& [to, count] : parts) {
+              std::copy_n(values, count, to);
+              values += count;
+            }
+          });
         });
     return py::make_tuple(dx, state_object(config(), dh_0, dc_0), dparameters);
   }
 
  private:
+  // An array for the gradient of each parameter, and their places in `parts`.
+  py::list parameter_arrays(const ResultMemory& memory,
+                            std::vector<std::pair<T*, Index>>& parts) const {
+    py::list arrays;
+    for (const Parameter& p : tidegate::parameters(config())) {
+      const py::array array =
+          memory.make<T>(p.name.c_str(), p.columns > 0 ? Shape{p.rows, p.columns} : Shape{p.rows});
+      parts.emplace_back(static_cast<T*>(const_cast<void*>(array.data())), p.size());
+      arrays.append(array);
+    }
+    return arrays;
+  }
+
   std::unique_ptr<tidegate::Tape<T>> tape_;
   Layout layout_;
   std::shared_ptr<const Packing> packing_;

@@ -61,7 +61,7 @@ class Model {
                                   py::handle draw_dropout_scale, py::handle num_threads,
                                   py::handle empty) const = 0;
   // (dx, dstate, dparameters), dstate being that of h or a pair; None where it is not wanted.
-  // dparameters is always NumPy's memory.
+  // dparameters is flat, or with `empty` a list of arrays, one a parameter.
   virtual py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate,
                              py::handle num_threads, bool want_x, bool want_parameters,
                              py::handle empty) const = 0;

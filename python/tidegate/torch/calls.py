@@ -64,10 +64,12 @@ class Call(NamedTuple):
         dstates: Sequence[torch.Tensor | None],
         want_x: bool,
         want_weights: bool,
-        shapes: Sequence[Sequence[int]],
-    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...], Sequence[torch.Tensor | None]]:
-        """Gradients by x, the initial states, and the parameters, whose shapes are `shapes`."""
-        dx, dstate_0, flat = self.model.backward(
+    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...], list[torch.Tensor]]:
+        """Gradients by x, the initial states, and the parameters; none where not wanted.
+
+        Each has a storage of its own: saving or resizing one concerns no other.
+        """
+        dx, dstate_0, dweights = self.model.backward(
             tape,
             None if dy is None else array_of("dy", dy),
             self._state("dstate", dstates),
@@ -76,13 +78,11 @@ class Call(NamedTuple):
             want_weights,
             ALLOCATORS[self.key.dtype],
         )
-        dweights: Sequence[torch.Tensor | None] = [None] * len(shapes)
-        if want_weights:
-            # Each gradient has a storage of its own: saving or resizing one concerns no other.
-            sizes = [int(np.prod(shape)) for shape in shapes]
-            parts = torch.split_with_sizes_copy(torch.from_numpy(flat), sizes)
-            dweights = [part.view(shape) for part, shape in zip(parts, shapes)]
-        return None if dx is None else tensor_of(dx), _tensors(dstate_0), dweights
+        return (
+            None if dx is None else tensor_of(dx),
+            _tensors(dstate_0),
+            [] if dweights is None else [tensor_of(array) for array in dweights],
+        )
 
     def by_torch(
         self, x: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
@@ -165,7 +165,6 @@ class Recurrence(torch.autograd.Function):
             y, states_n, ctx.tape = call.record(x, states)
             # For `_by_torch` alone: the tape has copies, which later in-place writes cannot spoil.
             ctx.save_for_backward(x, *tensors)
-        ctx.shapes = [tensor.shape for tensor in tensors[state_count:]]
         return (y, *states_n)
 
     @staticmethod
@@ -179,6 +178,8 @@ class Recurrence(torch.autograd.Function):
                 "tidegate.torch: the module is frozen, and a frozen one has no gradient; "
                 "accelerate(model, freeze=False) makes it trainable"
             )
+        if all(grad is None for grad in (dy, *dstates)):
+            return (None,) * len(ctx.needs_input_grad)
         if (
             torch.is_grad_enabled()
             or torch._C._are_functorch_transforms_active()
@@ -196,15 +197,14 @@ class Recurrence(torch.autograd.Function):
             ctx.tape = None
         _, _, x_wanted, *wanted = ctx.needs_input_grad
         states_wanted, weights_wanted = wanted[: ctx.state_count], wanted[ctx.state_count :]
-        dx, dstates_0, dweights = call.backward(
-            tape, dy, dstates, x_wanted, any(weights_wanted), ctx.shapes
-        )
+        dx, dstates_0, dweights = call.backward(tape, dy, dstates, x_wanted, any(weights_wanted))
         return (
             None,
             None,
             dx,
             *(grad if want else None for grad, want in zip(dstates_0, states_wanted)),
             *(grad if want else None for grad, want in zip(dweights, weights_wanted)),
+            *([None] * (len(weights_wanted) - len(dweights))),
         )
 
 
@@ -227,8 +227,6 @@ def _by_torch(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tens
         end = 1 + ctx.state_count
         results = call.by_torch(inputs[0], inputs[1:end], inputs[end:])
     pairs = [(result, grad) for result, grad in zip(results, grads) if grad is not None]
-    if not pairs:
-        return [None] * len(inputs)
     outputs, grad_outputs = zip(*pairs)
     found = iter(
         torch.autograd.grad(

@@ -51,7 +51,7 @@ def array_of(name: str, tensor: torch.Tensor) -> Array:
 
 def tensor_of(array: Array) -> torch.Tensor:
     """The tensor whose memory a result of the core is, one that `ALLOCATORS` made."""
-    tensor: torch.Tensor = array.base  # type: ignore[assignment]
+    tensor: torch.Tensor = array.base
     return tensor
 
 

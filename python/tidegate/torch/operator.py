@@ -171,7 +171,7 @@ def recurrence_backward(
     tape: Tensor,
     x: Tensor,  # noqa: ARG001
     states: Sequence[Tensor],
-    weights: Sequence[Tensor],
+    weights: Sequence[Tensor],  # noqa: ARG001
 ) -> list[Tensor]:
     """Gradients by x, the states and the weights of a `recurrence` that recorded `tape`.
 
@@ -186,8 +186,7 @@ def recurrence_backward(
         )
     call = recorded.call
     dstates = (dh_n, dc_n) if call.key.cell == "lstm" else (dh_n,)
-    shapes = [weight.shape for weight in weights]
-    dx, dstates_0, dweights = call.backward(recorded.tape, dy, dstates, True, True, shapes)
+    dx, dstates_0, dweights = call.backward(recorded.tape, dy, dstates, True, True)
     return [grad for grad in (dx, *dstates_0[: len(states)], *dweights) if grad is not None]
 
 
