@@ -72,7 +72,7 @@ def test_results(kind, training, dtype):
         got = ours(*given.args, **given.kwargs)
         torch.testing.assert_close(tensors(got), tensors(wanted))
         if sample.reference_fn is not None:
-            reference = sample.reference_fn(ours, [*ours.parameters()], *given.args, **given.kwargs)
+            reference = sample.reference_fn(ours, *given.args, **given.kwargs)
             torch.testing.assert_close(tensors(got), tensors(reference))
         count += 1
     assert count > 5
@@ -80,7 +80,8 @@ def test_results(kind, training, dtype):
 
 def test_gradients(kind, training):
     """Also in batches, and of gradients."""
-    for sample in samples(kind, training, torch.float64):
+    # A part of the samples, which takes seconds; it differs between the modes.
+    for sample in samples(kind, training, torch.float64)[int(training) :: 4]:
         module = accelerate(construct(kind, sample, training, torch.float64))
         given = sample.forward_input
         leaves = [t for t in floating((given.args, given.kwargs)) if t.requires_grad]
