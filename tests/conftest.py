@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tidegate as tg
-from programs import compiler, program, run
+from programs import cmake_build, compiler
 from tidegate import _core
 
 
@@ -52,11 +52,4 @@ def build_directories(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     compiler()
     root = Path(__file__).resolve().parent.parent
     directory = tmp_path_factory.mktemp("kernels")
-    cmake = program("cmake")
-    ninja = program("ninja")
-    run(
-        *(cmake, "-S", root, "-B", directory, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
-        *("-DCMAKE_BUILD_TYPE=Release", "-DTIDEGATE_TESTS=OFF"),
-    )
-    run(cmake, "--build", directory)
-    return [directory]
+    return [cmake_build(root, directory, "-DCMAKE_BUILD_TYPE=Release", "-DTIDEGATE_TESTS=OFF")]

@@ -26,5 +26,14 @@ def program(name: str) -> str:
     return path
 
 
+def cmake_build(sources: Path, directory: Path, *options: str) -> Path:
+    """Configures and builds a CMake project with Ninja; returns `directory`."""
+    cmake = program("cmake")
+    generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={program('ninja')}")
+    run(cmake, "-S", sources, "-B", directory, *generator, *options)
+    run(cmake, "--build", directory)
+    return directory
+
+
 def compiler() -> str:
     return program(os.environ.get("CXX", "c++"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tidegate
-from programs import compiler, program, run
+from programs import cmake_build, compiler, program, run
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
@@ -78,14 +78,10 @@ int main() { std::printf("%s %s", tidegate::version().c_str(), tidegate::isa().c
 def test_cmake_package_serves_another_program(
     build_directories: list[Path], tmp_path: Path
 ) -> None:
-    cmake = program("cmake")
-    run(cmake, "--install", build_directories[0], "--prefix", tmp_path / "prefix")
+    run(program("cmake"), "--install", build_directories[0], "--prefix", tmp_path / "prefix")
     (tmp_path / "CMakeLists.txt").write_text(PROGRAM_CMAKE)
     (tmp_path / "program.cc").write_text(PROGRAM_CC)
-    build = tmp_path / "build"
-    generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={program('ninja')}")
-    run(cmake, "-S", tmp_path, "-B", build, *generator, f"-DCMAKE_PREFIX_PATH={tmp_path}/prefix")
-    run(cmake, "--build", build)
+    build = cmake_build(tmp_path, tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path}/prefix")
     version, isa = run(build / "program").split()
     assert version == tidegate.__version__
     assert isa in {"baseline", "avx2", "avx512", "neon"}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import tidegate as tg
-from programs import compiler, program, run
+from programs import cmake_build, compiler, program, run
 from tidegate import _core, files
 
 TESTS = Path(__file__).resolve().parent
@@ -37,11 +37,7 @@ def library(package: Path) -> Path:
 
 
 def build(sources: Path, directory: Path, package: Path) -> Path:
-    cmake, ninja = program("cmake"), program("ninja")
-    options = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-Dtidegate_DIR={package}")
-    run(cmake, "-S", sources, "-B", directory, *options)
-    run(cmake, "--build", directory)
-    return directory
+    return cmake_build(sources, directory, f"-Dtidegate_DIR={package}")
 
 
 def write_project(directory: Path, cmake: str) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import tidegate as tg
-from programs import compiler, program, run
+from programs import cmake_build, compiler, program, run
 from tidegate import _core
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,14 +100,10 @@ extern "C" const char* plugin() { return tidegate_version(); }
 def test_a_plug_in_does_not_export_the_static_library_in_it(
     build_directories: list[Path], tmp_path: Path
 ) -> None:
-    cmake = program("cmake")
-    run(cmake, "--install", build_directories[0], "--prefix", tmp_path / "prefix")
+    run(program("cmake"), "--install", build_directories[0], "--prefix", tmp_path / "prefix")
     (tmp_path / "CMakeLists.txt").write_text(PLUGIN_CMAKE)
     (tmp_path / "plugin.cc").write_text(PLUGIN_CC)
-    generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={program('ninja')}")
-    build = tmp_path / "build"
-    run(cmake, "-S", tmp_path, "-B", build, *generator, f"-DCMAKE_PREFIX_PATH={tmp_path}/prefix")
-    run(cmake, "--build", build)
+    build = cmake_build(tmp_path, tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path}/prefix")
     assert set(exported(build / "libplugin.so")) == {"plugin"}
 
 

@@ -40,12 +40,12 @@ struct Product {
 // The order of summation. An output element is one accumulator, which begins at the bias and
 // receives the products with x by ascending k, then those with h. The k's of an operand form blocks
 // of kSumBlock, and blocks form groups of kSumGroup k's.
-// - A block's sum begins at zero (the first one of x at the bias), receives its products one by
-// one,
-//   each by one fused multiply-add, and is added to its group's sum.
-// - The sum of an operand's first group is the accumulator itself. Every other group's sum begins
-// at
-//   zero, and is added to the accumulator when it is complete.
+//
+// A block's sum begins at zero (the first one of x at the bias), receives its products one by one,
+// each by one fused multiply-add, and is added to its group's sum. The sum of an operand's first
+// group is the accumulator itself; every other group's sum begins at zero, and is added to the
+// accumulator when it is complete.
+//
 // So the error grows with kSumBlock + kSumGroup / kSumBlock + K / kSumGroup, not with K.
 constexpr Index kSumBlock = 128;
 constexpr Index kSumGroup = 1024;
@@ -67,8 +67,9 @@ struct PhaseCall {
 
   Product<T> x;
   Product<T> h;
-  Index h_begin = 0;  // of h, no k's before this one
-  Index h_left = 0;   // nor the last so many
+  // No k's of h before h_begin, nor the last h_left: one of the two, where h is one group.
+  Index h_begin = 0;
+  Index h_left = 0;
   // The sum of the block that h_left cuts, written; or that h_begin cuts, read. [gate][width] at
   // row * accumulators_row_stride + slice * partial_sums_slice_stride. Needed where there is such a
   // block.

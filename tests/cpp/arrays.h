@@ -10,6 +10,8 @@
 
 namespace tidegate::test {
 
+inline std::size_t size_of(std::int64_t count) { return static_cast<std::size_t>(count); }
+
 // A sequence of numbers that is the same everywhere (Marsaglia's xorshift).
 class Random {
  public:
@@ -32,7 +34,7 @@ class Random {
 
   template <class T>
   std::vector<T> numbers(std::int64_t count, double scale = 1) {
-    std::vector<T> values(static_cast<std::size_t>(count));
+    std::vector<T> values(size_of(count));
     for (T& value : values) value = static_cast<T>(scale * number());
     return values;
   }

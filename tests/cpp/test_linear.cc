@@ -24,8 +24,7 @@ using test::for_each_division;
 using test::for_each_isa;
 using test::Random;
 using test::same;
-
-std::size_t size_of(Index count) { return static_cast<std::size_t>(count); }
+using test::size_of;
 
 struct Shape {
   Index in, out;

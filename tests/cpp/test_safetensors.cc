@@ -27,8 +27,7 @@ namespace {
 using namespace tidegate;
 using test::Random;
 using test::same;
-
-std::size_t size_of(Index count) { return static_cast<std::size_t>(count); }
+using test::size_of;
 
 // A path that is free, and a file that goes with this.
 class TemporaryPath {
