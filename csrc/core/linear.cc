@@ -143,7 +143,7 @@ struct Linear<T>::Impl {
         out_features(out),
         bias(has_bias),
         parameters((require_size("in_features", in, 1), require_size("out_features", out, 1),
-                    checked_size(out, checked_size(in) + (has_bias ? 1 : 0)))) {}
+                    checked_size(out, checked_sum(in, has_bias ? 1 : 0)))) {}
 
   std::shared_ptr<const LinearWeights<T>> weights(int threads) {
     return parameters.packed([&](const T* values) {

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <stdexcept>
 
 #include "tidegate/config.h"
@@ -14,7 +13,7 @@
 
 namespace tidegate {
 
-// Product of non-negative sizes; throws std::length_error where it does not fit.
+// Product and sum of non-negative sizes; they throw std::length_error where it does not fit.
 inline Index checked_size(Index a) { return a; }
 template <class... More>
 Index checked_size(Index a, Index b, More... more) {
@@ -22,6 +21,12 @@ Index checked_size(Index a, Index b, More... more) {
   if (__builtin_mul_overflow(a, b, &product))
     throw std::length_error("tidegate: the sizes overflow");
   return checked_size(product, more...);
+}
+
+inline Index checked_sum(Index a, Index b) {
+  Index sum;
+  if (__builtin_add_overflow(a, b, &sum)) throw std::length_error("tidegate: the sizes overflow");
+  return sum;
 }
 
 // Hands out arrays, each on a cache line of its own, from one buffer. A layout is a function that
@@ -38,13 +43,8 @@ class Arena {
     const Index bytes =
         checked_size(size, static_cast<Index>(sizes)..., static_cast<Index>(sizeof(T)));
     T* array = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    Index end;
-    if (__builtin_add_overflow(used_, bytes, &end) ||
-        end > std::numeric_limits<std::ptrdiff_t>::max() - static_cast<Index>(kAlignment)) {
-      throw std::length_error("tidegate: the sizes overflow");
-    }
     constexpr Index kMask = static_cast<Index>(kAlignment) - 1;
-    used_ = (end + kMask) & ~kMask;
+    used_ = checked_sum(checked_sum(used_, bytes), kMask) & ~kMask;
     return array;
   }
 
