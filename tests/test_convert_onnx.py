@@ -909,39 +909,6 @@ def test_refused_arrays() -> None:
         convert.onnx_lstm(**w, P=np.zeros((1, 8), np.float32))
 
 
-SAFETENSORS = (80).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}'
-OTHER_FILES = {
-    "model.ort": (b"\x10\0\0\0ORTM12345", "a model in ONNX Runtime's .ort format: use the .onnx"),
-    "model.tflite": (b"\x10\0\0\0TFL312345", "a TensorFlow Lite model: use the model it was"),
-    "model.h5": (b"\x89HDF\r\n\x1a\n123", "an HDF5 file: a Keras model is read by from_keras"),
-    "model.keras": (b"PK\x03\x04123", "a zip archive: from_keras reads .keras models, from_torch"),
-    "model.pt": (b"\x80\x02\x8a\n", "a pickle: a file of torch.save is read by from_torch"),
-    "model.safetensors": (SAFETENSORS, "a safetensors file: it is read by from_torch"),
-    "model.onnx.gz": (b"\x1f\x8b\x08", "compressed by gzip: unpack it first"),
-    "lfs.onnx": (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer: get the"),
-    "page.onnx": (b"<!DOCTYPE html>\n<html>", "an HTML page: the download went wrong"),
-    "page2.onnx": (b"<!doctype html><html>", "an HTML page: the download went wrong"),
-    "saved_model.pb": (b"\x08\x01", "the graph of a SavedModel folder of TensorFlow: convert it"),
-    "frozen.pb": (
-        b"\x0a\x02ab",
-        "another protobuf; if it is a frozen graph of TensorFlow, convert",
-    ),
-    "deep.onnxtxt": (b"seq(" * 200_000, "text: if it is a model, pass onnx.load(path) instead of"),
-    "model.json": (b'{"graph": {"node": []}}', "text: if it is a model, pass onnx.load(path)"),
-    "a.ckpt.index": (b"\0\0", "a part of a TensorFlow checkpoint: convert it with tf2onnx"),
-    "a.ckpt.data-00000-of-00001": (b"\0", "a part of a TensorFlow checkpoint: convert it"),
-}
-
-
-@pytest.mark.parametrize("name", OTHER_FILES)
-def test_files_of_other_formats(name: str, tmp_path: pathlib.Path) -> None:
-    pytest.importorskip("onnx")
-    content, message = OTHER_FILES[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(f"{name}: not an ONNX model, but {message}")):
-        convert.from_onnx(tmp_path / name)
-
-
 def test_folders_and_special_files(tmp_path: pathlib.Path) -> None:
     onnx = pytest.importorskip("onnx")
     folder = tmp_path / "folder"
@@ -956,11 +923,6 @@ def test_folders_and_special_files(tmp_path: pathlib.Path) -> None:
     onnx.save(make_model([], {}), folder / "model.onnx")
     refused("is a folder, wanted a file; its .onnx files: 'model.onnx'")
     refused("not an ONNX model, or an empty one: its graph has no nodes", folder / "model.onnx")
-    (folder / "a.ckpt.index").write_bytes(b"")
-    refused("not an ONNX model, but the prefix of a TensorFlow checkpoint: conv", folder / "a.ckpt")
-    refused("not an ONNX model, but a folder of TensorFlow checkpoints: convert it with tf2onnx")
-    (folder / "saved_model.pb").write_bytes(b"")
-    refused("not an ONNX model, but a SavedModel folder of TensorFlow: convert it with tf2onnx")
     os.mkfifo(tmp_path / "fifo")
     refused("path_or_model: .*regular file", tmp_path / "fifo")
     refused("path_or_model: .*regular file", "/dev/zero")

@@ -278,7 +278,7 @@ def test_folders(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="got a folder without PyTorch weights"):
         convert.from_torch(whole)
     (whole / "saved_model.pb").touch()
-    with pytest.raises(ValueError, match=r"without PyTorch weights .*: a TensorFlow SavedModel"):
+    with pytest.raises(ValueError, match=r"not a folder of .*, but a SavedModel folder"):
         convert.from_torch(whole)
     pytest.importorskip("safetensors.numpy").save_file(
         make("gru").state_dict(), whole / "model.safetensors"
@@ -581,7 +581,7 @@ def test_traced_modules_tell_their_options(
     for model in (traced, loaded):
         same(convert.from_torch(model, "0"), convert.from_torch(module))
         assert convert.from_torch(model, "0", batch_first=False).batch_first is False
-    with pytest.raises(ValueError, match=r"traced\.pt: .*: a TorchScript file; .*torch\.jit\.load"):
+    with pytest.raises(ValueError, match=r"traced\.pt: .* a TorchScript file: .*torch\.jit\.load"):
         convert.from_torch(tmp_path / "traced.pt", "0")
 
 
@@ -894,15 +894,6 @@ def test_files_that_are_refused_say_what_to_do(torch: Any, tmp_path: pathlib.Pat
         )
         loaded = torch.load(path, weights_only=False)
         same(convert.from_torch(loaded), convert.from_torch(state_dict))
-    with path.open("wb") as file:
-        np.savez(file, **convert.from_torch(state_dict).state_dict())
-    refused(r"an \.npz file; pass numpy\.load\(path\)")
-    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    refused("an HDF5 file, .*from_keras")
-    path.write_bytes(b"GGUF" + bytes(100))
-    refused("a GGUF file")
-    make("gru").save(path)
-    refused(r"a safetensors file; give it a name that ends in \.safetensors")
     path.write_bytes(b"PK\x03\x04" + bytes(100))
     refused("")
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from tidegate.checks import Array
 from tidegate.convert import _hdf5
+from tidegate.convert._formats import HDF5, KERAS, ZIP, recognised, refuse_other
 from tidegate.convert._paths import check_regular_file
 from tidegate.convert._weights import listed
 
@@ -145,58 +146,13 @@ def read_layer(path: pathlib.Path, name: str | None, class_names: Sequence[str])
 
 # ---- What a path is ------------------------------------------------------------------------------
 
-_RESAVE = "load it with the Keras or TensorFlow that wrote it, and save the model as .keras or .h5"
-_SIGNATURES = (
-    # Offset, bytes, what it is and what to do.
-    (4, b"TFL3", "a TensorFlow Lite model: use the Keras model that it was made from"),
-    (0, b"\x80", "a pickle, which is not loaded: " + _RESAVE),
-    (8, b"{", "a safetensors file: read it with from_torch or tidegate.load"),
-    (0, b"version https://git-lfs", "a Git LFS pointer: get the file itself with 'git lfs pull'"),
-    (0, b"{", "JSON, which has no weights: use the .keras, .h5 or .weights.h5 file beside it"),
-    (0, b"<", "a web page or XML: the download went wrong"),
-)
-
 
 def _check_kind(path: pathlib.Path) -> None:
     """Raises unless it is a regular file that begins as an HDF5 file or a zip archive does."""
-    meaning = _other_kind(path)
-    if meaning is None:
-        check_regular_file("layer_or_path", path)
-        with path.open("rb") as file:
-            head = file.read(64)
-        if head.startswith((_hdf5.SIGNATURE, b"PK\x03\x04")):
-            return
-        for offset, signature, known in _SIGNATURES:
-            if head.startswith(signature, offset):
-                meaning = known
-                break
-        else:
-            raise ValueError(f"{path}: not a file of Keras: neither a zip archive nor HDF5")
-    raise ValueError(f"{path}: not a file of Keras, but {meaning}")
-
-
-def _other_kind(path: pathlib.Path) -> str | None:
-    """What names, and files beside it, say; None if they say nothing."""
-    if path.is_dir():
-        if any((path / f"saved_model.{suffix}").exists() for suffix in ("pb", "pbtxt")):
-            return f"a SavedModel folder of TensorFlow: {_RESAVE}"
-        if (path / "model.weights.h5").exists():
-            return "an unpacked .keras archive: zip the files in it into one .keras file"
-        if (path / "checkpoint").exists() or any(path.glob("*.index")):
-            return f"a folder of TensorFlow checkpoints: {_RESAVE}"
-    elif path.name in ("saved_model.pb", "saved_model.pbtxt"):
-        return f"a part of a SavedModel folder of TensorFlow: {_RESAVE}"
-    elif path.suffix == ".index" or re.search(r"\.data-\d+-of-\d+$", path.name):
-        return f"a part of a TensorFlow checkpoint: {_RESAVE}"
-    elif path.with_name(path.name + ".index").exists():
-        return f"a TensorFlow checkpoint: {_RESAVE}"
-    else:
-        # As Keras names the shards of weights; their index lies beside them.
-        shard = re.fullmatch(r"(.*)_\d{5}\.weights\.h5", path.name)
-        indices = [f"{shard[1]}{suffix}" for suffix in (".weights.json", ".json")] if shard else []
-        if any(path.with_name(index).exists() for index in indices):
-            return "a shard of weights: save the whole with model.save_weights('name.weights.h5')"
-    return None
+    refuse_other(path, "a file of Keras", own=(HDF5, KERAS, ZIP))
+    check_regular_file("layer_or_path", path)
+    if recognised(path) is None:
+        raise ValueError(f"{path}: not a file of Keras: neither a zip archive nor HDF5")
 
 
 # ---- An open file --------------------------------------------------------------------------------
@@ -273,22 +229,12 @@ def _unpack(file: _File, stream: BinaryIO) -> BinaryIO:
     with zipfile.ZipFile(stream) as archive:
         missing = [name for name in _LARGEST_MEMBER if name not in archive.NameToInfo]
         if missing:
-            raise ValueError(f"a zip archive without {missing[0]}{_other_archive(archive)}")
+            raise ValueError(f"a zip archive without {missing[0]}")
         size = stream.seek(0, io.SEEK_END)
         members = {name: _member(archive, name, size) for name in _LARGEST_MEMBER}
     file.version = str(_object(members["metadata.json"]).get("keras_version", ""))
     file.config = _object(members["config.json"])
     return io.BytesIO(members["model.weights.h5"])
-
-
-def _other_archive(archive: zipfile.ZipFile) -> str:
-    """What else an archive is, and what to do, for a message."""
-    names = archive.namelist()
-    if any(name.endswith(".npy") for name in names):
-        return ", but with arrays as in an .npz file: pass those to keras_lstm or keras_gru"
-    if any(name.endswith("data.pkl") for name in names):
-        return ", but one of PyTorch: read it with from_torch"
-    return ""
 
 
 def _member(archive: zipfile.ZipFile, name: str, archive_size: int) -> bytes:

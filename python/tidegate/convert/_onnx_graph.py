@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tidegate.convert._onnx_files import other_format
+from tidegate.convert._formats import ONNX, refuse_other
 from tidegate.convert._paths import check_regular_file
 from tidegate.convert._weights import import_extra, listed
 
@@ -306,6 +306,4 @@ def load(path_or_model: object, path: pathlib.Path | None) -> Model:
 
 
 def _refuse_other_format(path: pathlib.Path) -> None:
-    found = other_format(path)
-    if found is not None:
-        raise ValueError(f"{path}: not an ONNX model, but {found}")
+    refuse_other(path, "an ONNX model", own=(ONNX,))

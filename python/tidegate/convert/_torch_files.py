@@ -9,7 +9,6 @@ import json
 import pathlib
 import re
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tidegate.checks import Array
+from tidegate.convert._formats import PICKLE, TORCH, ZIP, refuse_other
 from tidegate.convert._paths import check_regular_file
 from tidegate.convert._weights import import_extra, listed
 from tidegate.files import TensorFile
@@ -48,6 +48,8 @@ def read_checkpoint(path: pathlib.Path) -> Mapping[Any, Any]:
     """
     if path.is_dir():
         return _read_folder(path)
+    if not path.exists():
+        _refuse_other_format(path)
     check_regular_file("module_or_state_dict", path)
     if path.name.endswith(".json"):
         return _read_index(path)
@@ -103,9 +105,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
 
 
 def _read_torch(path: pathlib.Path) -> Mapping[Any, Any]:
-    kind = _other_format(path)
-    if kind:
-        raise ValueError(f"{path}: not a file of weights of torch.save: {kind}")
+    _refuse_other_format(path)
     torch = import_extra("torch", "torch")
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is worth one is an error below
@@ -120,6 +120,10 @@ def _read_torch(path: pathlib.Path) -> Mapping[Any, Any]:
     return loaded
 
 
+def _refuse_other_format(path: pathlib.Path) -> None:
+    refuse_other(path, "a file of weights of torch.save", own=(TORCH, PICKLE, ZIP))
+
+
 def _reason(message: str) -> str:
     """What torch.load says, with its hint, and what to do about it."""
     refused = re.search(r"WeightsUnpickler error: (.*?)(\n\n|$)", message, re.DOTALL)
@@ -132,42 +136,6 @@ def _reason(message: str) -> str:
         f"it holds more than tensors: {hint} Or, if you trust the file, pass what "
         "torch.load(path, weights_only=False) returns instead of the path."
     )
-
-
-def _other_format(path: pathlib.Path) -> str:
-    """What a file is that torch.load cannot read, and what reads it; empty if nothing is known."""
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "an HDF5 file, as Keras writes; tidegate.convert.from_keras reads Keras's"
-    if start.startswith(b"GGUF"):
-        return "a GGUF file"
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
-        return "a safetensors file; give it a name that ends in .safetensors"
-    if path.suffix.lower() in (".onnx", ".ort"):
-        return "an ONNX model; tidegate.convert.from_onnx reads .onnx files"
-    return _kind_of_archive(path) if start.startswith(b"PK") else ""
-
-
-def _kind_of_archive(path: pathlib.Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
-        return ""  # torch.load says what is wrong with it
-    ends = {name.partition("/")[2] for name in names}
-    if "constants.pkl" in ends:
-        return "a TorchScript file; if you trust it, pass torch.jit.load(path) instead of the path"
-    if "archive_format" in ends or "models/model.json" in ends:
-        return (
-            "a file of torch.export; if you trust it, pass torch.export.load(path).state_dict "
-            "instead of the path"
-        )
-    if names and all(name.endswith(".npy") for name in names):
-        return "an .npz file; pass numpy.load(path) instead of the path"
-    if "config.json" in names and "metadata.json" in names:
-        return "a .keras file, which tidegate.convert.from_keras reads"
-    return ""
 
 
 # ---- Shards --------------------------------------------------------------------------------------
@@ -254,20 +222,11 @@ def _read_folder(folder: pathlib.Path) -> Mapping[Any, Any]:
             raise ValueError(f"{folder}: pass the path of one of its files: {names}")
         if shards:
             return _read_shards(folder, shards)
+    refuse_other(folder, "a folder of PyTorch weights", own=())
     raise ValueError(
-        f"{folder}: got a folder without PyTorch weights (*{SAFETENSORS}, *.bin){_kind_of(folder)}"
+        f"{folder}: got a folder without PyTorch weights (*{SAFETENSORS}, *.bin); pass the path of "
+        "a file"
     )
-
-
-def _kind_of(folder: pathlib.Path) -> str:
-    if (folder / "saved_model.pb").exists():
-        return ": a TensorFlow SavedModel"
-    if (folder / ".metadata").exists():
-        return (
-            ": if it is a checkpoint of torch.distributed.checkpoint, "
-            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save makes one file of it"
-        )
-    return "; pass the path of a file"
 
 
 def _read_shards(folder: pathlib.Path, shards: Iterable[pathlib.Path]) -> dict[str, Any]:

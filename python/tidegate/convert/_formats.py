@@ -1,0 +1,191 @@
+"""What a file or folder of weights is, whatever its name says, and what reads it.
+
+The converters recognise each other's formats and what else is mistaken for theirs, so that a
+refusal says what to do.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import zipfile
+from collections.abc import Container
+from dataclasses import dataclass
+
+_HEADER_BYTES = 64
+# The safetensors format limits its description of the tensors to this.
+_LONGEST_DESCRIPTION = 100_000_000
+# Suffixes of text; the parsers of some of them in the onnx package recurse without a limit.
+_TEXTS = (".onnxtxt", ".onnxtext", ".onnxjson", ".json", ".textproto", ".txtpb", ".prototxt")
+_TENSORFLOW = (
+    "load it with the Keras or TensorFlow that wrote it and save the model as .keras or .h5, which "
+    "from_keras reads; or convert it with tf2onnx (python -m tf2onnx.convert) for from_onnx"
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a path holds.
+
+    Attributes:
+        name: a noun phrase, "a TorchScript file".
+        advice: what to do with it.
+    """
+
+    name: str
+    advice: str
+
+
+HDF5 = Format("an HDF5 file", "from_keras reads it if Keras wrote it")
+KERAS = Format("a .keras file", "from_keras reads it")
+ZIP = Format("a zip archive", "from_keras reads .keras files, from_torch files of torch.save")
+PICKLE = Format("a pickle", "from_torch reads it if torch.save wrote it")
+TORCH = Format("a file of torch.save", "from_torch reads it")
+ONNX = Format("an ONNX model", "from_onnx reads it")
+SAFETENSORS = Format(
+    "a safetensors file",
+    "tidegate.load reads what tidegate.save wrote, from_torch all others, by a name that ends in "
+    ".safetensors",
+)
+
+_KERAS_FOLDER = Format(
+    "an unpacked .keras archive", "zip the files in it into one .keras file for from_keras"
+)
+_KERAS_SHARD = Format(
+    "a shard of Keras weights", "save the whole with model.save_weights('name.weights.h5')"
+)
+_TORCHSCRIPT = Format(
+    "a TorchScript file", "if you trust it, pass torch.jit.load(path) to from_torch"
+)
+_TORCH_EXPORT = Format(
+    "a file of torch.export",
+    "if you trust it, pass torch.export.load(path).state_dict to from_torch",
+)
+_NPZ = Format(
+    "an .npz file",
+    "numpy.load(path) reads its arrays, which from_torch takes as a state_dict, and keras_lstm and "
+    "onnx_lstm one by one",
+)
+_TEXT = Format(
+    "text, from which no weights are read",
+    "use the .keras, .h5 or .weights.h5 file beside a Keras model's JSON; pass onnx.load(path) of "
+    "ONNX's text formats to from_onnx",
+)
+_FROZEN_GRAPH = Format("another protobuf, such as a frozen graph of TensorFlow", _TENSORFLOW)
+_SAVED_MODEL = Format("a SavedModel folder of TensorFlow", _TENSORFLOW)
+_SAVED_MODEL_PART = Format("a part of a SavedModel folder of TensorFlow", _TENSORFLOW)
+_CHECKPOINT_FOLDER = Format("a folder of TensorFlow checkpoints", _TENSORFLOW)
+_CHECKPOINT_PREFIX = Format("the prefix of a TensorFlow checkpoint", _TENSORFLOW)
+_CHECKPOINT_PART = Format("a part of a TensorFlow checkpoint", _TENSORFLOW)
+_DISTRIBUTED = Format(
+    "a folder with a .metadata file, as a checkpoint of torch.distributed.checkpoint",
+    "make one file of it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save for "
+    "from_torch",
+)
+
+# Bytes at an offset.
+_SIGNATURES = (
+    (0, b"\x89HDF\r\n\x1a\n", HDF5),
+    (0, b"\x80", PICKLE),
+    (4, b"ORTM", Format("a model in ONNX Runtime's .ort format", "use the .onnx file behind it")),
+    (4, b"TFL3", Format("a TensorFlow Lite model", "use the model that it was made from")),
+    (0, b"GGUF", Format("a GGUF file", "use the model that it was made from")),
+    (0, b"\x1f\x8b", Format("compressed by gzip", "unpack it first")),
+    (
+        0,
+        b"version https://git-lfs",
+        Format("a Git LFS pointer", "get the file itself with git lfs pull"),
+    ),
+    (0, b"<", Format("a web page or XML", "download the file itself")),
+    (0, b"{", _TEXT),
+)
+
+
+def refuse_other(path: pathlib.Path, wanted: str, own: Container[Format]) -> None:
+    """Raises if a path holds a known format that is not one of `own`.
+
+    Args:
+        path: of anything, or of nothing: the prefix of a checkpoint is no file.
+        wanted: what was expected, "an ONNX model".
+        own: the formats that the caller reads, or refuses with more detail.
+
+    Raises:
+        ValueError: it does; the message names it and says what to do.
+        OSError: the file cannot be read.
+    """
+    found = recognised(path)
+    if found is not None and found not in own:
+        raise ValueError(f"{path}: not {wanted}, but {found.name}: {found.advice}")
+
+
+def recognised(path: pathlib.Path) -> Format | None:
+    """What a path holds, by its name, the files beside it and its first bytes; None: unknown.
+
+    Special files, which may block or be endless, are not opened.
+    """
+    if path.is_dir():
+        return _of_folder(path)
+    if not path.exists():
+        is_prefix = path.with_name(path.name + ".index").is_file()
+        return _CHECKPOINT_PREFIX if is_prefix else None
+    if not path.is_file():
+        return None
+    return _of_name(path) or _of_content(path) or (ONNX if path.suffix == ".onnx" else None)
+
+
+def _of_folder(path: pathlib.Path) -> Format | None:
+    if any((path / f"saved_model.{suffix}").is_file() for suffix in ("pb", "pbtxt")):
+        return _SAVED_MODEL
+    if (path / "model.weights.h5").is_file():
+        return _KERAS_FOLDER
+    if (path / "checkpoint").is_file() or any(path.glob("*.index")):
+        return _CHECKPOINT_FOLDER
+    return _DISTRIBUTED if (path / ".metadata").is_file() else None
+
+
+def _of_name(path: pathlib.Path) -> Format | None:
+    if path.name in ("saved_model.pb", "saved_model.pbtxt"):
+        return _SAVED_MODEL_PART
+    if path.suffix in (".index", ".meta") or re.search(r"\.data-\d+-of-\d+$", path.name):
+        return _CHECKPOINT_PART
+    if path.suffix == ".pb":
+        return _FROZEN_GRAPH
+    if path.suffix in _TEXTS:
+        return _TEXT
+    # As Keras names the shards of weights; their index lies beside them.
+    shard = re.fullmatch(r"(.*)_\d{5}\.weights\.h5", path.name)
+    indices = [f"{shard[1]}{suffix}" for suffix in (".weights.json", ".json")] if shard else []
+    return _KERAS_SHARD if any(path.with_name(index).exists() for index in indices) else None
+
+
+def _of_content(path: pathlib.Path) -> Format | None:
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if header.startswith(b"PK\x03\x04"):
+        return _of_archive(path)
+    for offset, signature, kind in _SIGNATURES:
+        if header.startswith(signature, offset):
+            return kind
+    is_description = header[8:9] == b"{"
+    if is_description and int.from_bytes(header[:8], "little") <= _LONGEST_DESCRIPTION:
+        return SAFETENSORS
+    return None
+
+
+def _of_archive(path: pathlib.Path) -> Format:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
+        return ZIP  # the reader of the format says what is wrong with it
+    if "config.json" in names and "metadata.json" in names:
+        return KERAS
+    if names and all(name.endswith(".npy") for name in names):
+        return _NPZ
+    # PyTorch's members lie in a folder of the archive.
+    members = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in members:
+        return _TORCHSCRIPT
+    if "archive_format" in members or "models/model.json" in members:
+        return _TORCH_EXPORT
+    return TORCH if "data.pkl" in members else ZIP
