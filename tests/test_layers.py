@@ -335,6 +335,20 @@ def test_lengths_that_are_no_sequence(rng):
         layer(x, lengths=[-1, *[1] * (N - 1)])
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_other_layout_is_pointed_out(batch_first: bool) -> None:
+    layer = tg.LSTM(3, 4, batch_first=batch_first)
+    x = np.zeros((5, 2, 3) if batch_first else (2, 5, 3), np.float32)  # T 2, N 5
+    hint = f"; if x is .*, the layer needs batch_first={not batch_first}"
+    states = np.zeros((2, 1, 2, 4), np.float32)
+    with pytest.raises(ValueError, match=rf"^state\[0\]: got shape \(1, 2, 4\), wanted .*{hint}"):
+        layer(x, (states[0], states[1]))
+    with pytest.raises(ValueError, match=rf"^lengths: got shape \(2,\), wanted .*{hint}"):
+        layer(x, lengths=[1, 1])
+    with pytest.raises(ValueError, match=r"^lengths: got shape \(3,\), wanted \(5,\)$"):
+        layer(x, lengths=[1, 1, 1])
+
+
 def test_no_lengths_for_no_rows():
     layer = make("gru")
     y, _ = layer(np.zeros((T, 0, layer.input_size), np.float32), lengths=[])

@@ -116,10 +116,11 @@ Input<T> sequence_input(const py::array& array, Layout layout) {
 
 template <class T>
 Input<T> read_state_array(const char* argument, const py::object& object, Layout layout, Index rows,
-                          Index batch, Index features) {
+                          Index batch, Index features, Index steps) {
   if (!object) return {};
   const py::array array = read_array<T>(argument, object);
-  check_shape(argument, array, layout.state(rows, batch, features));
+  const Index got = array.ndim() == 3 ? array.shape(1) : 0;
+  check_shape(argument, array, layout.state(rows, batch, features), layout.hint(got, steps, batch));
   const py::array memory = readable<T>(array);
   return {array, memory, state_view<const T>(memory, layout)};
 }
@@ -149,7 +150,9 @@ std::vector<Index> read_lengths(py::handle object, Layout layout, Index steps, I
                          ", wanted integers");
   }
   check_unmasked("lengths", array);
-  check_shape("lengths", array, layout.batched ? Shape{batch} : Shape{});
+  const Index got = array.ndim() == 1 ? array.shape(0) : 0;
+  check_shape("lengths", array, layout.batched ? Shape{batch} : Shape{},
+              layout.hint(got, steps, batch));
   // A uint64 beyond int64 wraps to a negative number, which is refused as well.
   using Integers = py::array_t<Index, py::array::c_style | py::array::forcecast>;
   const auto integers = Integers::ensure(array);
@@ -259,7 +262,7 @@ MaskView read_reset(py::handle object, Layout layout, Index steps, Index batch) 
 #define TIDEGATE_INSTANTIATE(T)                                                               \
   template Input<T> sequence_input<T>(const py::array&, Layout);                              \
   template Input<T> read_state_array<T>(const char*, const py::object&, Layout, Index, Index, \
-                                        Index);                                               \
+                                        Index, Index);                                        \
   template Input<T> read_packed<T>(const char*, py::handle, const Packing&, Index);           \
   template Input<T> read_sequence<T>(const char*, py::handle, Layout, Index, Index, Index);
 TIDEGATE_INSTANTIATE(float)

@@ -48,10 +48,11 @@ struct Input {
 template <class T>
 Input<T> sequence_input(const py::array& array, Layout layout);
 
-// A state or gradient of shape (L*D, N, features) in the layout, or null (then all is empty).
+// A state or gradient of shape (L*D, N, features) in the layout, or null (then all is empty). It
+// stands beside an x of `steps`; 0: beside none.
 template <class T>
 Input<T> read_state_array(const char* argument, const py::object& object, Layout layout, Index rows,
-                          Index batch, Index features);
+                          Index batch, Index features, Index steps = 0);
 
 // A sequence of known shape, or None (then all is empty).
 template <class T>

@@ -118,6 +118,12 @@ Shape Layout::mask(Index steps, Index batch) const {
   return {steps, batch};
 }
 
+std::string Layout::hint(Index rows, Index steps, Index batch) const {
+  if (!batched || rows != steps || steps == batch) return "";
+  return batch_first ? "; if x is (T, N, I), the layer needs batch_first=False"
+                     : "; if x is (N, T, I), the layer needs batch_first=True";
+}
+
 void fail_memory(const std::string& message) {
   PyErr_SetString(PyExc_MemoryError, message.c_str());
   throw py::error_already_set();
@@ -130,9 +136,10 @@ void fail_shape(const char* argument, const py::array& got, const std::string& w
                         std::string(py::str(got.attr("shape"))) + ", wanted " + wanted);
 }
 
-void check_shape(const char* argument, const py::array& got, const Shape& wanted) {
+void check_shape(const char* argument, const py::array& got, const Shape& wanted,
+                 const std::string& hint) {
   if (got.ndim() != wanted.ndim() || !std::equal(wanted.begin(), wanted.end(), got.shape())) {
-    fail_shape(argument, got, wanted.text());
+    fail_shape(argument, got, wanted.text() + hint);
   }
 }
 

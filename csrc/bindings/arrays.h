@@ -44,6 +44,9 @@ struct Layout {
   Shape sequence(Index steps, Index batch, Index features) const;
   Shape state(Index rows, Index batch, Index features) const;
   Shape mask(Index steps, Index batch) const;
+  // What to add to the refusal of an array of `rows` rows beside x of `steps` and `batch`: where x
+  // would have as many rows in the other layout, what to do. Empty otherwise.
+  std::string hint(Index rows, Index steps, Index batch) const;
 };
 
 // f(), whose memory depends on what `got()` describes, as "batch: got 7": where memory cannot hold
@@ -65,7 +68,8 @@ auto with_memory_for(const Got& got, const F& f) {
 // Python's name of the type of `object`, for messages.
 std::string type_name(py::handle object);
 [[noreturn]] void fail_shape(const char* argument, const py::array& got, const std::string& wanted);
-void check_shape(const char* argument, const py::array& got, const Shape& wanted);
+void check_shape(const char* argument, const py::array& got, const Shape& wanted,
+                 const std::string& hint = "");
 
 // ValueError if `array` is a numpy.ma one with masked elements: its mask would be ignored.
 void check_unmasked(const char* argument, py::handle array);

@@ -111,8 +111,11 @@ class Call {
   void read_initial(py::handle state) {
     const StateObjects given = read_state(config_, "state", state);
     const Index rows = state_rows(config_);
-    h_0_ = read_state_array<T>(given.h_name, given.h, layout, rows, batch, config_.state_size());
-    c_0_ = read_state_array<T>(given.c_name, given.c, layout, rows, batch, config_.hidden_size);
+    const Index x_steps = packing ? 0 : steps;
+    h_0_ = read_state_array<T>(given.h_name, given.h, layout, rows, batch, config_.state_size(),
+                               x_steps);
+    c_0_ = read_state_array<T>(given.c_name, given.c, layout, rows, batch, config_.hidden_size,
+                               x_steps);
     h_0_name_ = given.h_name;
     c_0_name_ = given.c_name;
     inputs.x = x_.view;
