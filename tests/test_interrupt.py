@@ -100,6 +100,21 @@ def test_training_ends():
     assert_same_bits(layer.backward(tape, y).params.flat, wanted)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_products_end(num_threads):
+    # One row, read again and again; by itself each call takes some tenths of a second.
+    layer = tg.Linear(4000, 100, seed=0)
+    x = np.broadcast_to(np.full(4000, 0.1, np.float32), (300_000, 4000))
+    with pytest.raises(Stop), alarm(stop):
+        layer(x, num_threads)
+    layer = tg.Linear(2000, 2000, seed=0)
+    x = np.full((4000, 2000), 0.1, np.float32)
+    y, tape = layer.forward(x)
+    with pytest.raises(Stop), alarm(stop):
+        layer.backward(tape, y, num_threads)
+    assert_same_bits(layer(x[:3], num_threads), y[:3])
+
+
 def test_a_handler_that_returns_changes_nothing():
     layer = tg.LSTM(64, 64, 2, seed=0)
     x = np.full((10_000, 8, 64), 0.1, np.float32)

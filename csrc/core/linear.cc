@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "core/float_control.h"
+#include "core/interruption.h"
 #include "core/memory.h"
 #include "core/panels.h"
 #include "core/parameter_store.h"
@@ -20,6 +21,19 @@ namespace {
 // in L1 or L2 while the pieces' panels pass.
 constexpr Index kPieceRows = 96;
 constexpr Index kPieceBytes = 32 * 1024;
+
+// Multiply-adds between two questions whether the call ends early: a tenth of a second where they
+// are slowest.
+constexpr Index kPieceProducts = Index{1} << 27;
+// Sides of a piece of dW: what the kernel packs of the left one at a time, and as much of the right
+// one as makes that negligible.
+constexpr Index kPieceLeft = 384;
+constexpr Index kPieceRight = 4096;
+
+// As many rows as whole blocks of a gradient's sums hold, at least one block.
+constexpr Index whole_blocks(Index rows) {
+  return std::max<Index>(1, rows / kOuterSumBlock) * kOuterSumBlock;
+}
 
 // A thread takes at least this many rows before outputs are divided instead: fewer make small
 // tiles.
@@ -87,17 +101,20 @@ class LinearWeights {
   mutable Buffer backward_memory_;
 };
 
-// y = x * weights + bias, for some rows and slices of outputs.
+// y = x * weights + bias, for some rows and slices of outputs, unless the call ends early.
 template <class T>
 void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<const T> x,
-              Rows<T> y, Range rows, Range slices) {
+              Rows<T> y, Range rows, Range slices, Interruption& interruption) {
   constexpr Index kPieceElements = kPieceBytes / static_cast<Index>(sizeof(T));
   alignas(Arena::kAlignment) T accumulators[kPieceElements];
-  const Index piece_rows = std::min(kPieceRows, rows.size());
-  if (piece_rows <= 0) return;
-  const Index piece_slices = kPieceElements / (piece_rows * kernels.width);
+  if (rows.size() <= 0) return;
+  const Index most_elements = std::clamp(kPieceProducts / std::max<Index>(1, product.depth),
+                                         Index{kernels.width}, kPieceElements);
+  const Index piece_rows = std::min({kPieceRows, rows.size(), most_elements / kernels.width});
+  const Index piece_slices = most_elements / (piece_rows * kernels.width);
   for (Index slice = slices.begin; slice < slices.end; slice += piece_slices) {
     for (Index row = rows.begin; row < rows.end; row += piece_rows) {
+      if (interruption.requested()) return;
       PhaseCall<T> call;
       call.rows = std::min(piece_rows, rows.end - row);
       call.slice_begin = slice;
@@ -118,11 +135,50 @@ void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<c
 // The part of a thread: some of the rows, or, where they are few, some of the outputs.
 template <class T>
 void multiply_part(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<const T> x,
-                   Rows<T> y, Index rows, int thread, int threads) {
+                   Rows<T> y, Index rows, int thread, int threads, Interruption& interruption) {
   const Index slices = slice_count(product.units, kernels.width);
   const bool by_rows = rows >= kFewRows * threads || slices < threads;
   multiply(kernels, product, x, y, by_rows ? part_of(rows, thread, threads) : Range{0, rows},
-           by_rows ? Range{0, slices} : part_of(slices, thread, threads));
+           by_rows ? Range{0, slices} : part_of(slices, thread, threads), interruption);
+}
+
+// left^T * right, unless the call ends early. Pieces end where blocks of the sums do: they change
+// no bit.
+template <class T>
+void multiply_outer(const Kernels<T>& kernels, const OuterCall<T>& whole,
+                    Interruption& interruption) {
+  for (Index m = 0; m < whole.left_columns; m += kPieceLeft) {
+    for (Index n = 0; n < whole.right_columns; n += kPieceRight) {
+      OuterCall<T> call = whole;
+      call.left.base += m;
+      call.left_columns = std::min(kPieceLeft, whole.left_columns - m);
+      call.right.base += n;
+      call.right_columns = std::min(kPieceRight, whole.right_columns - n);
+      call.result.base += m * whole.result.stride + n;
+      const Index depth = whole_blocks(kPieceProducts / (call.left_columns * call.right_columns));
+      for (Index k = 0; k < whole.depth || k == 0; k += depth) {
+        if (interruption.requested()) return;
+        call.depth = std::min(depth, whole.depth - k);
+        call.resume = k > 0;
+        kernels.outer(call);
+        call.left.base += depth * whole.left.stride;
+        call.right.base += depth * whole.right.stride;
+      }
+    }
+  }
+}
+
+// The sums of `columns` columns, likewise.
+template <class T>
+void sum_rows(const Kernels<T>& kernels, Rows<const T> rows, Index count, Index columns, T* sums,
+              Interruption& interruption) {
+  if (columns <= 0) return;
+  const Index piece = whole_blocks(kPieceProducts / columns);
+  for (Index r = 0; r < count || r == 0; r += piece) {
+    if (interruption.requested()) return;
+    kernels.sum_rows({rows.base + r * rows.stride, rows.stride, nullptr},
+                     std::min(piece, count - r), columns, sums, r > 0);
+  }
 }
 
 // Of a product of all rows; those of double count as two of float.
@@ -154,12 +210,15 @@ struct Linear<T>::Impl {
 
   void run(const LinearWeights<T>& weights, const T* x, Index x_stride, T* y, Index y_stride,
            Index rows, int threads) const {
-    ThreadLease lease(plan_product(float_flops<T>(rows, in_features, out_features), threads));
+    ThreadLease lease(
+        plan_even_work({.flops = float_flops<T>(rows, in_features, out_features)}, threads));
+    Interruption interruption;
     const FloatControl float_control;
     lease.run([&](int thread) {
       multiply_part<T>(weights.kernels(), weights.forward(), {x, x_stride, nullptr},
-                       {y, y_stride, nullptr}, rows, thread, lease.size());
+                       {y, y_stride, nullptr}, rows, thread, lease.size(), interruption);
     });
+    interruption.finish();
   }
 
   const Index in_features;
@@ -236,8 +295,10 @@ std::unique_ptr<LinearTape<T>> Linear<T>::record(const T* x, Index x_stride, T* 
   auto tape =
       std::make_unique<typename LinearTape<T>::Impl>(impl_->weights(threads), rows, impl_->bias);
   const Index depth = impl_->in_features;
-  for (Index r = 0; r < rows; ++r)
+  Interruption interruption;
+  for (Index r = 0; r < rows && !interruption.requested(); ++r)
     std::copy(x + r * x_stride, x + r * x_stride + depth, tape->x + r * depth);
+  interruption.finish();
   impl_->run(*tape->weights, tape->x, depth, y, y_stride, rows, threads);
   return std::unique_ptr<LinearTape<T>>(new LinearTape<T>(std::move(tape)));
 }
@@ -278,18 +339,19 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
   const int threads = allowed_threads(num_threads);
   const PackedProduct<T>* const transposed = dx ? &impl_->weights->backward(threads) : nullptr;
   const double products = (dx ? 1 : 0) + (dparameters ? 1 : 0);
-  ThreadLease lease(plan_product(products * float_flops<T>(rows, in, out), threads));
+  ThreadLease lease(plan_even_work({.flops = products * float_flops<T>(rows, in, out)}, threads));
   T* scratch = nullptr;
   const Buffer memory([&](Arena& arena) {
     if (dparameters) scratch = arena.take<T>(lease.size(), kernels.outer_scratch);
   });
   const Rows<const T> dy_rows = {dy, dy_stride, nullptr};
+  Interruption interruption;
   const FloatControl float_control;
   lease.run([&](int thread) {
     const auto part = [&](Index size) { return part_of(size, thread, lease.size()); };
     if (dx) {
       multiply_part<T>(kernels, *transposed, dy_rows, {dx, dx_stride, nullptr}, rows, thread,
-                       lease.size());
+                       lease.size(), interruption);
     }
     if (!dparameters) return;
     // Threads divide the longer side of dW.
@@ -303,12 +365,13 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
     call.right_columns = inputs.size();
     call.result = {dparameters + outputs.begin * in + inputs.begin, in, nullptr};
     call.scratch = scratch + thread * kernels.outer_scratch;
-    kernels.outer(call);
+    multiply_outer(kernels, call, interruption);
     if (!impl_->bias) return;
     const Range sums = part(out);
-    kernels.sum_rows({dy + sums.begin, dy_stride, nullptr}, rows, sums.size(),
-                     dparameters + out * in + sums.begin, false);
+    sum_rows<T>(kernels, {dy + sums.begin, dy_stride, nullptr}, rows, sums.size(),
+                dparameters + out * in + sums.begin, interruption);
   });
+  interruption.finish();
 }
 
 template class Linear<float>;

@@ -227,17 +227,22 @@ std::string CostModel::explain(int threads, const Machine& machine, const Correc
   return line;
 }
 
-bool product_may_pay(double flops, int threads, double fma_rate) {
-  const double serial = flops / fma_rate;
+double EvenWork::least_serial_nanoseconds(double fma_rate) const {
+  return flops / fma_rate + bytes / kNearReadRate;
+}
+
+bool EvenWork::may_pay(int threads, double fma_rate) const {
+  const double serial = least_serial_nanoseconds(fma_rate);
   return threads > 1 && kStart + serial / threads < kWorthwhile * serial;
 }
 
-int product_threads(double flops, int threads, const Machine& machine) {
-  const double serial = flops / (machine.fma_rate * kSustained);
+int EvenWork::best_threads(int threads, const Machine& machine) const {
+  const double arithmetic = flops / (machine.fma_rate * kSustained);
   int best = 1;
-  double best_price = serial;
+  double best_price = arithmetic + bytes / machine.read_rate(bytes, 1);
   for (int count = 2; count <= threads; ++count) {
-    const double time = kStart + (count - 2) * kStartThread + serial / machine.speedup(count);
+    const double time = kStart + (count - 2) * kStartThread + arithmetic / machine.speedup(count) +
+                        bytes / count / machine.read_rate(bytes, count);
     const double price = time * price_of(count);
     if (price < best_price) best = count, best_price = price;
   }

@@ -99,10 +99,19 @@ inline Plan make_plan(const Call& call, int threads, const Machine& machine,
   return CostModel(call).best_plan(threads, machine, corrections);
 }
 
-// The same for a plain product, whose parts are even and need no barrier: whether to ask at all,
-// and the threads that `flops` float flops are worth.
-bool product_may_pay(double flops, int threads, double fma_rate);
-int product_threads(double flops, int threads, const Machine& machine);
+// Work that any number of threads divide evenly, without a barrier: a product, or a pass over
+// arrays.
+struct EvenWork {
+  double flops = 0;  // of multiply-adds in float; other arithmetic counts by the time that it takes
+  double bytes = 0;  // read and written, each access counted
+
+  // One thread's time if all bytes lie in the nearest cache.
+  double least_serial_nanoseconds(double fma_rate) const;
+  // Whether several threads could pay if the machine divided the work perfectly. Quick.
+  bool may_pay(int threads, double fma_rate) const;
+  // The threads, at most `threads`, that it is worth.
+  int best_threads(int threads, const Machine& machine) const;
+};
 
 }  // namespace tidegate
 

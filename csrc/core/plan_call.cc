@@ -185,19 +185,20 @@ PlannedCall plan_again(const Call& call, int threads, const PlannedCall& before)
   return planned(make_plan(call, threads, machine, learnt), call_class, before.begin);
 }
 
-int plan_product(double flops, int threads) {
+int plan_even_work(const EvenWork& work, int threads) {
   if (threads <= 1) return 1;
   if (forces()) return threads;
   const double fma_rate = fma_rate_now();
-  if (!product_may_pay(flops, threads, fma_rate)) return 1;
+  if (!work.may_pay(threads, fma_rate)) return 1;
   const std::int64_t now = nanoseconds_now();
   if (const int processors = processors_at(now); processors > 0)
     threads = std::min(threads, processors);
-  const int best = product_threads(flops, threads, machine_now(threads));
+  const int best = work.best_threads(threads, machine_now(threads));
   const int ready = threads_ready();
-  if (best <= ready || flops / fma_rate >= kLong) return best;
-  // A short product does not wait until more threads are awake: they will be for one of the next.
-  if (follows_another(flops / fma_rate, now)) wake_threads(best);
+  const double least = work.least_serial_nanoseconds(fma_rate);
+  if (best <= ready || least >= kLong) return best;
+  // Short work does not wait until more threads are awake: they will be for one of the next calls.
+  if (follows_another(least, now)) wake_threads(best);
   return std::max(1, std::min(best, ready));
 }
 

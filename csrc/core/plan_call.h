@@ -30,8 +30,8 @@ PlannedCall plan_call(const Call& call, int threads, const WeightsMemory& weight
 // The same, if just `threads` of the planned threads were available. Neither measures nor wakes.
 PlannedCall plan_again(const Call& call, int threads, const PlannedCall& planned);
 
-// The threads, at most `threads`, for a plain product of this many float flops. May wake threads.
-int plan_product(double flops, int threads);
+// The threads, at most `threads`, for such work. May wake threads.
+int plan_even_work(const EvenWork& work, int threads);
 
 }  // namespace tidegate
 

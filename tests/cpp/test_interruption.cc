@@ -207,6 +207,49 @@ TEST(training_calls_end) {
   select_division("auto");
 }
 
+TEST(products_end) {
+  set_num_threads(4);
+  // Some tenths of a second of arithmetic: `run` has long sums, `backward` many rows.
+  constexpr Index kRows = 60'000, kIn = 4096, kOut = 64;
+  Linear<float> layer(kIn, kOut);
+  const std::vector<float> values(static_cast<std::size_t>(layer.parameter_count()), 0.5f);
+  layer.write_parameters(0, values.data(), layer.parameter_count());
+  const std::vector<float> row(kIn, 0.25f);
+  std::vector<float> y(static_cast<std::size_t>(kRows * kOut));
+  const auto run = [&](Index rows, int threads) {
+    layer.run(row.data(), 0, y.data(), kOut, rows, threads);
+  };
+  Linear<float> narrow(kOut, kOut);
+  const std::vector<float> x(y.size(), 1.0f);
+  const auto tape = narrow.record(x.data(), kOut, y.data(), kOut, kRows, 1);
+  std::vector<float> dx(y.size()), gradient(static_cast<std::size_t>(narrow.parameter_count()));
+  const auto backward = [&](int threads) {
+    tape->backward(x.data(), kOut, dx.data(), kOut, gradient.data(), threads);
+  };
+  backward(1);
+  const std::vector<float> wanted = gradient;
+  for (const int threads : {1, 2, 3}) {
+    {
+      Polls polls;
+      const InterruptPoll poll(&Polls::ask, &polls);
+      // Only where it was polled: a fast machine may be ready before.
+      const bool ended = interrupted([&] { run(kRows, threads); });
+      CHECK(ended == (polls.asked == 1));
+    }
+    {
+      Polls polls;
+      const InterruptPoll poll(&Polls::ask, &polls);
+      bool ended = false;
+      while (polls.asked == 0) ended = interrupted([&] { backward(threads); });
+      CHECK(ended);
+    }
+    run(1, threads);
+    CHECK(y[0] == 0.5f * 0.25f * kIn + 0.5f);
+    backward(threads);
+    CHECK(gradient == wanted);
+  }
+}
+
 TEST(a_stream_keeps_its_state) {
   set_num_threads(2);
   const Problem problem(false);

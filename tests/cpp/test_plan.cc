@@ -217,6 +217,26 @@ TEST(threads_that_share_a_core_are_not_used) {
     CHECK(is_serial(forward_plan(lstm(256), 50, batch, machine, 2)));
 }
 
+TEST(even_work_is_divided_where_its_bytes_or_its_arithmetic_pay) {
+  for (const Machine& machine : {zen3(), zen4(), emerald_rapids(2), arm_server()}) {
+    const auto threads_for = [&](const EvenWork& work) { return work.best_threads(2, machine); };
+    CHECK(threads_for({.bytes = 20'000}) == 1);
+    CHECK(threads_for({.flops = 20'000}) == 1);
+    CHECK(threads_for({.bytes = 30'000'000}) == 2);
+    CHECK(threads_for({.flops = 30'000'000}) == 2);
+    CHECK(!EvenWork{.bytes = 20'000}.may_pay(2, machine.fma_rate));
+    CHECK(EvenWork{.bytes = 30'000'000}.may_pay(2, machine.fma_rate));
+    CHECK(!EvenWork{.bytes = 30'000'000}.may_pay(1, machine.fma_rate));
+  }
+  // Half of the bytes come from each processor's own cache: less than half of the time.
+  CHECK((EvenWork{.bytes = 2'000'000}.best_threads(2, emerald_rapids(2)) == 2));
+  // More processors, more threads; no gain from a shared core's arithmetic.
+  CHECK((EvenWork{.bytes = 30'000'000}.best_threads(16, arm_server()) > 2));
+  Machine shared = zen4();
+  shared.team[1].speedup = 1.1;
+  CHECK((EvenWork{.flops = 30'000'000}.best_threads(2, shared) == 1));
+}
+
 TEST(a_division_that_ran_slow_is_left_and_tried_again) {
   const Config config = gru(512);
   const Call call = {config, Work::step, 1, 1, sizeof(float)};
