@@ -69,6 +69,46 @@ def test_a_call_ends(lstm, x, out, num_threads):
     assert_same_bits(lstm(x[:3])[0], lstm(x[:3], num_threads=1)[0])
 
 
+def wide(rows, features):
+    """Rows of a step that takes seconds by itself, in little memory."""
+    return np.broadcast_to(np.full(features, 0.1, np.float32), (rows, features))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("cell", [tg.LSTM, tg.GRU])
+def test_a_call_of_one_step_ends(cell, num_threads):
+    layer = cell(2000, 64, seed=0)
+    x = wide(100_000, 2000)[np.newaxis]
+    out = np.full((1, 100_000, 64), 7, np.float32)
+    with pytest.raises(Stop), alarm(stop):
+        layer(x, out=out, num_threads=num_threads)
+    assert ended_early(out[0])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_backward_call_of_one_step_ends(num_threads):
+    layer = tg.GRU(256, 64, seed=0)
+    x = wide(30_000, 256)[np.newaxis]
+    y, _, tape = layer.forward(x)
+    dy = np.ones_like(y)
+    wanted = layer.backward(tape, dy)
+    for seconds in (0.02, 0.1):
+        with contextlib.suppress(Stop), alarm(stop, seconds):
+            for _ in range(1000):
+                layer.backward(tape, dy, num_threads=num_threads)
+            pytest.fail("no call has ended")
+    again = layer.backward(tape, dy, num_threads=num_threads)
+    assert_same_bits(again.x, wanted.x)
+    assert_same_bits(again.params.flat, wanted.params.flat)
+
+
+def test_a_wide_step_of_a_stream_ends():
+    stream = tg.GRU(2000, 64, seed=0).stream(100_000)
+    with pytest.raises(Stop), alarm(stop):
+        stream.step(wide(100_000, 2000))
+    assert not stream.state.any()
+
+
 def test_ctrl_c_ends_a_call(lstm, x, out):
     with pytest.raises(KeyboardInterrupt), alarm(lambda: os.kill(os.getpid(), signal.SIGINT)):
         lstm(x, out=out)

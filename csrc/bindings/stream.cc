@@ -160,9 +160,21 @@ class TypedStream final : public Stream {
   void advance(const T* x, Index x_stride, T* y, Index y_stride, Steps steps) {
     stream_.renew();
     const double cost = steps.rows ? stream_.step_cost(steps.count) : step_cost_;
+    if (cost >= kLongStep && !steps.rows) return run_step(x, x_stride, y, y_stride, cost);
     without_gil(cost, [&] {
       stream_.step(x, x_stride, y, y_stride, steps.rows, steps.count, kThreadsInForce);
     });
+  }
+
+  // The same step by `run`, which can end early, since it keeps the state before it.
+  void run_step(const T* x, Index x_stride, T* y, Index y_stride, double cost) {
+    View<const T> input = view(x, 1, batch(), input_size_);
+    input.stride[1] = x_stride;
+    View<T> output = view(y, 1, batch(), output_size_);
+    output.stride[1] = y_stride;
+    with_memory_for(
+        [&] { return "batch: got " + std::to_string(batch()); },
+        [&] { without_gil(cost, [&] { stream_.run(input, output, kThreadsInForce); }); });
   }
 
   // A step whose arguments are anything but plain: says what is wrong with them, or copes.
@@ -185,6 +197,7 @@ class TypedStream final : public Stream {
   }
 
   static constexpr int kThreadsInForce = 0;
+  static constexpr double kLongStep = 100e6;  // nanoseconds
 
   tidegate::Stream<T> stream_;
   const Index input_size_;

@@ -5,13 +5,16 @@
 // large products.
 #include "core/backward.h"
 
+#include "core/pieces.h"
+
 namespace tidegate {
 
 namespace {
 
 constexpr Index kChunkRows =
     512;  // long sums amortise the tiles' loads and stores; dgates stay in a large L2 or L3
-constexpr Index kDxRows = 96;  // rows of dx at once: their accumulators stay in L2
+constexpr Index kDxRows = 96;             // rows of dx at once: their accumulators stay in L2
+constexpr Index kPointwiseProducts = 32;  // the time of a unit's derivatives, as multiply-adds
 
 }  // namespace
 
@@ -109,8 +112,7 @@ class WalkBack {
   // This thread's rows of a buffer of all sorted rows, or of a step in a chunk's.
   template <class U>
   Rows<U> from(Rows<U> rows, Index first = 0) const {
-    return rows ? Rows<U>{rows.base + (first + first_row_) * rows.stride, rows.stride, nullptr}
-                : rows;
+    return rows_from(rows, first + first_row_);
   }
   template <class U>
   static Rows<U> column(Rows<U> rows, Index j) {
@@ -160,7 +162,8 @@ class WalkBack {
     call.accumulators_slice_stride = kernels_.width;
     call.resume = add;
     call.finish = false;
-    kernels_.phase[kLinear](call);
+    run_rows(kernels_.phase[kLinear], call, depth * slices.size() * kernels_.width,
+             share_.interruption());
   }
 
   void back_through_projection(Range rows, Rows<T> dh, Index first) {
@@ -194,7 +197,8 @@ class WalkBack {
     call.dpeephole = from(scratch_.dpeephole_chunk, first);
     call.reset_h = from(scratch_.reset_h_chunk, first);
     call.dreset_h = from(scratch_.dreset_h);
-    kernels_.backward[cell_.phases[p].kind](call);
+    run_rows(kernels_.backward[cell_.phases[p].kind], call, kPointwiseProducts * hidden_,
+             share_.interruption());
   }
 
   // The gradient by what phase p's recurrent weights multiply.
@@ -277,7 +281,9 @@ class WalkBack {
   void input_gradient(Index count) {
     const Rows<T> dgates = column(scratch_.dgates_chunk, cell_.x.first * hidden_);
     const Range rows = share_.part(count);
+    Interruption* const interruption = share_.interruption();
     for (Index first = rows.begin; first < rows.end; first += kDxRows) {
+      if (interruption && interruption->requested()) return;
       PhaseCall<T> call;
       call.rows = std::min(kDxRows, rows.end - first);
       call.slice_end = slice_count(inputs_, kernels_.width);
@@ -306,7 +312,7 @@ class WalkBack {
     call.result = {run_.dparameters + offset + part.begin * columns, columns, nullptr};
     call.resume = resume;
     call.scratch = outer_;
-    kernels_.outer(call);
+    run_outer(kernels_, call, share_.interruption());
   }
 
   // The same for gates [window), gates whose blocks stand one after the other in the weight
@@ -326,8 +332,8 @@ class WalkBack {
 
   void sum_columns(Rows<const T> rows, Index count, Index columns, Index offset, bool resume) {
     const Range part = share_.part(columns);
-    kernels_.sum_rows(column(rows, part.begin), count, part.size(),
-                      run_.dparameters + offset + part.begin, resume);
+    run_sum_rows<T>(kernels_, column(rows, part.begin), count, part.size(),
+                    run_.dparameters + offset + part.begin, resume, share_.interruption());
   }
 
   void parameter_gradients(Index count, bool resume) {

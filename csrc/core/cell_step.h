@@ -3,6 +3,7 @@
 #ifndef TIDEGATE_CORE_CELL_STEP_H_
 #define TIDEGATE_CORE_CELL_STEP_H_
 
+#include "core/pieces.h"
 #include "core/share.h"
 #include "core/states.h"
 #include "core/weights.h"
@@ -87,13 +88,12 @@ class CellStep {
            Index first_accumulator_row, Index saved_gate_stride)
       : kernels_(weights.kernels()),
         cell_(weights.cell()),
+        interruption_(share.interruption()),
         inputs_(config.layer_input_size(layer)),
         has_projection_(config.proj_size > 0) {
     const DirectionWeights<T>& packed = weights.direction(layer, direction);
     const Index width = kernels_.width;
-    const auto from = [&](Rows<T> rows) {
-      return rows ? Rows<T>{rows.base + first_row * rows.stride, rows.stride, nullptr} : rows;
-    };
+    const auto from = [&](Rows<T> rows) { return rows_from(rows, first_row); };
     const Range slices = share.slices(config.hidden_size, width);
     for (int p = 0; p < cell_.phase_count; ++p) {
       const PhaseSpec& phase = cell_.phases[p];
@@ -115,6 +115,8 @@ class CellStep {
       call.saved_gate_stride = saved_gate_stride;
       call.peephole = packed.peephole;
       call.activations = config.chosen_activations();
+      row_products_[p] =
+          phase.gates.count * slices.size() * width * (inputs_ + config.state_size());
       call.reset_h = from(scratch.reset_h);
       call.z = from(scratch.z);
       if (share.awaits_above() && call.h.depth <= kSumGroup) {
@@ -162,7 +164,7 @@ class CellStep {
       call.accumulators = accumulators_[p];
       call.resume = false;
       call.finish = false;
-      kernels_.phase[cell_.phases[p].kind](call);
+      run_rows(kernels_.phase[cell_.phases[p].kind], call, row_products_[p], interruption_);
     }
   }
 
@@ -196,7 +198,8 @@ class CellStep {
     projection_.accumulators = step.h_next;
     projection_.h_next.base = step.h_next;
     projection_.y.base = step.y;
-    kernels_.phase[kLinear](projection_);
+    run_rows(kernels_.phase[kLinear], projection_, projection_.units * projection_.x.depth,
+             interruption_);
   }
 
  private:
@@ -225,7 +228,7 @@ class CellStep {
       call.finish = true;
     }
     if (awaits) share.await_above_if_by_units();
-    kernel(call);
+    run_rows(kernel, call, row_products_[p], interruption_);
     call.h_begin = 0;
   }
 
@@ -233,10 +236,12 @@ class CellStep {
 
   const Kernels<T>& kernels_;
   const CellSpec& cell_;
+  Interruption* const interruption_;
   const Index inputs_;
   const bool has_projection_;
   T* accumulators_[kMaxPhases] = {};
   Early early_[kMaxPhases];
+  Index row_products_[kMaxPhases] = {};  // multiply-adds of a row, at most
   PhaseCall<T> calls_[kMaxPhases];
   PhaseCall<T> projection_;
 };

@@ -30,6 +30,12 @@ class Interruption {
     return std::this_thread::get_id() == caller_ && --countdown_ <= 0 && look();
   }
 
+  // The same between pieces of work that take milliseconds: looks at the clock each time.
+  bool requested_now() noexcept {
+    if (possible() && std::this_thread::get_id() == caller_) countdown_ = 1;
+    return requested();
+  }
+
   // For the calling thread, when the others have left: throws Interrupted if it was requested.
   void finish() const {
     if (requested_.load(std::memory_order_relaxed)) throw Interrupted();

@@ -10,6 +10,7 @@
 #include "core/memory.h"
 #include "core/panels.h"
 #include "core/parameter_store.h"
+#include "core/pieces.h"
 #include "core/plan_call.h"
 #include "core/threads.h"
 
@@ -21,19 +22,6 @@ namespace {
 // in L1 or L2 while the pieces' panels pass.
 constexpr Index kPieceRows = 96;
 constexpr Index kPieceBytes = 32 * 1024;
-
-// Multiply-adds between two questions whether the call ends early: a tenth of a second where they
-// are slowest.
-constexpr Index kPieceProducts = Index{1} << 27;
-// Sides of a piece of dW: what the kernel packs of the left one at a time, and as much of the right
-// one as makes that negligible.
-constexpr Index kPieceLeft = 384;
-constexpr Index kPieceRight = 4096;
-
-// As many rows as whole blocks of a gradient's sums hold, at least one block.
-constexpr Index whole_blocks(Index rows) {
-  return std::max<Index>(1, rows / kOuterSumBlock) * kOuterSumBlock;
-}
 
 // A thread takes at least this many rows before outputs are divided instead: fewer make small
 // tiles.
@@ -140,45 +128,6 @@ void multiply_part(const Kernels<T>& kernels, const PackedProduct<T>& product, R
   const bool by_rows = rows >= kFewRows * threads || slices < threads;
   multiply(kernels, product, x, y, by_rows ? part_of(rows, thread, threads) : Range{0, rows},
            by_rows ? Range{0, slices} : part_of(slices, thread, threads), interruption);
-}
-
-// left^T * right, unless the call ends early. Pieces end where blocks of the sums do: they change
-// no bit.
-template <class T>
-void multiply_outer(const Kernels<T>& kernels, const OuterCall<T>& whole,
-                    Interruption& interruption) {
-  for (Index m = 0; m < whole.left_columns; m += kPieceLeft) {
-    for (Index n = 0; n < whole.right_columns; n += kPieceRight) {
-      OuterCall<T> call = whole;
-      call.left.base += m;
-      call.left_columns = std::min(kPieceLeft, whole.left_columns - m);
-      call.right.base += n;
-      call.right_columns = std::min(kPieceRight, whole.right_columns - n);
-      call.result.base += m * whole.result.stride + n;
-      const Index depth = whole_blocks(kPieceProducts / (call.left_columns * call.right_columns));
-      for (Index k = 0; k < whole.depth || k == 0; k += depth) {
-        if (interruption.requested()) return;
-        call.depth = std::min(depth, whole.depth - k);
-        call.resume = k > 0;
-        kernels.outer(call);
-        call.left.base += depth * whole.left.stride;
-        call.right.base += depth * whole.right.stride;
-      }
-    }
-  }
-}
-
-// The sums of `columns` columns, likewise.
-template <class T>
-void sum_rows(const Kernels<T>& kernels, Rows<const T> rows, Index count, Index columns, T* sums,
-              Interruption& interruption) {
-  if (columns <= 0) return;
-  const Index piece = whole_blocks(kPieceProducts / columns);
-  for (Index r = 0; r < count || r == 0; r += piece) {
-    if (interruption.requested()) return;
-    kernels.sum_rows({rows.base + r * rows.stride, rows.stride, nullptr},
-                     std::min(piece, count - r), columns, sums, r > 0);
-  }
 }
 
 // Of a product of all rows; those of double count as two of float.
@@ -346,6 +295,7 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
   });
   const Rows<const T> dy_rows = {dy, dy_stride, nullptr};
   Interruption interruption;
+  Interruption* const possible = interruption.possible() ? &interruption : nullptr;
   const FloatControl float_control;
   lease.run([&](int thread) {
     const auto part = [&](Index size) { return part_of(size, thread, lease.size()); };
@@ -365,11 +315,11 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
     call.right_columns = inputs.size();
     call.result = {dparameters + outputs.begin * in + inputs.begin, in, nullptr};
     call.scratch = scratch + thread * kernels.outer_scratch;
-    multiply_outer(kernels, call, interruption);
+    run_outer(kernels, call, possible);
     if (!impl_->bias) return;
     const Range sums = part(out);
-    sum_rows<T>(kernels, {dy + sums.begin, dy_stride, nullptr}, rows, sums.size(),
-                dparameters + out * in + sums.begin, interruption);
+    run_sum_rows<T>(kernels, {dy + sums.begin, dy_stride, nullptr}, rows, sums.size(),
+                    dparameters + out * in + sums.begin, false, possible);
   });
   interruption.finish();
 }

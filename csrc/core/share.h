@@ -37,6 +37,7 @@ class Share {
         interruption_(interruption) {}
 
   Range rows() const { return rows_; }
+  Interruption* interruption() const { return interruption_; }
   // Of `live` sorted rows, this thread's.
   Range live_rows(Index live) const {
     const Index end = live < rows_.end ? live : rows_.end;

@@ -1,0 +1,114 @@
+// Kernel calls in pieces, between which the call may end early: a product with hundreds of
+// thousands of rows takes seconds. A piece ends where a row does, or a block of a gradient's sums,
+// so that pieces change no bit.
+#ifndef TIDEGATE_CORE_PIECES_H_
+#define TIDEGATE_CORE_PIECES_H_
+
+#include <algorithm>
+
+#include "core/interruption.h"
+#include "kernels/table.h"
+
+namespace tidegate {
+
+// Multiply-adds of a piece: some milliseconds, and a tenth of a second where they are slowest.
+constexpr Index kPieceProducts = Index{1} << 29;
+// Sides of a piece of a weight's gradient: what the kernel packs of the left operand at a time, and
+// as much of the right one as makes that negligible.
+constexpr Index kPieceLeft = 384;
+constexpr Index kPieceRight = 4096;
+
+// As many rows as whole blocks of a gradient's sums hold, at least one block.
+constexpr Index whole_blocks(Index rows) {
+  return std::max<Index>(1, rows / kOuterSumBlock) * kOuterSumBlock;
+}
+
+// The rows from number `first` on; absent rows stay absent.
+template <class T>
+Rows<T> rows_from(Rows<T> rows, Index first) {
+  if (rows.table) return {rows.base, rows.stride, rows.table + first};
+  return rows.base ? Rows<T>{rows.base + first * rows.stride, rows.stride, nullptr} : rows;
+}
+
+// Moves the operands of a call, so that its first row is what was number `first`.
+template <class T>
+void skip_rows(PhaseCall<T>& call, Index first) {
+  for (Rows<const T>* rows : {&call.x.rows, &call.h.rows, &call.h_prev, &call.c_prev})
+    *rows = rows_from(*rows, first);
+  for (Rows<T>* rows : {&call.h_next, &call.c_next, &call.y, &call.saved, &call.reset_h, &call.z}) {
+    *rows = rows_from(*rows, first);
+  }
+  for (T** tiles : {&call.accumulators, &call.partial_sums}) {
+    if (*tiles) *tiles += first * call.accumulators_row_stride;
+  }
+}
+template <class T>
+void skip_rows(BackwardCall<T>& call, Index first) {
+  for (Rows<const T>* rows :
+       {&call.saved, &call.h_prev, &call.c_prev, &call.c_next, &call.dreset_h}) {
+    *rows = rows_from(*rows, first);
+  }
+  for (Rows<T>* rows :
+       {&call.dh, &call.dc, &call.dgates, &call.cell_output, &call.dpeephole, &call.reset_h}) {
+    *rows = rows_from(*rows, first);
+  }
+}
+
+// kernel(call), of rows that take about `row_products` multiply-adds each. If the call ends early,
+// some rows are left out. `interruption`: null if it never does.
+template <class Call>
+void run_rows(void (*kernel)(const Call&), const Call& call, Index row_products,
+              Interruption* interruption) {
+  if (interruption == nullptr) return kernel(call);
+  const Index most = std::max<Index>(1, kPieceProducts / std::max<Index>(1, row_products));
+  if (call.rows <= most) return kernel(call);
+  Call piece = call;
+  for (Index first = 0; first < call.rows && !interruption->requested_now(); first += most) {
+    piece.rows = std::min(most, call.rows - first);
+    kernel(piece);
+    skip_rows(piece, most);
+  }
+}
+
+// Kernels::outer, likewise.
+template <class T>
+void run_outer(const Kernels<T>& kernels, const OuterCall<T>& whole, Interruption* interruption) {
+  if (interruption == nullptr) return kernels.outer(whole);
+  // A table has no columns to begin at.
+  const Index right_columns = whole.right.table ? whole.right_columns : kPieceRight;
+  for (Index m = 0; m < whole.left_columns; m += kPieceLeft) {
+    for (Index n = 0; n < whole.right_columns; n += right_columns) {
+      OuterCall<T> call = whole;
+      call.left.base += m;
+      call.left_columns = std::min(kPieceLeft, whole.left_columns - m);
+      if (n > 0) call.right.base += n;
+      call.right_columns = std::min(right_columns, whole.right_columns - n);
+      call.result.base += m * whole.result.stride + n;
+      const Index depth = whole_blocks(kPieceProducts / (call.left_columns * call.right_columns));
+      for (Index k = 0; k < whole.depth || k == 0; k += depth) {
+        if (interruption->requested_now()) return;
+        call.depth = std::min(depth, whole.depth - k);
+        call.resume = whole.resume || k > 0;
+        kernels.outer(call);
+        call.left = rows_from(call.left, depth);
+        call.right = rows_from(call.right, depth);
+      }
+    }
+  }
+}
+
+// Kernels::sum_rows, likewise.
+template <class T>
+void run_sum_rows(const Kernels<T>& kernels, Rows<const T> rows, Index count, Index columns,
+                  T* sums, bool resume, Interruption* interruption) {
+  if (interruption == nullptr) return kernels.sum_rows(rows, count, columns, sums, resume);
+  const Index piece = whole_blocks(kPieceProducts / std::max<Index>(1, columns));
+  for (Index r = 0; (r < count || r == 0) && !interruption->requested_now(); r += piece) {
+    kernels.sum_rows(rows_from(rows, r), std::min(piece, count - r), columns, sums,
+                     resume || r > 0);
+  }
+}
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_PIECES_H_
