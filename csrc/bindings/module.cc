@@ -17,7 +17,9 @@ void prepare_unwinder() {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m) {
+// Free of the GIL: models and layers have locks of their own, a stream refuses a second thread, and
+// nothing else here is written after it was made.
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The C++ core of tidegate: use the classes of the package, which are made of these.";
   prepare_unwinder();
   tidegate::isa();  // a TIDEGATE_ISA that is unknown or unavailable fails the import, not the first
