@@ -595,6 +595,24 @@ def test_storages_that_are_too_small_are_refused(what, size):
         module(x, h_0)
 
 
+@every_kind
+def test_tensors_that_are_not_as_stored(kind):
+    module = getattr(tidegate.torch, kind)(IN, H)
+    x = torch._efficientzerotensor((T, N, IN))
+    with torch.no_grad():
+        assert_close(flat(module(x)), flat(module(torch.zeros(T, N, IN))))
+        module(x)  # keeps what it knows of the parameters' memory
+        bias = module.bias_hh_l0
+        bias.data = torch._neg_view(bias.data)
+        expected = getattr(nn, kind)(IN, H)
+        expected.load_state_dict(module.state_dict())
+        for _ in range(2):
+            assert_close(flat(module(x)), flat(expected(torch.zeros(T, N, IN))))
+        bias.fill_(-0.5)
+        expected.load_state_dict(module.state_dict())
+        assert_close(flat(module(x)), flat(expected(torch.zeros(T, N, IN))))
+
+
 # ---- What is refused -----------------------------------------------------------------------------
 
 

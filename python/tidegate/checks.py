@@ -14,6 +14,8 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from tidegate.tensors import is_tensor, values_of
+
 Array: TypeAlias = NDArray[Any]
 
 
@@ -140,12 +142,14 @@ def check_integers(name: str, values: ArrayLike | None) -> ArrayLike | None:
 
     Raises:
         TypeError: an element is no integer (True is none), or a tensor is on another device.
-        ValueError: an element does not fit into 64 bits.
+        ValueError: an element does not fit into 64 bits, or a tensor's storage is too small.
     """
     if values is None or isinstance(values, (np.ndarray, np.generic, int, str, bytes)):
         return values
     if isinstance(values, Sequence):
         elements: Sequence[object] = values
+    elif is_tensor(values):
+        return values_of(name, values).copy()
     elif hasattr(values, "__array__"):
         try:
             array = np.asarray(values)

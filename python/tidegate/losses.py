@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from tidegate.checks import Array, check_array, check_unmasked
+from tidegate.tensors import is_tensor, values_of
 
 __all__ = ["binary_cross_entropy", "mse", "softmax_cross_entropy"]
 
@@ -47,7 +48,7 @@ def softmax_cross_entropy(
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits: got shape {logits.shape}, wanted (..., C) with C >= 1")
     check_unmasked("targets", targets)
-    targets = np.asarray(targets)
+    targets = values_of("targets", targets) if is_tensor(targets) else np.asarray(targets)
     if targets.dtype.kind not in "iu":
         raise TypeError(f"targets: got dtype {targets.dtype}, wanted integers")
     if targets.shape != logits.shape[:-1]:

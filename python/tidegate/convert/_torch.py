@@ -28,6 +28,7 @@ from tidegate.convert._weights import (
 )
 from tidegate.layers import GRU, LSTM
 from tidegate.linear import Linear
+from tidegate.tensors import array_of, is_tensor, values_of
 
 if TYPE_CHECKING:
     import torch
@@ -488,9 +489,9 @@ def _as_array(name: str, value: Any) -> Any:
     """A tensor's values as an ndarray; what is no tensor is left for others to check."""
     if isinstance(value, Stored):
         return value.read()
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor):
+    if not is_tensor(value):
         return value
+    torch = sys.modules["torch"]
     if isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
         raise TypeError(f"{name}: got an uninitialised parameter; run the lazy module once before")
     if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
@@ -508,12 +509,9 @@ def _as_array(name: str, value: Any) -> Any:
             f"{name}: got a {value.dtype} tensor ({value.layout}, on {value.device}), wanted a "
             "dense one of floating point"
         )
-    tensor = value.detach().cpu()
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        tensor = tensor.float()
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name}: got dtype {tensor.dtype}, wanted float32, float64 or a half")
-    return tensor.numpy()
+    if value.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise TypeError(f"{name}: got dtype {value.dtype}, wanted float32, float64 or a half")
+    return values_of(name, value.detach().cpu())
 
 
 # ---- Back ----------------------------------------------------------------------------------------
@@ -565,6 +563,10 @@ def to_torch(layer: RecurrentLayer) -> torch.nn.LSTM | torch.nn.GRU:
         device="meta",  # without memory of its own: nothing is drawn
         **own,
     )
-    params = carried_parameters(layer)
-    module.load_state_dict({k: torch.from_numpy(v) for k, v in params.items()}, assign=True)
+    tensors = {}
+    for name, array in carried_parameters(layer).items():
+        dtype = getattr(torch, array.dtype.name)
+        tensors[name] = torch.empty(array.shape, dtype=dtype, device="cpu")
+        array_of(name, tensors[name])[...] = array
+    module.load_state_dict(tensors, assign=True)
     return module

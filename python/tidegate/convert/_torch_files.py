@@ -20,6 +20,7 @@ from tidegate.convert._formats import PICKLE, TORCH, ZIP, refuse_other
 from tidegate.convert._paths import check_regular_file
 from tidegate.convert._weights import import_extra, listed
 from tidegate.files import TensorFile
+from tidegate.tensors import from_bfloat16
 
 SAFETENSORS = ".safetensors"
 _INDEX = ".index.json"
@@ -84,9 +85,8 @@ class Stored:
             TypeError: it is not of floating point.
         """
         dtype, shape = self.file.dtype_and_shape(self.name)
-        if dtype == "BF16":  # the upper half of a float32
-            bits = self.file.raw(self.name).view(np.uint16)
-            return (bits.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        if dtype == "BF16":
+            return from_bfloat16(self.file.raw(self.name).view(np.uint16)).reshape(shape)
         if dtype not in ("F16", "F32", "F64"):
             hint = "; convert the float model, before quantisation" if dtype in _QUANTISED else ""
             raise TypeError(f"{self.name}: got dtype {dtype}, wanted F16, BF16, F32 or F64{hint}")

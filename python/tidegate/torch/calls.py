@@ -11,7 +11,8 @@ import torch
 
 from tidegate import _core
 from tidegate.checks import Array
-from tidegate.torch.memory import ALLOCATORS, DTYPES, array_of, tensor_of
+from tidegate.tensors import array_of
+from tidegate.torch.memory import ALLOCATORS, DTYPES, tensor_of
 from tidegate.torch.models import ModelKey
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)

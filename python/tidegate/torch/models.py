@@ -9,7 +9,8 @@ import torch
 
 from tidegate import _core
 from tidegate.checks import Array
-from tidegate.torch.memory import DTYPES, array_of
+from tidegate.tensors import array_of
+from tidegate.torch.memory import DTYPES
 
 _Refs: TypeAlias = list[weakref.ref[torch.Tensor]]
 
@@ -110,13 +111,12 @@ class Models:
         """The parameters' memory. Kept, since making the views takes as long as a short call."""
         kept_key, refs, marks, views = self._views
         found = [
-            (w.data_ptr(), w.shape, w.untyped_storage().nbytes(), w.is_contiguous())
-            for w in weights
+            (w.data_ptr(), w.shape, w.untyped_storage().nbytes(), _is_as_stored(w)) for w in weights
         ]
         if key == kept_key and found == marks and _are(weights, refs):
             return views
         views = _checked_views(model, weights)
-        if all(weight.is_contiguous() for weight in weights):  # else some views are copies
+        if all(map(_is_as_stored, weights)):  # else some views are copies
             self._views = key, [weakref.ref(weight) for weight in weights], found, views
         return views
 
@@ -138,6 +138,11 @@ def _checked_views(model: _core.Model, weights: list[torch.Tensor]) -> list[Arra
     return [
         array_of(name, weight.detach()).reshape(-1) for weight, (name, _, _) in zip(weights, specs)
     ]
+
+
+def _is_as_stored(weight: torch.Tensor) -> bool:
+    """Whether the memory is the values, one after another."""
+    return weight.is_contiguous() and not weight.is_neg()
 
 
 def _are(weights: list[torch.Tensor], refs: _Refs) -> bool:
