@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+import tidegate as tg
 from tidegate.params import ArrayStore, Gradients, Params
 
 SPECS = [("weight", (2, 3), 0), ("bias", (2,), 6)]
@@ -322,3 +323,12 @@ def test_a_layer_without_parameters_has_none():
     params.load_state_dict({})
     assert params.state_dict() == {}
     assert repr(params) == "Params(0 x float64)"
+
+
+def test_state_dicts_of_tensors_point_to_the_conversion():
+    torch = pytest.importorskip("torch")
+    state_dict = torch.nn.GRU(3, 4).state_dict()
+    with pytest.raises(TypeError, match=r"bias_hh_l0: got Tensor, .*; tidegate\.convert\.from_t"):
+        tg.GRU(3, 4).load_state_dict(state_dict)
+    with pytest.raises(ValueError, match=r"missing weight.*; tidegate\.convert\.from_torch "):
+        tg.Linear(3, 4).load_state_dict(state_dict)

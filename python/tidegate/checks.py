@@ -68,9 +68,18 @@ def check_array(
 
 
 def check_mapping(
-    name: str, value: object, wanted: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    name: str,
+    value: object,
+    wanted: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+    for_tensors: str = "",
 ) -> dict[str, Array]:
     """`value` as a dict of exactly these names, shapes and dtypes.
+
+    Args:
+        name: of the argument, for messages.
+        value: the argument.
+        wanted: shape and dtype of each name.
+        for_tensors: what messages advise if there are tensors of PyTorch among the values.
 
     Raises:
         TypeError: `value` is no mapping, or all that is wrong are dtypes.
@@ -93,7 +102,8 @@ def check_mapping(
             problems.append(problem)
     if problems:
         kind = TypeError if all(isinstance(p, TypeError) for p in problems) else ValueError
-        raise kind(f"{name}: " + "; ".join(str(problem) for problem in problems))
+        advice = f"; {for_tensors}" if for_tensors and any(map(is_tensor, given.values())) else ""
+        raise kind(f"{name}: " + "; ".join(str(problem) for problem in problems) + advice)
     return given
 
 

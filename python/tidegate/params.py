@@ -217,7 +217,12 @@ class Params(_NamedArrays):
                 problem.
         """
         wanted = {name: (shape, self.dtype) for name, shape in self.shapes.items()}
-        given = check_mapping("state_dict", state_dict, wanted)
+        given = check_mapping(
+            "state_dict",
+            state_dict,
+            wanted,
+            for_tensors="tidegate.convert.from_torch makes a layer of PyTorch's tensors",
+        )
         flat = np.empty(self._size, self.dtype)
         for name, (shape, offset) in self._specs.items():
             flat[offset : offset + math.prod(shape)] = given[name].reshape(-1)
