@@ -365,7 +365,16 @@ def test_configurations_for_files_without(h5py: Any, tmp_path: pathlib.Path) -> 
         "activation: got 'swish', which no layer has: wanted one of 'tanh', ", activation="swish"
     )
     refused("does not tell Keras's version: wanted", recurrent_activation="hard_sigmoid")
-    refused("config: got 'go_backward', which no recurrent layer of Keras has", go_backward=True)
+    leaky = {"module": "keras.layers", "class_name": "LeakyReLU", "config": {"alpha": 0.3}}
+    refused("activation: got LeakyReLU with {'alpha': 0.3}, which no layer has", activation=leaky)
+    function = {"module": "builtins", "class_name": "function", "config": "mine"}
+    refused("activation: got 'mine', which no layer has", activation=function)
+    refused("config: got 'go_backward', which no recurrent layer of Keras has$", go_backward=True)
+    refused(
+        "config: got 'class_name', 'config', .* a serialised layer, pass its 'config' alone",
+        class_name="GRU",
+        config={"units": 3},
+    )
     with pytest.raises(TypeError, match="config: got int"):
         convert.from_keras(path, config=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"config: .*keras3_bi_ave\.keras has one of its own"):

@@ -490,7 +490,11 @@ def _with_config(layer: LayerWeights, config: Mapping[str, Any] | None) -> Layer
         )
     unknown = _unknown(config)
     if unknown:
-        raise ValueError(f"config: got {listed(unknown)}, which no recurrent layer of Keras has")
+        whole = isinstance(config.get("config"), Mapping)  # as keras.layers.serialize writes it
+        advice = ": got a serialised layer, pass its 'config' alone" if whole else ""
+        raise ValueError(
+            f"config: got {listed(unknown)}, which no recurrent layer of Keras has{advice}"
+        )
     both = len(layer.weights) > 1
     class_name = "RNN" if "cell" in config else layer.class_name
     if both and "layer" not in config:
@@ -656,13 +660,21 @@ def _read_activation(option: str, value: Any, version: str) -> Activation:
             )
         return _HARD_SIGMOID if release < (3, 0) else _HARD_SIGMOID_3
     if not isinstance(value, str) or value not in _ACTIVATIONS:
-        shown = value.get("config", value) if isinstance(value, Mapping) else value
         raise ValueError(
-            f"{option}: got {shown!r}, which no layer has: wanted one of "
+            f"{option}: got {_shown(value)}, which no layer has: wanted one of "
             f"{listed((*_ACTIVATIONS, 'hard_sigmoid'))}; a layer with another must stay in Keras, "
             "or be trained again with one of these"
         )
     return _ACTIVATIONS[value]
+
+
+def _shown(activation: object) -> str:
+    """An activation for a message: its name, or an object's class and options."""
+    if not isinstance(activation, Mapping):
+        return repr(activation)
+    class_name, config = activation.get("class_name"), activation.get("config", activation)
+    # Functions are written as class_name="function" and their own name as config.
+    return repr(config) if class_name in (None, "function") else f"{class_name} with {config!r}"
 
 
 def _build(
