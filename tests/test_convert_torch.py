@@ -870,6 +870,28 @@ def test_nested_checkpoints(torch: Any, key: str, tmp_path: pathlib.Path) -> Non
     same(convert.from_torch(twice, "ema.shadow.1"), layer)
 
 
+def test_what_is_held_under_several_keys(torch: Any, tmp_path: pathlib.Path) -> None:
+    module = torch.nn.GRU(3, 4)
+    state_dict = module.state_dict(prefix="rnn.")
+    layer = convert.from_torch(module)
+    path = tmp_path / "model.pt"
+    checkpoint = {"model": state_dict, "best": state_dict, "deep": {"net": state_dict}}
+    torch.save(checkpoint, path)
+    for source in (path, checkpoint, {"model": module, "best": module, "deep": [{"net": module}]}):
+        stem = "" if isinstance(source, dict) and source["model"] is module else ".rnn"
+        for prefix in ("model", "best"):
+            same(convert.from_torch(source, prefix + stem), layer)
+        same(convert.from_torch(source, stem[1:]), layer)  # one thing, so not ambiguous
+    same(convert.from_torch(checkpoint, "deep.net.rnn"), layer)
+    with pytest.raises(ValueError, match=r"there are: 'model\.rnn\.', 'best\.rnn\.', 'deep\.net"):
+        convert.from_torch(path, "absent")
+    lists: Any = [{"epoch": 3}]
+    for _ in range(8):
+        lists = [lists] * 2000
+    with pytest.raises(ValueError, match="that there are: none"):
+        convert.from_torch({"lists": lists})
+
+
 def test_nested_checkpoints_without_weights(torch: Any) -> None:
     with pytest.raises(ValueError, match=r"are: none; the names that there are: 'epoch', 'args'"):
         convert.from_torch({"epoch": 3, "args": {"lr": 0.1}})
@@ -901,19 +923,24 @@ def test_files_that_are_refused_say_what_to_do(torch: Any, tmp_path: pathlib.Pat
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 def test_quantised_modules(torch: Any, tmp_path: pathlib.Path) -> None:
     nn = torch.nn
-    kinds = {nn.LSTM, nn.GRU, nn.Linear}
-    model = nn.Sequential(nn.LSTM(3, 4), nn.GRU(4, 4), nn.Linear(4, 4))
+    kinds = {nn.LSTM, nn.GRU, nn.Linear, nn.LSTMCell, nn.GRUCell}
+    model = nn.Sequential(
+        nn.LSTM(3, 4), nn.GRU(4, 4), nn.Linear(4, 4), nn.LSTMCell(3, 4), nn.GRUCell(3, 4)
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quantised = torch.ao.quantization.quantize_dynamic(model, kinds)
     except RuntimeError:
         pytest.skip("this PyTorch has no engine for quantised layers")
-    for prefix in "012":
+    for prefix in "01234":
         with pytest.raises(
-            ValueError, match=r"quantised ones, .* the float model .*: '0\.', '1\.', '2"
+            ValueError,
+            match=r"are: none; quantised ones, .* float model .*: '0\.', '1\.', '2.*'3\.', '4\.'$",
         ):
             convert.from_torch(quantised, prefix)
+    with pytest.raises(TypeError, match=r"^weight_ih: got a packed weight .* convert the float"):
+        convert.from_torch(quantised, "3._packed_")
     torch.save(quantised.state_dict(), tmp_path / "model.pt")
     with pytest.raises(
         ValueError, match=r"model\.pt: .*its weights are quantised; convert the float"

@@ -44,6 +44,8 @@ _QUANTISED = re.compile(
 )
 # Deeper nested checkpoints are not searched.
 _MAX_DEPTH = 8
+# As many entries are searched again under other keys of what holds them.
+_MAX_REPEATED = 100_000
 # Longer names are not searched for prefixes.
 _MAX_NAME = 1000
 
@@ -248,6 +250,7 @@ class _Holder:
 
     path: str
     values: Mapping[Any, Any]
+    identity: int  # the same at each path of one object
     module: Any = None
 
     def names(self, before: str) -> dict[str, str]:
@@ -265,6 +268,7 @@ class _Found:
     """Names behind the prefix, and values; their module, if there is one."""
 
     path: str
+    identity: int
     given: dict[str, Any]
     owner: Any
     recurrent: bool
@@ -284,7 +288,7 @@ def _find(where: str, source: Any, prefix: str, cell: str | None) -> _Found:
                 for candidate in candidates
                 if candidate is not None and (recurrent or cell or _may_be_plain(candidate))
             ]
-            if len(found) > 1:
+            if len({candidate.identity for candidate in found}) > 1:
                 paths = listed(candidate.path for candidate in found)
                 raise ValueError(
                     f"{where}: the prefix {prefix!r} is found under several keys, {paths}; put the "
@@ -296,27 +300,37 @@ def _find(where: str, source: Any, prefix: str, cell: str | None) -> _Found:
 
 
 def _holders(source: Any) -> Iterator[_Holder]:
-    """The source and the mappings and modules nested in it, the outer ones first."""
+    """The source and the mappings and modules nested in it, the outer ones first.
+
+    What is held under several keys comes once for each, up to a limit: lists that hold each other
+    many times over have more paths than can be tried.
+    """
     seen: set[int] = set()
-    waiting: deque[tuple[str, int, Any]] = deque([("", 0, source)])
+    repeated = 0
+    # With each value the ids of those around it: one of them again is a cycle.
+    waiting: deque[tuple[str, tuple[int, ...], Any]] = deque([("", (), source)])
     while waiting:
-        path, depth, value = waiting.popleft()
+        path, around, value = waiting.popleft()
+        values = value.state_dict() if _is_module(value) else value
         if id(value) in seen:
-            continue
+            repeated += 1 + len(values)
+            if repeated > _MAX_REPEATED:
+                continue
         seen.add(id(value))
         children: Any = ()
         if _is_module(value):
-            yield _Holder(path, value.state_dict(), value)
+            yield _Holder(path, values, id(value), value)
         elif isinstance(value, Mapping):
-            yield _Holder(path, value)
+            yield _Holder(path, values, id(value))
             # Other mappings may read a file for each value.
             children = value.items() if isinstance(value, dict) else ()
         else:
             children = enumerate(value)
+        within = (*around, id(value))
         for key, child in children:
             nested = isinstance(child, (dict, list, tuple)) or _is_module(child)
-            if nested and depth < _MAX_DEPTH:
-                waiting.append((f"{path}.{key}" if path else str(key), depth + 1, child))
+            if nested and len(within) <= _MAX_DEPTH and id(child) not in within:
+                waiting.append((f"{path}.{key}" if path else str(key), within, child))
 
 
 def _select(holder: _Holder, prefix: str, recurrent: bool, relative: bool) -> _Found | None:
@@ -335,7 +349,7 @@ def _select(holder: _Holder, prefix: str, recurrent: bool, relative: bool) -> _F
             if holder.module is not None:
                 owner = _owner(holder.module, prefix.removeprefix(before))
             given = {name: holder.values[key] for name, key in chosen.items()}
-            return _Found(holder.path, given, owner, recurrent)
+            return _Found(holder.path, holder.identity, given, owner, recurrent)
     return None
 
 
@@ -362,10 +376,12 @@ def _absent(where: str, holders: list[_Holder], prefix: str, cell: str | None) -
         for full in holder.names(holder.stem):
             if len(full) > _MAX_NAME:
                 continue
-            for pattern, found in ((parameter, prefixes), (_QUANTISED, quantised)):
+            # Quantised ones first: the packed weights of a cell end in a parameter's name.
+            for pattern, found in ((_QUANTISED, quantised), (parameter, prefixes)):
                 match = pattern.fullmatch(full)
                 if match:
                     found[match["prefix"]] = None
+                    break
     message = f"{where}: no {what} has the prefix {prefix!r}; "
     message += f"prefixes of those that there are: {listed(prefixes)}"
     if quantised:
@@ -490,6 +506,7 @@ def _as_array(name: str, value: Any) -> Any:
     if isinstance(value, Stored):
         return value.read()
     if not is_tensor(value):
+        _refuse_packed(name, value)
         return value
     torch = sys.modules["torch"]
     if isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
@@ -512,6 +529,16 @@ def _as_array(name: str, value: Any) -> Any:
     if value.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise TypeError(f"{name}: got dtype {value.dtype}, wanted float32, float64 or a half")
     return values_of(name, value.detach().cpu())
+
+
+def _refuse_packed(name: str, value: object) -> None:
+    """Raises if it is what quantised modules have instead of a weight."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.ScriptObject):
+        raise TypeError(
+            f"{name}: got a packed weight (a torch.ScriptObject), which is quantised; convert the "
+            "float model, before quantisation"
+        )
 
 
 # ---- Back ----------------------------------------------------------------------------------------
