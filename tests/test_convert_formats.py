@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import pathlib
 import pickle
 import zipfile
@@ -16,7 +18,15 @@ import pytest
 from tidegate import convert
 from tidegate.convert import _formats
 
-SAFETENSORS = (80).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}'
+# What torch.save writes first, if it does not write a zip archive.
+MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def safetensors(length: int) -> bytes:
+    return length.to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}'.ljust(length)
+
+
+SAFETENSORS = safetensors(80)
 
 
 def archive(*members: str) -> bytes:
@@ -33,10 +43,16 @@ def npz() -> bytes:
     return stream.getvalue()
 
 
+def npy() -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(3))
+    return stream.getvalue()
+
+
 LOADERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "onnx": (convert.from_onnx, "not an ONNX model, but "),
     "keras": (convert.from_keras, "not a file of Keras, but "),
-    "torch": (convert.from_torch, "not a file of weights of torch.save, but "),
+    "torch": (convert.from_torch, "not a file of weights of PyTorch, but "),
 }
 
 # A file's name, its content, what it is, what to do, and the converters that read such a file or
@@ -47,13 +63,33 @@ OTHERS: list[tuple[str, bytes, str, str, tuple[str, ...]]] = [
     ("m.gguf", b"GGUF\3\0\0\0", "a GGUF file", "use the model that", ()),
     ("m.h5", b"\x89HDF\r\n\x1a\n123", "an HDF5 file", "from_keras reads it", ("keras",)),
     ("m.bin", archive("config.json", "metadata.json"), "a .keras", "from_keras", ("keras",)),
-    ("cut.zip", b"PK\x03\x04123", "a zip archive", "from_keras reads .keras", ("keras", "torch")),
+    ("cut.zip", b"PK\x03\x04123", "a damaged or incomplete zip archive", "download it again", ()),
+    ("a.zip", archive("a"), "a zip archive", "from_torch files of torch.save", ("keras",)),
+    ("empty.zip", archive(), "a zip archive", "from_torch files of torch.save", ("keras",)),
     ("m.npz", npz(), "an .npz file", r"numpy\.load\(path\)", ()),
     ("m.pt", archive("m/data.pkl"), "a file of torch.save", "from_torch", ("torch",)),
-    ("old.pt", pickle.dumps(3), "a pickle", "from_torch reads it if", ("torch",)),
+    *(
+        (
+            f"old{k}.pt",
+            pickle.dumps(MAGIC, k),
+            "a file of torch.save",
+            "from_torch reads",
+            ("torch",),
+        )
+        for k in (2, 4)
+    ),
+    ("p.pt", pickle.dumps(3), "a pickle that torch.save did not", "a mapping of names", ()),
+    ("m.npy", npy(), "an .npy file", r"numpy\.load\(path\)", ()),
+    ("empty.pt", b"", "an empty file", "download it again", ()),
+    ("loss.pt", "épochs 3, loss 0.1\n".encode() * 30, "text", "the file of the weights", ()),
+    ("p0.pt", pickle.dumps([1], 0), "text", "the file of the weights", ()),
+    ("m.tar", b"model" + bytes(252) + b"ustar\0" + bytes(300), "a tar archive", "unpack", ()),
+    ("m.bz2", bz2.compress(b"weights"), "compressed by bzip2", "unpack", ()),
+    ("m.xz", lzma.compress(b"weights"), "compressed by xz", "unpack", ()),
     ("s.pt", archive("m/data.pkl", "m/constants.pkl"), "a TorchScript", r"torch\.jit\.load", ()),
     ("e.pt2", archive("m/archive_format", "m/data.pkl"), "a file of torch.export", "trust", ()),
     ("s.bin", SAFETENSORS, "a safetensors file", r"a name that ends in \.safetensors", ()),
+    ("s128.bin", safetensors(128), "a safetensors file", r"a name that ends in", ()),
     ("m.gz", gzip.compress(b"weights"), "compressed by gzip", "unpack", ()),
     ("lfs.bin", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS", "git lfs pull", ()),
     ("page.bin", b"<!DOCTYPE html>\n<html>", "a web page", "download the file", ()),
@@ -92,7 +128,7 @@ def test_folders(loader: str, tmp_path: pathlib.Path) -> None:
     if loader == "onnx":
         pytest.importorskip("onnx")
     load, beginning = LOADERS[loader]
-    beginning = beginning.replace("a file of weights of torch.save", "a folder of PyTorch weights")
+    beginning = beginning.replace("a file of weights of PyTorch", "a folder of PyTorch weights")
 
     def refused(what: str, *files: str) -> None:
         folder = tmp_path / files[0]

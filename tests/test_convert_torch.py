@@ -203,7 +203,10 @@ def test_safetensors(tmp_path: pathlib.Path) -> None:
         convert.from_torch(path)
     whole = path.read_bytes()
     for damaged, reason in (
-        (b"", "got 0 bytes, wanted a safetensors file"),
+        (b"", "not a file of weights of PyTorch, but an empty file"),
+        (b"\1", "got 1 bytes, wanted a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "not a file of .*, but a Git LFS p"),
+        (b"<!DOCTYPE html><html></html>", "not a file of .*, but a web page"),
         (b"\xff" * 64, "the header's length, 18446744073709551615, reaches beyond"),
         (whole[:-10], "header: .*data_offsets .* do not lie in"),
     ):
@@ -249,6 +252,79 @@ def test_shards(tmp_path: pathlib.Path) -> None:
     same(convert.from_torch(index, "rnn"), layer)
     with pytest.raises(ValueError, match=r"one of the 2 shards of model\.safetensors\.index\.json"):
         convert.from_torch(tmp_path / "part1.safetensors", "rnn")
+
+
+# Names of the first of two or three shards.
+SHARDS = [
+    "model-00001-of-00002.safetensors",
+    "model-1-of-3.safetensors",
+    "model_1_of_3.safetensors",
+    "model-01-of-03.safetensors",
+    "model-000001-of-000002.safetensors",
+    "model-00001-OF-00002.safetensors",
+    "model-rank-1-of-3.safetensors",
+    "model.rank1of2.safetensors",
+    "0-of-2.safetensors",
+    "pytorch_model-00001-of-00002.fp16.safetensors",
+]
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_names_of_shards(name: str, tmp_path: pathlib.Path) -> None:
+    numpy = pytest.importorskip("safetensors.numpy")
+    numpy.save_file(make("gru").state_dict(), tmp_path / name)
+    with pytest.raises(
+        ValueError, match=r"got shard \d of [23], .* or rename the file if it holds"
+    ):
+        convert.from_torch(tmp_path / name)
+    with pytest.raises(ValueError, match=r"got 1 of [23] shards: "):
+        convert.from_torch(tmp_path)
+    for whole in ("model-00001-of-00001.safetensors", "proof-3.safetensors"):
+        (tmp_path / name).rename(tmp_path / whole)
+        same(convert.from_torch(tmp_path / whole), make("gru"))
+        name = whole
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_an_index_without_one_of_the_shards(present: bool, tmp_path: pathlib.Path) -> None:
+    _, index = sharded(tmp_path)
+    text = index.read_text()
+    for k in (1, 2):
+        name = f"model-0000{k}-of-0000"
+        (tmp_path / f"{name}2.safetensors").rename(tmp_path / f"{name}3.safetensors")
+    index.write_text(text.replace("-of-00002", "-of-00003"))
+    if present:
+        (tmp_path / "model-00003-of-00003.safetensors").write_bytes(
+            (tmp_path / "model-00002-of-00003.safetensors").read_bytes()
+        )
+    for source in (index, tmp_path):
+        with pytest.raises(ValueError, match=r"index\.json: got 2 of 3 shards: 'model-00001-of"):
+            convert.from_torch(source, "rnn")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "weights.json"])
+@pytest.mark.parametrize("folder", ["", "sub/"])
+def test_where_an_index_may_be(name: str, folder: str, tmp_path: pathlib.Path) -> None:
+    layer, index = sharded(tmp_path)
+    weight_map = json.loads(index.read_text())["weight_map"]
+    index.unlink()
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for k in (1, 2):
+        shard = tmp_path / f"model-0000{k}-of-00002.safetensors"
+        shard.rename(tmp_path / folder / f"part{k}.safetensors")
+    places = {
+        key: f"{folder}part{1 + ('-00002-of' in s)}.safetensors" for key, s in weight_map.items()
+    }
+    (tmp_path / name).write_text(json.dumps({"weight_map": places}))
+    (tmp_path / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "a.json")
+    same(convert.from_torch(tmp_path / name, "rnn"), layer)
+    for k in (1, 2):
+        with pytest.raises(ValueError, match=rf"one of the 2 shards of {name}, which"):
+            convert.from_torch(tmp_path / folder / f"part{k}.safetensors", "rnn")
+    (tmp_path / folder / "part2.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"one of the 2 shards|part2\.safetensors' are not in its"):
+        convert.from_torch(tmp_path / folder, "rnn")
 
 
 def test_folders(tmp_path: pathlib.Path) -> None:
@@ -834,10 +910,16 @@ def test_files_of_torch_save(torch: Any, tmp_path: pathlib.Path) -> None:
         convert.from_torch(path)
     same(convert.from_torch(torch.load(path, weights_only=False)), layer)
     torch.save([1, 2], path)
-    with pytest.raises(ValueError, match=r"model\.pt: got list, wanted a state_dict"):
+    with pytest.raises(ValueError, match=r"model\.pt: got a list, wanted a state_dict, a mapping"):
         convert.from_torch(path)
-    path.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"model\.pt: not a file of weights"):
+    torch.save((3, module.state_dict()), path)
+    with pytest.raises(
+        ValueError, match=r"got a tuple, .*: pass torch\.load\(path, weights_only=True\)\[1\] inst"
+    ):
+        convert.from_torch(path)
+    same(convert.from_torch(torch.load(path, weights_only=True)[1]), layer)
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(ValueError, match=r"got a Tensor, .* save module\.state_dict"):
         convert.from_torch(path)
     with pytest.raises(FileNotFoundError):
         convert.from_torch(tmp_path / "absent.pt")
@@ -916,8 +998,20 @@ def test_files_that_are_refused_say_what_to_do(torch: Any, tmp_path: pathlib.Pat
         )
         loaded = torch.load(path, weights_only=False)
         same(convert.from_torch(loaded), convert.from_torch(state_dict))
-    path.write_bytes(b"PK\x03\x04" + bytes(100))
-    refused("")
+    torch.save({"state_dict": state_dict, "beside": os.system}, path)
+    refused(r"it holds more than tensors: .*posix\.system .*blocked\.$")
+
+    # No refusal of a global: unpickling by other means would not help.
+    torch.save(state_dict, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    same(convert.from_torch(path), convert.from_torch(state_dict))
+    for damaged in (whole[:-10], whole[:40], whole[:17] + b"\xff" * 40, b"\0\1\2" * 40):
+        path.write_bytes(damaged)
+        refused("it is damaged(?!.*weights_only=False).")
+    path.rename(tmp_path / "m.safetensors")
+    torch.save(state_dict, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"but a file of torch\.save: from_torch reads it, by any"):
+        convert.from_torch(tmp_path / "m.safetensors")
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")

@@ -553,7 +553,10 @@ def refused(path, message):
         (struct.pack("<Q", 2) + b"{}", "tidegate.format"),
         (struct.pack("<Q", 2) + b"{}abc", "the last 3 bytes of data belong to no tensor"),
         (struct.pack("<Q", 2) + b"[]", "wanted an object"),
-        (b"PK\x03\x04" + bytes(100), "reaches beyond"),
+        (b"PK\x03\x04" + bytes(100), "reaches beyond.*; it is a zip archive"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "reaches.*; it is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "reaches beyond.*; it is a web page"),
+        (b"\x1f\x8b\x08" + b"\xff" * 100, "reaches beyond.*; it is compressed by gzip"),
         (b"\x80\x04" + bytes(2000), 'header: byte 0: got "\\\\u0000", wanted an object'),
     ],
 )

@@ -50,6 +50,20 @@ constexpr DtypeBits kDtypes[] = {
     {"F64", 64}, {"C64", 64},
 };
 
+// What is often found in place of a file that was not downloaded, or by a wrong name.
+struct Foreign {
+  std::string_view beginning;
+  std::string_view what;
+};
+using namespace std::string_view_literals;
+constexpr Foreign kForeign[] = {
+    {"version https://git-lfs"sv, "a Git LFS pointer: get the file itself with git lfs pull"sv},
+    {"<"sv, "a web page or XML: download the file itself"sv},
+    {"PK\x03\x04"sv, "a zip archive"sv},
+    {"\x1f\x8b"sv, "compressed by gzip: unpack it first"sv},
+    {"\x89HDF\r\n\x1a\n"sv, "an HDF5 file"sv},
+};
+
 const DtypeBits* find_dtype(std::string_view dtype) {
   const auto* const found = std::find_if(std::begin(kDtypes), std::end(kDtypes),
                                          [&](DtypeBits known) { return known.name == dtype; });
@@ -104,6 +118,7 @@ Index element_bits(std::string_view dtype) {
 struct Safetensors::Impl {
   explicit Impl(std::string name_of_file) : name(std::move(name_of_file)) {}
 
+  std::string foreign() const;
   [[noreturn]] void fail(const std::string& reason) const {
     throw std::invalid_argument(as_utf8(name) + ": " + reason);
   }
@@ -154,6 +169,17 @@ void Safetensors::Impl::copy(Index offset, void* to, Index count) const {
   interruption.finish();
 }
 
+// The end of a message if the file begins as one of another format, else empty.
+std::string Safetensors::Impl::foreign() const {
+  std::string beginning(static_cast<std::size_t>(std::min<Index>(size, 32)), '\0');
+  copy(0, beginning.data(), static_cast<Index>(beginning.size()));
+  for (const Foreign& known : kForeign) {
+    if (beginning.compare(0, known.beginning.size(), known.beginning) == 0)
+      return "; it is " + std::string(known.what);
+  }
+  return "";
+}
+
 void Safetensors::Impl::read_header() {
   if (size < kLengthBytes)
     fail("got " + std::to_string(size) + " bytes, wanted a safetensors file, of at least 8");
@@ -161,7 +187,7 @@ void Safetensors::Impl::read_header() {
   copy(0, &length, kLengthBytes);
   if (length > static_cast<std::uint64_t>(size - kLengthBytes)) {
     fail("the header's length, " + std::to_string(length) + ", reaches beyond the file's " +
-         std::to_string(size) + " bytes");
+         std::to_string(size) + " bytes" + foreign());
   }
   if (length > static_cast<std::uint64_t>(kMaxSafetensorsHeader)) {
     fail("the header's length, " + std::to_string(length) + ", is above the limit of " +

@@ -6,13 +6,16 @@ refusal says what to do.
 
 from __future__ import annotations
 
+import codecs
 import pathlib
 import re
 import zipfile
 from collections.abc import Container
 from dataclasses import dataclass
 
-_HEADER_BYTES = 64
+_HEADER_BYTES = 512
+# torch.save begins with a pickled number, if it does not write a zip archive.
+_TORCH_PICKLE = re.compile(rb"\x80.(\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 # The safetensors format limits its description of the tensors to this.
 _LONGEST_DESCRIPTION = 100_000_000
 # Suffixes of text; the parsers of some of them in the onnx package recurse without a limit.
@@ -39,8 +42,7 @@ class Format:
 HDF5 = Format("an HDF5 file", "from_keras reads it if Keras wrote it")
 KERAS = Format("a .keras file", "from_keras reads it")
 ZIP = Format("a zip archive", "from_keras reads .keras files, from_torch files of torch.save")
-PICKLE = Format("a pickle", "from_torch reads it if torch.save wrote it")
-TORCH = Format("a file of torch.save", "from_torch reads it")
+TORCH = Format("a file of torch.save", "from_torch reads it, by any name but *.safetensors")
 ONNX = Format("an ONNX model", "from_onnx reads it")
 SAFETENSORS = Format(
     "a safetensors file",
@@ -61,6 +63,14 @@ _TORCH_EXPORT = Format(
     "a file of torch.export",
     "if you trust it, pass torch.export.load(path).state_dict to from_torch",
 )
+_DAMAGED_ZIP = Format("a damaged or incomplete zip archive", "copy or download it again")
+_PICKLE = Format(
+    "a pickle that torch.save did not write",
+    "pass the arrays in it to from_torch as a mapping of names, or save them by torch.save",
+)
+_NPY = Format(
+    "an .npy file", "numpy.load(path) reads its array; pass a mapping of names to from_torch"
+)
 _NPZ = Format(
     "an .npz file",
     "numpy.load(path) reads its arrays, which from_torch takes as a state_dict, and keras_lstm and "
@@ -71,6 +81,8 @@ _TEXT = Format(
     "use the .keras, .h5 or .weights.h5 file beside a Keras model's JSON; pass onnx.load(path) of "
     "ONNX's text formats to from_onnx",
 )
+_EMPTY = Format("an empty file", "copy or download it again")
+_OTHER_TEXT = Format("text, from which no weights are read", "use the file of the weights")
 _FROZEN_GRAPH = Format("another protobuf, such as a frozen graph of TensorFlow", _TENSORFLOW)
 _SAVED_MODEL = Format("a SavedModel folder of TensorFlow", _TENSORFLOW)
 _SAVED_MODEL_PART = Format("a part of a SavedModel folder of TensorFlow", _TENSORFLOW)
@@ -86,11 +98,16 @@ _DISTRIBUTED = Format(
 # Bytes at an offset.
 _SIGNATURES = (
     (0, b"\x89HDF\r\n\x1a\n", HDF5),
-    (0, b"\x80", PICKLE),
+    (0, b"\x80", _PICKLE),
+    (0, b"\x93NUMPY", _NPY),
     (4, b"ORTM", Format("a model in ONNX Runtime's .ort format", "use the .onnx file behind it")),
     (4, b"TFL3", Format("a TensorFlow Lite model", "use the model that it was made from")),
     (0, b"GGUF", Format("a GGUF file", "use the model that it was made from")),
     (0, b"\x1f\x8b", Format("compressed by gzip", "unpack it first")),
+    (0, b"BZh", Format("compressed by bzip2", "unpack it first")),
+    (0, b"\xfd7zXZ\0", Format("compressed by xz", "unpack it first")),
+    (0, b"\x28\xb5\x2f\xfd", Format("compressed by zstd", "unpack it first")),
+    (257, b"ustar", Format("a tar archive", "unpack it first")),
     (
         0,
         b"version https://git-lfs",
@@ -161,15 +178,28 @@ def _of_name(path: pathlib.Path) -> Format | None:
 def _of_content(path: pathlib.Path) -> Format | None:
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
-    if header.startswith(b"PK\x03\x04"):
-        return _of_archive(path)
-    for offset, signature, kind in _SIGNATURES:
-        if header.startswith(signature, offset):
-            return kind
+    if not header:
+        return _EMPTY
+    # A file of tensors first: its length in the first bytes may look like any signature.
     is_description = header[8:9] == b"{"
     if is_description and int.from_bytes(header[:8], "little") <= _LONGEST_DESCRIPTION:
         return SAFETENSORS
-    return None
+    if header.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _of_archive(path)
+    if _TORCH_PICKLE.match(header):
+        return TORCH
+    for offset, signature, kind in _SIGNATURES:
+        if header.startswith(signature, offset):
+            return kind
+    return _OTHER_TEXT if _is_text(header) else None
+
+
+def _is_text(beginning: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(beginning)  # the end may be cut
+    except UnicodeDecodeError:
+        return False
+    return text != "" and all(character.isprintable() or character.isspace() for character in text)
 
 
 def _of_archive(path: pathlib.Path) -> Format:
@@ -177,7 +207,7 @@ def _of_archive(path: pathlib.Path) -> Format:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
-        return ZIP  # the reader of the format says what is wrong with it
+        return _DAMAGED_ZIP
     if "config.json" in names and "metadata.json" in names:
         return KERAS
     if names and all(name.endswith(".npy") for name in names):

@@ -9,25 +9,28 @@ import json
 import pathlib
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tidegate.checks import Array
-from tidegate.convert._formats import PICKLE, TORCH, ZIP, refuse_other
+from tidegate.convert._formats import SAFETENSORS, TORCH, Format, refuse_other
 from tidegate.convert._paths import check_regular_file
 from tidegate.convert._weights import import_extra, listed
 from tidegate.files import TensorFile
 from tidegate.tensors import from_bfloat16
 
-SAFETENSORS = ".safetensors"
+_SAFETENSORS = ".safetensors"
 _INDEX = ".index.json"
 # An index names each tensor of a model once: of the largest that are published, some megabytes.
 _MAX_INDEX = 64 << 20
-# model-00001-of-00002.safetensors, pytorch_model_00001-of-00002.bin, model-00001-of-00002.fp16.bin
-_SHARD = re.compile(r"(?P<stem>.*)[-_.](?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\..+)")
+# model-00001-of-00002.safetensors, model-00001-of-00002.fp16.bin, model_1_of_2.pt, rank1of2.pt
+_SHARD = re.compile(
+    r"(?P<stem>.*?)(?<!\d)(?P<number>\d+)[-_. ]?of[-_. ]?(?P<count>\d+)(?P<ending>(\D.*)?)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def read_checkpoint(path: pathlib.Path) -> Mapping[Any, Any]:
@@ -50,7 +53,7 @@ def read_checkpoint(path: pathlib.Path) -> Mapping[Any, Any]:
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():
-        _refuse_other_format(path)
+        _refuse_other_format(path, TORCH)
     check_regular_file("module_or_state_dict", path)
     if path.name.endswith(".json"):
         return _read_index(path)
@@ -59,7 +62,7 @@ def read_checkpoint(path: pathlib.Path) -> Mapping[Any, Any]:
 
 
 def _read_file(path: pathlib.Path) -> Mapping[Any, Any]:
-    if path.suffix.lower() == SAFETENSORS:
+    if path.suffix.lower() == _SAFETENSORS:
         return _read_safetensors(path)
     return _read_torch(path)
 
@@ -94,6 +97,7 @@ class Stored:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
+    _refuse_other_format(path, SAFETENSORS)
     file = TensorFile(path)
     if "tidegate.format" in file.metadata:
         # Its metadata say more of the layers than their shapes do.
@@ -105,7 +109,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
 
 
 def _read_torch(path: pathlib.Path) -> Mapping[Any, Any]:
-    _refuse_other_format(path)
+    _refuse_other_format(path, TORCH)
     torch = import_extra("torch", "torch")
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is worth one is an error below
@@ -113,25 +117,45 @@ def _read_torch(path: pathlib.Path) -> Mapping[Any, Any]:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile's, pickle's and PyTorch's own, of any type
             raise ValueError(
-                f"{path}: not a file of weights of torch.save: {_reason(str(error))}"
+                f"{path}: not a file of weights of torch.save: {_reason(error)}"
             ) from error
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path}: got {type(loaded).__name__}, wanted a state_dict")
+        raise ValueError(
+            f"{path}: got a {type(loaded).__name__}, wanted a state_dict{_way(loaded)}"
+        )
     return loaded
 
 
-def _refuse_other_format(path: pathlib.Path) -> None:
-    refuse_other(path, "a file of weights of torch.save", own=(TORCH, PICKLE, ZIP))
+def _way(loaded: object) -> str:
+    """What to do with what torch.load returned, as the end of a message."""
+    if isinstance(loaded, (list, tuple)):
+        found = [k for k, entry in enumerate(loaded) if isinstance(entry, Mapping)]
+        if found:
+            entries = " or ".join(f"[{k}]" for k in found[:3])
+            return f": pass torch.load(path, weights_only=True){entries} instead of the path"
+    return ", a mapping of names and tensors: save module.state_dict(), or pass such a mapping"
 
 
-def _reason(message: str) -> str:
+def _refuse_other_format(path: pathlib.Path, own: Format) -> None:
+    """Raises unless a path holds a file of weights in this format, or one that is not known."""
+    refuse_other(path, "a file of weights of PyTorch", own=(own,))
+
+
+def _reason(error: Exception) -> str:
     """What torch.load says, with its hint, and what to do about it."""
-    refused = re.search(r"WeightsUnpickler error: (.*?)(\n\n|$)", message, re.DOTALL)
+    message = str(error)
+    refused = re.search(r"WeightsUnpickler error:\s*(.*?)(\n\n|$)", message, re.DOTALL)
+    blocked = re.search(r"[^\n]*unsupported GLOBAL[^\n]*", message)
+    if blocked:  # what runs other programs: no reason to trust it
+        return f"it holds more than tensors: {blocked[0]}"
     if refused is None:
-        return message.partition("\n")[0].partition(". ")[0]
+        reason = message.partition("\n")[0].partition(". ")[0] or "it ends too early"
+        return f"it is damaged: {reason}"
     hint = " ".join(refused[1].split())
     if re.search(r"\btorch\.ScriptObject\b|\bquantized\b", hint):
         return "its weights are quantised; convert the float model, before quantisation"
+    if not re.search(r"\b(global|class|type)\b", hint, re.IGNORECASE):
+        return f"it is damaged, or holds more than tensors: {hint}"
     return (
         f"it holds more than tensors: {hint} Or, if you trust the file, pass what "
         "torch.load(path, weights_only=False) returns instead of the path."
@@ -142,23 +166,39 @@ def _reason(message: str) -> str:
 
 
 def _refuse_shard(path: pathlib.Path) -> None:
-    """Raises if the file is one of several: its name or an index beside it says so."""
+    """Raises if the file is one of several: its name or an index says so.
+
+    An index lies beside the file or in the folder above, and may have any name (*.json).
+    """
     match = _SHARD.fullmatch(path.name)
     if match and int(match["count"]) > 1:
         raise ValueError(
             f"{path}: got shard {int(match['number'])} of {int(match['count'])}, which may hold a "
-            f"part of the layer alone; pass the index (*{_INDEX}) or the folder"
+            f"part of the layer alone; pass the index (*{_INDEX}) or the folder, or rename the "
+            "file if it holds the whole"
         )
-    for index in sorted(path.parent.glob(f"*{_INDEX}")):
+    place = path.parent.resolve() / path.name  # the file itself may be a link, as in caches
+    for index in _near_indices(place):
         try:
-            shards = set(_weight_map(index).values())
+            shards = {index.parent / shard for shard in _weight_map(index).values()}
         except (OSError, ValueError):
             continue  # not an index of shards, so it says nothing of this file
-        if path.name in shards and len(shards) > 1:
+        if place in shards and len(shards) > 1:
             raise ValueError(
                 f"{path}: got one of the {len(shards)} shards of {index.name}, which may hold a "
                 "part of the layer alone; pass the index or the folder"
             )
+
+
+def _near_indices(place: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The JSON files beside a file and in the folder above, as long as they are not too large."""
+    size = 0
+    for folder in (place.parent, place.parent.parent):
+        named = sorted(folder.glob("*.json"), key=lambda index: not index.name.endswith(_INDEX))
+        for index in named:
+            size += index.stat().st_size if index.is_file() else 0
+            if size <= _MAX_INDEX:
+                yield index
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, str]:
@@ -177,13 +217,36 @@ def _weight_map(index: pathlib.Path) -> dict[str, str]:
             f'{index}: not an index of shards, which has an object "weight_map" of names and files'
         )
     for name, shard in weight_map.items():
-        plain = isinstance(shard, str) and shard not in ("", ".", "..")
-        if not plain or pathlib.PurePath(shard).name != shard or "\0" in shard:
+        place = pathlib.PurePath(shard if isinstance(shard, str) else "")
+        if not place.name or place.is_absolute() or ".." in place.parts or "\0" in shard:
             raise ValueError(
                 f"{index}: weight_map[{name!r}]: got {shard!r}, wanted the name of a file in the "
-                "index's folder"
+                "index's folder or below it"
             )
     return weight_map
+
+
+def _check_complete(where: pathlib.Path, shards: Iterable[str]) -> None:
+    """Raises if names of shards tell that there are more of them."""
+    for (_, count, _), named in _models(shards).items():
+        numbers = named.keys()
+        if len(numbers) != count or max(numbers) - min(numbers) != count - 1:
+            raise ValueError(
+                f"{where}: got {len(numbers)} of {count} shards: {listed(named.values())}"
+            )
+
+
+def _models(shards: Iterable[str]) -> dict[tuple[str, int, str], dict[int, str]]:
+    """The names of shards by what they have in common, of which the second is the count of
+    shards, and by their numbers; without names that tell nothing.
+    """
+    models: dict[tuple[str, int, str], dict[int, str]] = {}
+    for shard in shards:
+        match = _SHARD.fullmatch(shard)
+        if match:
+            key = (match["stem"], int(match["count"]), match["ending"])
+            models.setdefault(key, {})[int(match["number"])] = shard
+    return models
 
 
 def _read_index(index: pathlib.Path) -> dict[str, Any]:
@@ -191,6 +254,7 @@ def _read_index(index: pathlib.Path) -> dict[str, Any]:
     names: dict[str, set[str]] = {}
     for name, shard in _weight_map(index).items():
         names.setdefault(shard, set()).add(name)
+    _check_complete(index, names)
     absent = [shard for shard in names if not (index.parent / shard).exists()]
     if absent:
         raise ValueError(f"{index}: the shards {listed(absent)} are not in its folder")
@@ -210,7 +274,7 @@ def _read_index(index: pathlib.Path) -> dict[str, Any]:
 def _read_folder(folder: pathlib.Path) -> Mapping[Any, Any]:
     """The one model in a folder: by its index, its only file, or all of its shards."""
     # The same weights often lie there in both formats; safetensors need no PyTorch.
-    for ending in (SAFETENSORS, ".bin"):
+    for ending in (_SAFETENSORS, ".bin"):
         indices = sorted(folder.glob(f"*{ending}{_INDEX}"))
         files = sorted(folder.glob(f"*{ending}"))
         shards = [path for path in files if _SHARD.fullmatch(path.name)]
@@ -224,28 +288,22 @@ def _read_folder(folder: pathlib.Path) -> Mapping[Any, Any]:
             return _read_shards(folder, shards)
     refuse_other(folder, "a folder of PyTorch weights", own=())
     raise ValueError(
-        f"{folder}: got a folder without PyTorch weights (*{SAFETENSORS}, *.bin); pass the path of "
-        "a file"
+        f"{folder}: got a folder without PyTorch weights (*{_SAFETENSORS}, *.bin); pass the path "
+        "of a file"
     )
 
 
-def _read_shards(folder: pathlib.Path, shards: Iterable[pathlib.Path]) -> dict[str, Any]:
+def _read_shards(folder: pathlib.Path, shards: Sequence[pathlib.Path]) -> dict[str, Any]:
     """All tensors of the shards of a folder without an index."""
-    models: dict[tuple[str, int, str], dict[int, pathlib.Path]] = {}
-    for path in shards:
-        match = _SHARD.fullmatch(path.name)
-        assert match is not None
-        key = (match["stem"], int(match["count"]), match["ending"])
-        models.setdefault(key, {})[int(match["number"])] = path
+    names = [path.name for path in shards]
+    models = _models(names)
     if len(models) > 1:
-        names = listed(path.name for path in shards)
-        raise ValueError(f"{folder}: got shards of {len(models)} models, wanted one: {names}")
-    ((_, count, _), numbered), *_ = models.items()
-    if len(numbered) != count or max(numbered) - min(numbered) != count - 1:
-        names = listed(path.name for path in numbered.values())
-        raise ValueError(f"{folder}: got {len(numbered)} of {count} shards: {names}")
+        raise ValueError(
+            f"{folder}: got shards of {len(models)} models, wanted one: {listed(names)}"
+        )
+    _check_complete(folder, names)
     tensors: dict[str, Any] = {}
-    for path in numbered.values():
+    for path in shards:
         check_regular_file("module_or_state_dict", path)
         held = _read_file(path)
         twice = held.keys() & tensors.keys()
