@@ -1219,6 +1219,26 @@ def test_to_onnx_refuses(tmp_path: pathlib.Path) -> None:
     assert not path.exists()
 
 
+def test_to_onnx_writes_regular_files_alone(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("onnx")
+    layer = tg.GRU(4, 5, seed=0)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (tmp_path / "link").symlink_to(fifo)
+    for path, kind in (
+        (fifo, "a FIFO"),
+        (tmp_path / "link", "a FIFO"),
+        (pathlib.Path("/dev/null"), "a character device"),
+        (tmp_path, "a folder"),
+    ):
+        with pytest.raises(ValueError, match=rf"^path: .* is {kind}, wanted a regular file"):
+            convert.to_onnx(layer, path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "new.onnx")
+    for path in (tmp_path / "dangling", tmp_path / "new.onnx"):
+        convert.to_onnx(layer, path)
+        same(convert.from_onnx(tmp_path / "new.onnx"), layer)
+
+
 def test_without_onnx(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     for call in (

@@ -9,6 +9,7 @@ import numpy as np
 
 from tidegate.checks import Array, check_bool
 from tidegate.convert._onnx_operators import ACTIVATIONS, INPUTS, KINDS, ORDERS, ROLES, STANDARD
+from tidegate.convert._paths import check_regular_file
 from tidegate.convert._weights import (
     ONNX_PEEPHOLE,
     Path,
@@ -41,19 +42,23 @@ def to_onnx(
 
     Args:
         layer: an LSTM or a GRU.
-        path: the file to write.
+        path: the file to write: a new one, or a regular one, which is replaced.
         state: whether the model has further inputs `h_0`, and `c_0` of an LSTM; else they are zero.
         lengths: whether the model has a further input `lengths` (N,), int32.
 
     Raises:
         TypeError: layer is neither an LSTM nor a GRU, or path no path.
-        ValueError: the layer has a projection, which ONNX's LSTM has not.
+        ValueError: the layer has a projection, which ONNX's LSTM has not; or path is a folder, a
+            FIFO or another special file.
+        OSError: the file cannot be written.
         ImportError: onnx is not installed.
     """
     layer = check_layer(layer)
     target = as_path(path)
     if target is None:
         raise TypeError(f"path: got {type(path).__name__}, wanted a str or a path")
+    if target.exists():
+        check_regular_file("path", target)
     if isinstance(layer, LSTM) and layer.proj_size:
         raise ValueError(f"layer: ONNX's LSTM has no proj_size={layer.proj_size}")
     onnx = import_extra("onnx", "onnx")
