@@ -16,6 +16,7 @@ def make_model(
     inputs: tuple[str, ...] = ("X",),
     outputs: tuple[str, ...] = ("Y",),
     opset: int = OPSET,
+    element: int = 1,
     **options: Any,
 ) -> Any:
     import onnx
@@ -24,8 +25,11 @@ def make_model(
     graph = helper.make_graph(
         nodes,
         "graph",
-        [helper.make_tensor_value_info(name, 1, None) for name in inputs],
-        [helper.make_tensor_value_info(name, 1, None) for name in outputs],
+        [
+            helper.make_tensor_value_info(name, 6 if name == "sequence_lens" else element, None)
+            for name in inputs
+        ],
+        [helper.make_tensor_value_info(name, element, None) for name in outputs],
         [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items()],
     )
     options.setdefault("ir_version", 8)

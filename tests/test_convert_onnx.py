@@ -150,13 +150,15 @@ def test_golden_models(name: str, op: str, attributes: Any, inputs: Any) -> None
 
 
 def test_half_precision_weights_become_float32() -> None:
-    pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx")
     ml_dtypes = pytest.importorskip("ml_dtypes")
     for dtype in (np.float16, ml_dtypes.bfloat16):
         halves = {role: array.astype(dtype) for role, array in weights().items()}
         node = make_node("LSTM", ["X", "W", "R", "B"], ["Y"], hidden_size=3)
         wanted = {role: array.astype(np.float32) for role, array in halves.items()}
-        same(convert.from_onnx(make_model([node], halves)), convert.onnx_lstm(**wanted))
+        element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        model = make_model([node], halves, element=element)
+        same(convert.from_onnx(model), convert.onnx_lstm(**wanted))
         same(convert.onnx_lstm(**halves), convert.onnx_lstm(**wanted))
 
 
@@ -164,7 +166,7 @@ def test_doubles_stay_doubles() -> None:
     pytest.importorskip("onnx")
     w = {role: array.astype(np.float64) for role, array in weights("GRU").items()}
     node = make_node("GRU", ["X", "W", "R", "B"], ["Y"], hidden_size=3)
-    same(convert.from_onnx(make_model([node], w)), convert.onnx_gru(**w))
+    same(convert.from_onnx(make_model([node], w, element=11)), convert.onnx_gru(**w))
 
 
 # ---- Where nodes are -----------------------------------------------------------------------------
@@ -425,7 +427,7 @@ def test_constant_states_come_beside_the_layer(rng: np.random.Generator) -> None
             direction="bidirectional",
             **attributes,
         )
-        return make_model([node], tensors, inputs=("X", "given"))
+        return make_model([node], tensors, inputs=("X", "given", "sequence_lens"))
 
     got = convert.onnx_nodes(nodes(["", "h", "z"]))["n"]
     np.testing.assert_array_equal(got.state[0], h_0)
@@ -440,7 +442,7 @@ def test_constant_states_come_beside_the_layer(rng: np.random.Generator) -> None
     zero = convert.onnx_nodes(nodes(["", "z", "z"]))["n"]
     assert (zero.state, zero.fed) == (None, ())
     same(convert.from_onnx(nodes(["", "z"])), zero.layer)
-    fed = convert.onnx_nodes(nodes(["given", "given", "h"]))["n"]
+    fed = convert.onnx_nodes(nodes(["sequence_lens", "given", "h"]))["n"]
     assert fed.fed == ("sequence_lens", "initial_h")
     assert fed.state[0] is None
     np.testing.assert_array_equal(fed.state[1], h_0)
@@ -611,6 +613,47 @@ def test_declared_inputs_must_agree() -> None:
     refused(r"initial_h: got shape \(\?, \?, 5\), wanted \(1, N, 3\)", {"initial_h": state})
     batch_first = sized({}, declared={"X": [4, 5, 2], "initial_h": [4, 1, 3]}, layout=1)
     assert convert.onnx_nodes(batch_first)["n"].fed == ("initial_h",)
+
+
+def test_declared_inputs_of_another_type() -> None:
+    pytest.importorskip("onnx")
+    for role, declared, message in (
+        ("X", 11, "X: is declared DOUBLE, wanted FLOAT, as W has it"),
+        ("initial_h", 11, "initial_h: is declared DOUBLE, wanted FLOAT"),
+        ("initial_c", 10, "initial_c: is declared FLOAT16, wanted FLOAT"),
+        ("sequence_lens", 1, "sequence_lens: is declared FLOAT, wanted INT32$"),
+        ("X", 99, "X: is declared 99, wanted FLOAT"),
+    ):
+        model = sized({}, declared={role: None})
+        assert role in [value.name for value in model.graph.input]
+        for value in model.graph.input:
+            right = 6 if value.name == "sequence_lens" else 1
+            value.type.tensor_type.elem_type = declared if value.name == role else right
+        with pytest.raises(TypeError, match=f"^node 'n': {message}"):
+            convert.from_onnx(model)
+
+
+def test_names_that_are_given_twice() -> None:
+    onnx = pytest.importorskip("onnx")
+    make_tensor = onnx.numpy_helper.from_array
+    one = make_node("LSTM", ["X", "W", "R"], ["Y"], name="n", hidden_size=3)
+
+    def refused(name: str, model: Any) -> None:
+        with pytest.raises(ValueError, match=rf"'{name}': several inputs, initialisers or nodes"):
+            convert.from_onnx(model)
+
+    tensors = {role: array for role, array in weights().items() if role != "B"}
+    for name in tensors:
+        model = make_model([one], tensors)
+        model.graph.initializer.append(make_tensor(tensors[name] + 1, name))
+        refused(name, model)
+    made = make_node("Identity", ["W0"], ["W"])
+    refused("W", make_model([made, one], {**tensors, "W0": tensors["W"]}))
+    without = {"W0": tensors["W"], "R": tensors["R"]}
+    refused("W", make_model([made, made, one], without))
+    refused("W", make_model([made, one], without, inputs=("X", "W")))
+    refused("X", make_model([one], tensors, inputs=("X", "X")))
+    same(convert.from_onnx(make_model([made, one], without)), convert.onnx_lstm(**tensors))
 
 
 RUN_TIME_SHAPE = [

@@ -514,6 +514,11 @@ def test_damaged_tensors() -> None:
     refused("cannot be read: got elements of type STRING", data_type=8, string_data=[b"a"])
     refused("cannot be read: got elements of type UNDEFINED", dims=[1], raw_data=data)
     refused("cannot be read: ", data_type=99, dims=[1], raw_data=data)
+    held = "cannot be read: got data in float_data and raw_data, wanted one of these fields alone"
+    floats = weights()["W"].ravel().tolist()
+    refused(held, data_type=1, dims=[1, 12, 2], raw_data=data, float_data=floats)
+    both = "cannot be read: got data in float_data and double_data"
+    refused(both, data_type=1, dims=[1, 12, 2], float_data=floats, double_data=[1.0])
     huge = f"wanted {2**39} for dimensions"
     for kind in (proto.INT4, proto.UINT4):  # which onnx before 1.20 pads with zeros
         refused(
@@ -625,7 +630,23 @@ def test_contradictory_operators(little_memory: None) -> None:
     assert made_wrong("W = Gather(a, i)", a=a, i=[99])
     assert made_wrong("W = Reshape(a, s)", a=a, s=[7])
     assert made_wrong("W = Add(a, b)", a=a, b=a[:5])
-    assert made_wrong("W = Add(a, b)", a=a, b=a.astype(int))
+    message = made_wrong("W = Add(a, b)", a=a, b=a.astype(int))
+    assert message == "B: got elements of type int64, but A has float"
+    two = a.reshape(3, 4)
+    assert "repeats: got shape (1,), wanted one for each of" in made_wrong(
+        "W = Tile(a, s)", a=two, s=[2]
+    )
+    message = made_wrong("W = Tile(a, s)", a=two, s=np.array([1, 2], np.float32))
+    assert message == "repeats: got elements of type float"
+    message = made_wrong("W = Where(b, a, a)", a=a, b=a)
+    assert message == "condition: got elements of type float"
+    message = made_wrong("W = DequantizeLinear(a, b)", a=a, b=np.float32(1))
+    assert message == "x: got elements of type float"
+    for dtype in (np.int32, np.uint8, np.int64):
+        divided = made_wrong("W = Div(a, b)", a=np.arange(2, dtype=dtype), b=np.zeros(2, dtype))
+        assert divided == "got a 0 in the divisor of integers"
+    assert made_wrong("W = Concat<axis = 0>(a, b)", a=a, b=a.astype(np.float64))
+    assert made_wrong("W = Reshape(a, s)", a=a, s=np.array([12.0], np.float32))
     assert "Unrecognized attribute: axis" in made_wrong("W = Add<axis = 1>(a, a)", a=a)
     assert "input size 1" in made_wrong("W = Add(a)", a=a)
     assert made_wrong("W = Cast<to = 8>(a)", a=a) == "got strings, wanted numbers"

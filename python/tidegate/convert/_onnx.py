@@ -235,6 +235,7 @@ class _Converter:
         made = sum(array.size for array in weights.values())
         self._constants.count(made, f"a layer of {made} parameters")
         layer = from_arrays(self._cell, weights, self._attributes)
+        self._check_types(weights["W"])
         self._check_sizes(layer, weights)
 
         constant: dict[str, Array] = {}
@@ -276,6 +277,21 @@ class _Converter:
 
     def _is_zero(self, role: str) -> bool:
         return self._constants.is_zero(self._scope, self._keys[role])
+
+    def _check_types(self, w: Array) -> None:
+        """Raises if an input is declared to have other elements than the node takes."""
+        types = import_extra("onnx", "onnx").TensorProto.DataType
+        own = import_extra("onnx.helper", "onnx").np_dtype_to_tensor_dtype(w.dtype)
+        wanted = dict.fromkeys(("X", "initial_h", "initial_c"), own)
+        wanted["sequence_lens"] = types.Value("INT32")
+        for role in [role for role in wanted if role in self._keys]:
+            declared = self._scope.declared_type(self._keys[role])
+            if declared not in (0, wanted[role]):
+                name = types.Name(declared) if declared in types.values() else declared
+                why = "" if role == "sequence_lens" else ", as W has it"
+                raise TypeError(
+                    f"{role}: is declared {name}, wanted {types.Name(wanted[role])}{why}"
+                )
 
     def _check_sizes(self, layer: RecurrentLayer, weights: dict[str, Array]) -> None:
         """Raises unless all sizes agree that are known: of constants, and of declared inputs.

@@ -42,6 +42,8 @@ _PACKED_BITS = {
 # Operators with a tensor as an attribute, which are worked out here: the onnx package would look
 # for its external data in the current folder.
 _HOLDS_TENSOR = ("Constant", "ConstantOfShape")
+# The fields of a stored tensor for elements of some types; those of all others are in raw_data.
+_DATA_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 # NumPy's kinds of arrays of strings.
 _TEXT = "OSU"
 
@@ -99,6 +101,14 @@ def _of_broadcast(call: _Call) -> int:
     return math.prod(np.broadcast_shapes(*(array.shape for array in call.given)))
 
 
+def _of_division(call: _Call) -> int:
+    made = _of_broadcast(call)
+    divisor = call.given[1]
+    if divisor.dtype.kind in "iu" and not np.all(divisor):
+        raise ValueError("got a 0 in the divisor of integers")
+    return made
+
+
 def _of_rank(call: _Call) -> int:
     return call.given[0].ndim
 
@@ -114,6 +124,8 @@ def _of_fill(call: _Call) -> int:
 
 def _of_tile(call: _Call) -> int:
     data, repeats = call.given
+    if repeats.shape != (data.ndim,):
+        raise ValueError(f"repeats: got shape {repeats.shape}, wanted one for each of {data.shape}")
     return data.size * math.prod(_sizes(repeats))
 
 
@@ -211,7 +223,8 @@ _FOLDED: dict[str, _Operator] = {
     "Shape": _Operator(_of_rank),
     "Size": _Operator(_of_rank),
     # Up to opset 6 these aligned their inputs' axes by attributes of their own.
-    **_named("Add Sub Mul Div Pow And Or Equal Greater Less", _Operator(_of_broadcast, since=7)),
+    **_named("Add Sub Mul Pow And Or Equal Greater Less", _Operator(_of_broadcast, since=7)),
+    "Div": _Operator(_of_division, since=7),
     **_named("Clip GreaterOrEqual LessOrEqual Max Mean Min Sum Where", _Operator(_of_broadcast)),
     **_named("DequantizeLinear QuantizeLinear", _Operator(_of_quantised)),
     **_named(
@@ -461,6 +474,7 @@ class _Tensors:
                 "onnx.load_external_data_for_model"
             )
         try:
+            _check_one_field(tensor)
             elements = math.prod(_sizes(np.array(tensor.dims, np.int64)))
             bits = self._bits(tensor.data_type)
             if external:
@@ -553,7 +567,31 @@ class _Tensors:
         texts = [array for array in call.given if array.dtype.kind in _TEXT]
         if texts or attributes.get("to") == self._onnx.TensorProto.STRING:
             raise ValueError("got strings, wanted numbers")
+        self._check_types(node, inputs)
         return call
+
+    def _check_types(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> None:
+        """Raises unless the inputs have the types that the operator takes, together.
+
+        NumPy, on which the reference implementation computes, takes many others.
+        """
+        schema = import_extra("onnx.defs", "onnx").get_schema(node.op_type, self._opset, "")
+        bound: dict[
+            str, tuple[str, str]
+        ] = {}  # of each type variable: the first input's name, type
+        for number, array in enumerate(inputs):
+            if array is None:
+                continue
+            formal = schema.inputs[min(number, len(schema.inputs) - 1)]
+            data_type = self._helper.np_dtype_to_tensor_dtype(array.dtype)
+            name = self._onnx.TensorProto.DataType.Name(data_type).lower()
+            if f"tensor({name})" not in formal.types:
+                raise ValueError(f"{formal.name}: got elements of type {name}")
+            first, other = bound.setdefault(formal.type_str, (formal.name, name))
+            if other != name:
+                raise ValueError(
+                    f"{formal.name}: got elements of type {name}, but {first} has {other}"
+                )
 
     def _constant(self, node: onnx.NodeProto) -> Array:
         """What a Constant node holds; its tensor may have external data, like any other."""
@@ -632,3 +670,14 @@ def _check_held(tensor: Any, elements: int, bits: int) -> None:
             f"got {held} bytes, wanted {_bytes_of(elements, bits)} for dimensions "
             f"{list(tensor.dims)}"
         )
+
+
+def _check_one_field(tensor: Any) -> None:
+    """Raises if several fields of a tensor hold data."""
+    held = [name for name in _DATA_FIELDS if len(getattr(tensor, name)) > 0]
+    if tensor.HasField("raw_data"):
+        held.append("raw_data")
+    if len(tensor.external_data) > 0:
+        held.append("external_data")
+    if len(held) > 1:
+        raise ValueError(f"got data in {' and '.join(held)}, wanted one of these fields alone")

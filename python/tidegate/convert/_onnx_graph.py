@@ -6,6 +6,7 @@ Constants are worked out in `_onnx_fold`; what an LSTM or a GRU node means is in
 from __future__ import annotations
 
 import pathlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -51,8 +52,16 @@ class Scope:
     inputs: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)
     tensors: dict[str, Any] = field(default_factory=dict)
     makers: dict[str, tuple[onnx.NodeProto, int]] = field(default_factory=dict)
+    _repeated: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        stored = [tensor.name for tensor in self.graph.initializer]
+        stored += [tensor.values.name for tensor in self.graph.sparse_initializer]
+        made = [name for node in self.graph.node for name in node.output if name]
+        given = [value.name for value in self.graph.input]
+        # An input may have an initialiser as well, which is its default.
+        for names in ([*stored, *made], [*given, *made]):
+            self._repeated.update(name for name, n in Counter(names).items() if n > 1)
         self.inputs.update((value.name, value) for value in self.graph.input)
         self.tensors.update((tensor.name, tensor) for tensor in self.graph.initializer)
         self.tensors.update((t.values.name, t) for t in self.graph.sparse_initializer)
@@ -60,9 +69,15 @@ class Scope:
             self.makers.update((name, (node, i)) for i, name in enumerate(node.output) if name)
 
     def owner(self, name: str) -> Scope | None:
-        """The scope in which the name is defined."""
+        """The scope in which the name is defined.
+
+        Raises:
+            ValueError: it is defined twice there.
+        """
         scope: Scope | None = self
         while scope is not None:
+            if name in scope._repeated:
+                raise ValueError(f"{name!r}: several inputs, initialisers or nodes have this name")
             if name in scope.tensors or name in scope.makers or name in scope.inputs:
                 return scope
             scope = scope.outer
@@ -74,6 +89,13 @@ class Scope:
         if scope is None or name not in scope.inputs:
             return False
         return name not in scope.tensors or scope.replaceable
+
+    def declared_type(self, name: str) -> int:
+        """The type of elements, of TensorProto, that a graph declares for an input; 0: none."""
+        scope = self.owner(name)
+        if scope is None or name not in scope.inputs:
+            return 0
+        return int(scope.inputs[name].type.tensor_type.elem_type)
 
     def declared(self, name: str) -> tuple[int | None, ...] | None:
         """The shape that the main graph declares for an input; None for what it leaves open."""
