@@ -920,7 +920,7 @@ def test_other_files(tmp_path: pathlib.Path) -> None:
         with pytest.raises(ValueError, match=message):
             convert.from_keras(path)
 
-    refused("neither a zip archive nor HDF5", "text.h5", b"text")
+    refused("neither a zip archive nor HDF5", "other.h5", b"\0\1\2\3")
     whole = (FILES / "keras2_two.weights.h5").read_bytes()
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("x", b"")

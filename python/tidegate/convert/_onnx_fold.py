@@ -576,9 +576,7 @@ class _Tensors:
         NumPy, on which the reference implementation computes, takes many others.
         """
         schema = import_extra("onnx.defs", "onnx").get_schema(node.op_type, self._opset, "")
-        bound: dict[
-            str, tuple[str, str]
-        ] = {}  # of each type variable: the first input's name, type
+        bound: dict[str, tuple[str, str]] = {}  # by type variable: the first input of it, its type
         for number, array in enumerate(inputs):
             if array is None:
                 continue

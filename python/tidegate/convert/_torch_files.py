@@ -28,7 +28,7 @@ _INDEX = ".index.json"
 _MAX_INDEX = 64 << 20
 # model-00001-of-00002.safetensors, model-00001-of-00002.fp16.bin, model_1_of_2.pt, rank1of2.pt
 _SHARD = re.compile(
-    r"(?P<stem>.*?)(?<!\d)(?P<number>\d+)[-_. ]?of[-_. ]?(?P<count>\d+)(?P<ending>(\D.*)?)",
+    r"(?P<stem>.*?)(?<!\d)(?P<number>\d{1,9})[-_. ]?of[-_. ]?(?P<count>\d{1,9})(?P<ending>(\D.*)?)",
     re.IGNORECASE | re.DOTALL,
 )
 
