@@ -92,3 +92,19 @@ def test_conversions_refuse_a_freed_storage() -> None:
         parameter.untyped_storage().resize_(0)
         with pytest.raises(ValueError, match=rf"^{name}: got a storage of 0 bytes"):
             convert.from_torch(module)
+
+
+@pytest.mark.filterwarnings("ignore:weight_hh_l0. .* are taken for those of")
+@pytest.mark.parametrize("size", [0, 16])
+def test_conversions_refuse_a_short_storage_of_a_part(size: int) -> None:
+    pruned = torch.nn.GRU(3, 4)
+    torch.nn.utils.prune.l1_unstructured(pruned, "weight_hh_l0", 0.5)
+    normalised = torch.nn.GRU(3, 4)
+    torch.nn.utils.parametrizations.weight_norm(normalised, "weight_hh_l0")
+    for module in (pruned, normalised):
+        largest = max(module.state_dict(), key=lambda name: ("orig" in name, name))
+        module.state_dict()[largest].untyped_storage().resize_(size)
+        with pytest.raises(ValueError, match=rf"^{largest}: got a storage of {size} bytes"):
+            convert.from_torch(module)
+        with pytest.raises(ValueError, match=rf"^{largest}: got a storage of {size} bytes"):
+            convert.from_torch(module.state_dict())

@@ -85,6 +85,21 @@ def values_of(name: str, tensor: torch.Tensor) -> Array:
     return -array if tensor.is_neg() else array
 
 
+def check_storage(name: str, tensor: torch.Tensor) -> None:
+    """Raises if the storage of a dense CPU tensor is too small for it; others are not looked at.
+
+    Raises:
+        ValueError: it is.
+    """
+    torch: Any = sys.modules["torch"]
+    if (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+    ):
+        _memory(name, tensor, np.dtype((np.void, tensor.element_size())))
+
+
 def from_bfloat16(bits: Array) -> Array:
     """Numbers of bfloat16, given as their bits in uint16: a new float32 array of this shape."""
     values: Array = (bits.astype(np.uint32) << 16).view(np.float32)

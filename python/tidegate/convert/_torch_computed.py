@@ -18,6 +18,7 @@ import numpy as np
 
 from tidegate.checks import Array
 from tidegate.convert._weights import as_weights, listed
+from tidegate.tensors import check_storage, is_tensor
 
 # What is added to the name of a weight for what it is computed from:
 # torch.nn.utils.parametrizations puts a prefix before it and a path behind it, weight_norm,
@@ -36,7 +37,13 @@ def module_weights(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         module: the torch.nn.Module that owns the weights.
         given: names without the module's own prefix, and values.
+
+    Raises:
+        ValueError: the storage of one of its tensors is too small.
     """
+    for name, value in given.items():
+        if is_tensor(value):
+            check_storage(name, value)  # PyTorch reads beyond the end of a shortened one
     torch: Any = sys.modules["torch"]
     # Imported by name: torch.nn.utils has functions of these names.
     utils = {name: import_module(f"torch.nn.utils.{name}") for name in _UTILITIES}
