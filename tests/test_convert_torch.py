@@ -263,7 +263,6 @@ SHARDS = [
     "model-000001-of-000002.safetensors",
     "model-00001-OF-00002.safetensors",
     "model-rank-1-of-3.safetensors",
-    "model.rank1of2.safetensors",
     "0-of-2.safetensors",
     "pytorch_model-00001-of-00002.fp16.safetensors",
 ]
@@ -279,7 +278,11 @@ def test_names_of_shards(name: str, tmp_path: pathlib.Path) -> None:
         convert.from_torch(tmp_path / name)
     with pytest.raises(ValueError, match=r"got 1 of [23] shards: "):
         convert.from_torch(tmp_path)
-    for whole in ("model-00001-of-00001.safetensors", "proof-3.safetensors"):
+    for whole in (
+        "model-00001-of-00001.safetensors",
+        "proof-3.safetensors",
+        "top5of10.safetensors",
+    ):
         (tmp_path / name).rename(tmp_path / whole)
         same(convert.from_torch(tmp_path / whole), make("gru"))
         name = whole

@@ -26,9 +26,9 @@ _SAFETENSORS = ".safetensors"
 _INDEX = ".index.json"
 # An index names each tensor of a model once: of the largest that are published, some megabytes.
 _MAX_INDEX = 64 << 20
-# model-00001-of-00002.safetensors, model-00001-of-00002.fp16.bin, model_1_of_2.pt, rank1of2.pt
+# model-00001-of-00002.safetensors, model-00001-of-00002.fp16.bin, model_1_of_2.pt
 _SHARD = re.compile(
-    r"(?P<stem>.*?)(?<!\d)(?P<number>\d{1,9})[-_. ]?of[-_. ]?(?P<count>\d{1,9})(?P<ending>(\D.*)?)",
+    r"(?P<stem>.*?)(?<!\d)(?P<number>\d{1,9})[-_. ]of[-_. ](?P<count>\d{1,9})(?P<ending>(\D.*)?)",
     re.IGNORECASE | re.DOTALL,
 )
 
