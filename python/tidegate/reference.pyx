@@ -1,5 +1,6 @@
 # The reference: LSTM and GRU in float64, naive loops straight from the equations. No code of csrc/.
 # cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True
+# cython: freethreading_compatible=True
 """What Tidegate computes, written to be held against the equations line by line.
 
 Every feature, forward and backward, in float64, one row and one step at a time; no speed, no
