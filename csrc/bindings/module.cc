@@ -3,6 +3,40 @@
 
 #include "tidegate/settings.h"
 
+namespace tidegate::bindings {
+namespace {
+
+newfunc new_instance_of_bound;
+
+// tp_new of the base class and of all bound classes.
+PyObject* new_instance(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+  try {
+    if (!py::detail::all_type_info(type).empty()) return new_instance_of_bound(type, args, kwargs);
+    // copyreg passes the object that it is to pickle.
+    PyObject* const base = py::detail::get_internals().instance_base;
+    PyObject* const first = PyTuple_GET_SIZE(args) > 0 ? PyTuple_GET_ITEM(args, 0) : nullptr;
+    const bool pickles =
+        first != nullptr && PyObject_TypeCheck(first, reinterpret_cast<PyTypeObject*>(base));
+    PyErr_Format(PyExc_TypeError,
+                 pickles ? "cannot pickle '%s' object" : "cannot create '%s' instances",
+                 pickles ? Py_TYPE(first)->tp_name : type->tp_name);
+  } catch (...) {
+    py::detail::try_translate_exceptions();
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+void guard_base_class() {
+  auto* const base = reinterpret_cast<PyTypeObject*>(py::detail::get_internals().instance_base);
+  if (base->tp_new == &new_instance) return;
+  new_instance_of_bound = base->tp_new;
+  base->tp_new = &new_instance;
+}
+
+}  // namespace tidegate::bindings
+
 namespace {
 
 // Where the C++ runtime is linked statically into this module and into the core's library, an
@@ -25,6 +59,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   tidegate::isa();  // a TIDEGATE_ISA that is unknown or unavailable fails the import, not the first
                     // call
 
+  tidegate::bindings::guard_base_class();
   tidegate::bindings::bind_gil(m);
   tidegate::bindings::bind_settings(m);
   tidegate::bindings::bind_memory(m);

@@ -27,6 +27,11 @@ py::class_<T> bind_class(py::module_& m, const char* name, const char* doc = "")
   return bound;
 }
 
+// pybind11's base of all bound classes has no instances; making one, as copyreg does to pickle with
+// protocols 0 and 1, would throw a C++ exception through Python. Called before any class is bound,
+// since classes inherit what is set here.
+void guard_base_class();
+
 // While it lives, what is bound has no signature by pybind11, which Python cannot read: the
 // docstring begins with one that it can, "name(self, x)\n--\n\n".
 class NoSignatures {
