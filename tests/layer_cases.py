@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 import tidegate as tg
 
@@ -105,3 +106,30 @@ def assert_same_bits(a: Any, b: Any) -> None:
         assert left.shape == right.shape
         assert left.dtype == right.dtype
         assert left.tobytes() == right.tobytes()
+
+
+class Readable:
+    """What NumPy reads by `__array__`, as it does tensors and Series."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        if isinstance(self.values, Exception):
+            raise self.values
+        return np.array(self.values, dtype)
+
+
+def integers_in_form(name, values):
+    """The values as a list, a tensor, a Series, ...: one of FORMS_OF_INTEGERS."""
+    if name == "Series":
+        return pytest.importorskip("pandas").Series(values)
+    if name == "nullable Series":
+        return pytest.importorskip("pandas").Series(values, dtype="Int64")
+    if name == "tensor":
+        return pytest.importorskip("torch").tensor(values)
+    kinds = {"list": list, "tuple": tuple, "array interface": Readable}
+    return kinds[name](values)
+
+
+FORMS_OF_INTEGERS = ["list", "tuple", "array interface", "Series", "nullable Series", "tensor"]

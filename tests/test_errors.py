@@ -770,7 +770,45 @@ def test_signatures():
         doc = getattr(tg.Stream, name).__doc__
         assert doc
         assert not doc.startswith(name)
-    assert str(inspect.signature(tg.Tape.gates)) == "(self, layer=0, reverse=False)"
+    assert str(inspect.signature(tg.Tape.gates)) == "(self, /, layer=0, reverse=False)"
+
+
+def test_wrong_calls_of_methods():
+    """As Python's own functions refuse them: shortly, without the values of the arguments."""
+    layer = make("gru")
+    x = np.zeros((3, 2, layer.input_size), np.float32)
+    stream = layer.stream(2)
+    _, _, tape = layer.forward(x)
+    wrong = {
+        "run() got an unexpected keyword argument 'lengths'": lambda: stream.run(x, lengths=[1, 2]),
+        "run() missing the argument 'x'": lambda: stream.run(),
+        "run() takes at most 2 positional arguments, but 3 were given": lambda: stream.run(
+            x, None, 1
+        ),
+        "reset() got an unexpected keyword argument 'row'": lambda: stream.reset(row=[1]),
+        "grow() got an unexpected keyword argument 'n'": lambda: stream.grow(n=1),
+        "shrink() takes at most 1 positional argument, but 2 were given": lambda: stream.shrink(
+            1, 2
+        ),
+        "get_state() got an unexpected keyword argument 'row'": lambda: stream.get_state(row=1),
+        "set_state() missing the argument 'state'": lambda: stream.set_state(rows=[0]),
+        "step() got multiple values for argument 'x'": lambda: stream.step(x[0], x=x[0]),
+        "step() missing the argument 'x'": lambda: stream.step(out=x[0]),
+        "gates() got an unexpected keyword argument 'level'": lambda: tape.gates(level=1),
+        "gates() takes at most 2 positional arguments, but 3 were given": lambda: tape.gates(
+            0, False, 1
+        ),
+    }
+    for message, call in wrong.items():
+        with pytest.raises(TypeError) as error:
+            call()
+        assert str(error.value) == message
+    # Arguments in the other ways in which they may be given.
+    assert stream.run(x=x, out=None, num_threads=1).shape == (3, 2, layer.hidden_size)
+    stream.set_state(rows=[1], state=None)
+    stream.grow(count=2)
+    stream.shrink()
+    assert stream.batch == 3
 
 
 def test_reprs_are_short():

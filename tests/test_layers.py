@@ -14,8 +14,11 @@ import pytest
 import tidegate as tg
 from layer_cases import (
     CASES,
+    FORMS_OF_INTEGERS,
     INPUT_SIZE,
+    Readable,
     assert_same_bits,
+    integers_in_form,
     is_lstm,
     make,
     map_state,
@@ -257,37 +260,11 @@ def test_lengths_of_any_integer_dtype(dtype, rng):
     assert_same_bits(layer(x, lengths=LENGTHS.astype(dtype))[0], expected)
 
 
-class Readable:
-    """What NumPy reads by `__array__`, as it does tensors and Series."""
-
-    def __init__(self, values):
-        self.values = values
-
-    def __array__(self, dtype=None, copy=None):
-        if isinstance(self.values, Exception):
-            raise self.values
-        return np.array(self.values, dtype)
-
-
-def converted_lengths(name, values):
-    if name == "Series":
-        return pytest.importorskip("pandas").Series(values)
-    if name == "nullable Series":
-        return pytest.importorskip("pandas").Series(values, dtype="Int64")
-    if name == "tensor":
-        return pytest.importorskip("torch").tensor(values)
-    kinds = {"list": list, "tuple": tuple, "array interface": Readable}
-    return kinds[name](values)
-
-
-FORMS_OF_LENGTHS = ["list", "tuple", "array interface", "Series", "nullable Series", "tensor"]
-
-
-@pytest.mark.parametrize("form", FORMS_OF_LENGTHS)
+@pytest.mark.parametrize("form", FORMS_OF_INTEGERS)
 def test_lengths_of_any_form(form, rng):
     layer = make("lstm-stacked-bidirectional")
     x = random_x(layer, rng)
-    lengths = converted_lengths(form, LENGTHS.tolist())
+    lengths = integers_in_form(form, LENGTHS.tolist())
     assert_same_bits(layer(x, lengths=lengths)[0], layer(x, lengths=LENGTHS)[0])
     assert_same_bits(layer.forward(x, lengths=lengths)[0], layer(x, lengths=LENGTHS)[0])
 
@@ -312,7 +289,7 @@ def test_lengths_of_any_form(form, rng):
 def test_lengths_that_are_no_integers_in_any_form(form, values, rng):
     layer = make("gru")
     x = random_x(layer, rng)
-    lengths = converted_lengths(form, values)
+    lengths = integers_in_form(form, values)
     for call in (layer, layer.forward):
         with pytest.raises(TypeError, match=r"^lengths.*wanted (an )?integer"):
             call(x, lengths=lengths)

@@ -13,9 +13,11 @@ import pytest
 import tidegate as tg
 from layer_cases import (
     CASES,
+    FORMS_OF_INTEGERS,
     INPUT_SIZE,
     STREAMABLE,
     assert_same_bits,
+    integers_in_form,
     is_lstm,
     make,
     map_state,
@@ -223,6 +225,33 @@ def test_picked_rows_step_as_they_would_among_all(isa, case, dtype, rng):
         taken[rows] += 1
         turn += 1
     assert_same_bits(stream.state, state_n)
+
+
+@pytest.mark.parametrize("form", FORMS_OF_INTEGERS)
+def test_rows_of_any_form(form, rng):
+    layer = make("lstm")
+    x = random_x(layer, rng, 4)
+    picked = [2, 0]
+    rows = integers_in_form(form, picked)
+    stream, wanted = layer.stream(4), layer.stream(4)
+    assert_same_bits(stream.step(x[0, picked], rows=rows), wanted.step(x[0, picked], rows=picked))
+    for got, expected in zip(stream.get_state(rows), wanted.get_state(picked)):
+        assert_same_bits(got, expected)
+    stream.set_state(wanted.get_state([0, 2]), rows)
+    wanted.set_state(wanted.get_state([0, 2]), picked)
+    assert_same_bits(stream.state, wanted.state)
+    stream.reset(rows)
+    assert not any(part.any() for part in stream.state)
+
+
+@pytest.mark.parametrize("form", ["array interface", "Series", "tensor"])
+@pytest.mark.parametrize("values", [[0.0, 1.0], [True, False]], ids=["float", "bool"])
+def test_rows_that_are_no_integers_in_any_form(form, values):
+    stream = make("gru").stream(4)
+    rows = integers_in_form(form, values)
+    for call in (stream.reset, stream.get_state, lambda rows: stream.set_state(None, rows)):
+        with pytest.raises(TypeError, match=r"^rows: got dtype \w+, wanted integers"):
+            call(rows)
 
 
 @every_case

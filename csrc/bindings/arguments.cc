@@ -174,6 +174,15 @@ std::vector<Index> read_rows(py::handle object, Index batch) {
     return rows;
   }
   const char* const wanted = "a list or an array (n,) of integers";
+  if (!py::isinstance<py::array>(object) && !py::isinstance<py::list>(object) &&
+      !py::isinstance<py::tuple>(object)) {
+    // The kinds that lengths may be of, a pandas Series and a tensor among them.
+    const auto check = py::module_::import("tidegate.checks").attr("check_integers");
+    const py::object integers = check("rows", object);
+    if (!py::isinstance<py::array>(integers))
+      throw py::type_error("rows: got " + type_name(object) + ", wanted " + wanted);
+    return read_rows(integers, batch);
+  }
   if (py::isinstance<py::array>(object)) {
     const auto array = py::reinterpret_borrow<py::array>(object);
     const char kind = array.dtype().kind();
@@ -186,8 +195,6 @@ std::vector<Index> read_rows(py::handle object, Index batch) {
     const py::object list = array.attr("tolist")();
     return read_rows(list, batch);
   }
-  if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object))
-    throw py::type_error("rows: got " + type_name(object) + ", wanted " + wanted);
   std::vector<bool> named(static_cast<std::size_t>(batch));
   for (const py::handle item : object) {
     const Py_ssize_t row = read_integer("rows", item, wanted);

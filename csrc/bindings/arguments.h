@@ -88,8 +88,8 @@ template <class T>
 Input<T> read_packed(const char* argument, py::handle object, const Packing& packing,
                      Index features);
 
-// None: all of them, 0, 1, ... Else different integers in 0..batch-1, from an array of integers of
-// shape (n,), or a list or tuple of them.
+// None: all of them, 0, 1, ... Else different integers in 0..batch-1, from integers of shape
+// (n,) of any kind that tidegate.checks.check_integers takes.
 std::vector<Index> read_rows(py::handle object, Index batch);
 
 // None: not given. Else an array of bool in x's layout without features.

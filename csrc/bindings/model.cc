@@ -7,6 +7,7 @@
 
 #include "arguments.h"
 #include "gil.h"
+#include "methods.h"
 #include "module.h"
 #include "parameters.h"
 
@@ -393,20 +394,20 @@ std::unique_ptr<Model> make_model(const Config& config, const py::dtype& dtype, 
 
 void bind_tape(py::module_& m) {
   const NoSignatures no_signatures;
-  bind_class<Tape>(m, "Tape", R"(What a training call kept for `backward`; made by `layer.forward`.
+  py::class_<Tape> tape = bind_class<Tape>(
+      m, "Tape", R"(What a training call kept for `backward`; made by `layer.forward`.
 
 It holds the activated gates and states of every step, the weights that made them and its own copy of the
 inputs, so it outlives the layer, changes of the parameters and of every array that was passed. It may be used
-any number of times, from any thread.)")
-      .def_property_readonly("config", &Tape::config, py::return_value_policy::copy,
+any number of times, from any thread.)");
+  tape.def_property_readonly("config", &Tape::config, py::return_value_policy::copy,
                              "The options of the layer that made it.")
       .def_property_readonly("dtype", &Tape::dtype, "That of the layer that made it.")
       .def_property_readonly("steps", &Tape::steps, "T, the number of steps.")
       .def_property_readonly("batch", &Tape::batch,
                              "N, the number of rows; 1 of an unbatched call.")
-      .def("__repr__", &show_tape)
-      .def("gates", &Tape::gates, py::arg("layer") = 0, py::arg("reverse") = false,
-           R"(gates(self, layer=0, reverse=False)
+      .def("__repr__", &show_tape);
+  add_method<&Tape::gates>(tape, "gates", R"(gates($self, layer=0, reverse=False)
 --
 
 Gates and states of one direction of one layer: what it remembers and forgets.
@@ -422,7 +423,8 @@ Returns:
 
 Raises:
     TypeError: layer is no integer, or reverse neither True nor False.
-    ValueError: there is no such layer or direction.)");
+    ValueError: there is no such layer or direction.)",
+                           {{"layer", py::int_(0)}, {"reverse", py::bool_(false)}});
 }
 
 void bind_model(py::module_& m) {

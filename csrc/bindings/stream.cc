@@ -8,13 +8,14 @@
 
 #include "arguments.h"
 #include "gil.h"
+#include "methods.h"
 #include "model.h"
 #include "module.h"
 
 namespace tidegate::bindings {
 namespace {
 
-// A stream has one state and no lock: whoever finds it in use is told so.
+// A stream has one state and no lock: a call that finds it in use by another thread is refused.
 class Use {
  public:
   explicit Use(std::atomic<bool>& busy) : busy_(busy) {
@@ -206,9 +207,6 @@ class TypedStream final : public Stream {
   std::atomic<bool> busy_{false};
 };
 
-// ---- Stream.step for Python, without pybind11's dispatcher, whose handling of a keyword alone
-// takes as long as a small step (0.3 us): the arguments are taken apart here.
-
 constexpr const char* step_doc = R"(step($self, x, out=None, rows=None)
 --
 
@@ -219,8 +217,9 @@ Args:
     out: an array like the result to be written and returned: writable, its last axis contiguous,
         overlapping neither itself nor x. With it nothing is allocated.
     rows: the sequences that take the step, different integers below batch, in any order; x and the
-        result then have len(rows) rows, in this order. None: all of them. The bits of a row do not
-        depend on which others step with it.
+        result then have len(rows) rows, in this order. None: all of them. A list, a tuple, an
+        array, a pandas Series or a tensor of integers. The bits of a row do not depend on which
+        others step with it.
 
 Returns:
     (batch, S): h of the last layer after the step. S is hidden_size, or proj_size.
@@ -231,65 +230,24 @@ Raises:
         twice.
     RuntimeError: another thread is using this stream.)";
 
-// The arguments x, out and rows, whichever way they are given; false with a TypeError set.
-constexpr int kStepArguments = 3;
-PyObject* step_names[kStepArguments];  // interned, as the names that Python code passes are
+constexpr const char* run_doc = R"(run($self, x, out=None, *, num_threads=None)
+--
 
-// Which of them, or kStepArguments.
-int step_argument(PyObject* name) {
-  for (int i = 0; i < kStepArguments; ++i) {
-    if (name == step_names[i]) return i;
-  }
-  int i = 0;
-  while (i < kStepArguments && PyUnicode_Compare(name, step_names[i]) != 0) ++i;
-  return i;
-}
+Takes as many steps as x has; the same bits as one at a time.
 
-bool parse_step(PyObject* const* args, Py_ssize_t positional, PyObject* keywords,
-                PyObject* (&values)[kStepArguments]) {
-  if (positional > kStepArguments) {
-    PyErr_Format(PyExc_TypeError, "step() takes x, out and rows, but %zd arguments were given",
-                 positional);
-    return false;
-  }
-  std::copy_n(args, positional, values);
-  const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
-  for (Py_ssize_t k = 0; k < named; ++k) {
-    PyObject* const name = PyTuple_GET_ITEM(keywords, k);
-    const int i = step_argument(name);
-    if (i == kStepArguments) {
-      PyErr_Format(PyExc_TypeError, "step() got an unexpected keyword argument '%U'", name);
-      return false;
-    }
-    if (i < positional) {
-      PyErr_Format(PyExc_TypeError, "step() got multiple values for argument '%U'", name);
-      return false;
-    }
-    values[i] = args[positional + k];
-  }
-  if (values[0] == nullptr) {
-    PyErr_SetString(PyExc_TypeError, "step() missing the argument x");
-    return false;
-  }
-  return true;
-}
+Args:
+    x: (T, batch, I), of the layer's dtype, any strides.
+    out: as in `step`.
+    num_threads: the most threads that the call may use; None is the setting in force.
 
-PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
-  PyObject* values[kStepArguments] = {nullptr, Py_None, Py_None};
-  if (!parse_step(args, positional, keywords, values)) return nullptr;
-  try {
-    auto* const instance = reinterpret_cast<py::detail::instance*>(self);
-    // Python has checked that self is a Stream, maybe of a class that derives from more than that.
-    auto* stream = instance->simple_layout
-                       ? static_cast<Stream*>(instance->get_value_and_holder().value_ptr())
-                       : nullptr;
-    if (stream == nullptr) stream = py::handle(self).cast<Stream*>();  // or refuses
-    return stream->step(values[0], values[1], values[2]).release().ptr();
-  } catch (...) {
-    py::detail::try_translate_exceptions();
-    return nullptr;
-  }
-}
+Returns:
+    (T, batch, S).
+
+Raises:
+    TypeError, ValueError, RuntimeError: as in `step`.
+    MemoryError: the results do not fit into memory.
+    KeyboardInterrupt: Ctrl-C; or what another handler of a signal raises. The state is then what it
+        was before, and what `out` holds is undefined.)";
 
 }  // namespace
 
@@ -313,62 +271,37 @@ void bind_stream(py::module_& m) {
           [](Stream& self, py::handle state) { self.set_state(state, py::none()); },
           R"(h of a GRU, a pair (h, c) of an LSTM: h (L, batch, S), c (L, batch, H).
 
-Reading gives new arrays; assigning copies in. None, for either, is zeros.)")
-      .def("run", &Stream::run, py::arg("x"), py::arg("out") = py::none(), py::kw_only(),
-           py::arg("num_threads") = py::none(),
-           R"(run(self, x, out=None, *, num_threads=None)
+Reading gives new arrays; assigning copies in. None, for either, is zeros.)");
+  const py::none none;
+  const py::int_ one(1);
+  add_method<&Stream::step>(stream, "step", step_doc, {{"x"}, {"out", none}, {"rows", none}});
+  add_method<&Stream::run>(stream, "run", run_doc,
+                           {{"x"}, {"out", none}, {"num_threads", none, true}});
+  add_method<&Stream::get_state>(stream, "get_state", R"(get_state($self, rows=None)
 --
 
-Takes as many steps as x has; the same bits as one at a time.
-
-Args:
-    x: (T, batch, I), of the layer's dtype, any strides.
-    out: as in `step`.
-    num_threads: at most so many; None is the setting in force.
-
-Returns:
-    (T, batch, S).
-
-Raises:
-    TypeError, ValueError, RuntimeError: as in `step`.
-    MemoryError: the results do not fit into memory.
-    KeyboardInterrupt: Ctrl-C; or what another handler of a signal raises. The state is then what it
-        was before, and what `out` holds is undefined.)")
-      .def("get_state", &Stream::get_state, py::arg("rows") = py::none(),
-           R"(get_state(self, rows=None)
+The state of some rows, like `state`, with len(rows) for batch, in their order.)",
+                                 {{"rows", none}});
+  add_method<&Stream::set_state>(stream, "set_state", R"(set_state($self, state, rows=None)
 --
 
-The state of some rows, like `state`, with len(rows) for batch, in their order.)")
-      .def("set_state", &Stream::set_state, py::arg("state"), py::arg("rows") = py::none(),
-           R"(set_state(self, state, rows=None)
+Copies in the state of some rows; what `get_state` returns, or None for zeros.)",
+                                 {{"state"}, {"rows", none}});
+  add_method<&Stream::reset>(stream, "reset", R"(reset($self, rows=None)
 --
 
-Copies in the state of some rows; what `get_state` returns, or None for zeros.)")
-      .def("reset", &Stream::reset, py::arg("rows") = py::none(),
-           R"(reset(self, rows=None)
+Makes the state of these rows zero, or of all.)",
+                             {{"rows", none}});
+  add_method<&Stream::grow>(stream, "grow", R"(grow($self, count=1)
 --
 
-Makes the state of these rows zero, or of all.)")
-      .def("grow", &Stream::grow, py::arg("count") = 1, R"(grow(self, count=1)
+Adds rows at the end, whose state is zero. The others keep theirs. Allocates.)",
+                            {{"count", one}});
+  add_method<&Stream::shrink>(stream, "shrink", R"(shrink($self, count=1)
 --
 
-Adds rows at the end, whose state is zero. The others keep theirs. Allocates.)")
-      .def("shrink", &Stream::shrink, py::arg("count") = 1, R"(shrink(self, count=1)
---
-
-Drops rows at the end. The others keep their state. Allocates.)");
-  const char* const names[kStepArguments] = {"x", "out", "rows"};
-  for (int i = 0; i < kStepArguments; ++i) {
-    step_names[i] = PyUnicode_InternFromString(names[i]);
-    if (step_names[i] == nullptr) throw py::error_already_set();
-  }
-  static PyMethodDef step_method = {
-      "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
-      METH_FASTCALL | METH_KEYWORDS, step_doc};
-  PyObject* const descriptor =
-      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(stream.ptr()), &step_method);
-  if (descriptor == nullptr) throw py::error_already_set();
-  stream.attr("step") = py::reinterpret_steal<py::object>(descriptor);
+Drops rows at the end. The others keep their state. Allocates.)",
+                              {{"count", one}});
 }
 
 }  // namespace tidegate::bindings

@@ -1,10 +1,10 @@
 """Types of the extension module. What it does is documented where the package wraps it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 _Empty = Callable[[tuple[int, ...]], Any]  # a tensor
@@ -175,16 +175,14 @@ class Stream:
         self,
         x: Array,
         out: Array | None = None,
-        rows: Array | Sequence[int] | None = None,
+        rows: ArrayLike | None = None,
     ) -> Array: ...
     def run(
         self, x: Array, out: Array | None = None, *, num_threads: int | None = None
     ) -> Array: ...
-    def reset(self, rows: Array | Sequence[int] | None = None) -> None: ...
-    def get_state(self, rows: Array | Sequence[int] | None = None) -> StreamState: ...
-    def set_state(
-        self, state: GivenStreamState, rows: Array | Sequence[int] | None = None
-    ) -> None: ...
+    def reset(self, rows: ArrayLike | None = None) -> None: ...
+    def get_state(self, rows: ArrayLike | None = None) -> StreamState: ...
+    def set_state(self, state: GivenStreamState, rows: ArrayLike | None = None) -> None: ...
     def grow(self, count: int = 1) -> None: ...
     def shrink(self, count: int = 1) -> None: ...
 

@@ -1,0 +1,163 @@
+// Methods of bound classes without pybind11's dispatcher: its handling of one keyword takes as long
+// as a small step (0.3 us), and its refusal of a wrong call prints every argument.
+#ifndef TIDEGATE_BINDINGS_METHODS_H_
+#define TIDEGATE_BINDINGS_METHODS_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <iterator>
+#include <type_traits>
+#include <utility>
+
+#include "module.h"
+
+namespace tidegate::bindings {
+
+// A parameter after self.
+struct MethodParameter {
+  const char* name;
+  py::object fallback{};      // its value where the caller gives none; null: the caller must
+  bool keyword_only = false;  // those come last
+};
+
+// A table of parameters with their values in one call. Nothing in it is ever freed.
+template <std::size_t count>
+class MethodParameters {
+ public:
+  using Values = PyObject* [count];
+
+  void set(const char* method, const MethodParameter (&parameters)[count]) {
+    method_ = method;
+    positional_ = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      // Interned, as the names are that Python code passes.
+      names_[i] = PyUnicode_InternFromString(parameters[i].name);
+      if (names_[i] == nullptr) throw py::error_already_set();
+      fallbacks_[i] = py::object(parameters[i].fallback).release().ptr();
+      if (!parameters[i].keyword_only) ++positional_;
+    }
+  }
+
+  // The values in the order of the parameters, whichever way the caller gave them; false with a
+  // TypeError set.
+  bool parse(PyObject* const* args, Py_ssize_t positional, PyObject* keywords,
+             Values& values) const {
+    if (positional > positional_) {
+      PyErr_Format(PyExc_TypeError,
+                   "%s() takes at most %zd positional argument%s, but %zd were given", method_,
+                   positional_, positional_ == 1 ? "" : "s", positional);
+      return false;
+    }
+    std::copy_n(fallbacks_, count, values);
+    std::copy_n(args, positional, values);
+    const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
+    for (Py_ssize_t k = 0; k < named; ++k) {
+      PyObject* const name = PyTuple_GET_ITEM(keywords, k);
+      const std::size_t i = find(name);
+      if (i == count) {
+        PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", method_,
+                     name);
+        return false;
+      }
+      if (static_cast<Py_ssize_t>(i) < positional) {
+        PyErr_Format(PyExc_TypeError, "%s() got multiple values for argument '%U'", method_, name);
+        return false;
+      }
+      values[i] = args[positional + k];
+    }
+    const auto* const missing = std::find(std::begin(values), std::end(values), nullptr);
+    if (missing == std::end(values)) return true;
+    PyErr_Format(PyExc_TypeError, "%s() missing the argument '%U'", method_,
+                 names_[missing - std::begin(values)]);
+    return false;
+  }
+
+ private:
+  // Which of them, or `count`.
+  std::size_t find(PyObject* name) const {
+    const auto* const same = std::find(std::begin(names_), std::end(names_), name);
+    if (same != std::end(names_)) return static_cast<std::size_t>(same - std::begin(names_));
+    std::size_t i = 0;
+    while (i < count && PyUnicode_Compare(name, names_[i]) != 0) ++i;
+    return i;
+  }
+
+  const char* method_ = nullptr;
+  Py_ssize_t positional_ = 0;
+  PyObject* names_[count] = {};
+  PyObject* fallbacks_[count] = {};
+};
+
+// The class, the result and the number of parameters of a member function.
+template <class>
+struct Member;
+template <class R, class T, class... Arguments>
+struct Member<R (T::*)(Arguments...)> {
+  using Class = T;
+  using Result = R;
+  static constexpr std::size_t count = sizeof...(Arguments);
+};
+template <class R, class T, class... Arguments>
+struct Member<R (T::*)(Arguments...) const> : Member<R (T::*)(Arguments...)> {};
+
+// What Python calls for a member function, all of whose parameters are py::handle.
+template <auto member>
+struct Method {
+  using T = typename Member<decltype(member)>::Class;
+  using Result = typename Member<decltype(member)>::Result;
+  static constexpr std::size_t count = Member<decltype(member)>::count;
+
+  static inline MethodParameters<count> parameters;
+  static inline PyMethodDef definition;
+
+  static PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t positional,
+                        PyObject* keywords) {
+    PyObject* values[count];
+    if (!parameters.parse(args, positional, keywords, values)) return nullptr;
+    try {
+      return invoke(object(self), values, std::make_index_sequence<count>());
+    } catch (...) {
+      py::detail::try_translate_exceptions();
+      return nullptr;
+    }
+  }
+
+ private:
+  static T& object(PyObject* self) {
+    auto* const instance = reinterpret_cast<py::detail::instance*>(self);
+    // Python has checked that self is a T, maybe of a class that derives from more than that.
+    auto* const plain = instance->simple_layout
+                            ? static_cast<T*>(instance->get_value_and_holder().value_ptr())
+                            : nullptr;
+    return plain != nullptr ? *plain : py::handle(self).cast<T&>();  // or refuses
+  }
+
+  template <std::size_t... i>
+  static PyObject* invoke(T& self, PyObject* const (&values)[count], std::index_sequence<i...>) {
+    if constexpr (std::is_void_v<Result>) {
+      (self.*member)(values[i]...);
+      return py::none().release().ptr();
+    } else {
+      return (self.*member)(values[i]...).release().ptr();
+    }
+  }
+};
+
+// Adds a method to a bound class. `doc` begins with its signature, "name($self, x)\n--\n\n"; both
+// texts outlive the class.
+template <auto member>
+void add_method(py::class_<typename Method<member>::T>& bound, const char* name, const char* doc,
+                const MethodParameter (&parameters)[Method<member>::count]) {
+  using M = Method<member>;
+  M::parameters.set(name, parameters);
+  M::definition = {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&M::call)),
+                   METH_FASTCALL | METH_KEYWORDS, doc};
+  PyObject* const descriptor =
+      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(bound.ptr()), &M::definition);
+  if (descriptor == nullptr) throw py::error_already_set();
+  bound.attr(name) = py::reinterpret_steal<py::object>(descriptor);
+}
+
+}  // namespace tidegate::bindings
+
+#endif  // TIDEGATE_BINDINGS_METHODS_H_
