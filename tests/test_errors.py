@@ -382,6 +382,10 @@ BAD_OPTIONS = [
     ("dtype", np.float16, TypeError),
     ("dtype", ">f4", TypeError),
     ("dtype", "no such thing", TypeError),
+    ("dtype", None, TypeError),
+    ("seed", "a", TypeError),
+    ("seed", 0.5, TypeError),
+    ("seed", -1, ValueError),
 ]
 BAD_LSTM_OPTIONS = [
     ("proj_size", -1, ValueError),

@@ -207,11 +207,33 @@ def test_linear_copies_have_parameters_of_their_own(duplicate):
         ({"dtype": np.float16}, TypeError, r"dtype.*float16.*float32 or float64"),
         ({"dtype": int}, TypeError, r"dtype.*int64"),
         ({"dtype": "no such type"}, TypeError, "dtype.*no such type"),
+        ({"dtype": None}, TypeError, "dtype: got None, wanted float32 or float64"),
+        ({"bias": "no"}, TypeError, "bias: got 'no', wanted True or False"),
+        ({"bias": 1}, TypeError, "bias: got 1, wanted True or False"),
+        ({"seed": "a"}, TypeError, r"seed: got 'a', wanted None, an integer >= 0"),
+        ({"seed": 1.5}, TypeError, r"seed: got 1\.5, wanted"),
+        ({"seed": -1}, ValueError, r"seed: got -1, wanted None, an integer >= 0"),
     ],
 )
 def test_linear_refuses_wrong_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         Linear(**({"in_features": 3, "out_features": 2} | arguments))
+
+
+def test_linear_takes_numpy_bools_and_refuses_none_as_a_dtype():
+    assert Linear(3, 2, bias=np.False_).bias is False
+    with pytest.raises(TypeError, match="dtype: got None"):
+        Linear(3, 2).astype(None)
+
+
+def test_reprs_of_what_training_returns():
+    layer = Linear(3, 2)
+    y, tape = layer.forward(np.zeros((5, 4, 3), np.float32))
+    assert repr(tape) == "<LinearTape of a Linear(3, 2): x (5, 4, 3), float32>"
+    grads = layer.backward(tape, y)
+    assert repr(grads) == "LinearGrads(x: (5, 4, 3), params: 8 x float32)"
+    _, tape = Dropout(0.5).forward(y, np.random.default_rng(0))
+    assert repr(tape) == "<DropoutTape: (5, 4, 2), float32>"
 
 
 def test_linear_refuses_wrong_arrays():

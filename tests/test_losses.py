@@ -274,3 +274,14 @@ def test_masked_targets_are_refused():
         softmax_cross_entropy(a, targets)
     with pytest.raises(TypeError, match=r"^targets: got "):
         binary_cross_entropy(a, [[True, False, True]] * 2)
+
+
+def test_numbers_are_no_arrays():
+    a = np.zeros((), np.float32)
+    with pytest.raises(TypeError, match=r"^targets: got a single bool_?, not an array; wanted"):
+        binary_cross_entropy(a, np.True_)
+    with pytest.raises(TypeError, match=r"^logits: got a single float32, not an array; wanted"):
+        binary_cross_entropy(np.float32(1), a)
+    with pytest.raises(TypeError, match=r"^target: got a single float32, not an array"):
+        mse(a, np.float32(1))
+    assert binary_cross_entropy(a, np.array(True))[0] == pytest.approx(np.log(2))

@@ -24,6 +24,10 @@ def array_problem(
 ) -> Exception | None:
     """Why `value` is no array of this shape (None: any) and dtype (None: float32 or float64)."""
     wanted = "float32 or float64" if dtype is None else str(dtype)
+    if isinstance(value, np.generic):
+        return TypeError(
+            f"{name}: got a single {type(value).__name__}, not an array; wanted a {wanted} ndarray"
+        )
     if not isinstance(value, np.ndarray):
         return TypeError(f"{name}: got {type(value).__name__}, wanted a {wanted} ndarray")
     if value.dtype not in ((np.float32, np.float64) if dtype is None else (dtype,)):
@@ -109,6 +113,8 @@ def check_mapping(
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """`dtype` as float32 or float64; a TypeError if it is neither."""
+    if dtype is None:  # which NumPy takes for float64
+        raise TypeError("dtype: got None, wanted float32 or float64")
     try:
         checked = np.dtype(dtype)
     except TypeError:
@@ -195,3 +201,18 @@ def check_bool(name: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: got {value!r}, wanted True or False")
     return bool(value)
+
+
+def check_seed(name: str, seed: Any) -> np.random.Generator:
+    """The generator that `numpy.random.default_rng` makes of `seed`.
+
+    Raises:
+        TypeError, ValueError: it refuses the seed.
+    """
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"{name}: got {seed!r}, wanted None, an integer >= 0 or a numpy.random.Generator"
+        ) from error

@@ -24,6 +24,7 @@ from tidegate.checks import (
     check_integers,
     check_number,
     check_probability,
+    check_seed,
 )
 from tidegate.linear import dropout_scale
 from tidegate.params import Gradients, Params
@@ -97,6 +98,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         seed: int | np.random.Generator | None,
     ) -> None:
         dropout = check_probability("dropout", dropout)
+        rng = check_seed("seed", seed)
         self._build(config, check_bool("batch_first", batch_first), dropout, check_dtype(dtype))
         if dropout > 0 and config.num_layers == 1:
             warnings.warn(
@@ -107,7 +109,6 @@ class RecurrentLayer(Generic[State, GivenState]):
         bound = 1 / math.sqrt(config.hidden_size)
         # Drawn in double whatever the dtype: the same seed gives the same layer, rounded. Drawn in
         # pieces: a large layer needs no second copy of its parameters.
-        rng = np.random.default_rng(seed)
         size, piece = self._model.flat.size, 1 << 20
         for begin in range(0, size, piece):
             values = rng.uniform(-bound, bound, min(piece, size - begin))
@@ -225,7 +226,8 @@ class RecurrentLayer(Generic[State, GivenState]):
                 state crosses in either direction; at t = 0 the forward initial state is dropped.
             out: an array like y to be written and returned: writable, its last axis contiguous,
                 overlapping neither itself nor an input.
-            num_threads: at most so many; None is the setting in force (`get_num_threads`).
+            num_threads: the most threads that the call may use; None is the setting in force
+                (`get_num_threads`).
 
         Returns:
             y, (h_n, c_n) of an LSTM, or y, h_n of a GRU. y (T, N, D*S) in x's layout: the last
@@ -312,7 +314,7 @@ class RecurrentLayer(Generic[State, GivenState]):
             dy: by y, like y; None is zeros. Padded steps are not read.
             dstate: by the returned state, like it; None is zeros, and so is either member of an
                 LSTM's pair. At least one gradient must be given.
-            num_threads: at most so many; None is the setting in force.
+            num_threads: the most threads that the call may use; None is the setting in force.
 
         Returns:
             grads: `grads.x` like x, `grads.state` like the initial state, `grads.params[name]` and
@@ -485,8 +487,9 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
             Generator.
 
     Raises:
-        TypeError: an option is of another type, or dtype is neither float32 nor float64.
-        ValueError: an option is out of range, or excluded by another one.
+        TypeError: an option or the seed is of another type, or dtype is neither float32 nor
+            float64.
+        ValueError: an option or the seed is out of range, or an option is excluded by another.
         MemoryError: the parameters do not fit into memory.
     """
 
@@ -598,8 +601,9 @@ class GRU(RecurrentLayer[Array, Array]):
             Generator.
 
     Raises:
-        TypeError: an option is of another type, or dtype is neither float32 nor float64.
-        ValueError: an option is out of range, or excluded by another one.
+        TypeError: an option or the seed is of another type, or dtype is neither float32 nor
+            float64.
+        ValueError: an option or the seed is out of range, or an option is excluded by another.
         MemoryError: the parameters do not fit into memory.
     """
 

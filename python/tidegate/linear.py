@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tidegate import _core
-from tidegate.checks import Array, check_array, check_dtype, check_probability, check_size
+from tidegate.checks import (
+    Array,
+    check_array,
+    check_bool,
+    check_dtype,
+    check_probability,
+    check_seed,
+    check_size,
+)
 from tidegate.params import Gradients, Params, Specs
 
 
@@ -23,6 +31,13 @@ class LinearTape:
     shape: tuple[int, ...]
     core: _core.LinearTape
 
+    def __repr__(self) -> str:
+        core = self.core
+        return (
+            f"<LinearTape of a Linear({core.in_features}, {core.out_features}): "
+            f"x {self.shape}, {core.dtype}>"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class LinearGrads:
@@ -30,6 +45,11 @@ class LinearGrads:
 
     x: Array
     params: Gradients
+
+    def __repr__(self) -> str:
+        return (
+            f"LinearGrads(x: {self.x.shape}, params: {self.params.flat.size} x {self.params.dtype})"
+        )
 
 
 class Linear:
@@ -51,8 +71,9 @@ class Linear:
             Generator.
 
     Raises:
-        TypeError: a size is no integer, or dtype is neither float32 nor float64.
-        ValueError: a size is below 1.
+        TypeError: a size is no integer, bias is no bool, the seed is of another type, or dtype is
+            neither float32 nor float64.
+        ValueError: a size is below 1, or the seed is negative.
     """
 
     def __init__(
@@ -66,11 +87,12 @@ class Linear:
     ) -> None:
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
-        self.bias = bool(bias)
+        self.bias = check_bool("bias", bias)
+        rng = check_seed("seed", seed)
         self._build(check_dtype(dtype))
         bound = 1 / math.sqrt(self.in_features)
         # Drawn in double whatever the dtype: the same seed gives the same layer, rounded.
-        flat = np.random.default_rng(seed).uniform(-bound, bound, self.params.flat.size)
+        flat = rng.uniform(-bound, bound, self.params.flat.size)
         self.params.flat = flat.astype(self.dtype)
 
     def _build(self, dtype: np.dtype[Any]) -> None:
@@ -218,6 +240,9 @@ class DropoutTape:
     """What Dropout.backward needs: what each element was multiplied by, 0 or 1/(1-p)."""
 
     scale: Array
+
+    def __repr__(self) -> str:
+        return f"<DropoutTape: {self.scale.shape}, {self.scale.dtype}>"
 
 
 class Dropout:

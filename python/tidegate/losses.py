@@ -94,7 +94,8 @@ def binary_cross_entropy(
             counts.
     """
     check_array("logits", logits)
-    if str(getattr(targets, "dtype", "")) == "bool":
+    given: object = targets
+    if isinstance(given, np.ndarray) and given.dtype == bool:
         targets = targets.astype(logits.dtype)
     check_array("targets", targets, shape=logits.shape, dtype=logits.dtype)
     counts = _counts(mask, logits.shape)

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 
-from tidegate.checks import Array, check_mapping, check_number
+from tidegate.checks import Array, check_bool, check_mapping, check_number
 from tidegate.params import Gradients, Params
 
 __all__ = ["SGD", "Adam", "AdamW", "HasGradients", "HasParams", "ParamGroup", "clip_grad_norm"]
@@ -335,7 +335,7 @@ class SGD(_Optimizer):
     def _checked(cls, values: dict[str, Any]) -> dict[str, Any]:
         numbers = ("lr", "momentum", "dampening", "weight_decay")
         checked: dict[str, Any] = {name: check_number(name, values[name]) for name in numbers}
-        checked["nesterov"] = bool(values["nesterov"])
+        checked["nesterov"] = check_bool("nesterov", values["nesterov"])
         if checked["nesterov"] and (checked["momentum"] == 0 or checked["dampening"] != 0):
             raise ValueError(
                 f"nesterov: got it with momentum={checked['momentum']}, "
@@ -439,10 +439,10 @@ class _AdamBase(_Optimizer):
     def _check_kind(self, given: Mapping[str, Array]) -> None:
         if bool(given["decoupled_weight_decay"]) != self._decoupled:
             mine, other = ("AdamW", "Adam") if self._decoupled else ("Adam", "AdamW")
+            earlier = "" if self._decoupled else " (as that of Adam was in versions before AdamW)"
             raise ValueError(
-                f"state_dict: got the state of an optimiser whose weight decay is that of {other} "
-                f"(as that of Adam was in versions before AdamW), wanted {mine}'s; load it into "
-                f"tg.optim.{other}"
+                f"state_dict: got the state of an optimiser whose weight decay is that of {other}"
+                f"{earlier}, wanted {mine}'s; load it into tg.optim.{other}"
             )
 
 
@@ -545,6 +545,7 @@ def clip_grad_norm(
             refused.
     """
     gradients = _as_list("grads", grads, Gradients)
+    error_if_nonfinite = check_bool("error_if_nonfinite", error_if_nonfinite)
     if max_norm != math.inf:
         max_norm = check_number("max_norm", max_norm)
     with np.errstate(all="ignore"):
