@@ -1112,6 +1112,7 @@ def test_restored_models_load_without_tidegate(frozen):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor:UserWarning")
 def test_accelerate_logs_what_it_leaves(caplog):
     parametrized = nn.utils.parametrizations.weight_norm(nn.GRU(IN, H), "weight_hh_l0")
     left = {
@@ -1120,6 +1121,8 @@ def test_accelerate_logs_what_it_leaves(caplog):
         "2": (Model.Own(IN, H), "a subclass of torch.nn.GRU"),
         "3": (parametrized, "it has parametrizations"),
         "4": (torch.jit.script(nn.GRU(IN, H)), "it is scripted"),
+        "5": (torch.ao.nn.quantized.dynamic.GRU(IN, H), "it is quantised"),
+        "6": (torch.ao.nn.quantizable.LSTMCell(IN, H), "a float module made to be quantised"),
     }
     model = nn.Sequential(*(module for module, _ in left.values()), nn.Linear(IN, H))
     with caplog.at_level("INFO", logger="tidegate.torch"):
@@ -1129,13 +1132,22 @@ def test_accelerate_logs_what_it_leaves(caplog):
     first, second, third = caplog.records
     assert first.levelname == "WARNING"  # none was taken
     lines = first.getMessage().splitlines()
-    assert lines[0] == "accelerate: 0 modules run on Tidegate, 5 recurrent modules are left"
+    assert lines[0] == "accelerate: 0 modules run on Tidegate, 7 recurrent modules are left"
     for line, (name, (_, reason)) in zip(lines[1:], left.items(), strict=True):
         assert line.startswith(f"  {name} (")
         assert reason in line
     assert second.levelname == "INFO"
     assert "2 modules run on Tidegate, 0 recurrent modules are left" in second.getMessage()
     assert third.getMessage() == "restore: 0 modules are torch.nn's again"
+
+
+def test_the_log_counts_one_module_in_the_singular(caplog):
+    model = nn.Sequential(nn.GRU(IN, H), nn.RNN(IN, H))
+    with caplog.at_level("INFO", logger="tidegate.torch"):
+        tidegate.torch.restore(accelerate(model))
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("accelerate: 1 module runs on Tidegate, 1 recurrent module is left\n")
+    assert second == "restore: 1 module is torch.nn's again"
 
 
 # ---- Parameters and their packing ----------------------------------------------------------------

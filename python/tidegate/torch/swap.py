@@ -72,9 +72,9 @@ def accelerate(model: torch.nn.Module, freeze: bool = False) -> torch.nn.Module:
         taken += 1
     _log.log(
         logging.INFO if taken else logging.WARNING,
-        "accelerate: %d modules run on Tidegate, %d recurrent modules are left%s",
-        taken,
-        len(left),
+        "accelerate: %s on Tidegate, %s left%s",
+        "1 module runs" if taken == 1 else f"{taken} modules run",
+        "1 recurrent module is" if len(left) == 1 else f"{len(left)} recurrent modules are",
         "".join(f"\n  {line}" for line in left),
     )
     return model
@@ -107,8 +107,8 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
             left.append(f"\n  {name or 'the model'} ({kind_of(module)})")
     _log.log(
         logging.WARNING if left else logging.INFO,
-        "restore: %d modules are torch.nn's again%s",
-        restored,
+        "restore: %s torch.nn's again%s",
+        "1 module is" if restored == 1 else f"{restored} modules are",
         f"; subclasses or parametrised, left: {''.join(left)}" if left else "",
     )
     return model
@@ -125,7 +125,11 @@ def _why_left(module: torch.nn.Module) -> str | None:
         is_recurrent = getattr(module, "original_name", None) in _RECURRENT_NAMES
         return "it is scripted" if is_recurrent else None
     if type(module).__module__.startswith("torch.ao.nn."):
-        return "it is quantised" if type(module).__name__ in _RECURRENT_NAMES else None
+        if type(module).__name__ not in _RECURRENT_NAMES:
+            return None
+        if type(module).__module__.startswith("torch.ao.nn.quantizable"):
+            return "a float module made to be quantised, which is no torch.nn.LSTM"
+        return "it is quantised"
     if isinstance(module, torch.nn.RNNCellBase):
         return "cells are not taken"
     if isinstance(module, torch.nn.RNN):
