@@ -68,7 +68,7 @@ def _ratios(axes: Any, items: list[Summary]) -> None:
         )
     axes.set_yscale("log")
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_ylabel("their time / ours")
+    axes.set_ylabel("peer's time / Tidegate's")
     axes.legend(fontsize=7, ncols=len(PEERS), loc="upper right")
     # In the order of the grid; its few cells of float64 come last.
     regimes = [i.cell.regime if i.cell.dtype == "float32" else i.cell.dtype for i in items]

@@ -103,11 +103,14 @@ def _columns() -> list[_Column]:
 
     return [
         ("call", _network),
-        ("ours", lambda s: time_text(s.ours.median) if s.ours else s.absent.get("tidegate", "-")),
+        (
+            "Tidegate",
+            lambda s: time_text(s.ours.median) if s.ours else s.absent.get("tidegate", "-"),
+        ),
         ("of limit", _reached_text),
         *(peer_column(name) for name in PEERS),
-        ("best peer / ours", _best_text),
-        ("memory, ours / least", _memory_text),
+        ("best peer's time / Tidegate's", _best_text),
+        ("memory, Tidegate / least", _memory_text),
     ]
 
 
@@ -138,7 +141,7 @@ def about(data: dict[str, Any]) -> str:
 def table(data: dict[str, Any]) -> str:
     """The whole grid for a terminal."""
     columns = _columns()
-    lines = [about(data), "Peers: their time over ours, medians of paired rounds.", ""]
+    lines = [about(data), "Peers: their time divided by Tidegate's, medians of paired rounds.", ""]
     for title, group in _groups(summaries(data)):
         rows = [[name for name, _ in columns]]
         rows += [[text(summary) for _, text in columns] for summary in group]
@@ -155,7 +158,11 @@ def table(data: dict[str, Any]) -> str:
 def full_markdown(data: dict[str, Any]) -> str:
     """The whole grid."""
     columns = _columns()
-    lines = [f"{about(data)}.", "Peers: their time over ours, medians of paired rounds.", ""]
+    lines = [
+        f"{about(data)}.",
+        "Peers: their time divided by Tidegate's, medians of paired rounds.",
+        "",
+    ]
     for title, group in _groups(summaries(data)):
         lines += [f"**{title}**", "", _row(name for name, _ in columns)]
         lines.append(_row(["---"] + ["---:"] * (len(columns) - 1)))
@@ -173,7 +180,7 @@ def short_markdown(data: dict[str, Any]) -> str:
     items = summaries(data)
     counts = sorted({item.cell.threads for item in items})
     names = ["1 thread" if count == 1 else f"{count} threads" for count in counts]
-    head = ["calls", "", *(f"best peer / ours, {name}" for name in names)]
+    head = ["calls", "", *(f"best peer's time / Tidegate's, {name}" for name in names)]
     head += [f"of the limit, {name}" for name in names]
     lines = [_row(head), _row(["---", "---"] + ["---:"] * (len(head) - 2))]
     rows: dict[tuple[str, bool], list[Summary]] = {}
@@ -221,8 +228,8 @@ def verdict(data: dict[str, Any]) -> list[str]:
         mean = geometric_mean(ratios)
         if not math.isnan(mean):
             lines.append(
-                f"{_work(training)}: geometric mean of best peer / ours {mean:.2f} over "
-                f"{len(ratios)} cells (wanted: {wanted})"
+                f"{_work(training)}: geometric mean of best peer's time / Tidegate's {mean:.2f} "
+                f"over {len(ratios)} cells (wanted: {wanted})"
             )
     behind = [item for item in items if item.behind]
     lines.append(f"cells behind a peer: {len(behind)}")

@@ -539,7 +539,7 @@ def test_implausible_figures_are_marked_and_left_out_of_the_means():
     record = doubtful_record() | {"cell": replace(TINY, hidden_size=9).as_dict()}
     data = make_results(None, make_record(), record).data
     lines = "\n".join(report.verdict(data))
-    assert "geometric mean of best peer / ours 2.00 over 1 cells" in lines
+    assert "geometric mean of best peer's time / Tidegate's 2.00 over 1 cells" in lines
     assert "implausible figures, marked with ?, not in the means: 3" in lines
     assert re.search(r"jax 13157\.00 \[.*\]: its samples agree", lines)
     assert re.search(r"110% of the limit: above 100 %", lines)

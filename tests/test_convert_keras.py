@@ -1072,7 +1072,7 @@ def test_bfloat16_in_files(h5py: Any, tmp_path: pathlib.Path) -> None:
     wanted = convert.keras_lstm(*(array.astype(np.float32) for array in halves))
     same(convert.from_keras(path, config={}), wanted)
     same(convert.keras_lstm(*halves), wanted)
-    # The older layout has no attribute that tells; the configuration does.
+    # The older layout has no attribute that gives the dtype; the configuration does.
     old = tmp_path / "model.h5"
     weights = old_weights("l", [array.view("V2") for array in halves])
     for dtype in ("bfloat16", {"class_name": "DTypePolicy", "config": {"name": "bfloat16"}}):

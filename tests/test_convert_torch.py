@@ -781,7 +781,8 @@ def pruned(torch: Any, module: Any, name: str) -> None:
     prune.random_unstructured(module, name, 0.3)
 
 
-# Of these a state_dict tells how the weight is computed: surely, or as PyTorch's own.
+# A state_dict tells how the weight of these modules is computed: with certainty, or as PyTorch's
+# own modules do.
 CERTAIN = [old_weight_norm, old_weight_norm_of_all, old_spectral_norm, pruned]
 LIKELY = [weight_norm, spectral_norm]
 

@@ -52,7 +52,7 @@ def check_library(path: Path) -> None:
 
 
 def check_package(package: Path) -> None:
-    """Of a folder with the extensions and lib/."""
+    """Checks the exports of a folder with the extensions and lib/."""
     check_library(next((package / "lib").glob("libtidegate.*")))
     for name in ("_core", "reference"):
         (extension,) = package.glob(f"{name}.*.so")

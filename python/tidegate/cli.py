@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None is the process's own.
 
     Returns:
-        The exit code: the subcommand's, 0 if all went well; 130 if interrupted; 1 if nobody reads
-        what is printed.
+        The exit code: the subcommand's, 0 if all went well; 130 if interrupted; 1 if standard
+        output was closed.
 
     Raises:
         SystemExit: 2 for wrong arguments (told on standard error), 0 after --help, --version and
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read the output has left. Python flushes once more at its end: into nothing.
+        # The reading end of the pipe is closed. Python flushes once more as it exits: into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

@@ -219,7 +219,7 @@ class Dataset:
 
 
 def _number_type(fields: _Fields) -> np.dtype[np.generic]:
-    """Of a datatype message."""
+    """The dtype that a datatype message describes."""
     kind = fields.uint(1) & 15
     bits = fields.uint(3)
     size = fields.uint(4)
@@ -435,7 +435,7 @@ def _messages(source: _Source, address: int) -> Iterator[tuple[int, int, bytes]]
 
 
 def _shape(fields: _Fields) -> tuple[int, ...]:
-    """Of a dataspace message."""
+    """The shape that a dataspace message describes."""
     version, rank = fields.uints(2, 1)
     if version not in (1, 2) or rank > _LARGEST_RANK:
         raise ValueError(f"a dataspace is of version {version} and rank {rank}")
@@ -585,7 +585,7 @@ def _symbols(
 
 
 def _link(fields: _Fields) -> Iterator[tuple[str, int]]:
-    """Of a link message; none if the link is soft or external."""
+    """The name and the address in a link message; nothing if the link is soft or external."""
     fields.expect(b"\x01")
     flags = fields.uint(1)
     kind = fields.uint(1) if flags & 8 else 0

@@ -69,7 +69,7 @@ def _as_float(name: str, value: object) -> Array:
 
 
 def check_rank(name: str, array: Array, rank: int, wanted: str) -> None:
-    """Raises unless the array has so many axes, none of them empty."""
+    """Raises unless the array has `rank` axes, none of them empty."""
     if array.ndim != rank or 0 in array.shape:
         raise ValueError(f"{name}: got shape {array.shape}, wanted {wanted}")
 

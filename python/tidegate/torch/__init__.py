@@ -9,8 +9,9 @@
 
 `LSTM` and `GRU` are subclasses of `torch.nn.LSTM` and `torch.nn.GRU`: constructor, parameters and
 how they are drawn, `state_dict`, hooks, copies and pickles are theirs; `forward` and its gradient
-are ours, one node in the graph. Tensors are float32 or float64 on the CPU; their memory is read as
-it is, that of a PackedSequence too, whatever the strides, as long as the last axis is contiguous.
+are Tidegate's, one node in the graph. Tensors are float32 or float64 on the CPU; their memory is
+read as it is, that of a PackedSequence too, whatever the strides, as long as the last axis is
+contiguous.
 
 Parameters are read at every call, since a write to `parameter.data` leaves no trace that could be
 relied on; `accelerate(model, freeze=True)` packs them once. What a gradient needs, the weights too,

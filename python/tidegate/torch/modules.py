@@ -71,7 +71,7 @@ class Recurrent(torch.nn.Module):
     _cell: str  # the core's name
     _is_frozen = False
     _uncompiled: Callable[..., Any] | None = None  # _forward, where there is a compiler
-    _falls_back = False  # to PyTorch's own forward, where ours refuses
+    _falls_back = False  # to PyTorch's own forward, where this module's refuses
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002
         """As the module of torch.nn: the same arguments, results, and errors of shape.
@@ -376,20 +376,20 @@ for _theirs, _ours in PAIRS.values():
 
 
 def swap_module(module: torch.nn.Module, freeze: bool) -> None:
-    """Makes a `torch.nn.LSTM` or `GRU` ours, in place."""
+    """Turns a `torch.nn.LSTM` or `GRU` into the class of this package, in place."""
     module.__class__ = PAIRS[module.mode][1]
     module._falls_back = True
     freeze_module(module, freeze)
 
 
 def freeze_module(module: torch.nn.Module, freeze: bool) -> None:
-    """Whether the parameters are packed once, from now on."""
+    """Sets whether the parameters are packed once, from now on."""
     module._is_frozen = freeze
     module.__dict__.pop("_models", None)
 
 
 def restore_module(module: torch.nn.Module) -> None:
-    """Makes one of ours torch.nn's, in place, and as if it had always been."""
+    """Turns a module of this package back into torch.nn's, in place, without a trace."""
     module.__class__ = PAIRS[module.mode][0]
     for name in ("_falls_back", "_is_frozen", "_models", "num_threads"):
         module.__dict__.pop(name, None)
