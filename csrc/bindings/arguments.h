@@ -48,8 +48,8 @@ struct Input {
 template <class T>
 Input<T> sequence_input(const py::array& array, Layout layout);
 
-// A state or gradient of shape (L*D, N, features) in the layout, or null (then all is empty). It
-// stands beside an x of `steps`; 0: beside none.
+// A state or gradient of shape (L*D, N, features) in the layout, or null (then all is empty).
+// `steps` is the length of the x given with it, for messages; 0 where no x is given.
 template <class T>
 Input<T> read_state_array(const char* argument, const py::object& object, Layout layout, Index rows,
                           Index batch, Index features, Index steps = 0);

@@ -79,7 +79,7 @@ void check_unmasked(const char* argument, py::handle array);
 template <class T>
 py::array read_array(const char* argument, py::handle object);
 
-// The same of an array of booleans.
+// Likewise for an array of booleans.
 py::array read_mask(const char* argument, py::handle object);
 
 // The memory of an argument as the core can read it: what the caller passed, or a contiguous copy

@@ -34,7 +34,7 @@ struct tidegate_linear {
 struct tidegate_stream {
   tidegate::Stream<float> stream;
   // Of each row, which call of tidegate_stream_step_rows() was the last to name it: so a row that
-  // stands twice is found in one pass, and without memory to be cleared first.
+  // is given twice is found in one pass, and without memory to be cleared first.
   std::vector<std::uint64_t> named;
   std::uint64_t calls = 0;
 };
@@ -155,7 +155,7 @@ std::vector<float> flat_parameters(const Config& config, const tidegate_paramete
     const tidegate_parameter* found = nullptr;
     for (std::size_t i = 0; i < count; ++i) {
       if (parameter.name != given[i].name) continue;
-      if (found) throw std::invalid_argument("parameters: " + parameter.name + " stands twice");
+      if (found) throw std::invalid_argument("parameters: " + parameter.name + " is given twice");
       found = &given[i];
     }
     if (!found) throw std::invalid_argument("parameters: missing " + parameter.name);

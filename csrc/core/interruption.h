@@ -12,7 +12,7 @@
 
 namespace tidegate {
 
-// One of a call, made by the calling thread.
+// The state of one call; the thread that makes the call constructs it.
 class Interruption {
  public:
   Interruption() noexcept;

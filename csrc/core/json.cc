@@ -161,7 +161,7 @@ bool JsonReader::another(char bracket) {
 
 std::string JsonReader::new_key(std::set<std::string>& keys) {
   std::string key = string();
-  if (!keys.insert(key).second) fail("the key " + shown(key) + " stands twice");
+  if (!keys.insert(key).second) fail("the key " + shown(key) + " is there twice");
   skip_space();
   if (at_ >= text_.size() || text_[at_] != ':') fail_wanted("':'");
   ++at_;

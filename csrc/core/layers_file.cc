@@ -221,6 +221,26 @@ struct Written {
   }
 };
 
+// Refuses an array whose tensor would have the name of a layer's parameter.
+void check_arrays_beside_layers(const std::vector<EntryData>& entries) {
+  std::map<std::string, std::string> layer_names;  // by the name of a tensor
+  for (const EntryData& data : entries) {
+    const auto* const layer = std::get_if<LayerInfo>(&data.entry);
+    if (layer == nullptr) continue;
+    for (const Parameter& parameter : parameters(*layer))
+      layer_names[tensor_name(*layer, parameter.name)] = layer->name;
+  }
+  for (const EntryData& data : entries) {
+    const auto* const array = std::get_if<Tensor>(&data.entry);
+    if (array == nullptr) continue;
+    const auto found = layer_names.find(array->name);
+    if (found == layer_names.end()) continue;
+    throw std::invalid_argument("entries: the name " + shown(array->name) +
+                                " of an array is also that of a parameter of the layer " +
+                                shown(found->second) + "; rename one of them");
+  }
+}
+
 template <class T>
 constexpr const char* kDtype = sizeof(T) == 4 ? "F32" : "F64";
 
@@ -329,9 +349,10 @@ void write_entries(const std::string& path, const std::vector<EntryData>& entrie
     if (name.empty() && (entries.size() > 1 || !std::holds_alternative<LayerInfo>(data.entry)))
       throw std::invalid_argument("entries: got an empty name, wanted one for each");
     if (!names.insert(name).second)
-      throw std::invalid_argument("entries: the name " + shown(name) + " stands twice");
+      throw std::invalid_argument("entries: the name " + shown(name) + " is given twice");
     std::visit([&](const auto& entry) { written.add(entry, data.data); }, data.entry);
   }
+  check_arrays_beside_layers(entries);
   // Large elements first, so that all are aligned.
   std::stable_sort(tensors.begin(), tensors.end(), [](const TensorData& a, const TensorData& b) {
     return element_bits(a.tensor.dtype) > element_bits(b.tensor.dtype);

@@ -130,7 +130,7 @@ void multiply_part(const Kernels<T>& kernels, const PackedProduct<T>& product, R
            by_rows ? Range{0, slices} : part_of(slices, thread, threads), interruption);
 }
 
-// Of a product of all rows; those of double count as two of float.
+// The flops of the product of all rows; an operation on double counts as two on float.
 template <class T>
 double float_flops(Index rows, Index in_features, Index out_features) {
   return 2.0 * sizeof(T) / sizeof(float) * static_cast<double>(rows) *

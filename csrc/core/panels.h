@@ -37,7 +37,7 @@ Column<T> panel_column(const T* panel, Index width, Index units, Index depth, In
 // not again when the other units' lines, which may all fall into one set, have taken its place.
 constexpr Index kPackedColumns = 64;
 
-// From so many bytes on, threads share the packing: some 100 us of one.
+// Threads share the packing of panels of at least this size, which takes one thread some 100 us.
 constexpr Index kSharedBytes = 256 * 1024;
 
 // The panels of a layout: places first, contents when all have their places.

@@ -428,10 +428,10 @@ std::string header_of(const std::vector<TensorData>& tensors, const Metadata& me
   std::string header = "{";
   const auto key = [&](const std::string& name, std::set<std::string>& keys) {
     if (!keys.insert(name).second)
-      throw std::invalid_argument("the name " + shown(name) + " stands twice");
+      throw std::invalid_argument("the name " + shown(name) + " is given twice");
     header += (header.back() == '{' ? "" : ", ") + json_string(name) + ": ";
   };
-  std::set<std::string> tensor_keys = {kMetadata}, metadata_keys;
+  std::set<std::string> tensor_keys, metadata_keys;
   if (!metadata.empty()) {
     header += json_string(kMetadata) + ": {";
     for (const auto& [name, value] : metadata) {
@@ -443,6 +443,10 @@ std::string header_of(const std::vector<TensorData>& tensors, const Metadata& me
   Index begin = 0;
   for (const TensorData& data : tensors) {
     const Tensor& tensor = data.tensor;
+    if (tensor.name == kMetadata) {
+      throw std::invalid_argument("the name " + shown(tensor.name) +
+                                  " is reserved by the safetensors format; choose another one");
+    }
     const Index end = begin + tensor_bytes(tensor);
     key(tensor.name, tensor_keys);
     header += "{\"dtype\": " + json_string(tensor.dtype) + ", \"shape\": [";

@@ -78,8 +78,9 @@ class Share {
     if (by_units_) barrier_.await(index_, 0, count_);
   }
   // Whether the call ends early, asked before each step: then this thread leaves the loop over
-  // time. Threads that divide units leave before the same step, having arrived at most one time
-  // more than they have awaited the others. Those that divide rows leave each by itself.
+  // time. Threads that divide units all leave before the same step; a thread may then have arrived
+  // at the barrier once without having awaited the others. Threads that divide rows leave
+  // independently of each other.
   bool leaves() const {
     if (interruption_ == nullptr) return false;
     const bool requested = interruption_->requested();
@@ -87,7 +88,7 @@ class Share {
     if (requested && index_ == 0) barrier_.stop();
     return barrier_.stopped(index_, 1);
   }
-  // meet(), and whether the call ends early: the same for all who meet.
+  // meet(), and whether the call ends early: all threads get the same answer.
   bool meet_and_leave() const {
     if (interruption_ != nullptr && index_ == 0 && interruption_->requested()) barrier_.stop();
     meet();

@@ -313,7 +313,7 @@ static void test_what_is_refused(void) {
   memcpy(changed, parameters, sizeof parameters);
   changed[4] = changed[0];
   CREATE(options, 3, "parameters: missing bias_hh_l0");
-  CREATE(options, 5, "parameters: bias_ih_l0 stands twice");
+  CREATE(options, 5, "parameters: bias_ih_l0 is given twice");
   CREATE(options, 0, "parameters: missing ");
   CREATE("", 4, "options: byte 0: ");
   CREATE("{\"kind\": \"LSTM\", \"input_size\": 3, \"hidden_size\": 0}", 4, "options: hidden_size");

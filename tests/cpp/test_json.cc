@@ -159,7 +159,7 @@ TEST(errors_say_where) {
   CHECK(read("{\"one\":{\"two\":1}}") ==
         "byte 14, \"one\", \"two\": got \"1\", wanted true or false");
   CHECK(begins_with(read("{\"one\":{\"two\":true,\"two\":true}}"),
-                    "byte 24, \"one\": the key \"two\" stands twice"));
+                    "byte 24, \"one\": the key \"two\" is there twice"));
   // A long key is shown by its ends.
   const std::string message = read("{\"" + std::string(5000, 'k') + "\":1}");
   CHECK(message.size() < 300);

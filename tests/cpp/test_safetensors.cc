@@ -239,10 +239,11 @@ TEST(arrays_texts_and_layers_without_parameters) {
   const auto refused = [&](const std::vector<EntryData>& given) {
     return invalid_argument_of([&] { write_entries(path.text(), given); });
   };
-  CHECK(refused({{Text{"a", ""}}, {Text{"a", ""}}}) == "entries: the name \"a\" stands twice");
+  CHECK(refused({{Text{"a", ""}}, {Text{"a", ""}}}) == "entries: the name \"a\" is given twice");
   CHECK(refused({{Text{"", ""}}}) == "entries: got an empty name, wanted one for each");
   CHECK(refused({{gru, flat.data()}, {Tensor{"rnn.bias_hh_l0", "F64", {2}}, mean.data()}}) ==
-        "the name \"rnn.bias_hh_l0\" stands twice");
+        "entries: the name \"rnn.bias_hh_l0\" of an array is also that of a parameter of the layer "
+        "\"rnn\"; rename one of them");
   dropout.p = 1.5;
   CHECK(begins_with(refused({{dropout}}), "layer \"drop\": p: got 1.5"));
 }
@@ -291,8 +292,9 @@ TEST(what_cannot_be_written) {
     return message;
   };
   CHECK(refused({{{"a", "F32", {1}}, &value}, {{"a", "F32", {1}}, &value}}, {}) ==
-        "the name \"a\" stands twice");
-  CHECK(!refused({{{"__metadata__", "F32", {1}}, &value}}, {}).empty());
+        "the name \"a\" is given twice");
+  CHECK(refused({{{"__metadata__", "F32", {1}}, &value}}, {}) ==
+        "the name \"__metadata__\" is reserved by the safetensors format; choose another one");
   CHECK(!refused({{{"a", "F99", {1}}, &value}}, {}).empty());
   CHECK(!refused({{{"a", "F32", {-1}}, &value}}, {}).empty());
   CHECK(!refused({{{"a", "F32", {Index{1} << 62, 8}}, &value}}, {}).empty());

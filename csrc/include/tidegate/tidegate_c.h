@@ -97,7 +97,7 @@ typedef struct tidegate_run {
   float* y;               /* (T, N, D*S) */
   float* h_n;             /* (L*D, N, S); may be null */
   float* c_n;             /* (L*D, N, H), LSTM; may be null */
-  int num_threads;        /* at most so many; 0 is 1 */
+  int num_threads;        /* the most threads to use; 0 is 1 */
 } tidegate_run;
 
 TIDEGATE_EXPORT tidegate_status tidegate_model_run(const tidegate_model* model,
@@ -118,13 +118,13 @@ TIDEGATE_EXPORT tidegate_status tidegate_stream_step(tidegate_stream* stream, co
                                                      float* y);
 
 /* The same for rows[0] ... rows[count - 1] alone, in any order: x (count, I) -> y (count, S). Fails
- * for a row that is not there or stands twice as well. */
+ * for a row that is not there or is given twice as well. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_step_rows(tidegate_stream* stream,
                                                           const int64_t* rows, int64_t count,
                                                           const float* x, float* y);
 
 /* A chunk: x (T, N, I) -> y (T, N, S), which may not overlap; the same bits as step by step.
- * num_threads: at most so many; 0 is 1. */
+ * num_threads: the most threads to use; 0 is 1. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_run(tidegate_stream* stream, int64_t steps,
                                                     const float* x, float* y, int num_threads);
 
