@@ -123,7 +123,8 @@ def save(path: Path, layers: Layer | Mapping[str, Entry]) -> None:
     Raises:
         TypeError: path is no path; an entry or an array's dtype is another; a name is no str.
         ValueError: there are no entries; a name is empty, or it or a text cannot be encoded; an
-            array has masked elements; the name of an array is that of a layer's parameter.
+            array has masked elements; the name of an array is that of a layer's parameter, or
+            "__metadata__", which the format reserves.
         OSError: the file cannot be written.
     """
     encoded = _encoded(path)
