@@ -212,7 +212,7 @@ class CellStep {
 
   // awaits: the other threads are still writing their units of h's rows. A thread that need not
   // wait for those above it runs ahead of them by as much as their signals take to arrive, and then
-  // nobody waits any more.
+  // no thread waits any more.
   void run_phase(int p, const Share& share, bool awaits) {
     PhaseCall<T>& call = calls_[p];
     const auto kernel = kernels_.phase[cell_.phases[p].kind];

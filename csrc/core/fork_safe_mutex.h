@@ -6,10 +6,10 @@
 
 namespace tidegate {
 
-// Held by nobody at the instant of a fork: who forks waits until all of these are free, whoever
-// wants one meanwhile waits for the fork. So a child, which has none of its parent's other threads,
-// finds it free, and what it guards whole. A thread that holds one must not take a second, but may
-// take a lease of threads.
+// A mutex that no thread holds at the instant of a fork: the forking thread waits until all of
+// these are free, and a thread that wants one meanwhile waits for the fork. So a child, which has
+// none of its parent's other threads, finds it free, and the data that it guards consistent. A
+// thread that holds one must not take a second, but may take a lease of threads.
 class ForkSafeMutex {
  public:
   // For the library's one handler of forks (threads.cc), as holders may need what it locks.

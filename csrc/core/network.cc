@@ -325,7 +325,7 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
         direction.run(place.share, place.thread);
       }
       if (place.whole_call.meet_and_leave()) return;
-      // A sum of two has the same bits in either order, whoever came first.
+      // A sum of two has the same bits in either order of the threads.
       const T* factors = layer > 0 ? record.dropout_of(layer - 1) : nullptr;
       if (dx.given && (config.bidirectional || factors)) {
         for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {

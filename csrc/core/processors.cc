@@ -1,4 +1,4 @@
-// Processors by Linux's calls. Elsewhere nothing is known of them, and nobody moves.
+// Processors by Linux's calls. Elsewhere nothing is known of them, and no thread is moved.
 #include "core/processors.h"
 
 #ifdef __linux__

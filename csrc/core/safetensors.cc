@@ -71,7 +71,7 @@ const DtypeBits* find_dtype(std::string_view dtype) {
 }
 
 // Bytes of a tensor; std::invalid_argument if dtype or shape are none. The sizes beside a zero must
-// fit too: whoever makes an array of them multiplies them in an order of its own.
+// fit too: programs that make an array of them multiply them in an order of their own.
 Index tensor_bytes(const Tensor& tensor) {
   const auto fail = [&](const std::string& reason) {
     throw std::invalid_argument("tensor " + shown(tensor.name) + ": " + reason);
@@ -456,7 +456,7 @@ std::string header_of(const std::vector<TensorData>& tensors, const Metadata& me
     begin = end;
   }
   header += '}';
-  // Data begin at a multiple of 8, for those who map files.
+  // Data begin at a multiple of 8, for programs that map files into memory.
   header.append((8 - header.size() % 8) % 8, ' ');
   if (header.size() > static_cast<std::size_t>(kMaxSafetensorsHeader)) {
     throw std::invalid_argument("tensors: got a header of " + std::to_string(header.size()) +

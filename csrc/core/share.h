@@ -63,8 +63,8 @@ class Share {
   }
   void meet() const { barrier_.wait(index_); }
 
-  // The same in parts, for who can do something meanwhile: this thread's units are there; those
-  // below its own are; those above.
+  // The same in parts, for callers that can compute meanwhile: this thread's units are there;
+  // those below its own are; those above.
   void arrive_if_by_units() const {
     if (by_units_) barrier_.arrive(index_);
   }

@@ -91,7 +91,7 @@ class StepDivision {
     }
   };
 
-  // Room for so many, so that divide() allocates nothing.
+  // Reserves memory for this many threads, so that divide() allocates nothing.
   StepDivision(int most_threads, Index layers) : layers_(static_cast<std::size_t>(layers)) {
     shares_.reserve(static_cast<std::size_t>(most_threads));
     steps_.reserve(static_cast<std::size_t>(most_threads) * layers_);
@@ -283,7 +283,7 @@ struct Stream<T>::Impl {
     const Range own = share.live_rows(step.count);
     const Range units = share.units(state.state_size, work->weights->kernels().width);
     const Index* const picked = step.rows ? step.rows + own.begin : nullptr;
-    if (own.size() == 0) return;  // with rows divided nobody waits for it
+    if (own.size() == 0) return;  // with rows divided no thread waits for it
     StepBases<T> bases;
     bases.count = own.size();
     bases.descending = descending;

@@ -96,7 +96,7 @@ Count process_count() {
   std::uint64_t word = process_setting.load(std::memory_order_relaxed);
   if (word == 0) {
     const std::uint64_t initial = pack(initial_count());
-    // Whoever was faster, another first use or set_num_threads(), wins.
+    // Another first use or set_num_threads() may have come first; its value stays.
     if (process_setting.compare_exchange_strong(word, initial, std::memory_order_relaxed)) {
       word = initial;
     }

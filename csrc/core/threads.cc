@@ -186,7 +186,7 @@ struct alignas(kThreadSpacing) Worker {
  private:
   void await_job(microseconds patience, Team& team);
 
-  // Written before it sleeps, and by who wakes it.
+  // Written before it sleeps, and by the thread that wakes it.
   long id_ = 0;  // the kernel's
   Placement placement_;
 };
@@ -223,7 +223,7 @@ class Team {
   void take(int wanted, int budget, ThreadLease& lease);
   void give_back(const ThreadLease& lease);
 
-  // Wakes the workers that a lease of so many threads would get; false if they are not there.
+  // Wakes the workers that a lease of `threads` threads would get; false if they are not there.
   bool wake(int threads);
 
   Processors& processors() { return processors_; }
@@ -405,7 +405,7 @@ void Team::grow(int wanted) {
   if (wanted < 1) return;
 
   // The process's signals are its own threads' business; but faults, and a profiler's ticks, belong
-  // to whoever is running.
+  // to the running thread.
   sigset_t ours, callers;
   sigfillset(&ours);
   for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGPROF}) {

@@ -55,8 +55,8 @@ class Waiting {
   }
 
  private:
-  // A yield with nobody to yield to costs some 300 ns, so spinning for longer gains little; and
-  // with 8 threads on 2 processors, each spin delays whoever is waited for.
+  // A yield costs some 300 ns where no other thread can run, so spinning for longer gains little;
+  // and with 8 threads on 2 processors, each spin delays the threads that are waited for.
   static constexpr int kSpins = 32;
 
   void give_way();
@@ -79,7 +79,7 @@ class Barrier {
   Barrier(const Barrier&) = delete;
   Barrier& operator=(const Barrier&) = delete;
 
-  // `thread` in [0, size): who comes.
+  // `thread` in [0, size): the arriving one.
   void wait(int thread) {
     arrive(thread);
     await(thread, 0, size_);

@@ -255,7 +255,7 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
     """Times everything. Fit for JSON; seconds, flops and bytes a second."""
     caches = cache_sizes() or {"L1": 32 << 10, "L2": 512 << 10, "L3": 16 << 20}
     # Three quarters of a cache stay in it beside whatever else runs; four times the last one's size
-    # does not, whoever shares it.
+    # does not, even if no other program uses it.
     sizes = {level: size * 3 // 4 for level, size in caches.items()}
     sizes["memory"] = min(4 * max(caches.values()), 256 << 20)
     counts = sorted({1, threads})

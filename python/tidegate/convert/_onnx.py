@@ -43,7 +43,7 @@ class OnnxNode:
             h_0 (D, N, H), or (h_0, c_0) with None for what is zero or not constant. Else None.
         lengths: its sequence_lens (N,), if they are constant; else None.
         fed: which of "sequence_lens", "initial_h" and "initial_c" the graph itself works out or
-            is given: whoever runs the layer must pass them on.
+            is given: the caller of the layer must pass them on.
         path: where the node lies: the names of the nodes around it, each followed by the name of
             the branch or body, as in ("If_25", "then_branch"). Empty in the main graph.
     """

@@ -46,7 +46,7 @@ _USUAL = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh")}
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation of the operators: our name, and its parameters' usual values, which are ours.
+    """An activation of the operators: Tidegate's name and usual values of its parameters.
 
     For the first `unagreed` of them a node must say them: where it does not, the standard's text
     and ONNX Runtime take different values.

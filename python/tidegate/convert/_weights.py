@@ -22,10 +22,10 @@ Path: TypeAlias = str | os.PathLike[str]
 
 GATES = {"LSTM": 4, "GRU": 3}
 
-# Gates stacked along an axis: the position, in the source's stack, of each of ours, which are
-# i f g o and r z n.
+# Gates stacked along an axis: the position, in the source's stack, of each of Tidegate's,
+# which are i f g o and r z n.
 ONNX_LSTM = (0, 2, 3, 1)  # i o f c
-ONNX_PEEPHOLE = (0, 2, 1)  # i o f; ours i f o
+ONNX_PEEPHOLE = (0, 2, 1)  # i o f; Tidegate's i f o
 KERAS_LSTM = (0, 1, 2, 3)  # i f c o
 ZRH_GRU = (1, 0, 2)  # z r h, of ONNX and Keras
 
