@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import tidegate as tg
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -393,6 +396,8 @@ thread.join()
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tasks are counted in /proc")
 def test_inside_another_users_region_a_call_has_one_thread(openmp_library):
+    if any((Path(tg.__file__).parent.parent / "tidegate.libs").glob("lib*omp*")):
+        pytest.skip("the OpenMP run-time library of a repaired wheel does not see others' regions")
     run(
         LOAD
         + """
