@@ -3,9 +3,7 @@
 #ifndef TIDEGATE_BINDINGS_METHODS_H_
 #define TIDEGATE_BINDINGS_METHODS_H_
 
-#include <algorithm>
 #include <cstddef>
-#include <iterator>
 #include <type_traits>
 #include <utility>
 
@@ -48,8 +46,9 @@ class MethodParameters {
                    positional_, positional_ == 1 ? "" : "s", positional);
       return false;
     }
-    std::copy_n(fallbacks_, count, values);
-    std::copy_n(args, positional, values);
+    // Loops of constant length: these are a part of a small step's time.
+    for (std::size_t i = 0; i < count; ++i)
+      values[i] = static_cast<Py_ssize_t>(i) < positional ? args[i] : fallbacks_[i];
     const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
     for (Py_ssize_t k = 0; k < named; ++k) {
       PyObject* const name = PyTuple_GET_ITEM(keywords, k);
@@ -65,18 +64,20 @@ class MethodParameters {
       }
       values[i] = args[positional + k];
     }
-    const auto* const missing = std::find(std::begin(values), std::end(values), nullptr);
-    if (missing == std::end(values)) return true;
-    PyErr_Format(PyExc_TypeError, "%s() missing the argument '%U'", method_,
-                 names_[missing - std::begin(values)]);
-    return false;
+    for (std::size_t i = 0; i < count; ++i) {
+      if (values[i] != nullptr) continue;
+      PyErr_Format(PyExc_TypeError, "%s() missing the argument '%U'", method_, names_[i]);
+      return false;
+    }
+    return true;
   }
 
  private:
   // Which of them, or `count`.
   std::size_t find(PyObject* name) const {
-    const auto* const same = std::find(std::begin(names_), std::end(names_), name);
-    if (same != std::end(names_)) return static_cast<std::size_t>(same - std::begin(names_));
+    for (std::size_t i = 0; i < count; ++i) {
+      if (names_[i] == name) return i;
+    }
     std::size_t i = 0;
     while (i < count && PyUnicode_Compare(name, names_[i]) != 0) ++i;
     return i;
