@@ -157,6 +157,19 @@ TIDEGATE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   return {a.v * b.v + c.v};
 }
 
+// Rounded to nearest, as IEEE 754 has it.
+template <class T>
+TIDEGATE_INLINE Vec<T> sqrt(Vec<T> x) {
+  for (int i = 0; i < Vec<T>::width; ++i) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      x.v[i] = __builtin_sqrtf(x.v[i]);
+    } else {
+      x.v[i] = __builtin_sqrt(x.v[i]);
+    }
+  }
+  return x;
+}
+
 // The lesser of x and bound; a NaN in x stays. The bound must be no NaN and not zero (which zero
 // comes out is open).
 template <class T>

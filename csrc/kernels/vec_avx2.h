@@ -17,6 +17,16 @@ TIDEGATE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {_mm256_fmadd_pd(a.v, b.v, c.v)};
 }
 
+template <>
+TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {
+  return {_mm256_sqrt_ps(x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> sqrt(Vec<double> x) {
+  return {_mm256_sqrt_pd(x.v)};
+}
+
 // MINPS and MAXPS give their second operand where either is NaN, so that x goes second. The
 // generic body means the same, but against a constant bound the compiler turns its comparison
 // round and then needs a blend.

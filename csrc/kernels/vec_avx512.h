@@ -17,10 +17,20 @@ TIDEGATE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {_mm512_fmadd_pd(a.v, b.v, c.v)};
 }
 
+// Here and below, the mask, all ones, spares GCC 12 a false warning inside the unmasked intrinsics.
+template <>
+TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {
+  return {_mm512_maskz_sqrt_ps(0xffff, x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> sqrt(Vec<double> x) {
+  return {_mm512_maskz_sqrt_pd(0xff, x.v)};
+}
+
 // MINPS and MAXPS give their second operand where either is NaN, so that x goes second. The
 // generic body means the same, but against a constant bound the compiler turns its comparison
-// round and then needs a blend. The mask, all ones, spares GCC 12 a false warning inside the
-// unmasked intrinsics.
+// round and then needs a blend.
 template <>
 TIDEGATE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
   return {_mm512_maskz_min_ps(0xffff, bound.v, x.v)};

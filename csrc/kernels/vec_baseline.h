@@ -8,6 +8,16 @@
 namespace tidegate {
 namespace {
 
+template <>
+TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {
+  return {_mm_sqrt_ps(x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> sqrt(Vec<double> x) {
+  return {_mm_sqrt_pd(x.v)};
+}
+
 // MINPS and MAXPS give their second operand where either is NaN, so that x goes second. The
 // generic body means the same, but against a constant bound the compiler turns its comparison
 // round and then needs a blend.

@@ -17,6 +17,16 @@ TIDEGATE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {vfmaq_f64(c.v, a.v, b.v)};
 }
 
+template <>
+TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {
+  return {vsqrtq_f32(x.v)};
+}
+
+template <>
+TIDEGATE_INLINE Vec<double> sqrt(Vec<double> x) {
+  return {vsqrtq_f64(x.v)};
+}
+
 // FMIN and FMAX give NaN if either operand is one: one instruction for a comparison and a select.
 template <>
 TIDEGATE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {

@@ -1,9 +1,9 @@
 // AVX-512 for machines that lack it: what kernels/vec_avx512.h uses, emulated on AVX2 with FMA.
 // Included ahead of a kernel test (-include); no test of its own.
 //
-// SIMDe puts functions of its own in the place of intrinsics. Masked accesses are written out
-// here: its release 0.7.4 lacks them. An intrinsic that nobody emulates does not compile: the
-// compiler refuses to inline its own without -mavx512f.
+// SIMDe puts functions of its own in the place of intrinsics. Masked accesses and
+// roots are written out here: its release 0.7.4 lacks them. An intrinsic that nobody emulates does
+// not compile: the compiler refuses to inline its own without -mavx512f.
 #ifndef TIDEGATE_TESTS_EMULATED_AVX512_H_
 #define TIDEGATE_TESTS_EMULATED_AVX512_H_
 
@@ -15,6 +15,7 @@
 #include <simde/x86/avx512/fmadd.h>
 #include <simde/x86/avx512/max.h>
 #include <simde/x86/avx512/min.h>
+#include <simde/x86/avx512/sqrt.h>
 
 namespace tidegate::emulated {
 
@@ -36,6 +37,9 @@ inline void store_lanes(T* to, unsigned mask, Register x) {
 }
 
 }  // namespace tidegate::emulated
+
+#define _mm512_maskz_sqrt_ps(mask, x) simde_mm512_sqrt_ps(x)
+#define _mm512_maskz_sqrt_pd(mask, x) simde_mm512_sqrt_pd(x)
 
 #undef _mm512_maskz_loadu_ps
 #define _mm512_maskz_loadu_ps(mask, from) \

@@ -1,5 +1,5 @@
-// sigmoid and tanh against wider arithmetic over every exponent: error in ulp, special values,
-// saturation, flush-to-zero, and the same bits on every instruction set that fuses.
+// sigmoid, tanh, exp and log1p against wider arithmetic over every exponent: error in ulp, special
+// values, saturation, flush-to-zero, and the same bits on every instruction set that fuses.
 //
 // -DTIDEGATE_TEST_STRIDE=1 visits every float (minutes).
 #include "kernels/math.h"
@@ -66,6 +66,33 @@ struct Tanh {
   template <class Wide>
   static Wide exact(Wide x) {
     return std::tanh(x);
+  }
+};
+
+// Of every number, folded into the range of the function.
+struct Exp {
+  static constexpr const char* name = "exp";
+  static constexpr int least = 0;
+  template <class T>
+  static Vec<T> kernel(Vec<T> x) {
+    return exp_nonpositive(-abs(x));
+  }
+  template <class Wide>
+  static Wide exact(Wide x) {
+    return std::exp(-std::fabs(x));
+  }
+};
+
+struct Log1p {
+  static constexpr const char* name = "log1p";
+  static constexpr int least = 0;
+  template <class T>
+  static Vec<T> kernel(Vec<T> x) {
+    return log1p_unit(at_most(abs(x), broadcast<T>(1)));
+  }
+  template <class Wide>
+  static Wide exact(Wide x) {
+    return std::log1p(std::fabs(x) > 1 ? 1 : std::fabs(x));
   }
 };
 
@@ -191,6 +218,8 @@ void measure_float() {
 
 TEST(sigmoid_float_over_every_exponent) { measure_float<Sigmoid>(); }
 TEST(tanh_float_over_every_exponent) { measure_float<Tanh>(); }
+TEST(exp_float_over_every_exponent) { measure_float<Exp>(); }
+TEST(log1p_float_over_every_exponent) { measure_float<Log1p>(); }
 
 // Marsaglia's xorshift64 (2003).
 std::uint64_t next_random(std::uint64_t& state) {
@@ -227,6 +256,8 @@ void measure_double() {
 
 TEST(sigmoid_double_over_every_exponent) { measure_double<Sigmoid>(); }
 TEST(tanh_double_over_every_exponent) { measure_double<Tanh>(); }
+TEST(exp_double_over_every_exponent) { measure_double<Exp>(); }
+TEST(log1p_double_over_every_exponent) { measure_double<Log1p>(); }
 
 // Where roundings could add up: around each n in 2^n that the reduction gives, and where sigmoid's
 // 1 + 2^n stops being exact.
@@ -249,6 +280,7 @@ void measure_double_near_powers_of_e() {
 TEST(double_near_the_reductions_seams) {
   measure_double_near_powers_of_e<Sigmoid>();
   measure_double_near_powers_of_e<Tanh>();
+  measure_double_near_powers_of_e<Exp>();
 }
 
 template <class T>
@@ -273,9 +305,15 @@ void check_special_values() {
       CHECK(floor >= 0 && floor < Limits::min() && (floor == 0 || !flushed));
       CHECK(floor == at<Sigmoid>(-Limits::infinity()));
     }
+    CHECK(at<Exp>(T(0)) == 1 && at<Log1p>(T(0)) == 0);
+    CHECK(at<Exp>(Limits::denorm_min()) == 1);
+    CHECK(at<Log1p>(Limits::min()) == Limits::min());
+    for (const T x : {T(1e4), Limits::max(), Limits::infinity()}) CHECK(at<Exp>(x) == 0);
     for (const T nan : {Limits::quiet_NaN(), -Limits::quiet_NaN()}) {
       CHECK(std::isnan(at<Tanh>(nan)));
       CHECK(std::isnan(at<Sigmoid>(nan)));
+      CHECK(std::isnan(at<Exp>(nan)));
+      CHECK(std::isnan(at<Log1p>(nan)));
     }
   }
   const Subnormals mode(false);
@@ -308,6 +346,10 @@ TEST(a_lane_depends_on_its_own_argument_alone) {
   check_lanes_apart<Sigmoid, double>();
   check_lanes_apart<Tanh, float>();
   check_lanes_apart<Tanh, double>();
+  check_lanes_apart<Exp, float>();
+  check_lanes_apart<Exp, double>();
+  check_lanes_apart<Log1p, float>();
+  check_lanes_apart<Log1p, double>();
 }
 
 template <class T>
@@ -360,6 +402,10 @@ TEST(the_same_bits_wherever_products_are_fused) {
   CHECK((fingerprint<Sigmoid, double>() == 0xd009fc23821b0e62u));
   CHECK((fingerprint<Tanh, float>() == 0x1e211bbc7133232du));
   CHECK((fingerprint<Tanh, double>() == 0x59f1bae8458c26c3u));
+  CHECK((fingerprint<Exp, float>() == 0xed7c46fd0c666407u));
+  CHECK((fingerprint<Exp, double>() == 0x90411ae78ac2c0a3u));
+  CHECK((fingerprint<Log1p, float>() == 0x2779f03313be7328u));
+  CHECK((fingerprint<Log1p, double>() == 0xba5f1fad4b3be5fbu));
 }
 #endif
 

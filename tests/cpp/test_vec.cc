@@ -76,6 +76,7 @@ void check_arithmetic() {
       CHECK(same_bits(lane(-a, k), -samples[i + k]));
       CHECK(same_bits(lane(abs(a), k), std::fabs(samples[i + k])));
       CHECK(same_bits(lane(broadcast(samples[i]), k), samples[i]));
+      CHECK(same(lane(sqrt(a), k), std::sqrt(samples[i + k])));
     }
     for (int j = 0; j < samples.count; ++j) {
       const Vec<T> b = samples.vector(j);
