@@ -19,8 +19,9 @@ PUBLIC_HEADERS = sorted((CSRC / "include" / "tidegate").glob("*.h"))
 
 # What a freestanding compiler may call for a loop that moves or clears memory.
 MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset"}
-# The C library's, for activations computed lane by lane; no object of ours defines them.
-MATH_FUNCTIONS = {"exp", "expm1", "log1p"}
+# The C library's, for activations that are computed lane by lane and for losses, once a row. No
+# object of the library defines them.
+MATH_FUNCTIONS = {"exp", "expm1", "log", "log1p"}
 
 
 # ---- Kernel objects ------------------------------------------------------------------------------

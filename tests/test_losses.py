@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+import tidegate as tg
+from tidegate import _core
 from tidegate.losses import binary_cross_entropy, mse, softmax_cross_entropy
 
 LOSSES = [softmax_cross_entropy, binary_cross_entropy, mse]
@@ -105,6 +107,45 @@ def test_losses_agree_with_torch(loss, reduction, masked, dtype):
     np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=tolerance, atol=tolerance)
 
 
+def plain(loss, prediction, target):
+    """The sum of the losses and its gradient, in double."""
+    x = prediction.astype(np.float64)
+    if loss is softmax_cross_entropy:
+        x = x - x.max(axis=-1, keepdims=True)
+        exps = np.exp(x)
+        sums = exps.sum(axis=-1, keepdims=True)
+        hit = np.arange(x.shape[-1]) == target[..., None]
+        return (np.log(sums[..., 0]) - x[hit].reshape(target.shape)).sum(), exps / sums - hit
+    if loss is mse:
+        error = x - target
+        return (error**2).sum(), 2 * error
+    small = np.exp(-np.abs(x))
+    losses = np.maximum(x, 0) - x * target + np.log1p(small)
+    return losses.sum(), np.where(x < 0, small, 1) / (1 + small) - target
+
+
+@pytest.mark.parametrize("shape", [(640, 3, 42), (2, 2, 30_000), (100_000, 1, 1), (7, 3, 1)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_large_losses_agree_with_double_and_threads_change_no_bit(loss, dtype, shape, isa):
+    prediction, target = example(loss, dtype, shape)
+    want_value, want_gradient = plain(loss, prediction, target)
+    before = tg.get_num_threads()
+    results = set()
+    for threads in (1, 2, 3):
+        tg.set_num_threads(threads)
+        _core.select_division("rows")
+        value, gradient = loss(prediction, target, reduction="sum")
+        _core.select_division("auto")
+        tg.set_num_threads(before)
+        results.add((value, gradient.tobytes()))
+    assert len(results) == 1
+    eps = float(np.finfo(dtype).eps)
+    assert value == pytest.approx(want_value, rel=8 * eps, abs=8 * eps * target.size)
+    # Logits are some units large: so are the errors of an exp's argument.
+    np.testing.assert_allclose(gradient, want_gradient, rtol=32 * eps, atol=4 * eps)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_masked_elements_are_never_read(loss, reduction):
@@ -140,6 +181,26 @@ def test_with_nothing_left_loss_and_gradient_are_zero(loss):
     value, gradient = loss(prediction, target)
     assert value == 0
     assert gradient.shape == (0, 4, 3)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("steps", [5, 700])
+def test_masks_of_sequences_leave_the_bits_of_what_counts(loss, steps):
+    rng = np.random.default_rng(2)
+    prediction, target = example(loss, np.float32, (steps, 9, 3))
+    mask = np.arange(steps)[:, None] < rng.integers(0, steps + 1, 9)
+    value, gradient = loss(prediction, target, mask)
+    want = loss(prediction[mask], target[mask])
+    assert value == want[0]
+    assert (gradient[mask] == want[1]).all()
+    assert not gradient[~mask].any()
+    # A mask that is no contiguous array, and one of the leading axis alone.
+    assert loss(prediction, target, np.asfortranarray(mask))[0] == value
+    some = np.arange(steps) % 3 == 0
+    value, gradient = loss(prediction, target, some)
+    want = loss(prediction[some], target[some])
+    assert value == want[0]
+    assert (gradient[some] == want[1]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -208,6 +269,9 @@ def test_float32_losses_are_summed_in_double():
         (np.zeros((2, 3)), np.array([0, 3]), ValueError, r"targets.*3.*0\.\.2"),
         (np.zeros((2, 3)), np.array([-1, 0]), ValueError, r"targets.*-1.*0\.\.2"),
         (np.zeros((2, 300)), np.array([255, 0], np.uint8), None, ""),
+        (np.zeros((2, 3)), np.array([2, 0], ">i2"), None, ""),
+        (np.zeros((2, 3)), np.array([2, 0], np.uint64), None, ""),
+        (np.zeros((2, 3)), np.array([2, 2**64 - 1], np.uint64), ValueError, r"targets.*0\.\.2"),
         (np.zeros((2, 0)), np.zeros(2, int), ValueError, r"logits.*\(2, 0\).*C >= 1"),
         (np.zeros(()), np.zeros((), int), ValueError, r"logits.*\(\).*C >= 1"),
     ],

@@ -1,13 +1,15 @@
 """SGD, Adam, AdamW and clipping: closed forms, PyTorch step by step, saved state, refusals."""
 
+import contextlib
 import math
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tidegate as tg
-from tidegate import optim
+from tidegate import _core, optim
 from tidegate.params import ArrayStore, Gradients, Params
 
 SPECS = [
@@ -131,18 +133,151 @@ def test_defaults_are_torchs(kind):
         assert getattr(kind(layers()), name) == theirs[name]
 
 
+# ---- The formulas in NumPy, each operation rounded to the parameters' dtype ----------------------
+
+
+def plain_sgd(p, g, state, step, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
+    if weight_decay:
+        g = p * weight_decay + g
+    if momentum:
+        buffer = g if step == 1 else state["buffer"] * momentum + g * (1 - dampening)
+        state["buffer"] = buffer
+        g = g + buffer * momentum if nesterov else buffer
+    return p - g * lr
+
+
+def plain_adam(
+    p, g, state, step, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False
+):
+    beta1, beta2 = betas
+    if decoupled:
+        p = p * (1 - lr * weight_decay)
+    elif weight_decay:
+        g = p * weight_decay + g
+    state["m"] = m = state.get("m", np.zeros_like(p)) * beta1 + g * (1 - beta1)
+    state["v"] = v = state.get("v", np.zeros_like(p)) * beta2 + g * (1 - beta2) * g
+    denominator = np.sqrt(v) / math.sqrt(1 - beta2**step) + eps
+    return p - m / denominator * (lr / (1 - beta1**step))
+
+
+def plain_adamw(p, g, state, step, lr, weight_decay=0.01, **options):
+    return plain_adam(p, g, state, step, lr, weight_decay=weight_decay, decoupled=True, **options)
+
+
+PLAIN = {optim.SGD: plain_sgd, optim.Adam: plain_adam, optim.AdamW: plain_adamw}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_steps_have_the_bits_of_the_formula(kind, options, dtype, isa):
+    """Whatever the instruction set and the number of threads, and wherever parts begin."""
+    rng = np.random.default_rng(3)
+    sizes = [1, 33, 5000]
+    initial = [rng.standard_normal(size).astype(dtype) for size in sizes]
+    grads = [[rng.standard_normal(size).astype(dtype) for size in sizes] for _ in range(3)]
+    wanted, states = list(initial), [{} for _ in sizes]
+    for step, now in enumerate(grads, 1):
+        wanted = [
+            PLAIN[kind](p, g, state, step, 0.05, **options)
+            for p, g, state in zip(wanted, now, states, strict=True)
+        ]
+    for threads in (1, 2, 3):
+        params = [Params.from_arrays({"p": p}) for p in initial]
+        opt = kind(params, lr=0.05, **options)
+        for now in grads:
+            with forced_threads(threads):
+                opt.step([Gradients.from_arrays({"p": g}) for g in now])
+        for got, want in zip(params, wanted, strict=True):
+            assert got.dtype == dtype
+            assert (got.flat == want).all()
+
+
+@contextlib.contextmanager
+def forced_threads(count):
+    """Divides all work among `count` threads, however small it is."""
+    before = tg.get_num_threads()
+    tg.set_num_threads(count)
+    _core.select_division("rows")
+    try:
+        yield
+    finally:
+        _core.select_division("auto")
+        tg.set_num_threads(before)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_vectors_longer_than_a_block_are_updated_alike(kind, monkeypatch):
-    """The blocks are independent: their size changes no bit."""
-    results = []
-    for block in (4, 16384):
-        monkeypatch.setattr(optim, "_BLOCK", block)
-        params = layers(np.float32)
-        opt = kind(params, weight_decay=0.1)
-        for step in range(3):
-            opt.step(gradients(step, np.float32))
-        results.append(flats(params))
-    assert (results[0] == results[1]).all()
+def test_large_layers_are_updated_in_place(kind):
+    """Large enough for threads; calls after the step run on the new weights."""
+    layer = tg.LSTM(64, 256, seed=0)
+    x = np.random.default_rng(1).standard_normal((3, 2, 64)).astype(np.float32)
+    layer(x)
+    before, view = layer.params.flat.copy(), layer.params.flat
+    gradient = np.random.default_rng(2).standard_normal(before.size).astype(np.float32)
+    grads = Gradients(layer.params._layout(), gradient)
+    kind(layer, lr=0.01).step(grads)
+    assert (view == PLAIN[kind](before, gradient, {}, 1, 0.01)).all()
+    twin = tg.LSTM(64, 256, seed=5)
+    twin.params.flat = layer.params.flat
+    assert (layer(x)[0] == twin(x)[0]).all()
+
+
+def test_parameters_of_another_store_are_updated_by_a_copy():
+    class Store:
+        def __init__(self):
+            self.values = np.ones(3)
+            self.writes = []
+
+        @property
+        def flat(self):
+            return self.values
+
+        def write(self, offset, values):
+            self.writes.append(offset)
+            self.values = values.copy()
+
+    store = Store()
+    optim.SGD(Params([("p", (3,), 0)], store), lr=0.5).step(
+        Gradients.from_arrays({"p": np.full(3, 0.5)})
+    )
+    assert store.writes == [0]
+    assert store.values.tolist() == [0.75] * 3
+
+
+def test_subnormal_numbers_count_as_zero():
+    tiny = np.full(5, 1e-40, np.float32)
+    params = Params.from_arrays({"p": np.ones(5, np.float32)})
+    opt = optim.Adam(params, lr=0.1)
+    opt.step(Gradients.from_arrays({"p": tiny}))
+    assert not opt.state_dict()["exp_avg_0"].any()
+    assert (params.flat == 1).all()
+
+
+def test_training_from_several_threads_while_others_run():
+    """Calls see the parameters from before a step or after it, and nothing waits forever."""
+    layer = tg.Linear(300, 200, seed=0)
+    x = np.ones((1, 300), np.float32)
+    layer.params.flat = np.zeros_like(layer.params.flat)
+    grads = Gradients(layer.params._layout(), np.full(layer.params.flat.size, -1, np.float32))
+    opt = optim.SGD(layer, lr=1.0)
+    done = threading.Event()
+    seen = []
+
+    def call():
+        while not done.is_set():
+            y = layer(x)
+            seen.append((y == y[0, 0]).all() and y[0, 0] % 301 == 0)
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(100):
+        opt.step(grads)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert seen
+    assert all(seen)
+    assert layer(x)[0, 0] == 100 * 301
 
 
 # ---- Groups --------------------------------------------------------------------------------------
@@ -550,6 +685,27 @@ def test_clip_grad_norm_agrees_with_torch(scale, bad, dtype):
     assert optim.clip_grad_norm(g, 1.0) == pytest.approx(theirs, rel=tolerance, nan_ok=True)
     want = np.concatenate([leaf.grad.numpy() for leaf in leaves])
     np.testing.assert_allclose(flats(g), want, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_norms_have_the_same_bits_on_every_isa_and_for_any_threads(dtype):
+    flat = np.random.default_rng(4).standard_normal(20_000).astype(dtype)
+    norms, scaled = set(), set()
+    before = _core.isa()
+    try:
+        for name in _core.available_isas():
+            _core.select_isa(name)
+            for threads in (1, 2, 3):
+                grads = Gradients.from_arrays({"p": flat})
+                with forced_threads(threads):
+                    norms.add(optim.clip_grad_norm(grads, 1.0))
+                scaled.add(grads.flat.tobytes())
+    finally:
+        _core.select_isa(before)
+    assert len(norms) == len(scaled) == 1
+    (norm,) = norms
+    assert norm == pytest.approx(np.linalg.norm(flat.astype(np.float64)), rel=1e-14)
+    assert scaled == {(flat * dtype(1 / (norm + 1e-6))).tobytes()}
 
 
 def test_clip_grad_norm_sums_float32_in_double():

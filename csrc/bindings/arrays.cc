@@ -188,17 +188,23 @@ py::array read_mask(const char* argument, py::handle object) {
   return array;
 }
 
-template <class T>
-py::array readable(const py::array& array) {
-  if (viewable<T>(array)) return array;
-  constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  py::array copy = py::array::ensure(array, py::array::c_style | aligned);
+py::array contiguous(const py::array& array) {
+  constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  constexpr int kWanted = py::array::c_style | kAligned;
+  if ((array.flags() & kWanted) == kWanted) return array;
+  py::array copy = py::array::ensure(array, kWanted);
   if (!copy) {  // for want of memory: ensure() drops the error
     const std::string what = "a contiguous copy of the array of shape " +
-                             std::string(py::str(array.attr("shape"))) + " and " + dtype_name<T>();
+                             std::string(py::str(array.attr("shape"))) + " and " +
+                             std::string(py::str(array.dtype()));
     fail_memory(OutOfMemory(what.c_str(), array.nbytes()).what());
   }
   return copy;
+}
+
+template <class T>
+py::array readable(const py::array& array) {
+  return viewable<T>(array) ? array : contiguous(array);
 }
 
 template <class T>

@@ -82,11 +82,25 @@ py::array read_array(const char* argument, py::handle object);
 // Likewise for an array of booleans.
 py::array read_mask(const char* argument, py::handle object);
 
+// f.template operator()<T>(), T the type of an array's elements. TypeError unless that is float32
+// or float64.
+template <class F>
+auto with_element_type(const char* argument, py::handle object, const F& f) {
+  const py::object dtype = py::getattr(object, "dtype", py::none());
+  if (dtype.equal(py::dtype::of<float>())) return f.template operator()<float>();
+  if (dtype.equal(py::dtype::of<double>())) return f.template operator()<double>();
+  throw py::type_error(std::string(argument) + ": got " + type_name(object) + " of dtype " +
+                       std::string(py::str(dtype)) + ", wanted an array of float32 or float64");
+}
+
 // The memory of an argument as the core can read it: what the caller passed, or a contiguous copy
 // of it where the innermost axis is not contiguous, a stride is no multiple of the element or the
 // data are not aligned.
 template <class T>
 py::array readable(const py::array& array);
+
+// The same, contiguous as a whole, of elements of any type.
+py::array contiguous(const py::array& array);
 
 // Views of a readable or fresh array of the layout's shape, with time or layers first.
 template <class T>

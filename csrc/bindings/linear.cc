@@ -41,12 +41,8 @@ class LinearTape {
   virtual py::tuple backward(py::handle dy, py::handle num_threads) const = 0;
 };
 
-class Linear {
+class Linear : public Parameters {
  public:
-  virtual ~Linear() = default;
-  virtual py::dtype dtype() const = 0;
-  virtual py::array flat(const py::object& owner) const = 0;
-  virtual void write(Index offset, py::handle values) = 0;
   virtual py::array run(py::handle x, py::handle num_threads) const = 0;
   virtual py::tuple record(py::handle x, py::handle num_threads) const = 0;
 };
@@ -84,7 +80,7 @@ class TypedLinearTape final : public LinearTape {
 };
 
 template <class T>
-class TypedLinear final : public Linear {
+class TypedLinear final : public Linear, public TypedParameters<T> {
  public:
   TypedLinear(Index in_features, Index out_features, bool bias)
       : layer_(in_features, out_features, bias) {}
@@ -96,6 +92,10 @@ class TypedLinear final : public Linear {
   }
   void write(Index offset, py::handle values) override {
     write_parameters<T>(layer_, offset, values);
+  }
+  Index parameter_count() const override { return layer_.parameter_count(); }
+  void update_parameters(const std::function<void(T* parameters)>& update) override {
+    layer_.update_parameters(update);
   }
 
   py::array run(py::handle x, py::handle num_threads) const override {
@@ -160,13 +160,9 @@ void bind_linear(py::module_& m) {
       .def_property_readonly("out_features", &LinearTape::out_features)
       .def_property_readonly("has_bias", &LinearTape::has_bias)
       .def("backward", &LinearTape::backward, py::arg("dy"), py::arg("num_threads"));
-  bind_class<Linear>(m, "Linear")
+  bind_class<Linear, Parameters>(m, "Linear")
       .def(py::init(&make_linear), py::arg("in_features"), py::arg("out_features"), py::arg("bias"),
            py::arg("dtype"))
-      .def_property_readonly("dtype", &Linear::dtype)
-      .def_property_readonly(
-          "flat", [](const py::object& self) { return self.cast<const Linear&>().flat(self); })
-      .def("write", &Linear::write)
       .def("run", &Linear::run)
       .def("record", &Linear::record);
 }

@@ -255,7 +255,7 @@ class TypedTape final : public Tape {
 };
 
 template <class T>
-class TypedModel final : public Model {
+class TypedModel final : public Model, public TypedParameters<T> {
  public:
   TypedModel(const Config& config, bool batch_first)
       : model_(std::make_shared<tidegate::Model<T>>(config)), batch_first_(batch_first) {}
@@ -269,6 +269,10 @@ class TypedModel final : public Model {
   }
   void write(Index offset, py::handle values) override {
     write_parameters<T>(*model_, offset, values);
+  }
+  Index parameter_count() const override { return model_->parameter_count(); }
+  void update_parameters(const std::function<void(T* parameters)>& update) override {
+    model_->update_parameters(update);
   }
 
   py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset,
@@ -428,15 +432,11 @@ Raises:
 }
 
 void bind_model(py::module_& m) {
-  bind_class<Model>(m, "Model")
+  bind_class<Model, Parameters>(m, "Model")
       .def(py::init(&make_model), py::arg("config"), py::arg("dtype"), py::arg("batch_first"))
       .def_property_readonly("config", &Model::config, py::return_value_policy::copy)
-      .def_property_readonly("dtype", &Model::dtype)
       .def_property_readonly("batch_first", &Model::batch_first)
       .def_property_readonly("specs", &parameter_specs)
-      .def_property_readonly(
-          "flat", [](const py::object& self) { return self.cast<const Model&>().flat(self); })
-      .def("write", &Model::write)
       .def("run", &Model::run, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("reset"),
            py::arg("out"), py::arg("num_threads"), py::arg("empty") = py::none())
       .def("record", &Model::record, py::arg("x"), py::arg("state"), py::arg("lengths"),

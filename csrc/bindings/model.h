@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "arrays.h"
+#include "parameters.h"
 #include "tidegate/model.h"
 
 namespace tidegate::bindings {
@@ -34,16 +35,10 @@ class Stream {
   virtual void shrink(py::handle count) = 0;
 };
 
-class Model {
+class Model : public Parameters {
  public:
-  virtual ~Model() = default;
   virtual const Config& config() const = 0;
-  virtual py::dtype dtype() const = 0;
   virtual bool batch_first() const = 0;
-  // The parameters, read-only and live; `owner` is the Python object of this model, which the array
-  // keeps alive.
-  virtual py::array flat(const py::object& owner) const = 0;
-  virtual void write(Index offset, py::handle values) = 0;
 
   // (y, state), the state being h_n or (h_n, c_n). `empty`, here and below, is ResultMemory's.
   virtual py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset,

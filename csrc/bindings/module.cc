@@ -64,9 +64,12 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   tidegate::bindings::bind_settings(m);
   tidegate::bindings::bind_memory(m);
   tidegate::bindings::bind_config(m);
+  tidegate::bindings::bind_parameters(m);
   tidegate::bindings::bind_tape(m);
   tidegate::bindings::bind_model(m);
   tidegate::bindings::bind_stream(m);
   tidegate::bindings::bind_linear(m);
+  tidegate::bindings::bind_losses(m);
+  tidegate::bindings::bind_optimizers(m);
   tidegate::bindings::bind_safetensors(m);
 }

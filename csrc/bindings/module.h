@@ -19,9 +19,9 @@ void* refuse_uninitialised(std::size_t) {
 // Every class of the module is made by this. pybind11 would hand out uninitialised memory where an
 // object is used that __new__ has made and __init__ has not: the one place where it takes such
 // memory refuses.
-template <class T>
-py::class_<T> bind_class(py::module_& m, const char* name, const char* doc = "") {
-  py::class_<T> bound(m, name, doc);
+template <class T, class... Bases>
+py::class_<T, Bases...> bind_class(py::module_& m, const char* name, const char* doc = "") {
+  py::class_<T, Bases...> bound(m, name, doc);
   auto* const type = reinterpret_cast<PyTypeObject*>(bound.ptr());
   py::detail::get_type_info(type)->operator_new = &refuse_uninitialised<T>;
   return bound;
@@ -46,10 +46,13 @@ void bind_gil(py::module_& m);          // what gil.h needs
 void bind_settings(py::module_& m);     // threads, instruction sets, version
 void bind_memory(py::module_& m);       // other libraries' memory as arrays
 void bind_config(py::module_& m);       // Config: what a layer is
+void bind_parameters(py::module_& m);   // Parameters: the base of Model and Linear
 void bind_tape(py::module_& m);         // Tape: what backward needs
-void bind_model(py::module_& m);        // Model: parameters; run, record, backward
+void bind_model(py::module_& m);        // Model: run, record, backward
 void bind_stream(py::module_& m);       // Stream: live input
 void bind_linear(py::module_& m);       // Linear: rows in, rows out
+void bind_losses(py::module_& m);       // losses and their gradients
+void bind_optimizers(py::module_& m);   // steps of optimisers, norms of gradients
 void bind_safetensors(py::module_& m);  // files of layers and of tensors
 
 }  // namespace tidegate::bindings

@@ -1,14 +1,34 @@
-// The flat vector of a layer's parameters, as Python reads and writes it. A layer is anything with
-// parameter_count(), parameters() and write_parameters().
+// The flat vector of a layer's parameters, as Python reads, writes and updates it. A layer is
+// anything with parameter_count(), parameters(), write_parameters() and update_parameters().
 #ifndef TIDEGATE_BINDINGS_PARAMETERS_H_
 #define TIDEGATE_BINDINGS_PARAMETERS_H_
 
+#include <functional>
 #include <string>
 
 #include "arrays.h"
 #include "gil.h"
 
 namespace tidegate::bindings {
+
+// The base of the classes that have parameters.
+class Parameters {
+ public:
+  virtual ~Parameters() = default;
+  virtual py::dtype dtype() const = 0;
+  // Read-only and live; `owner` is the Python object of this layer, which the array keeps alive.
+  virtual py::array flat(const py::object& owner) const = 0;
+  virtual void write(Index offset, py::handle values) = 0;
+};
+
+// The other base of those whose parameters are T: what is not for Python.
+template <class T>
+class TypedParameters {
+ public:
+  virtual ~TypedParameters() = default;
+  virtual Index parameter_count() const = 0;
+  virtual void update_parameters(const std::function<void(T* parameters)>& update) = 0;
+};
 
 // A read-only, live view, which keeps `owner`, the Python object of the layer, alive.
 template <class T, class Layer>

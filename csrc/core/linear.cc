@@ -229,6 +229,11 @@ void Linear<T>::write_parameters(Index offset, const T* values, Index count) {
 }
 
 template <class T>
+void Linear<T>::update_parameters(const std::function<void(T* parameters)>& update) {
+  impl_->parameters.update(update);
+}
+
+template <class T>
 void Linear<T>::run(const T* x, Index x_stride, T* y, Index y_stride, Index rows,
                     int num_threads) const {
   check_rows(rows);

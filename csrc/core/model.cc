@@ -55,6 +55,11 @@ void Model<T>::write_parameters(Index offset, const T* values, Index count) {
 }
 
 template <class T>
+void Model<T>::update_parameters(const std::function<void(T* parameters)>& update) {
+  impl_->parameters.update(update);
+}
+
+template <class T>
 struct Tape<T>::Impl : Record<T> {
   using Record<T>::Record;
 };

@@ -55,6 +55,16 @@ class ParameterStore {
     version_.fetch_add(1, std::memory_order_release);
   }
 
+  // update(values): changes them in place. Nothing packs or writes them meanwhile; `update` must
+  // not call the store.
+  template <class Update>
+  void update(const Update& update) {
+    const std::lock_guard lock(mutex_);
+    // Before, so that what an `update` that throws has changed is packed anew, too.
+    version_.fetch_add(1, std::memory_order_release);
+    update(values_.data());
+  }
+
   // The snapshot of the current values for the ISA in force: pack(values), if there is none yet.
   template <class Pack>
   std::shared_ptr<const Packed> packed(const Pack& pack) {

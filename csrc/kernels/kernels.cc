@@ -3,7 +3,9 @@
 // machine.
 #include "kernels/cells.h"
 #include "kernels/limits.h"
+#include "kernels/losses.h"
 #include "kernels/math.h"
+#include "kernels/optimizers.h"
 #include "kernels/pack.h"
 #include "kernels/table.h"
 #include "kernels/tile.h"
@@ -62,6 +64,13 @@ constexpr Kernels<T> kernels() {
       .pack = pack<T>,
       .sum_rows = sum_rows<T>,
       .add_rows = add_rows<T>,
+      .adam = adam<T>,
+      .sgd = sgd<T>,
+      .scale = scale<T>,
+      .sum_of_squares = sum_of_squares<T>,
+      .softmax_cross_entropy = softmax_cross_entropy<T>,
+      .binary_cross_entropy = elementwise_loss<BinaryCrossEntropy, T>,
+      .mse = elementwise_loss<SquaredError, T>,
       .fma_round_flops = fma_round_flops<T>(),
       .fma_rounds = fma_rounds<T>,
       .read_all = read_all<T>,

@@ -151,6 +151,74 @@ struct PackCall {
   T sign = 1;
 };
 
+// One step of Adam or SGD (kernels/optimizers.h); arrays have `count` elements. Every operation is
+// rounded by itself, in the order of the formula.
+//
+//   g = gradient + l2 * values                        (l2 0: g = gradient)
+//   exp_avg    = beta1 * exp_avg    + one_minus_beta1 * g
+//   exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * g * g
+//   values = decay * values -
+//            exp_avg / (sqrt(exp_avg_sq) / root_correction2 + eps) * step_size
+template <class T>
+struct AdamCall {
+  Index count = 0;
+  T* values = nullptr;
+  const T* gradient = nullptr;
+  T* exp_avg = nullptr;
+  T* exp_avg_sq = nullptr;
+  T l2 = 0;
+  T decay = 1;
+  T beta1 = 0, one_minus_beta1 = 1;
+  T beta2 = 0, one_minus_beta2 = 1;
+  T root_correction2 = 1;
+  T eps = 0;
+  T step_size = 0;
+};
+
+//   g = gradient + l2 * values                        (l2 0: g = gradient)
+//   buffer = momentum * buffer + one_minus_dampening * g                     (first: buffer = g)
+//   values -= lr * buffer            (nesterov: lr * (g + momentum * buffer); no buffer: lr * g)
+template <class T>
+struct SgdCall {
+  Index count = 0;
+  T* values = nullptr;
+  const T* gradient = nullptr;
+  T* momentum_buffer = nullptr;  // null: no momentum
+  bool first = false;
+  bool nesterov = false;
+  T l2 = 0;
+  T momentum = 0;
+  T one_minus_dampening = 1;
+  T lr = 0;
+};
+
+// Sums over arrays are in double: of blocks of this many elements, which are added in ascending
+// order.
+constexpr Index kReductionBlock = 1024;
+
+// Losses (kernels/losses.h) of rows of `classes` elements, one row after the other, and the
+// gradient of their sum multiplied by `scale`.
+template <class T>
+struct SoftmaxCall {
+  Index rows = 0;
+  Index classes = 0;
+  const T* logits = nullptr;
+  const Index* targets = nullptr;  // in 0..classes-1
+  T* gradient = nullptr;           // like logits
+  double* losses = nullptr;        // one a row
+  double scale = 1;
+};
+
+// The same of at most kReductionBlock elements.
+template <class T>
+struct ElementwiseLossCall {
+  Index count = 0;
+  const T* prediction = nullptr;
+  const T* target = nullptr;
+  T* gradient = nullptr;
+  T scale = 1;
+};
+
 template <class T>
 struct Kernels {
   int width;            // elements of a vector
@@ -164,6 +232,18 @@ struct Kernels {
   void (*sum_rows)(Rows<const T> rows, Index count, Index columns, T* sum, bool resume);
   // to[r][j] += from[r][j] for j < columns.
   void (*add_rows)(Rows<const T> from, Rows<T> to, Index count, Index columns);
+
+  void (*adam)(const AdamCall<T>&);
+  void (*sgd)(const SgdCall<T>&);
+  // values[i] *= factor.
+  void (*scale)(T* values, Index count, T factor);
+  // Of a block, in double. The same bits on every ISA.
+  double (*sum_of_squares)(const T* values, Index count);
+
+  void (*softmax_cross_entropy)(const SoftmaxCall<T>&);
+  // They return the sum of the losses.
+  double (*binary_cross_entropy)(const ElementwiseLossCall<T>&);
+  double (*mse)(const ElementwiseLossCall<T>&);
 
   // The machine's limits: `rounds` of independent fused multiply-adds, of so many flops each, and a
   // read of `count` elements (but a last part of a few vectors), so many times over. What they

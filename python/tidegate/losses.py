@@ -4,14 +4,21 @@ Masks are for padding. A mask is True where an element counts. What it leaves ou
 or any target may stand there) and has a gradient of zero. If nothing is left, the loss is 0 and so
 is its gradient (where PyTorch's mean is NaN). NaN and infinities propagate, silently. Losses are
 summed in double precision.
+
+The arithmetic runs in the core, in one pass over memory. On one instruction set the results have
+the same bits whatever the number of threads (`tg.set_num_threads`), and whether a mask leaves
+elements out or they are not there. Subnormal numbers count as zero, as in the layers.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import numpy as np
 
+from tidegate import _core
 from tidegate.checks import Array, check_array, check_unmasked
 from tidegate.tensors import is_tensor, values_of
 
@@ -25,7 +32,6 @@ def __dir__() -> list[str]:
     return list(__all__)
 
 
-@np.errstate(all="ignore")
 def softmax_cross_entropy(
     logits: Array, targets: Array, mask: Array | None = None, reduction: Reduction = "mean"
 ) -> tuple[float, Array]:
@@ -53,25 +59,21 @@ def softmax_cross_entropy(
         raise TypeError(f"targets: got dtype {targets.dtype}, wanted integers")
     if targets.shape != logits.shape[:-1]:
         raise ValueError(f"targets: got shape {targets.shape}, wanted {logits.shape[:-1]}")
-    counts = _counts(mask, targets.shape)
-    _check_reduction(reduction)
-
-    scores, labels = logits[counts], targets[counts]
-    classes = logits.shape[-1]
-    _check_range("targets", labels, 0, classes - 1)
-    rows = np.arange(len(labels))
-
-    # log-softmax is unchanged by a shift; this one keeps exp from overflowing.
-    scores = scores - scores.max(axis=-1, keepdims=True)
-    exps = np.exp(scores)
-    sums = exps.sum(axis=-1, keepdims=True)
-    losses = np.log(sums[:, 0]) - scores[rows, labels]
-    gradient = exps / sums
-    gradient[rows, labels] -= 1
-    return _reduced(losses, gradient, counts, logits, reduction)
+    counts = _counting_rows(mask, targets.shape)
+    if counts is not None and counts.size < targets.size:
+        counts = np.repeat(counts, targets.size // counts.size)
+    mean = _is_mean(reduction)
+    if targets.dtype == np.uint64:  # what does not fit into int64 is out of range
+        targets = np.minimum(targets, np.uint64(2**63 - 1))
+    loss, gradient = _core.softmax_cross_entropy(
+        np.asarray(logits).reshape(-1, logits.shape[-1]),
+        targets.astype(np.int64, copy=False).reshape(-1),
+        counts,
+        mean,
+    )
+    return loss, gradient.reshape(logits.shape)
 
 
-@np.errstate(all="ignore")
 def binary_cross_entropy(
     logits: Array, targets: Array, mask: Array | None = None, reduction: Reduction = "mean"
 ) -> tuple[float, Array]:
@@ -98,18 +100,9 @@ def binary_cross_entropy(
     if isinstance(given, np.ndarray) and given.dtype == bool:
         targets = targets.astype(logits.dtype)
     check_array("targets", targets, shape=logits.shape, dtype=logits.dtype)
-    counts = _counts(mask, logits.shape)
-    _check_reduction(reduction)
-
-    a, t = logits[counts], targets[counts]
-    _check_range("targets", t, 0, 1)
-    small = np.exp(-np.abs(a))
-    losses = np.maximum(a, 0) - a * t + np.log1p(small)
-    sigmoid = np.where(a >= 0, 1, small) / (1 + small)
-    return _reduced(losses, sigmoid - t, counts, logits, reduction)
+    return _elementwise(_core.binary_cross_entropy, logits, targets, mask, reduction)
 
 
-@np.errstate(all="ignore")
 def mse(
     prediction: Array, target: Array, mask: Array | None = None, reduction: Reduction = "mean"
 ) -> tuple[float, Array]:
@@ -130,40 +123,39 @@ def mse(
     """
     check_array("prediction", prediction)
     check_array("target", target, shape=prediction.shape, dtype=prediction.dtype)
-    counts = _counts(mask, prediction.shape)
-    _check_reduction(reduction)
-
-    error = prediction[counts] - target[counts]
-    return _reduced(error * error, 2 * error, counts, prediction, reduction)
+    return _elementwise(_core.mse, prediction, target, mask, reduction)
 
 
-def _check_reduction(reduction: str) -> None:
+def _elementwise(
+    loss: Callable[[Array, Array, Array | None, bool], tuple[float, Array]],
+    prediction: Array,
+    target: Array,
+    mask: Array | None,
+    reduction: Reduction,
+) -> tuple[float, Array]:
+    """A loss of each element, of arguments that are good but for `mask` and `reduction`."""
+    shape = prediction.shape
+    counts = _counting_rows(mask, shape)
+    mean = _is_mean(reduction)
+    leading = 0 if mask is None else mask.ndim
+    rows = (math.prod(shape[:leading]), math.prod(shape[leading:]))
+    value, gradient = loss(
+        np.asarray(prediction).reshape(rows), np.asarray(target).reshape(rows), counts, mean
+    )
+    return value, gradient.reshape(shape)
+
+
+def _is_mean(reduction: str) -> bool:
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction: got {reduction!r}, wanted "mean" or "sum"')
+    return reduction == "mean"
 
 
-def _check_range(name: str, values: Array, low: int, high: int) -> None:
-    """Refuses values outside low..high; NaN passes, to propagate."""
-    outside = values[(values < low) | (values > high)]
-    if outside.size:
-        raise ValueError(f"{name}: got {outside.flat[0]}, wanted {low}..{high}")
-
-
-def _counts(mask: Array | None, shape: tuple[int, ...]) -> Array:
-    """The mask as an index of arrays with leading axes `shape`: it selects one row an element."""
+def _counting_rows(mask: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """A mask of leading axes of `shape`, as a vector; None stays."""
     if mask is None:
-        return np.ones(shape, bool)
+        return None
     check_array("mask", mask, dtype=np.dtype(bool))
     if mask.shape != shape[: mask.ndim]:
         raise ValueError(f"mask: got shape {mask.shape}, wanted {shape} or its leading axes")
-    return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
-
-
-def _reduced(
-    losses: Array, gradient: Array, counts: Array, like: Array, reduction: Reduction
-) -> tuple[float, Array]:
-    """The sum or mean of `losses`, and the gradient of it, put in its places among zeros."""
-    divisor = max(len(losses), 1) if reduction == "mean" else 1
-    full = np.zeros(like.shape, like.dtype)
-    full[counts] = gradient / divisor
-    return float(losses.sum(dtype=np.float64)) / divisor, full
+    return np.asarray(mask).reshape(-1)

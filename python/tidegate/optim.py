@@ -8,6 +8,11 @@ Where Params are wanted, so is anything that has them as its `params` (`HasParam
 object of your own with `params = tg.Params.from_arrays({"weight": array})`. Where Gradients are
 wanted, so is anything that has them as its `params` (`HasGradients`), as what `backward` returns.
 
+The arithmetic runs in the core, in one pass over memory: a parameter has the same bits after a step
+whatever the number of threads (`tg.set_num_threads`) and the instruction set. Subnormal numbers
+count as zero, as in the layers. A Ctrl-C takes effect between the steps of two Params, never within
+one.
+
 Parameters may come in groups with hyperparameters of their own:
 
     opt = tg.optim.AdamW([{"params": gru}, {"params": head, "lr": 1e-2}], lr=1e-3)
@@ -24,6 +29,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 
+from tidegate import _core
 from tidegate.checks import Array, check_bool, check_mapping, check_number
 from tidegate.params import Gradients, Params
 
@@ -56,9 +62,6 @@ AnyGradients: TypeAlias = Gradients | HasGradients
 # Either all of a sequence are groups or none is. One type of sequence for both lets type checkers
 # infer the type of a list of different layers.
 GivenParams: TypeAlias = AnyParams | Sequence[AnyParams | Mapping[str, Any]]
-
-# Elements updated at a time, so that a part of every vector and of the scratch stays in the cache.
-_BLOCK = 16384
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -129,7 +132,7 @@ class _Optimizer:
     """What SGD and Adam share: groups of Params, the step count, what is kept for each parameter.
 
     A subclass names its hyperparameters (attributes) and its buffers (one array per Params,
-    beginning at zero), checks the former, and says how a part of a flat vector is updated.
+    beginning at zero), checks the former, and calls the core's step with them.
     """
 
     _hyperparameters: ClassVar[tuple[str, ...]]
@@ -189,33 +192,11 @@ class _Optimizer:
         for group in self._groups:
             for params in group["params"]:
                 buffers = [self._buffers[name][k] for name in self._buffer_names]
-                with params.update() as flat:
-                    self._update_in_blocks(group, flat, gradients[k].flat, buffers)
+                self._update(group, params, gradients[k].flat, *buffers)
                 k += 1
 
-    # NaN and infinities propagate without warnings, as in the layers.
-    @np.errstate(all="ignore")
-    def _update_in_blocks(
-        self, group: ParamGroup, flat: Array, grad: Array, buffers: Sequence[Array]
-    ) -> None:
-        scratch = [np.empty(min(_BLOCK, flat.size), flat.dtype) for _ in range(2)]
-        for start in range(0, flat.size, _BLOCK):
-            part = slice(start, start + _BLOCK)
-            size = flat[part].size
-            first, second = (array[:size] for array in scratch)
-            parts = [buffer[part] for buffer in buffers]
-            self._update(group, flat[part], grad[part], first, second, *parts)
-
-    def _update(
-        self,
-        group: ParamGroup,
-        flat: Array,
-        grad: Array,
-        scratch: Array,
-        more_scratch: Array,
-        *buffers: Array,
-    ) -> None:
-        """Updates a part of a flat vector and of its buffers in place; `_step` counts from 1."""
+    def _update(self, group: ParamGroup, params: Params, grad: Array, *buffers: Array) -> None:
+        """Updates `params` and their buffers in place; `_step` counts from 1."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Array]:
@@ -343,30 +324,9 @@ class SGD(_Optimizer):
             )
         return checked
 
-    def _update(
-        self,
-        group: ParamGroup,
-        flat: Array,
-        grad: Array,
-        scratch: Array,
-        more_scratch: Array,
-        *buffers: Array,
-    ) -> None:
-        (buffer,) = buffers
-        momentum = group["momentum"]
-        if group["weight_decay"]:
-            grad = _with_l2(grad, group["weight_decay"], flat, scratch)
-        if momentum:
-            if self._step == 1:
-                buffer[...] = grad
-            else:
-                buffer *= momentum
-                buffer += np.multiply(grad, 1 - group["dampening"], out=more_scratch)
-            if group["nesterov"]:
-                grad = np.add(grad, np.multiply(buffer, momentum, out=more_scratch), out=scratch)
-            else:
-                grad = buffer
-        flat -= np.multiply(grad, group["lr"], out=scratch)
+    def _update(self, group: ParamGroup, params: Params, grad: Array, *buffers: Array) -> None:
+        values = {name: group[name] for name in self._hyperparameters}
+        params._step_by(_core.sgd_step, grad, *buffers, self._step, **values)
 
 
 class _AdamBase(_Optimizer):
@@ -397,32 +357,20 @@ class _AdamBase(_Optimizer):
             "weight_decay": check_number("weight_decay", values["weight_decay"]),
         }
 
-    def _update(
-        self,
-        group: ParamGroup,
-        flat: Array,
-        grad: Array,
-        scratch: Array,
-        more_scratch: Array,
-        *buffers: Array,
-    ) -> None:
-        exp_avg, exp_avg_sq = buffers
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        if self._decoupled:
-            flat *= 1 - lr * group["weight_decay"]
-        elif group["weight_decay"]:
-            grad = _with_l2(grad, group["weight_decay"], flat, more_scratch)
-        exp_avg *= beta1
-        exp_avg += np.multiply(grad, 1 - beta1, out=scratch)
-        exp_avg_sq *= beta2
-        exp_avg_sq += np.multiply(np.multiply(grad, 1 - beta2, out=scratch), grad, out=scratch)
-        correction1, correction2 = 1 - beta1**self._step, 1 - beta2**self._step
-        denominator = np.sqrt(exp_avg_sq, out=scratch)
-        denominator /= math.sqrt(correction2)
-        denominator += group["eps"]
-        step = np.divide(exp_avg, denominator, out=scratch)
-        step *= lr / correction1
-        flat -= step
+    def _update(self, group: ParamGroup, params: Params, grad: Array, *buffers: Array) -> None:
+        beta1, beta2 = group["betas"]
+        params._step_by(
+            _core.adam_step,
+            grad,
+            *buffers,
+            self._step,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            decoupled=self._decoupled,
+        )
 
     def _state(self) -> dict[str, Array]:
         # PyTorch's name for it. Without, a state of AdamW would be taken up as one of Adam.
@@ -513,13 +461,6 @@ class AdamW(_AdamBase):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
-def _with_l2(grad: Array, weight_decay: float, flat: Array, out: Array) -> Array:
-    """The gradient of the loss with the penalty weight_decay/2 * |flat|^2, in `out`."""
-    np.multiply(flat, weight_decay, out=out)
-    out += grad
-    return out
-
-
 def clip_grad_norm(
     grads: AnyGradients | Sequence[AnyGradients],
     max_norm: float,
@@ -548,15 +489,13 @@ def clip_grad_norm(
     error_if_nonfinite = check_bool("error_if_nonfinite", error_if_nonfinite)
     if max_norm != math.inf:
         max_norm = check_number("max_norm", max_norm)
-    with np.errstate(all="ignore"):
-        squares = sum(float(np.sum(np.square(g.flat, dtype=np.float64))) for g in gradients)
-        norm = math.sqrt(squares)
-        if error_if_nonfinite and not math.isfinite(norm):
-            raise ValueError(f"grads: got {norm}, wanted a finite norm")
-        scale = max_norm / (norm + 1e-6)
-        if max_norm < math.inf and not scale >= 1:
-            for gradient in gradients:
-                gradient.flat *= scale
+    norm = math.sqrt(sum(_core.sum_of_squares(gradient.flat) for gradient in gradients))
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise ValueError(f"grads: got {norm}, wanted a finite norm")
+    scale = max_norm / (norm + 1e-6)
+    if max_norm < math.inf and not scale >= 1:
+        for gradient in gradients:
+            _core.scale(gradient.flat, scale)
     return norm
 
 

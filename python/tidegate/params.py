@@ -1,18 +1,19 @@
 """Named arrays over one flat vector: a layer's parameters and their gradients.
 
 No layer here: what the vector means (names, shapes, offsets) is the layer's to say, and where it
-lives (in C++ for LSTM and GRU, in NumPy for Linear) is the store's.
+lives (in C++ for the layers of this package, in NumPy for parameters of your own) is the store's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from tidegate import _core
 from tidegate.checks import Array, check_array, check_mapping
 
 Specs: TypeAlias = Sequence[tuple[str, tuple[int, ...], int]]
@@ -45,6 +46,11 @@ class ArrayStore:
         view = self._flat.view()
         view.flags.writeable = False
         return view
+
+    @property
+    def memory(self) -> Array:
+        """The same, writable."""
+        return self._flat
 
     def write(self, offset: int, values: Array) -> None:
         """Copies `values` in."""
@@ -199,6 +205,17 @@ class Params(_NamedArrays):
         flat = self._store.flat.copy()
         yield flat
         self._store.write(0, flat)
+
+    def _step_by(self, step: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """step(parameters, *args, **kwargs), a step of an optimiser in the core, in place."""
+        store = self._store
+        if isinstance(store, ArrayStore):
+            step(store.memory, *args, **kwargs)
+        elif isinstance(store, _core.Parameters):
+            step(store, *args, **kwargs)
+        else:
+            with self.update() as flat:
+                step(flat, *args, **kwargs)
 
     def state_dict(self) -> dict[str, Array]:
         """Names -> copies, as `numpy.savez(file, **params.state_dict())` can save them."""

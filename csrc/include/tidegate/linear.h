@@ -6,6 +6,7 @@
 #ifndef TIDEGATE_LINEAR_H_
 #define TIDEGATE_LINEAR_H_
 
+#include <functional>
 #include <memory>
 
 #include "tidegate/config.h"
@@ -62,6 +63,9 @@ class TIDEGATE_EXPORT Linear {
   Index parameter_count() const;
   const T* parameters() const;
   void write_parameters(Index offset, const T* values, Index count);
+  // update(parameters): changes the flat vector in place. Calls that begin meanwhile wait for it;
+  // `update` must not use this object.
+  void update_parameters(const std::function<void(T* parameters)>& update);
 
   // x (rows, in_features) -> y (rows, out_features), which may not overlap x. Strides are the
   // distances of rows in elements. num_threads 0: the setting in force. The first call after a

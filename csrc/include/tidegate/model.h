@@ -5,6 +5,7 @@
 #ifndef TIDEGATE_MODEL_H_
 #define TIDEGATE_MODEL_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -102,6 +103,9 @@ class TIDEGATE_EXPORT Model {
   Index parameter_count() const;
   const T* parameters() const;  // the flat vector, live; see tidegate::parameters() for its layout
   void write_parameters(Index offset, const T* values, Index count);
+  // update(parameters): changes the flat vector in place. Calls that begin meanwhile wait for it;
+  // `update` must not use this object.
+  void update_parameters(const std::function<void(T* parameters)>& update);
 
   // Inference: keeps nothing. num_threads 0: the setting in force.
   void run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0) const;

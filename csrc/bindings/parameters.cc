@@ -1,0 +1,16 @@
+// The parameters of layers, as Python reads and writes them.
+#include "parameters.h"
+
+#include "module.h"
+
+namespace tidegate::bindings {
+
+void bind_parameters(py::module_& m) {
+  bind_class<Parameters>(m, "Parameters")
+      .def_property_readonly("dtype", &Parameters::dtype)
+      .def_property_readonly(
+          "flat", [](const py::object& self) { return self.cast<const Parameters&>().flat(self); })
+      .def("write", &Parameters::write);
+}
+
+}  // namespace tidegate::bindings
