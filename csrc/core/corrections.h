@@ -23,7 +23,7 @@ struct Corrections {
 // A class of calls: those of about the same time in all (estimated, on one thread) and for each
 // step, in the same direction, and with few or many rows. Within one, the same resource decides.
 struct CallClass {
-  static constexpr int kWorks = 3;
+  static constexpr int kWorks = 4;   // those of Work (plan.h), and even work
   static constexpr int kTotals = 8;  // below 10 us, 40 us, 160 us, ...
   static constexpr int kSteps = 8;   // below 1 us, 4 us, 16 us, ...
   static constexpr int kRows = 2;    // below kManyRows: a step waits for its weights

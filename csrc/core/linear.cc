@@ -159,8 +159,9 @@ struct Linear<T>::Impl {
 
   void run(const LinearWeights<T>& weights, const T* x, Index x_stride, T* y, Index y_stride,
            Index rows, int threads) const {
-    ThreadLease lease(
-        plan_even_work({.flops = float_flops<T>(rows, in_features, out_features)}, threads));
+    const PlannedCall plan =
+        plan_even_work({.flops = float_flops<T>(rows, in_features, out_features)}, threads);
+    ThreadLease lease(plan.threads);
     Interruption interruption;
     const FloatControl float_control;
     lease.run([&](int thread) {
@@ -168,6 +169,7 @@ struct Linear<T>::Impl {
                        {y, y_stride, nullptr}, rows, thread, lease.size(), interruption);
     });
     interruption.finish();
+    plan.record(lease.size());
   }
 
   const Index in_features;
@@ -293,7 +295,9 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
   const int threads = allowed_threads(num_threads);
   const PackedProduct<T>* const transposed = dx ? &impl_->weights->backward(threads) : nullptr;
   const double products = (dx ? 1 : 0) + (dparameters ? 1 : 0);
-  ThreadLease lease(plan_even_work({.flops = products * float_flops<T>(rows, in, out)}, threads));
+  const PlannedCall plan =
+      plan_even_work({.flops = products * float_flops<T>(rows, in, out)}, threads);
+  ThreadLease lease(plan.threads);
   T* scratch = nullptr;
   const Buffer memory([&](Arena& arena) {
     if (dparameters) scratch = arena.take<T>(lease.size(), kernels.outer_scratch);
@@ -327,6 +331,7 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
                     dparameters + out * in + sums.begin, false, possible);
   });
   interruption.finish();
+  plan.record(lease.size());
 }
 
 template class Linear<float>;

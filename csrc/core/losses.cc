@@ -97,7 +97,8 @@ double divided_sum(const double* values, Index count, double divisor) {
 template <class T, class Compute>
 void for_each_block(const LossInput<T>& input, const Blocks& blocks, T* gradient,
                     const EvenWork& work, int num_threads, const Compute& compute) {
-  ThreadLease lease(plan_even_work(work, num_threads));
+  const PlannedCall plan = plan_even_work(work, num_threads);
+  ThreadLease lease(plan.threads);
   Interruption interruption;
   if (input.mask) {
     for_each_part(lease, input.rows * input.columns, [&](Range elements) {
@@ -110,6 +111,7 @@ void for_each_block(const LossInput<T>& input, const Blocks& blocks, T* gradient
     }
   });
   interruption.finish();
+  plan.record(lease.size());
 }
 
 [[noreturn]] void refuse_target(const std::string& got, const std::string& most) {

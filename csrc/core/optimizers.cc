@@ -18,10 +18,12 @@ Index block_count(Index count) { return count / kReductionBlock + (count % kRedu
 // body(elements) for each thread's part of [0, count), which ends with a block.
 template <class Body>
 void divide(Index count, const EvenWork& work, int num_threads, const Body& body) {
-  ThreadLease lease(plan_even_work(work, allowed_threads(num_threads)));
+  const PlannedCall plan = plan_even_work(work, allowed_threads(num_threads));
+  ThreadLease lease(plan.threads);
   for_each_part(lease, block_count(count), [&](Range blocks) {
     body(Range{blocks.begin * kReductionBlock, std::min(blocks.end * kReductionBlock, count)});
   });
+  plan.record(lease.size());
 }
 
 // `pointer` moved on to a part of its array; null stays.

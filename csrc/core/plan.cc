@@ -33,6 +33,8 @@ constexpr double kOverlapped = 0.4;  // of a barrier, where threads have work un
 constexpr Index kUnitsOfSlice = 16;  // units are divided by slices; those of the widest vector
 constexpr double kPriceOfDoubling = 1 / kWorthwhile - 1;
 
+constexpr int kEvenWork = 3;  // beside the values of Work
+
 double factor_of(Work work) { return work == Work::backward ? 2 : 1; }
 double start_of(Work work) { return work == Work::step ? kStartStep : kStart; }
 
@@ -236,15 +238,33 @@ bool EvenWork::may_pay(int threads, double fma_rate) const {
   return threads > 1 && kStart + serial / threads < kWorthwhile * serial;
 }
 
-int EvenWork::best_threads(int threads, const Machine& machine) const {
+int EvenWork::call_class(const Machine& machine) const {
   const double arithmetic = flops / (machine.fma_rate * kSustained);
-  int best = 1;
-  double best_price = arithmetic + bytes / machine.read_rate(bytes, 1);
+  const double memory = bytes / machine.read_rate(bytes, 1);
+  // As with rows of a batch: few of them wait for memory.
+  return CallClass::of(kEvenWork, arithmetic + memory, 0, arithmetic > memory ? kProjectedRows : 1);
+}
+
+Plan EvenWork::serial_plan(const Machine& machine, const Corrections& corrections) const {
+  Plan plan;
+  plan.uncorrected = flops / (machine.fma_rate * kSustained) + bytes / machine.read_rate(bytes, 1);
+  plan.nanoseconds = plan.uncorrected * corrections.of(1, false);
+  return plan;
+}
+
+Plan EvenWork::best_plan(int threads, const Machine& machine,
+                         const Corrections& corrections) const {
+  Plan best = serial_plan(machine, corrections);
+  double best_price = best.nanoseconds;
   for (int count = 2; count <= threads; ++count) {
-    const double time = kStart + (count - 2) * kStartThread + arithmetic / machine.speedup(count) +
-                        bytes / count / machine.read_rate(bytes, count);
-    const double price = time * price_of(count);
-    if (price < best_price) best = count, best_price = price;
+    Plan plan;
+    plan.threads = count;
+    plan.uncorrected = kStart + (count - 2) * kStartThread +
+                       flops / (machine.fma_rate * kSustained * machine.speedup(count)) +
+                       bytes / (count * machine.read_rate(bytes, count));
+    plan.nanoseconds = plan.uncorrected * corrections.of(count, false);
+    const double price = plan.nanoseconds * price_of(count);
+    if (price < best_price) best = plan, best_price = price;
   }
   return best;
 }

@@ -105,12 +105,12 @@ struct EvenWork {
   double flops = 0;  // of multiply-adds in float; other arithmetic counts by the time that it takes
   double bytes = 0;  // read and written, each access counted
 
-  // One thread's time if all bytes lie in the nearest cache.
+  // The same questions as to a CostModel.
   double least_serial_nanoseconds(double fma_rate) const;
-  // Whether several threads could pay if the machine divided the work perfectly. Quick.
   bool may_pay(int threads, double fma_rate) const;
-  // The threads, at most `threads`, that it is worth.
-  int best_threads(int threads, const Machine& machine) const;
+  int call_class(const Machine& machine) const;
+  Plan serial_plan(const Machine& machine, const Corrections& corrections) const;
+  Plan best_plan(int threads, const Machine& machine, const Corrections& corrections) const;
 };
 
 }  // namespace tidegate

@@ -92,6 +92,59 @@ PlannedCall planned(const Plan& plan, int call_class, std::int64_t begin) {
   return result;
 }
 
+// The best plan of a CostModel or EvenWork. measure(threads, now): whether there was anything to
+// measure; print(threads, machine, corrections, plan) is told what is chosen.
+template <class Model, class Measure, class Print>
+PlannedCall choose(const Model& model, int threads, const Measure& measure, const Print& print) {
+  const auto alone = [&]() -> PlannedCall {
+    if (explains_plans()) {
+      const Machine machine = machine_now(threads);
+      print(threads, machine, Corrections{}, model.serial_plan(machine, {}));
+    }
+    return {};
+  };
+  const double fma_rate = fma_rate_now();
+  if (!model.may_pay(threads, fma_rate)) return alone();
+  std::int64_t now = nanoseconds_now();
+  // More threads than processors would wait for each other.
+  if (const int processors = processors_at(now); processors > 0)
+    threads = std::min(threads, processors);
+  if (threads <= 1) return alone();
+
+  const int ready = threads_ready();
+  const double least = model.least_serial_nanoseconds(fma_rate);
+  const bool follows = ready < 2 && follows_another(least, now);
+  // Short calls that come one by one are left to one thread: waking another takes longer.
+  const bool starts = ready >= 2 || (follows && least >= kShort);
+  if ((starts || least >= kLong) && measure(threads, now))
+    now = nanoseconds_now();  // the call begins here
+
+  const Machine machine = machine_now(threads);
+  const int call_class = model.call_class(machine);
+  const Corrections learnt = corrections.at(call_class, now);
+  const auto result = [&](const Plan& plan) {
+    print(threads, machine, learnt, plan);
+    return planned(plan, call_class, now);
+  };
+  const Plan best = model.best_plan(threads, machine, learnt);
+  const int asleep = best.threads - ready;
+  if (asleep <= 0) {
+    // To measure them during one of the next calls.
+    if (follows && !starts && pair_is_stale(now)) wake_threads(2);
+    return result(best);
+  }
+  // Long calls close to each other: the threads stay awake between them, or the corrections tell.
+  if (starts && least >= kShort) return result(best);
+  Plan woken = best;
+  woken.uncorrected += kWake + (asleep - 1) * kWakeThread;
+  woken.nanoseconds += kWake + (asleep - 1) * kWakeThread;
+  const Plan fewer = model.best_plan(ready, machine, learnt);
+  if (woken.nanoseconds < kWorthwhile * fewer.nanoseconds) return result(woken);
+  // A short call does not wait until they are awake: they will be for one of the next.
+  if (starts || follows) wake_threads(best.threads);
+  return result(fewer);
+}
+
 }  // namespace
 
 void select_division(const std::string& name) {
@@ -127,53 +180,26 @@ PlannedCall plan_call(const Call& call, int threads, const WeightsMemory& weight
   if (threads > 1 && forces()) return forced_plan(call, threads);
   if (threads <= 1 && !explains_plans()) return {};
   const CostModel model(call);
-  const auto alone = [&]() -> PlannedCall {
-    if (explains_plans()) {
-      const Machine machine = machine_now(threads);
-      print_choice(call, model, threads, machine, {}, model.serial_plan(machine, {}));
-    }
-    return {};
-  };
-  const double fma_rate = fma_rate_now();
-  if (!model.may_pay(threads, fma_rate)) return alone();
-  std::int64_t now = nanoseconds_now();
-  // More threads than processors would wait for each other.
-  if (const int processors = processors_at(now); processors > 0)
-    threads = std::min(threads, processors);
-  if (threads <= 1) return alone();
+  return choose(
+      model, threads,
+      [&](int most, std::int64_t now) {
+        return measure_machine(most, model.working_set(), weights, now);
+      },
+      [&](int most, const Machine& machine, const Corrections& learnt, const Plan& plan) {
+        if (explains_plans()) print_choice(call, model, most, machine, learnt, plan);
+      });
+}
 
-  const int ready = threads_ready();
-  const double least = model.least_serial_nanoseconds(fma_rate);
-  const bool follows = ready < 2 && follows_another(least, now);
-  // Short calls that come one by one are left to one thread: waking another takes longer.
-  const bool starts = ready >= 2 || (follows && least >= kShort);
-  if ((starts || least >= kLong) && measure_machine(threads, model.working_set(), weights, now))
-    now = nanoseconds_now();  // the call begins here
-
-  const Machine machine = machine_now(threads);
-  const int call_class = model.call_class(machine);
-  const Corrections learnt = corrections.at(call_class, now);
-  const auto result = [&](const Plan& plan) {
-    if (explains_plans()) print_choice(call, model, threads, machine, learnt, plan);
-    return planned(plan, call_class, now);
-  };
-  const Plan best = model.best_plan(threads, machine, learnt);
-  const int asleep = best.threads - ready;
-  if (asleep <= 0) {
-    // To measure them during one of the next calls.
-    if (follows && !starts && pair_is_stale(now)) wake_threads(2);
-    return result(best);
+PlannedCall plan_even_work(const EvenWork& work, int threads) {
+  PlannedCall plan;
+  if (threads <= 1) return plan;
+  if (forces()) {
+    plan.threads = threads;
+    return plan;
   }
-  // Long calls close to each other: the threads stay awake between them, or the corrections tell.
-  if (starts && least >= kShort) return result(best);
-  Plan woken = best;
-  woken.uncorrected += kWake + (asleep - 1) * kWakeThread;
-  woken.nanoseconds += kWake + (asleep - 1) * kWakeThread;
-  const Plan fewer = model.best_plan(ready, machine, learnt);
-  if (woken.nanoseconds < kWorthwhile * fewer.nanoseconds) return result(woken);
-  // A short call does not wait until they are awake: they will be for one of the next.
-  if (starts || follows) wake_threads(best.threads);
-  return result(fewer);
+  return choose(
+      work, threads, [](int most, std::int64_t now) { return measure_machine(most, 0, {}, now); },
+      [](int, const Machine&, const Corrections&, const Plan&) {});
 }
 
 PlannedCall plan_again(const Call& call, int threads, const PlannedCall& before) {
@@ -183,23 +209,6 @@ PlannedCall plan_again(const Call& call, int threads, const PlannedCall& before)
   const Corrections learnt =
       call_class >= 0 ? corrections.at(call_class, before.begin) : Corrections{};
   return planned(make_plan(call, threads, machine, learnt), call_class, before.begin);
-}
-
-int plan_even_work(const EvenWork& work, int threads) {
-  if (threads <= 1) return 1;
-  if (forces()) return threads;
-  const double fma_rate = fma_rate_now();
-  if (!work.may_pay(threads, fma_rate)) return 1;
-  const std::int64_t now = nanoseconds_now();
-  if (const int processors = processors_at(now); processors > 0)
-    threads = std::min(threads, processors);
-  const int best = work.best_threads(threads, machine_now(threads));
-  const int ready = threads_ready();
-  const double least = work.least_serial_nanoseconds(fma_rate);
-  if (best <= ready || least >= kLong) return best;
-  // Short work does not wait until more threads are awake: they will be for one of the next calls.
-  if (follows_another(least, now)) wake_threads(best);
-  return std::max(1, std::min(best, ready));
 }
 
 void PlannedCall::record() const {

@@ -14,6 +14,10 @@ struct PlannedCall : Plan {
 
   // The call has ended.
   void record() const;
+  // It has ended, on this many threads.
+  void record(int actual_threads) const {
+    if (actual_threads == threads) record();
+  }
 };
 
 // Whether TIDEGATE_PLAN=explain is in the environment: then plan_call() prints each choice to the
@@ -30,8 +34,8 @@ PlannedCall plan_call(const Call& call, int threads, const WeightsMemory& weight
 // The same, if just `threads` of the planned threads were available. Neither measures nor wakes.
 PlannedCall plan_again(const Call& call, int threads, const PlannedCall& planned);
 
-// The threads, at most `threads`, for such work. May wake threads.
-int plan_even_work(const EvenWork& work, int threads);
+// The same for even work. May measure barriers and shared cores, and wake threads.
+PlannedCall plan_even_work(const EvenWork& work, int threads);
 
 }  // namespace tidegate
 

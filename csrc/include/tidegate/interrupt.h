@@ -8,10 +8,10 @@
 namespace tidegate {
 
 // While it lives, calls that the thread which made it makes (Model::run, Model::record,
-// Tape::backward, Stream::run, those of Linear, and reading and writing files) call `poll` about
-// every tenth of a second, on that thread and in its own float environment. If it returns true the
-// call throws Interrupted. `poll` may call the library itself; such calls are not polled. Polls
-// nest: the innermost one is in force.
+// Tape::backward, Stream::run, those of Linear, losses, and reading and writing files) call `poll`
+// about every tenth of a second, on that thread and in its own float environment. If it returns
+// true the call throws Interrupted. `poll` may call the library itself; such calls are not polled.
+// Polls nest: the innermost one is in force.
 class TIDEGATE_EXPORT InterruptPoll {
  public:
   using Function = bool (*)(void* context) noexcept;

@@ -9,8 +9,9 @@
 // Steps are not ended by an InterruptPoll: they would leave a part of the parameters updated.
 //
 // The parameters of a layer are updated where they lie:
-//   layer.update_parameters([&](float* parameters) { adam_step(options, step, count, parameters,
-//   ...
+//   layer.update_parameters([&](float* parameters) {
+//     adam_step(options, step, count, parameters, gradient, exp_avg, exp_avg_sq);
+//   });
 #ifndef TIDEGATE_OPTIMIZERS_H_
 #define TIDEGATE_OPTIMIZERS_H_
 
