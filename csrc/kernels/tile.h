@@ -23,8 +23,9 @@ constexpr int kAccumulators = vector_registers * 3 / 4;
 // a vector is a whole line of the cache, in L2, which brings lines no slower than a tile's rows use
 // them up.
 constexpr Index kPanelBlockBytes = (vector_bytes == 64 ? 128 : 16) * 1024;
-// Of several slices side by side, for few tiles: shorter ones spill their accumulators too often.
-constexpr Index kApartBlockBytes = 24 * 1024;
+// Vectors of a k that a last row passes over by itself: enough chains, and a block of sums of them
+// stays in L1 behind the tile of the other rows.
+constexpr int kApartVectors = 8;
 
 // A panel of this size comes from far. While some tiles of rows pass over a block of it, the next
 // one is fetched. With fewer tiles the processor's own prefetching keeps pace, and more requests
@@ -568,16 +569,16 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call,
       kSmallTiles && !fetch && call.rows % Tile::kRows == 1 && call.rows <= 2 * Tile::kRows + 1;
 
   // Slices that are finished together, and those of them that share a block of L1.
+  constexpr Index kApartSlices = kApartVectors / kGates;
   const Index finished = few_rows ? kFinishedVectors / call.rows
-                         : apart  ? 2 * Tile::kSlicesOneRow
+                         : apart  ? 2 * kApartSlices
                                   : Tile::kSlices;
-  const Index slices = apart ? Tile::kSlicesOneRow : finished;
+  const Index slices = apart ? kApartSlices : finished;
   const Index all_depth = all.x_end + all.h_end - all.h_begin;
-  const Index fitting_depth = apart ? kApartBlockBytes / (Tile::kSlicesOneRow * kSliceBytes)
-                                    : kPanelBlockBytes / (Tile::kSlices * kSliceBytes);
-  const Index most_depth = few_rows                    ? all_depth
-                           : fitting_depth < kSumBlock ? kSumBlock
-                                                       : fitting_depth;
+  constexpr Index kFittingDepth = kPanelBlockBytes / (Tile::kSlices * kSliceBytes);
+  const Index most_depth = few_rows                             ? all_depth
+                           : apart || kFittingDepth < kSumBlock ? kSumBlock
+                                                                : kFittingDepth;
 
   const auto products = [&](const PhaseCall<T>& part, Index begin, Index end,
                             const DepthBlock& block) {
