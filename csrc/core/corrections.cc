@@ -59,12 +59,12 @@ Corrections CorrectionTable::at(int call_class, std::int64_t now) const {
   for (int i = 0; i < kDivisionClasses; ++i) {
     entries[i] = std::bit_cast<Entry>(entries_[call_class][i].load(std::memory_order_relaxed));
     weights[i] = weight_of(entries[i], now);
-    prior = std::min(prior, 1 + weights[i] * (double{entries[i].factor} - 1));
+    prior = std::min(prior, 1 + weights[i] * (static_cast<double>(entries[i].factor) - 1));
   }
   Corrections corrections;
   for (int i = 0; i < kDivisionClasses; ++i) {
     corrections.factor[i] =
-        static_cast<float>(prior + weights[i] * (double{entries[i].factor} - prior));
+        static_cast<float>(prior + weights[i] * (static_cast<double>(entries[i].factor) - prior));
   }
   return corrections;
 }
@@ -72,7 +72,7 @@ Corrections CorrectionTable::at(int call_class, std::int64_t now) const {
 void CorrectionTable::record(int call_class, int division, double ratio, std::int64_t now) {
   std::atomic<std::uint64_t>& word = entries_[call_class][division];
   const auto before = std::bit_cast<Entry>(word.load(std::memory_order_relaxed));
-  const double old = 1 + weight_of(before, now) * (double{before.factor} - 1);
+  const double old = 1 + weight_of(before, now) * (static_cast<double>(before.factor) - 1);
   const double jump = std::clamp(ratio, old / kMostJump, old * kMostJump);
   const double factor = old + (jump > old ? kSlower : kFaster) * (jump - old);
   const Entry after = {static_cast<float>(std::clamp(factor, kLeastFactor, kMostFactor)),

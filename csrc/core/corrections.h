@@ -17,7 +17,9 @@ constexpr int kDivisionClasses = 1 + 2 * 4;
 struct Corrections {
   float factor[kDivisionClasses] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
 
-  double of(int threads, bool by_units) const { return factor[division_class(threads, by_units)]; }
+  double of(int threads, bool by_units) const {
+    return static_cast<double>(factor[division_class(threads, by_units)]);
+  }
 };
 
 // A class of calls: those of about the same time in all (estimated, on one thread) and for each

@@ -220,11 +220,12 @@ void check_softmax(Index classes, double spread) {
       others_error += e(i) * error(i);
     }
     // The sum's own roundings, in double, which the difference to the target's part magnifies.
-    const Wide rounding = kRoundoff<double> * static_cast<Wide>(classes / 8 + 8);
+    const Wide roundoff = static_cast<Wide>(kRoundoff<double>);
+    const Wide rounding = roundoff * static_cast<Wide>(classes / 8 + 8);
     sum_error = sum_error / sum + rounding;
     others_error = others_error / sum + rounding;
     const Wide loss = std::log(sum) - (x(target) - most);
-    CHECK_NEAR(losses[r], loss, sum_error + 4 * kRoundoff<double> * (1 + loss));
+    CHECK_NEAR(losses[r], loss, sum_error + 4 * roundoff * (1 + loss));
     for (Index i = 0; i < classes; ++i) {
       const Wide wanted = i == target ? -others / sum : e(i) / sum;
       const Wide relative = sum_error + (i == target ? 2 * kRoundoff<T> : error(i));

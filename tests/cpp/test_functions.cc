@@ -25,9 +25,9 @@ constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 
 // Unit roundoff of T, and the error of one operation whose result is subnormal.
 template <class T>
-constexpr long double kRoundoff = std::numeric_limits<T>::epsilon() / 2;
+constexpr long double kRoundoff = static_cast<long double>(std::numeric_limits<T>::epsilon()) / 2;
 template <class T>
-constexpr long double kSubnormal = std::numeric_limits<T>::denorm_min();
+constexpr auto kSubnormal = static_cast<long double>(std::numeric_limits<T>::denorm_min());
 
 // The error of the C library's exp, relative, in units of roundoff: at most 1 ulp.
 constexpr int kExp = 2;
@@ -73,17 +73,17 @@ void check_sigmoid() {
 template <class T>
 void check_softmax(const std::vector<T>& x) {
   const std::vector<T> y = softmax_of(x);
-  const long double shift = *std::max_element(x.begin(), x.end());
+  const auto shift = static_cast<long double>(*std::max_element(x.begin(), x.end()));
   long double sum = 0;
   long double shifts = 0;  // each difference's magnitude, weighted by its term
   for (const T value : x) {
-    const long double difference = value - shift;
+    const long double difference = static_cast<long double>(value) - shift;
     sum += std::exp(difference);
     shifts += -difference * std::exp(difference);
   }
   const auto size = static_cast<long double>(x.size());
   for (std::size_t i = 0; i < x.size(); ++i) {
-    const long double difference = x[i] - shift;
+    const long double difference = static_cast<long double>(x[i]) - shift;
     const long double exact = std::exp(difference) / sum;
     // Rounding x - m changes exp by |x - m| roundoffs. In the numerator, that and exp; in the sum,
     // that, exp, and size - 1 additions; the quotient. One more for the products of these errors.

@@ -62,7 +62,8 @@ class Sum {
   }
   void check(T got) const {
     // Twice as much in double, where the loop here is as inexact.
-    const double roundoff = std::numeric_limits<T>::epsilon() / 2 * (sizeof(T) == 8 ? 2 : 1);
+    const double roundoff =
+        static_cast<double>(std::numeric_limits<T>::epsilon()) / 2 * (sizeof(T) == 8 ? 2 : 1);
     CHECK_NEAR(got, value_, (static_cast<double>(terms_) + 1) * roundoff * magnitude_);
   }
 
@@ -119,27 +120,28 @@ std::unique_ptr<LinearTape<T>> record(const Linear<T>& layer, const std::vector<
 
 template <class T>
 void check_formulas(const Shape& shape, Index rows) {
-  const auto [in, out, bias] = shape;
+  const Index in = shape.in, out = shape.out;
   Random random(static_cast<std::uint64_t>(in * 100 + out));
   const std::vector<T> flat = random_parameters<T>(random, shape);
   const std::vector<T> x = random.numbers<T>(rows * in), dy = random.numbers<T>(rows * out);
   const auto weight = [&](Index o, Index k) { return flat[size_of(o * in + k)]; };
   const auto layer = linear_of(shape, flat);
-  CHECK(layer->in_features() == in && layer->out_features() == out && layer->has_bias() == bias);
+  CHECK(layer->in_features() == in && layer->out_features() == out &&
+        layer->has_bias() == shape.bias);
   CHECK(layer->parameter_count() == static_cast<Index>(flat.size()));
   CHECK(same(std::vector<T>(layer->parameters(), layer->parameters() + flat.size()), flat));
 
   const std::vector<T> y = run(*layer, x);
   const auto tape = record(*layer, x);
   CHECK(tape->rows() == rows && tape->in_features() == in && tape->out_features() == out);
-  CHECK(tape->has_bias() == bias);
+  CHECK(tape->has_bias() == shape.bias);
   const Gradients<T> gradients = backward(*tape, dy);
 
   for (Index r = 0; r < rows; ++r) {
     for (Index o = 0; o < out; ++o) {
       Sum<T> sum;
       for (Index k = 0; k < in; ++k) sum.add(x[size_of(r * in + k)], weight(o, k));
-      if (bias) sum.add(flat[size_of(out * in + o)], 1);
+      if (shape.bias) sum.add(flat[size_of(out * in + o)], 1);
       sum.check(y[size_of(r * out + o)]);
     }
     for (Index k = 0; k < in; ++k) {
@@ -151,7 +153,7 @@ void check_formulas(const Shape& shape, Index rows) {
   for (Index o = 0; o < out; ++o) {
     Sum<T> sum_of_dy;
     for (Index r = 0; r < rows; ++r) sum_of_dy.add(dy[size_of(r * out + o)], 1);
-    if (bias) sum_of_dy.check(gradients.parameters[size_of(out * in + o)]);
+    if (shape.bias) sum_of_dy.check(gradients.parameters[size_of(out * in + o)]);
     for (Index k = 0; k < in; ++k) {
       Sum<T> sum;
       for (Index r = 0; r < rows; ++r) sum.add(dy[size_of(r * out + o)], x[size_of(r * in + k)]);
@@ -163,7 +165,7 @@ void check_formulas(const Shape& shape, Index rows) {
 template <class T>
 void check_bits(const Shape& shape) {
   constexpr Index kRows = 101;
-  const auto [in, out, bias] = shape;
+  const Index in = shape.in, out = shape.out;
   Random random(static_cast<std::uint64_t>(in + out));
   const auto layer = linear_of(shape, random_parameters<T>(random, shape));
   const std::vector<T> x = random.numbers<T>(kRows * in), dy = random.numbers<T>(kRows * out);

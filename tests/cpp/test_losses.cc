@@ -134,7 +134,7 @@ void check_reductions(Loss loss) {
       const Result<T> sum = run(problem, Reduction::sum), mean = run(problem, Reduction::mean);
       const double count = static_cast<double>(loss == Loss::softmax ? rows : rows * columns);
       const double wanted = plain_sum(problem);
-      const double roundoff = std::numeric_limits<T>::epsilon();
+      const auto roundoff = static_cast<double>(std::numeric_limits<T>::epsilon());
       CHECK_NEAR(sum.loss, wanted, 16 * roundoff * (wanted + count));
       CHECK(mean.loss == (rows > 0 ? sum.loss / count : 0));
       for (std::size_t i = 0; i < sum.gradient.size(); ++i) {
