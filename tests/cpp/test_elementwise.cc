@@ -180,7 +180,7 @@ TEST(scaling_and_sums) {
 // ---- Losses, against double. Tolerances are in units of roundoff of T.
 
 template <class T>
-constexpr double kRoundoff = std::numeric_limits<T>::epsilon() / 2;
+constexpr double kRoundoff = static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
 
 template <class T>
 void check_softmax(Index classes, double spread) {
@@ -204,13 +204,14 @@ void check_softmax(Index classes, double spread) {
   CHECK(guards_stay(gradient) && losses[kRows] == 7);
   for (Index r = 0; r < kRows; ++r) {
     using Wide = long double;
+    const auto wide = [](auto value) { return static_cast<Wide>(value); };
     const auto x = [&](Index i) { return static_cast<Wide>(logits[size_of(r * classes + i)]); };
     const Index target = targets[size_of(r)];
     Wide most = x(0);
     for (Index i = 1; i < classes; ++i) most = std::max(most, x(i));
     const auto e = [&](Index i) { return std::exp(x(i) - most); };
     // Relative: x - m is rounded, and exp by itself.
-    const auto error = [&](Index i) { return kRoundoff<T> * (most - x(i) + 3); };
+    const auto error = [&](Index i) { return wide(kRoundoff<T>) * (most - x(i) + 3); };
     Wide sum = 0, others = 0, sum_error = 0, others_error = 0;
     for (Index i = 0; i < classes; ++i) {
       sum += e(i);
@@ -220,16 +221,15 @@ void check_softmax(Index classes, double spread) {
       others_error += e(i) * error(i);
     }
     // The sum's own roundings, in double, which the difference to the target's part magnifies.
-    const Wide roundoff = static_cast<Wide>(kRoundoff<double>);
-    const Wide rounding = roundoff * static_cast<Wide>(classes / 8 + 8);
+    const Wide rounding = wide(kRoundoff<double>) * static_cast<Wide>(classes / 8 + 8);
     sum_error = sum_error / sum + rounding;
     others_error = others_error / sum + rounding;
     const Wide loss = std::log(sum) - (x(target) - most);
-    CHECK_NEAR(losses[r], loss, sum_error + 4 * roundoff * (1 + loss));
+    CHECK_NEAR(losses[r], loss, sum_error + 4 * wide(kRoundoff<double>) * (1 + loss));
     for (Index i = 0; i < classes; ++i) {
       const Wide wanted = i == target ? -others / sum : e(i) / sum;
-      const Wide relative = sum_error + (i == target ? 2 * kRoundoff<T> : error(i));
-      const Wide absolute = i == target ? others_error : Wide{std::numeric_limits<T>::min()};
+      const Wide relative = sum_error + (i == target ? 2 * wide(kRoundoff<T>) : error(i));
+      const Wide absolute = i == target ? others_error : wide(std::numeric_limits<T>::min());
       CHECK_NEAR(gradient[size_of(r * classes + i)], wanted / 3,
                  (relative * std::fabs(wanted) + absolute) / 3);
     }
