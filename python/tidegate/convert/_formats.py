@@ -118,13 +118,16 @@ _SIGNATURES = (
 )
 
 
-def refuse_other(path: pathlib.Path, wanted: str, own: Container[Format]) -> None:
+def refuse_other(path: pathlib.Path, wanted: str, own: Container[Format]) -> Format | None:
     """Raises if a path holds a known format that is not one of `own`.
 
     Args:
         path: of anything, or of nothing: the prefix of a checkpoint is no file.
         wanted: what was expected, "an ONNX model".
         own: the formats that the caller reads, or refuses with more detail.
+
+    Returns:
+        Which of `own` it is; None: unknown.
 
     Raises:
         ValueError: it does; the message names it and says what to do.
@@ -133,6 +136,7 @@ def refuse_other(path: pathlib.Path, wanted: str, own: Container[Format]) -> Non
     found = recognised(path)
     if found is not None and found not in own:
         raise ValueError(f"{path}: not {wanted}, but {found.name}: {found.advice}")
+    return found
 
 
 def recognised(path: pathlib.Path) -> Format | None:

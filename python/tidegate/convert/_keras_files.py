@@ -25,7 +25,7 @@ import numpy as np
 
 from tidegate.checks import Array
 from tidegate.convert import _hdf5
-from tidegate.convert._formats import HDF5, KERAS, ZIP, recognised, refuse_other
+from tidegate.convert._formats import HDF5, KERAS, ZIP, refuse_other
 from tidegate.convert._paths import check_regular_file
 from tidegate.convert._weights import listed
 
@@ -149,9 +149,9 @@ def read_layer(path: pathlib.Path, name: str | None, class_names: Sequence[str])
 
 def _check_kind(path: pathlib.Path) -> None:
     """Raises unless it is a regular file that begins as an HDF5 file or a zip archive does."""
-    refuse_other(path, "a file of Keras", own=(HDF5, KERAS, ZIP))
+    found = refuse_other(path, "a file of Keras", own=(HDF5, KERAS, ZIP))
     check_regular_file("layer_or_path", path)
-    if recognised(path) is None:
+    if found is None:
         raise ValueError(f"{path}: not a file of Keras: neither a zip archive nor HDF5")
 
 
