@@ -112,7 +112,7 @@ class WalkBack {
   // This thread's rows of a buffer of all sorted rows, or of a step in a chunk's.
   template <class U>
   Rows<U> from(Rows<U> rows, Index first = 0) const {
-    return rows_from(rows, first + first_row_);
+    return rows.from(first + first_row_);
   }
   template <class U>
   static Rows<U> column(Rows<U> rows, Index j) {
@@ -288,9 +288,7 @@ class WalkBack {
       call.rows = std::min(kDxRows, rows.end - first);
       call.slice_end = slice_count(inputs_, kernels_.width);
       call.units = inputs_;
-      call.x = {{dgates.base + first * dgates.stride, dgates.stride, nullptr},
-                cell_.x.count * hidden_,
-                weights_.x};
+      call.x = {dgates.from(first), cell_.x.count * hidden_, weights_.x};
       call.accumulators = accumulators_;
       call.accumulators_row_stride = kernels_.width;
       call.accumulators_slice_stride = call.rows * kernels_.width;

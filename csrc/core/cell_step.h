@@ -93,7 +93,7 @@ class CellStep {
         has_projection_(config.proj_size > 0) {
     const DirectionWeights<T>& packed = weights.direction(layer, direction);
     const Index width = kernels_.width;
-    const auto from = [&](Rows<T> rows) { return rows_from(rows, first_row); };
+    const auto from = [&](Rows<T> rows) { return rows.from(first_row); };
     const Range slices = share.slices(config.hidden_size, width);
     for (int p = 0; p < cell_.phase_count; ++p) {
       const PhaseSpec& phase = cell_.phases[p];

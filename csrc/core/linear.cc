@@ -108,13 +108,13 @@ void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<c
       call.slice_begin = slice;
       call.slice_end = std::min(slice + piece_slices, slices.end);
       call.units = product.units;
-      call.x = {{x.base + row * x.stride, x.stride, nullptr}, product.depth, product.panel};
+      call.x = {x.from(row), product.depth, product.panel};
       call.bias = product.bias;
       call.accumulators_row_stride = kernels.width;
       call.accumulators_slice_stride = piece_rows * kernels.width;
       call.accumulators_first_slice = slice;
       call.accumulators = accumulators;
-      call.y = {y.base + row * y.stride, y.stride, nullptr};
+      call.y = y.from(row);
       kernels.phase[kLinear](call);
     }
   }

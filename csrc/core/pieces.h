@@ -23,20 +23,13 @@ constexpr Index whole_blocks(Index rows) {
   return std::max<Index>(1, rows / kOuterSumBlock) * kOuterSumBlock;
 }
 
-// The rows from number `first` on; absent rows stay absent.
-template <class T>
-Rows<T> rows_from(Rows<T> rows, Index first) {
-  if (rows.table) return {rows.base, rows.stride, rows.table + first};
-  return rows.base ? Rows<T>{rows.base + first * rows.stride, rows.stride, nullptr} : rows;
-}
-
 // Moves the operands of a call, so that its first row is what was number `first`.
 template <class T>
 void skip_rows(PhaseCall<T>& call, Index first) {
   for (Rows<const T>* rows : {&call.x.rows, &call.h.rows, &call.h_prev, &call.c_prev})
-    *rows = rows_from(*rows, first);
+    *rows = rows->from(first);
   for (Rows<T>* rows : {&call.h_next, &call.c_next, &call.y, &call.saved, &call.reset_h, &call.z}) {
-    *rows = rows_from(*rows, first);
+    *rows = rows->from(first);
   }
   for (T** tiles : {&call.accumulators, &call.partial_sums}) {
     if (*tiles) *tiles += first * call.accumulators_row_stride;
@@ -46,11 +39,11 @@ template <class T>
 void skip_rows(BackwardCall<T>& call, Index first) {
   for (Rows<const T>* rows :
        {&call.saved, &call.h_prev, &call.c_prev, &call.c_next, &call.dreset_h}) {
-    *rows = rows_from(*rows, first);
+    *rows = rows->from(first);
   }
   for (Rows<T>* rows :
        {&call.dh, &call.dc, &call.dgates, &call.cell_output, &call.dpeephole, &call.reset_h}) {
-    *rows = rows_from(*rows, first);
+    *rows = rows->from(first);
   }
 }
 
@@ -90,8 +83,8 @@ void run_outer(const Kernels<T>& kernels, const OuterCall<T>& whole, Interruptio
         call.depth = std::min(depth, whole.depth - k);
         call.resume = whole.resume || k > 0;
         kernels.outer(call);
-        call.left = rows_from(call.left, depth);
-        call.right = rows_from(call.right, depth);
+        call.left = call.left.from(depth);
+        call.right = call.right.from(depth);
       }
     }
   }
@@ -104,8 +97,7 @@ void run_sum_rows(const Kernels<T>& kernels, Rows<const T> rows, Index count, In
   if (interruption == nullptr) return kernels.sum_rows(rows, count, columns, sums, resume);
   const Index piece = whole_blocks(kPieceProducts / std::max<Index>(1, columns));
   for (Index r = 0; (r < count || r == 0) && !interruption->requested_now(); r += piece) {
-    kernels.sum_rows(rows_from(rows, r), std::min(piece, count - r), columns, sums,
-                     resume || r > 0);
+    kernels.sum_rows(rows.from(r), std::min(piece, count - r), columns, sums, resume || r > 0);
   }
 }
 

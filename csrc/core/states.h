@@ -46,8 +46,7 @@ template <class T>
 Rows<const T> previous(const States<T>& states, const Timeline& timeline, Index s, Range rows,
                        const T* zero, const T** table) {
   const Rows<T> slot = states.slot(s);
-  if (!timeline.schedule().has_reset())
-    return {slot.base + rows.begin * slot.stride, slot.stride, nullptr};
+  if (!timeline.schedule().has_reset()) return slot.from(rows.begin);
   for (Index n = rows.begin; n < rows.end; ++n)
     table[n - rows.begin] = timeline.zeroed(s, n) ? zero : slot[n];
   return {nullptr, 0, table};

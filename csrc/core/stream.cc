@@ -37,10 +37,7 @@ struct StreamState {
             },
             "the stream's states") {}
 
-  Rows<T> layer_of(Rows<T> states, Index layer) const {
-    return states ? Rows<T>{states.base + layer * batch * states.stride, states.stride, nullptr}
-                  : states;
-  }
+  Rows<T> layer_of(Rows<T> states, Index layer) const { return states.from(layer * batch); }
   View<T> view_of(Rows<T> states, Index units) const {
     if (!states) return {};
     View<T> all = view(states.base, num_layers, batch, units);

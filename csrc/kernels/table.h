@@ -25,6 +25,12 @@ struct Rows {
   T* const* table = nullptr;
 
   T* operator[](Index r) const { return table ? table[r] : base + r * stride; }
+  // The rows from number `first` on; absent rows stay absent. Inlined always: the linker must not
+  // share it between ISAs.
+  __attribute__((always_inline)) Rows from(Index first) const {
+    if (table) return {base, stride, table + first};
+    return base ? Rows{base + first * stride, stride, nullptr} : *this;
+  }
   explicit operator bool() const { return base != nullptr || table != nullptr; }
   operator Rows<const T>() const { return {base, stride, table}; }
 };

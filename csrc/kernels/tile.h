@@ -463,12 +463,6 @@ __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index row_b
           });
 }
 
-template <class T>
-inline Rows<T> rows_from(Rows<T> rows, Index row) {
-  return rows.table ? Rows<T>{nullptr, 0, rows.table + row}
-                    : Rows<T>{rows.base + row * rows.stride, rows.stride, nullptr};
-}
-
 // The sums of groups in memory: those of 96 rows of the widest tile, and of all rows where they are
 // few.
 constexpr Index kGroupVectors = 96 * 4;
@@ -484,8 +478,8 @@ __attribute__((noinline)) void sum_groups(const PhaseCall<T>& call, const DepthB
   for (Index row = 0; row < call.rows; row += most_rows) {
     PhaseCall<T> whole = call;
     whole.rows = min_of(most_rows, call.rows - row);
-    whole.x.rows = rows_from(call.x.rows, row);
-    whole.h.rows = rows_from(call.h.rows, row);
+    whole.x.rows = call.x.rows.from(row);
+    whole.h.rows = call.h.rows.from(row);
     whole.accumulators = call.accumulators + row * call.accumulators_row_stride;
     if (call.partial_sums)
       whole.partial_sums = call.partial_sums + row * call.accumulators_row_stride;
