@@ -36,6 +36,21 @@
 #define TIDEGATE_TEST_HAS_FEATURE(name) 0
 #endif
 
+namespace {
+
+[[maybe_unused]] std::atomic<long> locks{0};
+
+}  // namespace
+
+#ifdef TIDEGATE_TEST_WRAPS_GUARDS
+// The C++ library's function may be linked statically: the linker puts this one before it.
+extern "C" int __real___cxa_guard_acquire(std::uint64_t* guard);
+extern "C" int __wrap___cxa_guard_acquire(std::uint64_t* guard) {
+  ++locks;
+  return __real___cxa_guard_acquire(guard);
+}
+#endif
+
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
     !TIDEGATE_TEST_HAS_FEATURE(address_sanitizer) && !TIDEGATE_TEST_HAS_FEATURE(thread_sanitizer)
 
@@ -59,7 +74,6 @@ namespace {
 
 std::atomic<long> allocations{0};
 std::atomic<long> frees{0};
-std::atomic<long> locks{0};
 
 }  // namespace
 
@@ -142,7 +156,6 @@ TIDEGATE_TEST_COUNT_LOCK(pthread_once, (pthread_once_t * once, void (*function)(
                          (once, function))
 TIDEGATE_TEST_COUNT_LOCK(sem_wait, (sem_t * semaphore), (semaphore))
 TIDEGATE_TEST_COUNT_LOCK(sem_post, (sem_t * semaphore), (semaphore))
-TIDEGATE_TEST_COUNT_LOCK(__cxa_guard_acquire, (std::uint64_t* guard), (guard))
 
 namespace {
 
