@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstddef>
 #include <iterator>
+#include <limits>
 
 #include "core/float_control.h"
 #include "core/isa.h"
@@ -70,12 +71,19 @@ struct Measured {
 
   std::atomic<double> fma_rate{0};
 
+  // The greatest of some readings: a pause of the host makes one of them too low.
+  struct ReadRate {
+    static constexpr int kReadings = 4;
+
+    Freshness fresh;
+    std::atomic<int> readings{0};
+    std::atomic<double> rate{0};
+  };
   struct Team {
     Freshness fresh;
     std::atomic<double> barrier{0};
     std::atomic<double> speedup{0};
-    Freshness read_fresh[Machine::kSizes];
-    std::atomic<double> read_rate[Machine::kSizes] = {};
+    ReadRate read[Machine::kSizes];
   };
   Team team[Machine::kTeams];
 };
@@ -90,17 +98,28 @@ void compute() {
   used.store(kernels<float>().fma_rounds(kFmaRounds), std::memory_order_relaxed);
 }
 
-// A processor that has been idle needs some microseconds to come up to its speed, and other guests
-// of a host slow it down: what counts is the greatest rate seen.
-double measure_fma_rate(int rounds) {
+// Computes for 100 us, or until the rate reaches `enough`, and returns the greatest rate seen. The
+// first microseconds are slow: an idle processor comes up to its speed, and the units of the widest
+// vectors get their power. Other guests of a host slow a processor down, too.
+double measure_fma_rate(double enough) {
+  constexpr std::int64_t kLongest = 100'000;  // nanoseconds
   const double flops = static_cast<double>(kernels<float>().fma_round_flops * kFmaRounds);
   double best = 0;
-  for (int round = 0; round < rounds; ++round) {
-    const std::int64_t begin = nanoseconds_now();
+  const std::int64_t first = nanoseconds_now();
+  for (std::int64_t begin = first, end; best < enough && begin - first < kLongest; begin = end) {
     compute();
-    best = std::max(best, flops / std::max(1.0, static_cast<double>(nanoseconds_now() - begin)));
+    end = nanoseconds_now();
+    best = std::max(best, flops / std::max(1.0, static_cast<double>(end - begin)));
   }
   return best;
+}
+
+// Makes the calling thread compute at about the greatest rate that was seen, and raises that.
+void warm_up() {
+  constexpr double kAbout = 0.9;
+  const double known = fma_rate_now();
+  const double rate = measure_fma_rate(kAbout * known);
+  if (rate > known) measured.fma_rate.store(rate, std::memory_order_relaxed);
 }
 
 template <int kRounds>
@@ -145,6 +164,7 @@ bool measure_team(int threads, double& barrier_time, double& speedup) {
       meet();
       return static_cast<double>(nanoseconds_now() - begin);
     };
+    warm_up();
     meet();  // once all are awake
     first = nanoseconds_now();
     for (int round = 0; round < kRounds && !stops; ++round) {
@@ -235,7 +255,7 @@ int processors_at(std::int64_t now) {
 double fma_rate_now() {
   double rate = measured.fma_rate.load(std::memory_order_relaxed);
   if (rate == 0) {
-    rate = measure_fma_rate(16);
+    rate = measure_fma_rate(std::numeric_limits<double>::infinity());
     measured.fma_rate.store(rate, std::memory_order_relaxed);
   }
   return rate;
@@ -282,7 +302,7 @@ Machine machine_now(int threads) {
     to.speedup = half ? known(from.speedup, 2 * half->speedup) : 1;
     for (int size = 0; size < Machine::kSizes; ++size)
       to.read_rate[size] =
-          known(from.read_rate[size], half ? half->read_rate[size] : kGuessedReadRate);
+          known(from.read[size].rate, half ? half->read_rate[size] : kGuessedReadRate);
   }
   return machine;
 }
@@ -298,12 +318,7 @@ bool measure_teams(int threads, std::int64_t now, bool repeats) {
     const bool first = team.barrier.load(std::memory_order_relaxed) == 0;
     if ((!first && !repeats) || !team.fresh.claim(now)) continue;
     any = true;
-    if (!first) {
-      repeats = false;
-      // It may have been low when it was first measured.
-      const double rate = measure_fma_rate(4);
-      if (rate > measured.fma_rate) measured.fma_rate = rate;
-    }
+    if (!first) repeats = false;
     double barrier, speedup;
     if (!measure_team(1 << i, barrier, speedup)) continue;
     team.barrier = std::clamp(kLateness * barrier, kLeastBarrier * i, most_barrier(i));
@@ -312,9 +327,10 @@ bool measure_teams(int threads, std::int64_t now, bool repeats) {
   return any;
 }
 
-// Measures the rates of up to `threads` threads that read `bytes`, as far as they are missing.
-// Returns whether there were any.
-bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
+// Measures the rates of up to `threads` threads that read `bytes`: those that are missing, and, if
+// it `repeats`, one that has had few readings. Returns whether there were any.
+bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights, std::int64_t now,
+                        bool repeats) {
   constexpr Index kLeastPart = 4096;  // bytes: some dozens of vectors
   bool any = false;
   const int size = size_class(bytes);
@@ -324,11 +340,18 @@ bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights,
       size_class(static_cast<double>(read)) != size)
     return false;
   for (int i = 0; i < Machine::kTeams && 1 << i <= threads && read >> i >= kLeastPart; ++i) {
-    Measured::Team& team = measured.team[i];
-    std::atomic<double>& rate = team.read_rate[size];
-    if (rate.load(std::memory_order_relaxed) > 0 || !team.read_fresh[size].claim(now)) continue;
+    Measured::ReadRate& figure = measured.team[i].read[size];
+    const int readings = figure.readings.load(std::memory_order_relaxed);
+    const bool first = readings == 0;
+    if ((!first && (!repeats || readings == Measured::ReadRate::kReadings)) ||
+        !figure.fresh.claim(now))
+      continue;
     any = true;
-    rate = measure_read_rate(weights, read, 1 << i);
+    if (!first) repeats = false;
+    const double rate = measure_read_rate(weights, read, 1 << i);
+    if (rate == 0) continue;
+    figure.rate = std::max(figure.rate.load(std::memory_order_relaxed), rate);
+    figure.readings = readings + 1;
   }
   return any;
 }
@@ -337,7 +360,7 @@ bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights,
 
 bool measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
   const bool teams = measure_teams(threads, now, true);
-  const bool reads = measure_read_rates(threads, bytes, weights, now);
+  const bool reads = measure_read_rates(threads, bytes, weights, now, true);
   return teams || reads;
 }
 
@@ -352,7 +375,7 @@ MachineFigures machine_figures(bool measure) {
     measure_teams(num_threads(), nanoseconds_now(), false);
     for (int i = 0; i < Machine::kSizes; ++i) {
       measure_read_rates(num_threads(), static_cast<double>(size >> i), {data, size},
-                         nanoseconds_now());
+                         nanoseconds_now(), false);
     }
   }
   MachineFigures figures;
@@ -364,7 +387,7 @@ MachineFigures machine_figures(bool measure) {
   for (int size = 0; size < Machine::kSizes; ++size) {
     const Index bytes = static_cast<Index>(Machine::kLeastSize) << size;
     for (int i = 0; i < Machine::kTeams; ++i) {
-      const double rate = measured.team[i].read_rate[size];
+      const double rate = measured.team[i].read[size].rate;
       if (rate > 0) figures.read_rates.push_back({bytes, 1 << i, rate});
     }
   }

@@ -1,9 +1,9 @@
 // What this machine gives to the threads of a call: a table of plain figures, how it is measured,
 // and the time. What follows for a call is decided in plan.cc.
 //
-// Figures are measured when a plan first needs them and kept for the process. Those of teams of
-// threads are measured again after a while: the host of a virtual machine moves its processors
-// about, now on cores of their own, now both on one.
+// Figures are measured when a plan first needs them and kept for the process. A rate of reading is
+// the greatest of some readings. Those of teams of threads are measured again after a while: the
+// host of a virtual machine moves its processors about, now on cores of their own, now both on one.
 #ifndef TIDEGATE_CORE_MACHINE_H_
 #define TIDEGATE_CORE_MACHINE_H_
 
@@ -54,7 +54,7 @@ struct WeightsMemory {
   Index element_size = sizeof(float);
 };
 
-// Float flops a nanosecond of one thread; measured at the first call, in some 20 us.
+// Float flops a nanosecond of one thread; measured at the first call, in 100 us.
 double fma_rate_now();
 
 // The figures for calls of up to `threads` threads, as far as they were measured; careful guesses
@@ -63,8 +63,8 @@ Machine machine_now(int threads);
 
 // Measures what machine_now() lacks, or what is stale at time `now`, for calls of up to `threads`
 // threads that read `bytes` of their weights again and again; returns whether there was anything to
-// measure. At first it takes 20 to 300 us for each count of threads, and two passes or more over
-// the weights; later 20 to 100 us now and then. It wakes the team, makes threads that are missing,
+// measure. At first it takes 50 to 400 us for each count of threads, and two passes or more over
+// the weights; later 50 to 200 us now and then. It wakes the team, makes threads that are missing,
 // and allocates nothing else. It skips what another thread is measuring, and what needs threads
 // that are not available.
 bool measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now);

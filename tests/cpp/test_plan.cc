@@ -2,6 +2,7 @@
 // are written here, and in this process, where these hold on any machine.
 #include "core/plan.h"
 
+#include <array>
 #include <chrono>
 #include <initializer_list>
 #include <thread>
@@ -413,7 +414,7 @@ TEST(busy_and_sleeping_threads_are_not_awake) {
 }
 
 // The figures that a plan has found, and what the weights' rates are measured on.
-TEST(the_machine_is_measured_once) {
+TEST(the_machine_is_measured) {
   const int before = num_threads();
   set_num_threads(2);
   static float weights[1024 * 1024];  // 4 MB
@@ -429,8 +430,19 @@ TEST(the_machine_is_measured_once) {
   for (int threads = 1; threads <= 2; ++threads)
     CHECK(machine.read_rate(sizeof weights, threads) > 0);
   CHECK(machine_now(5).teams == 3);
-  measure_machine(2, sizeof weights, memory, now + 1'000'000'000);
-  CHECK(machine_now(2).read_rate(sizeof weights, 1) == machine.read_rate(sizeof weights, 1));
+
+  // Rates only rise, and those of reading are no longer measured after some readings.
+  const auto read_rates = [&] {
+    const Machine figures = machine_now(2);
+    return std::array{figures.read_rate(sizeof weights, 1), figures.read_rate(sizeof weights, 2)};
+  };
+  const auto first_rates = read_rates();
+  for (int reading = 0; reading < 10; ++reading)
+    measure_machine(2, sizeof weights, memory, now += 1'000'000'000);
+  const auto rates = read_rates();
+  for (int i = 0; i < 2; ++i) CHECK(rates[i] >= first_rates[i]);
   CHECK(machine_now(1).fma_rate >= machine.fma_rate);
+  measure_machine(2, sizeof weights, memory, now += 1'000'000'000);
+  CHECK(read_rates() == rates);
   set_num_threads(before);
 }
