@@ -91,8 +91,10 @@ def test_an_empty_variable_counts_as_unset():
 
 
 # A stack that no address space holds; one that libgomp finds too small, or no size, and ignores.
-@pytest.mark.parametrize("size", ["1000000G", " 900000000 m ", "999999999999999", "1B", "many"])
-def test_threads_whose_stacks_find_no_place_are_not_made(size):
+@pytest.mark.parametrize(
+    "size", ["1000000G", " 900000000 m ", "999999999999999", "1B", "16k", "33", "many"]
+)
+def test_threads_whose_stacks_find_no_place_or_are_too_small_are_not_made(size):
     code = """
 import numpy as np, tidegate as tg
 tg.set_num_threads(3)

@@ -74,6 +74,12 @@ class OpenMPThreadAttributes {
 
   const pthread_attr_t* get() const { return &attributes_; }
 
+  // Whether the kernels' frames, of up to some 40 kB, might not fit.
+  static bool stacks_are_too_small() {
+    constexpr std::size_t kLeastStack = 128 * 1024;
+    return kStackSize > 0 && kStackSize < kLeastStack;
+  }
+
  private:
   static std::size_t environment_stack_size() {
     for (const char* const name : {"OMP_STACKSIZE", "GOMP_STACKSIZE"}) {
@@ -107,6 +113,7 @@ int makeable_threads(int wanted) noexcept {
       return nullptr;
     }
   };
+  if (OpenMPThreadAttributes::stacks_are_too_small()) return 0;
   Trial trials[kMaxThreads];
   const OpenMPThreadAttributes attributes;
   std::atomic<int> released{0};
