@@ -41,7 +41,7 @@ def check_library(path: Path) -> None:
         # Functions (those of templates are weak), and what exceptions are recognised by (whose names
         # Clang makes constants).
         of_type = re.match(r"_ZT[ISV]N8tidegate\d+(OutOfMemory|Interrupted)E$", name)
-        assert kind in ("VD" if of_type else "TW"), (name, kind)
+        assert kind in ("VDR" if of_type else "TW"), (name, kind)
         mangled = re.match(r"_Z(?:NK?|T[ISV]N)8tidegate(\d+)(\w+)", name)
         if mangled:
             own = mangled[2][: int(mangled[1])]

@@ -46,23 +46,32 @@ int size_class(double bytes) {
   return std::clamp(static_cast<int>(std::bit_width(sizes)) - 1, 0, Machine::kSizes - 1);
 }
 
-// When a figure was last measured, and which caller measures it again.
+// When a figure was last measured, and which caller measures it again. It is stale once it is older
+// than `most`, in nanoseconds, or was never measured.
 class Freshness {
  public:
-  bool stale(std::int64_t now) const { return is_stale(at_.load(std::memory_order_relaxed), now); }
-  // Whether the figure is stale and the caller, no other thread, shall measure it.
-  bool claim(std::int64_t now) {
-    std::int64_t before = at_.load(std::memory_order_relaxed);
-    return is_stale(before, now) && at_.compare_exchange_strong(before, now);
+  bool stale(std::int64_t now, std::int64_t most) const {
+    return is_stale(at_.load(std::memory_order_relaxed), now, most);
   }
+  // Whether the figure is stale and the caller, no other thread, shall measure it.
+  bool claim(std::int64_t now, std::int64_t most) {
+    std::int64_t before = at_.load(std::memory_order_relaxed);
+    return is_stale(before, now, most) && at_.compare_exchange_strong(before, now);
+  }
+  // For the thread that has claimed it: the figure counts as fresh for so long from now on, and is
+  // stale only after that.
+  void rest(std::int64_t now, std::int64_t nanoseconds) { at_.store(now + nanoseconds); }
 
  private:
-  static constexpr std::int64_t kStale = 50'000'000;  // nanoseconds
-
-  static bool is_stale(std::int64_t at, std::int64_t now) { return at == 0 || now - at > kStale; }
+  static bool is_stale(std::int64_t at, std::int64_t now, std::int64_t most) {
+    return at == 0 || now - at > most;
+  }
 
   std::atomic<std::int64_t> at_{0};
 };
+
+// Never, for what is measured once.
+constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
 
 // The figures of this process; 0: not yet measured.
 struct Measured {
@@ -73,7 +82,9 @@ struct Measured {
 
   // The greatest of some readings: a pause of the host makes one of them too low.
   struct ReadRate {
-    static constexpr int kReadings = 4;
+    static constexpr int kReadings = 3;
+    // Times as long as a reading has taken nothing is read again: large weights take milliseconds.
+    static constexpr std::int64_t kRest = 200;
 
     Freshness fresh;
     std::atomic<int> readings{0};
@@ -248,7 +259,8 @@ std::int64_t nanoseconds_now() {
 }
 
 int processors_at(std::int64_t now) {
-  if (measured.processors_fresh.claim(now)) measured.processors = process_affinity_count();
+  constexpr std::int64_t kStale = 50'000'000;  // nanoseconds
+  if (measured.processors_fresh.claim(now, kStale)) measured.processors = process_affinity_count();
   return measured.processors.load(std::memory_order_relaxed);
 }
 
@@ -309,16 +321,16 @@ Machine machine_now(int threads) {
 
 namespace {
 
-// Measures teams of up to `threads` threads: those that are missing, and, if it `repeats`, one that
-// is stale. Returns whether there were any.
-bool measure_teams(int threads, std::int64_t now, bool repeats) {
+// Measures teams of up to `threads` threads: those that are missing, and one that is stale. Returns
+// whether there were any.
+bool measure_teams(int threads, std::int64_t now, std::int64_t stale) {
   bool any = false;
   for (int i = 1; i < Machine::kTeams && 1 << i <= threads; ++i) {
     Measured::Team& team = measured.team[i];
     const bool first = team.barrier.load(std::memory_order_relaxed) == 0;
-    if ((!first && !repeats) || !team.fresh.claim(now)) continue;
+    if (!team.fresh.claim(now, stale)) continue;
     any = true;
-    if (!first) repeats = false;
+    if (!first) stale = kNever;
     double barrier, speedup;
     if (!measure_team(1 << i, barrier, speedup)) continue;
     team.barrier = std::clamp(kLateness * barrier, kLeastBarrier * i, most_barrier(i));
@@ -327,10 +339,10 @@ bool measure_teams(int threads, std::int64_t now, bool repeats) {
   return any;
 }
 
-// Measures the rates of up to `threads` threads that read `bytes`: those that are missing, and, if
-// it `repeats`, one that has had few readings. Returns whether there were any.
+// Measures the rates of up to `threads` threads that read `bytes`: those that are missing, and one
+// that is stale and has had few readings. Returns whether there were any.
 bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights, std::int64_t now,
-                        bool repeats) {
+                        std::int64_t stale) {
   constexpr Index kLeastPart = 4096;  // bytes: some dozens of vectors
   bool any = false;
   const int size = size_class(bytes);
@@ -342,13 +354,12 @@ bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights,
   for (int i = 0; i < Machine::kTeams && 1 << i <= threads && read >> i >= kLeastPart; ++i) {
     Measured::ReadRate& figure = measured.team[i].read[size];
     const int readings = figure.readings.load(std::memory_order_relaxed);
-    const bool first = readings == 0;
-    if ((!first && (!repeats || readings == Measured::ReadRate::kReadings)) ||
-        !figure.fresh.claim(now))
-      continue;
+    if (readings == Measured::ReadRate::kReadings || !figure.fresh.claim(now, stale)) continue;
     any = true;
-    if (!first) repeats = false;
+    if (readings > 0) stale = kNever;
+    const std::int64_t begin = nanoseconds_now();
     const double rate = measure_read_rate(weights, read, 1 << i);
+    figure.fresh.rest(now, Measured::ReadRate::kRest * (nanoseconds_now() - begin));
     if (rate == 0) continue;
     figure.rate = std::max(figure.rate.load(std::memory_order_relaxed), rate);
     figure.readings = readings + 1;
@@ -358,9 +369,10 @@ bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights,
 
 }  // namespace
 
-bool measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now) {
-  const bool teams = measure_teams(threads, now, true);
-  const bool reads = measure_read_rates(threads, bytes, weights, now, true);
+bool measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now,
+                     std::int64_t stale) {
+  const bool teams = measure_teams(threads, now, stale);
+  const bool reads = measure_read_rates(threads, bytes, weights, now, stale);
   return teams || reads;
 }
 
@@ -372,10 +384,10 @@ MachineFigures machine_figures(bool measure) {
       data = take_zeros<float>(arena, size / static_cast<Index>(sizeof(float)));
     });
     fma_rate_now();
-    measure_teams(num_threads(), nanoseconds_now(), false);
+    measure_teams(num_threads(), nanoseconds_now(), kNever);
     for (int i = 0; i < Machine::kSizes; ++i) {
       measure_read_rates(num_threads(), static_cast<double>(size >> i), {data, size},
-                         nanoseconds_now(), false);
+                         nanoseconds_now(), kNever);
     }
   }
   MachineFigures figures;
@@ -394,9 +406,9 @@ MachineFigures machine_figures(bool measure) {
   return figures;
 }
 
-bool pair_is_stale(std::int64_t now) {
+bool pair_is_stale(std::int64_t now, std::int64_t stale) {
   const Measured::Team& pair = measured.team[1];
-  return pair.barrier.load(std::memory_order_relaxed) == 0 || pair.fresh.stale(now);
+  return pair.barrier.load(std::memory_order_relaxed) == 0 || pair.fresh.stale(now, stale);
 }
 
 }  // namespace tidegate

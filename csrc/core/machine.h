@@ -61,16 +61,17 @@ double fma_rate_now();
 // for the others.
 Machine machine_now(int threads);
 
-// Measures what machine_now() lacks, or what is stale at time `now`, for calls of up to `threads`
-// threads that read `bytes` of their weights again and again; returns whether there was anything to
-// measure. At first it takes 50 to 400 us for each count of threads, and two passes or more over
-// the weights; later 50 to 200 us now and then. It wakes the team, makes threads that are missing,
-// and allocates nothing else. It skips what another thread is measuring, and what needs threads
-// that are not available.
-bool measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now);
+// Measures what machine_now() lacks, or what is older than `stale` nanoseconds at time `now`, for
+// calls of up to `threads` threads that read `bytes` of their weights again and again; returns
+// whether there was anything to measure. At first it takes 50 to 400 us for each count of threads,
+// and two passes or more over the weights; later 50 to 200 us now and then. It wakes the team,
+// makes threads that are missing, and allocates nothing else. It skips what another thread is
+// measuring, and what needs threads that are not available.
+bool measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now,
+                     std::int64_t stale);
 
-// Whether the figures of two threads are missing or stale at time `now`.
-bool pair_is_stale(std::int64_t now);
+// Whether the figures of two threads are missing, or older than `stale` nanoseconds at time `now`.
+bool pair_is_stale(std::int64_t now, std::int64_t stale);
 
 }  // namespace tidegate
 

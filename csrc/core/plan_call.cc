@@ -22,6 +22,10 @@ constexpr double kWakeThread = 5'000;  // for each further one: a system call
 constexpr double kShort = 50'000;      // shorter calls: a team stays awake this long after a call
 constexpr double kLong = 4 * kWake;    // longer calls: waking threads pays, so their figures count
 
+// When figures are stale: where the team is awake, and where it would have to be woken for them.
+constexpr std::int64_t kStale = 50'000'000;
+constexpr std::int64_t kStaleAsleep = 1'000'000'000;
+
 enum class Division { automatic, rows, units };
 std::atomic<Division> division{Division::automatic};
 
@@ -39,11 +43,13 @@ PlannedCall forced_plan(const Call& call, int threads) {
   return plan;
 }
 
-// Whether this call, of about `nanoseconds`, follows the last one that asked so soon that a team
-// woken by that one would still be awake.
+// When the last call that asked began, or ended if it told its time.
+std::atomic<std::int64_t> last_call{0};
+
+// Whether this call, of about `nanoseconds`, follows the last one so soon that a team woken by that
+// one would still be awake.
 bool follows_another(double nanoseconds, std::int64_t now) {
-  static std::atomic<std::int64_t> last{0};
-  const auto since = static_cast<double>(now - last.exchange(now, std::memory_order_relaxed));
+  const auto since = static_cast<double>(now - last_call.exchange(now, std::memory_order_relaxed));
   return since < 2 * nanoseconds + kWake;
 }
 
@@ -92,8 +98,8 @@ PlannedCall planned(const Plan& plan, int call_class, std::int64_t begin) {
   return result;
 }
 
-// The best plan of a CostModel or EvenWork. measure(threads, now): whether there was anything to
-// measure; print(threads, machine, corrections, plan) is told what is chosen.
+// The best plan of a CostModel or EvenWork. measure(threads, now, stale): whether there was
+// anything to measure; print(threads, machine, corrections, plan) is told what is chosen.
 template <class Model, class Measure, class Print>
 PlannedCall choose(const Model& model, int threads, const Measure& measure, const Print& print) {
   const auto alone = [&]() -> PlannedCall {
@@ -111,17 +117,25 @@ PlannedCall choose(const Model& model, int threads, const Measure& measure, cons
     threads = std::min(threads, processors);
   if (threads <= 1) return alone();
 
+  Machine machine;
+  int call_class;
+  Corrections learnt;
+  const auto look_up = [&] {
+    machine = machine_now(threads);
+    call_class = model.call_class(machine);
+    learnt = corrections.at(call_class, now);
+  };
+  look_up();
+  // While the rate of reading is a guess, the corrections tell how long a call takes.
+  const double serial = model.serial_plan(machine, learnt).nanoseconds;
   const int ready = threads_ready();
-  const double least = model.least_serial_nanoseconds(fma_rate);
-  const bool follows = ready < 2 && follows_another(least, now);
+  const bool follows = ready < 2 && follows_another(serial, now);
   // Short calls that come one by one are left to one thread: waking another takes longer.
-  const bool starts = ready >= 2 || (follows && least >= kShort);
-  if ((starts || least >= kLong) && measure(threads, now))
+  const bool starts = ready >= 2 || (follows && serial >= kShort);
+  if ((starts || serial >= kLong) && measure(threads, now, starts ? kStale : kStaleAsleep)) {
     now = nanoseconds_now();  // the call begins here
-
-  const Machine machine = machine_now(threads);
-  const int call_class = model.call_class(machine);
-  const Corrections learnt = corrections.at(call_class, now);
+    look_up();
+  }
   const auto result = [&](const Plan& plan) {
     print(threads, machine, learnt, plan);
     return planned(plan, call_class, now);
@@ -130,11 +144,11 @@ PlannedCall choose(const Model& model, int threads, const Measure& measure, cons
   const int asleep = best.threads - ready;
   if (asleep <= 0) {
     // To measure them during one of the next calls.
-    if (follows && !starts && pair_is_stale(now)) wake_threads(2);
+    if (follows && !starts && pair_is_stale(now, kStale)) wake_threads(2);
     return result(best);
   }
   // Long calls close to each other: the threads stay awake between them, or the corrections tell.
-  if (starts && least >= kShort) return result(best);
+  if (starts && serial >= kShort) return result(best);
   Plan woken = best;
   woken.uncorrected += kWake + (asleep - 1) * kWakeThread;
   woken.nanoseconds += kWake + (asleep - 1) * kWakeThread;
@@ -182,8 +196,8 @@ PlannedCall plan_call(const Call& call, int threads, const WeightsMemory& weight
   const CostModel model(call);
   return choose(
       model, threads,
-      [&](int most, std::int64_t now) {
-        return measure_machine(most, model.working_set(), weights, now);
+      [&](int most, std::int64_t now, std::int64_t stale) {
+        return measure_machine(most, model.working_set(), weights, now, stale);
       },
       [&](int most, const Machine& machine, const Corrections& learnt, const Plan& plan) {
         if (explains_plans()) print_choice(call, model, most, machine, learnt, plan);
@@ -198,7 +212,10 @@ PlannedCall plan_even_work(const EvenWork& work, int threads) {
     return plan;
   }
   return choose(
-      work, threads, [](int most, std::int64_t now) { return measure_machine(most, 0, {}, now); },
+      work, threads,
+      [](int most, std::int64_t now, std::int64_t stale) {
+        return measure_machine(most, 0, {}, now, stale);
+      },
       [](int, const Machine&, const Corrections&, const Plan&) {});
 }
 
@@ -214,6 +231,7 @@ PlannedCall plan_again(const Call& call, int threads, const PlannedCall& before)
 void PlannedCall::record() const {
   if (call_class < 0) return;
   const std::int64_t now = nanoseconds_now();
+  last_call.store(now, std::memory_order_relaxed);
   corrections.record(call_class, division_class(threads, by_units),
                      static_cast<double>(now - begin) / uncorrected, now);
 }

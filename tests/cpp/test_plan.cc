@@ -417,10 +417,11 @@ TEST(busy_and_sleeping_threads_are_not_awake) {
 TEST(the_machine_is_measured) {
   const int before = num_threads();
   set_num_threads(2);
+  constexpr std::int64_t kStale = 50'000'000;
   static float weights[1024 * 1024];  // 4 MB
   const WeightsMemory memory = {weights, sizeof weights, sizeof(float)};
   std::int64_t now = nanoseconds_now();
-  measure_machine(2, sizeof weights, memory, now);
+  measure_machine(2, sizeof weights, memory, now, kStale);
   const Machine machine = machine_now(2);
   CHECK(machine.teams == 2);
   CHECK(machine.fma_rate > 0);
@@ -438,11 +439,11 @@ TEST(the_machine_is_measured) {
   };
   const auto first_rates = read_rates();
   for (int reading = 0; reading < 10; ++reading)
-    measure_machine(2, sizeof weights, memory, now += 1'000'000'000);
+    measure_machine(2, sizeof weights, memory, now += 2 * kStale, kStale);
   const auto rates = read_rates();
   for (int i = 0; i < 2; ++i) CHECK(rates[i] >= first_rates[i]);
   CHECK(machine_now(1).fma_rate >= machine.fma_rate);
-  measure_machine(2, sizeof weights, memory, now += 1'000'000'000);
+  measure_machine(2, sizeof weights, memory, now += 2 * kStale, kStale);
   CHECK(read_rates() == rates);
   set_num_threads(before);
 }
