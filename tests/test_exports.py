@@ -38,8 +38,8 @@ def check_library(path: Path) -> None:
     symbols = exported(path)
     assert {"tidegate_version", "_ZN8tidegate7versionB5cxx11Ev"} <= set(symbols)
     for name, kind in symbols.items():
-        # Functions (those of templates are weak), and what exceptions are recognised by (whose names
-        # Clang makes constants).
+        # Functions (those of templates are weak), and what exceptions are recognised by, of which
+        # Clang makes the names constants.
         of_type = re.match(r"_ZT[ISV]N8tidegate\d+(OutOfMemory|Interrupted)E$", name)
         assert kind in ("VDR" if of_type else "TW"), (name, kind)
         mangled = re.match(r"_Z(?:NK?|T[ISV]N)8tidegate(\d+)(\w+)", name)
