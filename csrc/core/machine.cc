@@ -58,9 +58,9 @@ class Freshness {
     std::int64_t before = at_.load(std::memory_order_relaxed);
     return is_stale(before, now, most) && at_.compare_exchange_strong(before, now);
   }
-  // For the thread that has claimed it: the figure counts as fresh for so long from now on, and is
-  // stale only after that.
-  void rest(std::int64_t now, std::int64_t nanoseconds) { at_.store(now + nanoseconds); }
+  // For the thread that has claimed it: the figure counts as measured at this time, which may lie
+  // in the future, or so far back that it is stale at once (0).
+  void set(std::int64_t at) { at_.store(at); }
 
  private:
   static bool is_stale(std::int64_t at, std::int64_t now, std::int64_t most) {
@@ -139,15 +139,21 @@ double median(double (&rounds)[kRounds]) {
   return rounds[kRounds / 2];
 }
 
-// The barrier's time and the speedup of `threads` threads. False: they are not available.
-bool measure_team(int threads, double& barrier_time, double& speedup) {
+struct TeamFigures {
+  bool available = false;  // so many threads were to be had
+  bool crowded = false;    // another program's threads shared a processor with them
+  double barrier = 0;
+  double speedup = 1;
+};
+
+TeamFigures measure_team(int threads) {
   // In a measurement that takes longer another program's threads share a processor with the team:
   // each wait for a thread of the team is then a wait for theirs.
   constexpr std::int64_t kPatience = 300'000;  // nanoseconds
   constexpr int kRounds = 5;
   const int barriers = std::max(5, 40 / threads);
   ThreadLease lease(threads);
-  if (lease.size() < threads) return false;
+  if (lease.size() < threads) return {};
   // What the threads exchange at each barrier: as much as parts of a small state, of steps in turn.
   struct alignas(kThreadSpacing) Part {
     double values[kThreadSpacing / sizeof(double)];
@@ -201,14 +207,8 @@ bool measure_team(int threads, double& barrier_time, double& speedup) {
     }
     if (thread == 0) crowded = stops;
   });
-  if (crowded) {
-    barrier_time = most_barrier(team_of(threads));
-    speedup = 1;
-  } else {
-    barrier_time = median(barrier_times);
-    speedup = median(speedups);
-  }
-  return true;
+  if (crowded) return {true, true, most_barrier(team_of(threads)), 1};
+  return {true, false, median(barrier_times), median(speedups)};
 }
 
 template <class T>
@@ -324,6 +324,8 @@ namespace {
 // Measures teams of up to `threads` threads: those that are missing, and one that is stale. Returns
 // whether there were any.
 bool measure_teams(int threads, std::int64_t now, std::int64_t stale) {
+  // A short pause of the host looks like another program: that figure is old sooner.
+  constexpr std::int64_t kAgeOfCrowded = 30'000'000;
   bool any = false;
   for (int i = 1; i < Machine::kTeams && 1 << i <= threads; ++i) {
     Measured::Team& team = measured.team[i];
@@ -331,10 +333,11 @@ bool measure_teams(int threads, std::int64_t now, std::int64_t stale) {
     if (!team.fresh.claim(now, stale)) continue;
     any = true;
     if (!first) stale = kNever;
-    double barrier, speedup;
-    if (!measure_team(1 << i, barrier, speedup)) continue;
-    team.barrier = std::clamp(kLateness * barrier, kLeastBarrier * i, most_barrier(i));
-    team.speedup = std::clamp(speedup, 1.0, static_cast<double>(1 << i));
+    const TeamFigures figures = measure_team(1 << i);
+    if (!figures.available) continue;
+    if (figures.crowded) team.fresh.set(now - kAgeOfCrowded);
+    team.barrier = std::clamp(kLateness * figures.barrier, kLeastBarrier * i, most_barrier(i));
+    team.speedup = std::clamp(figures.speedup, 1.0, static_cast<double>(1 << i));
   }
   return any;
 }
@@ -359,7 +362,7 @@ bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights,
     if (readings > 0) stale = kNever;
     const std::int64_t begin = nanoseconds_now();
     const double rate = measure_read_rate(weights, read, 1 << i);
-    figure.fresh.rest(now, Measured::ReadRate::kRest * (nanoseconds_now() - begin));
+    figure.fresh.set(now + Measured::ReadRate::kRest * (nanoseconds_now() - begin));
     if (rate == 0) continue;
     figure.rate = std::max(figure.rate.load(std::memory_order_relaxed), rate);
     figure.readings = readings + 1;

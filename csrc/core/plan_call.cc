@@ -22,9 +22,11 @@ constexpr double kWakeThread = 5'000;  // for each further one: a system call
 constexpr double kShort = 50'000;      // shorter calls: a team stays awake this long after a call
 constexpr double kLong = 4 * kWake;    // longer calls: waking threads pays, so their figures count
 
-// When figures are stale: where the team is awake, and where it would have to be woken for them.
+// When figures are stale: in general, and where a sleeping team would have to be woken for them
+// before a call that does not take much longer than that.
 constexpr std::int64_t kStale = 50'000'000;
 constexpr std::int64_t kStaleAsleep = 1'000'000'000;
+constexpr double kMuchLonger = 5'000'000;
 
 enum class Division { automatic, rows, units };
 std::atomic<Division> division{Division::automatic};
@@ -132,7 +134,8 @@ PlannedCall choose(const Model& model, int threads, const Measure& measure, cons
   const bool follows = ready < 2 && follows_another(serial, now);
   // Short calls that come one by one are left to one thread: waking another takes longer.
   const bool starts = ready >= 2 || (follows && serial >= kShort);
-  if ((starts || serial >= kLong) && measure(threads, now, starts ? kStale : kStaleAsleep)) {
+  const std::int64_t stale = starts || serial >= kMuchLonger ? kStale : kStaleAsleep;
+  if ((starts || serial >= kLong) && measure(threads, now, stale)) {
     now = nanoseconds_now();  // the call begins here
     look_up();
   }
