@@ -80,11 +80,13 @@ struct Measured {
 
   std::atomic<double> fma_rate{0};
 
-  // The greatest of some readings: a pause of the host makes one of them too low.
+  // The greatest of all readings: a bad minute of the host makes them too low, and where the
+  // greatest is too high now, the corrections tell. As many times as long as a reading has taken
+  // nothing is read again, for large weights take milliseconds: at first less, later more.
   struct ReadRate {
-    static constexpr int kReadings = 3;
-    // Times as long as a reading has taken nothing is read again: large weights take milliseconds.
-    static constexpr std::int64_t kRest = 200;
+    static constexpr int kFirstReadings = 3;
+    static constexpr std::int64_t kFirstRest = 200;
+    static constexpr std::int64_t kRest = 2000;
 
     Freshness fresh;
     std::atomic<int> readings{0};
@@ -343,7 +345,7 @@ bool measure_teams(int threads, std::int64_t now, std::int64_t stale) {
 }
 
 // Measures the rates of up to `threads` threads that read `bytes`: those that are missing, and one
-// that is stale and has had few readings. Returns whether there were any.
+// that is stale. Returns whether there were any.
 bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights, std::int64_t now,
                         std::int64_t stale) {
   constexpr Index kLeastPart = 4096;  // bytes: some dozens of vectors
@@ -357,15 +359,17 @@ bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights,
   for (int i = 0; i < Machine::kTeams && 1 << i <= threads && read >> i >= kLeastPart; ++i) {
     Measured::ReadRate& figure = measured.team[i].read[size];
     const int readings = figure.readings.load(std::memory_order_relaxed);
-    if (readings == Measured::ReadRate::kReadings || !figure.fresh.claim(now, stale)) continue;
+    if (!figure.fresh.claim(now, stale)) continue;
     any = true;
     if (readings > 0) stale = kNever;
     const std::int64_t begin = nanoseconds_now();
     const double rate = measure_read_rate(weights, read, 1 << i);
-    figure.fresh.set(now + Measured::ReadRate::kRest * (nanoseconds_now() - begin));
+    const bool begins = readings < Measured::ReadRate::kFirstReadings;
+    figure.fresh.set(now + (begins ? Measured::ReadRate::kFirstRest : Measured::ReadRate::kRest) *
+                               (nanoseconds_now() - begin));
     if (rate == 0) continue;
     figure.rate = std::max(figure.rate.load(std::memory_order_relaxed), rate);
-    figure.readings = readings + 1;
+    if (begins) figure.readings = readings + 1;
   }
   return any;
 }

@@ -2,7 +2,7 @@
 // and the time. What follows for a call is decided in plan.cc.
 //
 // Figures are measured when a plan first needs them and kept for the process. A rate of reading is
-// the greatest of some readings. Those of teams of threads are measured again after a while: the
+// the greatest of all readings. Those of teams of threads are measured again after a while: the
 // host of a virtual machine moves its processors about, now on cores of their own, now both on one.
 #ifndef TIDEGATE_CORE_MACHINE_H_
 #define TIDEGATE_CORE_MACHINE_H_
