@@ -109,6 +109,15 @@ def test_a_wide_step_of_a_stream_ends():
     assert not stream.state.any()
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler of SIGINT, which a process in the background starts without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_a_call(lstm, x, out):
     with pytest.raises(KeyboardInterrupt), alarm(lambda: os.kill(os.getpid(), signal.SIGINT)):
         lstm(x, out=out)
