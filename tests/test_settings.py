@@ -90,7 +90,8 @@ def test_an_empty_variable_counts_as_unset():
     assert not empty.endswith("TIDEGATE_NUM_THREADS")
 
 
-# A stack that no address space holds; one that libgomp finds too small, or no size, and ignores.
+# A stack that no address space holds; one that the system refuses, or that is too small for the
+# kernels' frames; and no size, which is ignored.
 @pytest.mark.parametrize(
     "size", ["1000000G", " 900000000 m ", "999999999999999", "1B", "16k", "33", "many"]
 )

@@ -58,8 +58,8 @@ class Freshness {
     std::int64_t before = at_.load(std::memory_order_relaxed);
     return is_stale(before, now, most) && at_.compare_exchange_strong(before, now);
   }
-  // For the thread that has claimed it: the figure counts as measured at this time, which may lie
-  // in the future, or so far back that it is stale at once (0).
+  // For the thread that has claimed it: the figure counts as measured at this time, earlier than it
+  // was if it is to be stale sooner, or in the future.
   void set(std::int64_t at) { at_.store(at); }
 
  private:
@@ -260,9 +260,8 @@ std::int64_t nanoseconds_now() {
   return std::chrono::duration_cast<nanoseconds>(since).count();
 }
 
-int processors_at(std::int64_t now) {
-  constexpr std::int64_t kStale = 50'000'000;  // nanoseconds
-  if (measured.processors_fresh.claim(now, kStale)) measured.processors = process_affinity_count();
+int processors_at(std::int64_t now, std::int64_t stale) {
+  if (measured.processors_fresh.claim(now, stale)) measured.processors = process_affinity_count();
   return measured.processors.load(std::memory_order_relaxed);
 }
 

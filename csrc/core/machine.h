@@ -15,8 +15,9 @@ namespace tidegate {
 
 std::int64_t nanoseconds_now();
 
-// How many processors this process may run on at time `now`; 0: the system does not say.
-int processors_at(std::int64_t now);
+// How many processors this process may run on, as of `stale` nanoseconds before `now` at most; 0:
+// the system does not say.
+int processors_at(std::int64_t now, std::int64_t stale);
 
 struct Machine {
   static constexpr int kTeams = 9;  // 1, 2, 4, ... 256 threads

@@ -115,7 +115,7 @@ PlannedCall choose(const Model& model, int threads, const Measure& measure, cons
   if (!model.may_pay(threads, fma_rate)) return alone();
   std::int64_t now = nanoseconds_now();
   // More threads than processors would wait for each other.
-  if (const int processors = processors_at(now); processors > 0)
+  if (const int processors = processors_at(now, kStale); processors > 0)
     threads = std::min(threads, processors);
   if (threads <= 1) return alone();
 
