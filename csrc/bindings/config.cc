@@ -14,16 +14,6 @@
 namespace tidegate::bindings {
 namespace {
 
-CellKind read_cell(const std::string& name) {
-  if (name == "lstm") return CellKind::lstm;
-  if (name == "gru") return CellKind::gru;
-  throw std::invalid_argument("cell: got '" + name + "', wanted 'lstm' or 'gru'");
-}
-
-std::string cell_name(const Config& config) {
-  return config.cell == CellKind::lstm ? "lstm" : "gru";
-}
-
 UpdateGate read_update_gate(const std::string& name) {
   if (name == "carry") return UpdateGate::carry;
   if (name == "write") return UpdateGate::write;
@@ -84,7 +74,7 @@ Config make_config(const std::string& cell, Index input_size, Index hidden_size,
                    const py::object& output_activation, std::optional<double> clip,
                    bool input_forget) {
   Config config;
-  config.cell = read_cell(cell);
+  config.cell = cell_of_name(cell);
   config.input_size = input_size;
   config.hidden_size = hidden_size;
   config.num_layers = num_layers;
@@ -97,13 +87,10 @@ Config make_config(const std::string& cell, Index input_size, Index hidden_size,
   config.update_gate = read_update_gate(update_gate);
   config.activations.gate = read_activation("recurrent_activation", recurrent_activation);
   config.activations.candidate = read_activation("activation", activation);
-  config.activations.output = output_activation.is_none()
-                                  ? config.activations.candidate
-                                  : read_activation("output_activation", output_activation);
-  if (config.cell == CellKind::gru) {
-    if (!output_activation.is_none())
-      throw std::invalid_argument("output_activation: a GRU has none; wanted None");
-    config.activations.output = CellActivations{}.output;
+  if (!output_activation.is_none()) {
+    config.activations.output = read_activation("output_activation", output_activation);
+  } else if (has_output_activation(config.cell)) {
+    config.activations.output = config.activations.candidate;
   }
   if (clip && !(*clip > 0))
     throw std::invalid_argument("clip: got " + std::to_string(*clip) + ", wanted a number > 0");
@@ -128,7 +115,7 @@ void bind_config(py::module_& m) {
            py::arg("activation") = show_activation(defaults.activations.candidate),
            py::arg("output_activation") = py::none(), py::arg("clip") = py::none(),
            py::arg("input_forget") = defaults.activations.input_forget)
-      .def_property_readonly("cell", &cell_name)
+      .def_property_readonly("cell", [](const Config& c) { return cell_name(c.cell); })
       .def_readonly("input_size", &Config::input_size)
       .def_readonly("hidden_size", &Config::hidden_size)
       .def_readonly("num_layers", &Config::num_layers)
@@ -143,11 +130,11 @@ void bind_config(py::module_& m) {
                              [](const Config& c) { return show_activation(c.activations.gate); })
       .def_property_readonly(
           "activation", [](const Config& c) { return show_activation(c.activations.candidate); })
-      // None where it is as `activation`, which is all that a GRU knows.
+      // None where it is as `activation`, or where the cell has none.
       .def_property_readonly("output_activation",
                              [](const Config& c) -> py::object {
                                const CellActivations& a = c.activations;
-                               if (c.cell == CellKind::gru || a.output == a.candidate)
+                               if (!has_output_activation(c.cell) || a.output == a.candidate)
                                  return py::none();
                                return show_activation(a.output);
                              })

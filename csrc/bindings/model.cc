@@ -162,15 +162,15 @@ class TypedTape final : public Tape {
     if (reverse && !config().bidirectional) {
       throw py::value_error("reverse: got True, but the layer has one direction");
     }
-    static const std::vector<const char*> lstm = {"i", "f", "g", "o", "c"};
-    static const std::vector<const char*> gru = {"r", "z", "n", "h"};
+    std::vector<std::string> names = gate_names(config());
+    names.emplace_back(config().has_cell_state() ? "c" : "h");
     const Layout shown{layout_.batched, false};
     py::dict gates;
-    for (const char* const name : config().cell == CellKind::lstm ? lstm : gru) {
+    for (const std::string& name : names) {
       const py::array values =
-          new_array<T>(name, shown.sequence(steps(), batch(), config().hidden_size));
+          new_array<T>(name.c_str(), shown.sequence(steps(), batch(), config().hidden_size));
       tape_->saved(layer, reverse, name, sequence_view<T>(values, shown));
-      gates[name] = values;
+      gates[name.c_str()] = values;
     }
     return gates;
   }
@@ -367,10 +367,10 @@ class TypedModel final : public Model, public TypedParameters<T> {
 
 std::string show_tape(const Tape& tape) {
   const Config& config = tape.config();
-  return std::string("<Tape of a") + (config.cell == CellKind::lstm ? "n LSTM(" : " GRU(") +
-         std::to_string(config.input_size) + ", " + std::to_string(config.hidden_size) +
-         "): " + std::to_string(tape.steps()) + " steps, batch " + std::to_string(tape.batch()) +
-         ", " + std::string(py::str(tape.dtype())) + ">";
+  return "<Tape of " + cell_with_article(config.cell) + "(" + std::to_string(config.input_size) +
+         ", " + std::to_string(config.hidden_size) + "): " + std::to_string(tape.steps()) +
+         " steps, batch " + std::to_string(tape.batch()) + ", " +
+         std::string(py::str(tape.dtype())) + ">";
 }
 
 // As tidegate.Params wants them: (name, shape, offset).

@@ -79,12 +79,12 @@ LayerInfo layer_of(const std::string& name, const std::string& kind, const py::t
                    const py::object& data) {
   LayerInfo layer;
   layer.name = name;
-  if (kind == kind_name(LayerKind::dropout)) {
+  if (kind == "Dropout") {
     layer.kind = LayerKind::dropout;
     layer.p = options[0].cast<double>();
     return layer;
   }
-  if (kind == kind_name(LayerKind::linear)) {
+  if (kind == "Linear") {
     layer.kind = LayerKind::linear;
     layer.in_features = options[0].cast<Index>();
     layer.out_features = options[1].cast<Index>();
@@ -93,7 +93,6 @@ LayerInfo layer_of(const std::string& name, const std::string& kind, const py::t
     layer.config = options[0].cast<Config>();
     layer.batch_first = options[1].cast<bool>();
     layer.dropout = options[2].cast<double>();
-    layer.kind = layer.config.cell == CellKind::lstm ? LayerKind::lstm : LayerKind::gru;
   }
   const auto flat = data.cast<py::array>();
   layer.dtype = flat.dtype().equal(py::dtype::of<float>()) ? "F32" : "F64";
@@ -222,7 +221,7 @@ py::tuple TensorFile::as_python(const LayerInfo& layer) const {
     on_disk(file_.name(), [&] { read_parameters(file_, layer, values); });
     data = flat;
   }
-  return py::make_tuple(layer.name, kind_name(layer.kind), options_of(layer), data);
+  return py::make_tuple(layer.name, kind_name(layer), options_of(layer), data);
 }
 
 py::tuple TensorFile::as_python(const Tensor& array) const {

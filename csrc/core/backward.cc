@@ -34,10 +34,10 @@ BackwardScratch<T> BackwardScratch<T>::take(Arena& arena, const Config& config,
   const bool projection = config.proj_size > 0;
   scratch.dh = take_rows(true, batch, config.state_size());
   scratch.dc = take_rows(cell.has_cell_state, batch, hidden);
-  scratch.dreset_h = take_rows(two_phases, batch, hidden);
+  scratch.dgated_h = take_rows(two_phases, batch, hidden);
   scratch.dcell_output = take_rows(projection, batch, hidden);
   scratch.dgates_chunk = take_rows(true, rows, checked_size(cell.gate_count, hidden));
-  scratch.reset_h_chunk = take_rows(two_phases, rows, hidden);
+  scratch.gated_h_chunk = take_rows(two_phases, rows, hidden);
   scratch.cell_output_chunk = take_rows(projection, rows, hidden);
   scratch.dh_chunk = take_rows(projection, rows, config.state_size());
   scratch.dpeephole_chunk = take_rows(config.peephole, rows, checked_size(3, hidden));
@@ -195,8 +195,8 @@ class WalkBack {
     call.dgates = from(scratch_.dgates_chunk, first);
     call.cell_output = from(scratch_.cell_output_chunk, first);
     call.dpeephole = from(scratch_.dpeephole_chunk, first);
-    call.reset_h = from(scratch_.reset_h_chunk, first);
-    call.dreset_h = from(scratch_.dreset_h);
+    call.gated_h = from(scratch_.gated_h_chunk, first);
+    call.dgated_h = from(scratch_.dgated_h);
     run_rows(kernels_.backward[cell_.phases[p].kind], call, kPointwiseProducts * hidden_,
              share_.interruption());
   }
@@ -208,7 +208,7 @@ class WalkBack {
         column(from(scratch_.dgates_chunk, first), (phase.gates.first + phase.h.first) * hidden_);
     const bool by_h = phase.operand == Operand::h_prev;
     product(dgates, rows.size(), phase.h.count * hidden_, weights_.h[p],
-            from(by_h ? scratch_.dh : scratch_.dreset_h), state_, by_h && cell_.direct_path,
+            from(by_h ? scratch_.dh : scratch_.dgated_h), state_, by_h && cell_.direct_path,
             s % 2 != 0);
   }
 
@@ -342,7 +342,7 @@ class WalkBack {
       const PhaseSpec& phase = cell_.phases[p];
       const Rows<const T> operand = phase.operand == Operand::h_prev
                                         ? Rows<const T>{nullptr, 0, h_rows_}
-                                        : Rows<const T>(scratch_.reset_h_chunk);
+                                        : Rows<const T>(scratch_.gated_h_chunk);
       gates_gradient({phase.gates.first + phase.h.first, phase.h.count}, &GateSpec::h_block,
                      operand, state_, count, at.weight_hh, resume);
     }
@@ -368,7 +368,7 @@ class WalkBack {
   void negate_update_gate() {
     for (int gate = 0; gate < cell_.gate_count; ++gate) {
       const GateSpec& spec = cell_.gates[gate];
-      if (spec.name != 'z') continue;
+      if (!spec.update) continue;
       const auto negate = [&](Index offset, Index size) {
         const Range part = share_.part(size);
         T* values = run_.dparameters + offset;

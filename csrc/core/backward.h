@@ -14,10 +14,10 @@ template <class T>
 struct BackwardScratch {
   Index chunk = 1;             // steps whose weight gradients are summed up together
   Rows<T> dh, dc;              // [batch]: carried from step to step
-  Rows<T> dreset_h;            // GRU, reset before: [batch]
+  Rows<T> dgated_h;            // of two phases: [batch]
   Rows<T> dcell_output;        // projection: [batch], by o * tanh(c)
   Rows<T> dgates_chunk;        // [gate of the cell][unit], dense
-  Rows<T> reset_h_chunk;       // GRU, reset before: r * h_prev
+  Rows<T> gated_h_chunk;       // of two phases: what the second one multiplies instead of h_prev
   Rows<T> cell_output_chunk;   // projection: o * tanh(c)
   Rows<T> dh_chunk;            // projection: by h
   Rows<T> dpeephole_chunk;     // [i f o][unit], dense

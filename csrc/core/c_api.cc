@@ -195,7 +195,10 @@ tidegate_status step_rows(tidegate_stream* stream, const Index* rows, Index coun
 
 void check_state(const tidegate_stream* stream, const float* c) {
   require_argument(stream, "stream");
-  require(c == nullptr || stream->stream.config().has_cell_state(), "c: a GRU has no cell state");
+  const Config& config = stream->stream.config();
+  if (c == nullptr || config.has_cell_state()) return;
+  throw std::invalid_argument("c: " + tidegate::cell_with_article(config.cell) +
+                              " has no cell state");
 }
 
 // f(state, size, is_h) of h and then c of every layer's rows.
@@ -248,7 +251,7 @@ tidegate_status tidegate_model_create(const char* options, const tidegate_parame
     } catch (const std::invalid_argument& error) {
       throw std::invalid_argument("options: " + std::string(error.what()));
     }
-    require(tidegate::is_recurrent(layer.kind), "options: wanted an LSTM or a GRU");
+    require(layer.kind == tidegate::LayerKind::recurrent, "options: wanted a recurrent layer");
     const std::vector<float> flat = flat_parameters(layer.config, parameters, parameter_count);
     const auto made = std::make_shared<tidegate::Model<float>>(layer.config);
     made->write_parameters(0, flat.data(), made->parameter_count());

@@ -17,8 +17,8 @@ struct StepScratch {
   T* partial_sums[kMaxPhases] = {};  // the same, of a block of h's k's; null for one thread
   Index accumulator_rows = 0;
   Index partial_sum_rows = 0;
-  Rows<T> reset_h, z;   // GRU, reset before: [row][hidden]
-  Rows<T> cell_output;  // projection: [row][hidden]
+  Rows<T> gated_h, phase_state;  // of two phases: [row][hidden]; see PhaseCall
+  Rows<T> cell_output;           // projection: [row][hidden]
 
   static StepScratch take(Arena& arena, const Config& config, const CellSpec& cell,
                           Index accumulator_rows, Index batch, int threads, Index width) {
@@ -38,8 +38,8 @@ struct StepScratch {
       return needed ? Rows<T>{arena.take<T>(batch, stride), stride, nullptr} : Rows<T>{};
     };
     const bool two_phases = cell.phase_count > 1;
-    scratch.reset_h = take_rows(two_phases);
-    scratch.z = take_rows(two_phases);
+    scratch.gated_h = take_rows(two_phases);
+    scratch.phase_state = take_rows(two_phases);
     scratch.cell_output = take_rows(config.proj_size > 0);
     return scratch;
   }
@@ -104,7 +104,7 @@ class CellStep {
       call.x.panel = packed.phases[p].x;
       call.h.depth = config.state_size();
       call.h.panel = packed.phases[p].h;
-      call.h.rows = from(scratch.reset_h);  // or h_prev: see lay_out
+      call.h.rows = from(scratch.gated_h);  // or h_prev: see lay_out
       call.bias = packed.phases[p].bias;
       call.accumulators_row_stride = phase.gates.count * width;
       call.accumulators_slice_stride = scratch.accumulator_rows * call.accumulators_row_stride;
@@ -117,8 +117,8 @@ class CellStep {
       call.activations = config.chosen_activations();
       row_products_[p] =
           phase.gates.count * slices.size() * width * (inputs_ + config.state_size());
-      call.reset_h = from(scratch.reset_h);
-      call.z = from(scratch.z);
+      call.gated_h = from(scratch.gated_h);
+      call.phase_state = from(scratch.phase_state);
       if (share.awaits_above() && call.h.depth <= kSumGroup) {
         const Index panel = phase.h.count * slices.size() * width * call.h.depth;
         early_[p] = {share.units(call.h.depth, width).end, kOverlapped / std::max<Index>(1, panel)};

@@ -37,8 +37,8 @@ void check_states(const Config& config, Index batch, const char* h_name, const V
   const Index layers = config.num_layers * config.num_directions();
   check_view(h_name, h, layers, batch, config.state_size());
   if (c.given && !config.has_cell_state()) {
-    throw std::invalid_argument(std::string(c_name) +
-                                ": got an array, but a GRU has no cell state");
+    throw std::invalid_argument(std::string(c_name) + ": got an array, but " +
+                                cell_with_article(config.cell) + " has no cell state");
   }
   check_view(c_name, c, layers, batch, config.hidden_size);
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "core/cells.h"
 #include "core/check.h"
 #include "core/memory.h"
 
@@ -26,7 +27,59 @@ void require_slope(const char* name, const Activation& activation) {
               " with a negative alpha, which cannot be trained; wanted alpha >= 0");
 }
 
+// An option that only some cells know: how it is where it is not given, and what that is called.
+struct OptionInfo {
+  CellOption option;
+  const char* name;
+  const char* absent;
+  bool (*is_absent)(const Config& config);
+};
+constexpr OptionInfo kOptions[] = {
+    {kProjSize, "proj_size", "0", [](const Config& c) { return c.proj_size == 0; }},
+    {kPeephole, "peephole", "False", [](const Config& c) { return !c.peephole; }},
+    {kResetAfter, "reset_after", "True", [](const Config& c) { return c.reset_after; }},
+    {kUpdateGate, "update_gate", "\"carry\"",
+     [](const Config& c) { return c.update_gate == UpdateGate::carry; }},
+    {kOutputActivation, "output_activation", "none",
+     [](const Config& c) { return c.activations.output == CellActivations{}.output; }},
+    {kInputForget, "input_forget", "False",
+     [](const Config& c) { return !c.activations.input_forget; }},
+};
+
 }  // namespace
+
+Index Config::gate_count() const { return block_count(cell_spec(*this)); }
+bool Config::has_cell_state() const { return cell_spec(*this).has_cell_state; }
+
+const char* cell_name(CellKind cell) { return cell_info(cell).name; }
+
+std::string cell_with_article(CellKind cell) {
+  return std::string(cell_info(cell).article) + " " + cell_name(cell);
+}
+
+bool has_output_activation(CellKind cell) {
+  return (cell_info(cell).options & kOutputActivation) != 0;
+}
+
+CellKind cell_of_name(const std::string& name) {
+  std::string names;
+  for (const CellInfo& cell : kCells) {
+    if (name == cell.name) return cell.kind;
+    names += (names.empty() ? "\"" : ", \"") + std::string(cell.name) + "\"";
+  }
+  throw std::invalid_argument("cell: got \"" + name + "\", wanted one of " + names);
+}
+
+std::vector<std::string> gate_names(const Config& config) {
+  const CellSpec cell = cell_spec(config);
+  std::vector<std::string> names(static_cast<std::size_t>(block_count(cell)));
+  for (int g = 0; g < cell.gate_count; ++g) {
+    // A gate that sees x names the block; h's product may have an accumulator of its own (q).
+    const GateSpec& gate = cell.gates[g];
+    if (gate.x_block >= 0) names[static_cast<std::size_t>(gate.x_block)] = gate.name;
+  }
+  return names;
+}
 
 void Config::validate() const {
   require_size("input_size", input_size, 1);
@@ -35,26 +88,23 @@ void Config::validate() const {
   require_size("proj_size", proj_size, 0);
   require(!(reverse && bidirectional),
           "reverse: a bidirectional layer already runs in reverse; wanted one of the two");
-  if (cell == CellKind::gru) {
-    require(proj_size == 0, "proj_size: a GRU has no projection; wanted 0");
-    require(!peephole, "peephole: a GRU has no peepholes; wanted False");
-    require(!activations.input_forget, "input_forget: a GRU has no forget gate; wanted False");
-    // "write" is carried out as "carry" with the sign of z's argument turned.
-    const Activation& gate = activations.gate;
-    const bool symmetric = gate.kind == ActivationKind::sigmoid ||
-                           (gate.kind == ActivationKind::hard_sigmoid && gate.beta == 0.5);
-    require(update_gate == UpdateGate::carry || symmetric,
-            std::string("update_gate: got \"write\" with recurrent_activation ") +
-                activation_info(gate.kind).name +
-                "; wanted \"carry\", or one for which 1 - f(a) = f(-a)");
-  } else {
-    require(reset_after, "reset_after: an LSTM has no reset gate; wanted True");
-    require(update_gate == UpdateGate::carry,
-            "update_gate: an LSTM has no update gate; wanted \"carry\"");
-    require(proj_size == 0 || proj_size < hidden_size,
-            "proj_size: got " + std::to_string(proj_size) + ", wanted less than hidden_size (" +
-                std::to_string(hidden_size) + ")");
+  const CellInfo& info = cell_info(cell);
+  for (const OptionInfo& option : kOptions) {
+    require((info.options & option.option) != 0 || option.is_absent(*this),
+            std::string(option.name) + ": " + cell_with_article(cell) +
+                " has no such option; wanted " + option.absent);
   }
+  require(proj_size == 0 || proj_size < hidden_size, "proj_size: got " + std::to_string(proj_size) +
+                                                         ", wanted less than hidden_size (" +
+                                                         std::to_string(hidden_size) + ")");
+  // "write" is carried out as "carry" with the sign of the update gate's argument turned.
+  const Activation& gate = activations.gate;
+  const bool symmetric = gate.kind == ActivationKind::sigmoid ||
+                         (gate.kind == ActivationKind::hard_sigmoid && gate.beta == 0.5);
+  require(update_gate == UpdateGate::carry || symmetric,
+          std::string("update_gate: got \"write\" with recurrent_activation ") +
+              activation_info(gate.kind).name +
+              "; wanted \"carry\", or one for which 1 - f(a) = f(-a)");
   require_activation("recurrent_activation", activations.gate);
   require_activation("activation", activations.candidate);
   require_activation("output_activation", activations.output);
@@ -67,7 +117,7 @@ void Config::validate_training() const {
   require(activations.clip == 0, "clip: a layer that clips cannot be trained; wanted none");
   require_slope("recurrent_activation", activations.gate);
   require_slope("activation", activations.candidate);
-  if (cell == CellKind::lstm) require_slope("output_activation", activations.output);
+  require_slope("output_activation", activations.output);
 }
 
 Index parameter_count(const Config& config) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/cells.h"
 #include "core/check.h"
 #include "core/json.h"
 #include "core/memory.h"
@@ -21,26 +22,27 @@ struct Draft {
   std::optional<Activation> output_activation;
 };
 
-constexpr unsigned kLstm = 1, kGru = 2, kLinear = 4, kDropout = 8, kRecurrent = kLstm | kGru;
+// The layers that an option belongs to.
+struct Owners {
+  bool recurrent = false, linear = false, dropout = false;
+  unsigned cell_option = 0;  // recurrent: of cells with this option only
 
-struct KindName {
-  LayerKind kind;
-  const char* name;
-  unsigned bit;
+  bool has(const LayerInfo& layer) const {
+    if (layer.kind == LayerKind::linear) return linear;
+    if (layer.kind == LayerKind::dropout) return dropout;
+    return recurrent && (cell_info(layer.config.cell).options & cell_option) == cell_option;
+  }
 };
-constexpr KindName kKinds[] = {{LayerKind::lstm, "LSTM", kLstm},
-                               {LayerKind::gru, "GRU", kGru},
-                               {LayerKind::linear, "Linear", kLinear},
-                               {LayerKind::dropout, "Dropout", kDropout}};
-
-const KindName& kind_info(LayerKind kind) { return kKinds[static_cast<std::size_t>(kind)]; }
-
-unsigned bit_of(LayerKind kind) { return kind_info(kind).bit; }
+constexpr Owners kRecurrent{true};
+constexpr Owners kLinear{false, true};
+constexpr Owners kDropout{false, false, true};
+constexpr Owners kRecurrentAndLinear{true, true};
+constexpr Owners cells_with(CellOption option) { return {true, false, false, option}; }
 
 // An option: whose it is, and how it is read and written.
 struct Option {
   const char* name;
-  unsigned kinds;
+  Owners owners;
   bool required;
   std::function<void(JsonReader&, Draft&)> read;
   std::function<std::string(const LayerInfo&)> text;  // a JSON value
@@ -106,17 +108,17 @@ void read_value(JsonReader& json, Activation& value) {
 }
 
 template <class Value>
-Option config_option(const char* name, unsigned kinds, Value Config::* member,
+Option config_option(const char* name, Owners owners, Value Config::* member,
                      bool required = false) {
   return {
-      name, kinds, required,
+      name, owners, required,
       [member](JsonReader& json, Draft& draft) { read_value(json, draft.layer.config.*member); },
       [member](const LayerInfo& layer) { return text_of(layer.config.*member); }};
 }
 
 template <class Value>
-Option cell_option(const char* name, unsigned kinds, Value CellActivations::* member) {
-  return {name, kinds, false,
+Option cell_option(const char* name, Owners owners, Value CellActivations::* member) {
+  return {name, owners, false,
           [member](JsonReader& json, Draft& draft) {
             read_value(json, draft.layer.config.activations.*member);
           },
@@ -124,16 +126,16 @@ Option cell_option(const char* name, unsigned kinds, Value CellActivations::* me
 }
 
 template <class Value>
-Option layer_option(const char* name, unsigned kinds, Value LayerInfo::* member,
+Option layer_option(const char* name, Owners owners, Value LayerInfo::* member,
                     bool required = false) {
-  return {name, kinds, required,
+  return {name, owners, required,
           [member](JsonReader& json, Draft& draft) { read_value(json, draft.layer.*member); },
           [member](const LayerInfo& layer) { return text_of(layer.*member); }};
 }
 
-// Of every kind, in one of two places: which is not known while it is read.
+// Of two kinds, in one of two places: which is not known while it is read.
 Option bias_option() {
-  return {"bias", kRecurrent | kLinear, false,
+  return {"bias", kRecurrentAndLinear, false,
           [](JsonReader& json, Draft& draft) {
             draft.layer.bias = draft.layer.config.bias = json.boolean();
           },
@@ -144,7 +146,7 @@ Option bias_option() {
 
 // h = o * output(c): as `activation` where nothing is said.
 Option output_activation_option() {
-  return {"output_activation", kLstm, false,
+  return {"output_activation", cells_with(kOutputActivation), false,
           [](JsonReader& json, Draft& draft) {
             Activation activation = ActivationKind::tanh;
             read_value(json, activation);
@@ -164,27 +166,38 @@ std::vector<Option> make_options() {
       layer_option("dropout", kRecurrent, &LayerInfo::dropout),
       config_option("bidirectional", kRecurrent, &Config::bidirectional),
       config_option("reverse", kRecurrent, &Config::reverse),
-      config_option("proj_size", kLstm, &Config::proj_size),
-      config_option("peephole", kLstm, &Config::peephole),
-      config_option("reset_after", kGru, &Config::reset_after),
-      config_option("update_gate", kGru, &Config::update_gate),
+      config_option("proj_size", cells_with(kProjSize), &Config::proj_size),
+      config_option("peephole", cells_with(kPeephole), &Config::peephole),
+      config_option("reset_after", cells_with(kResetAfter), &Config::reset_after),
+      config_option("update_gate", cells_with(kUpdateGate), &Config::update_gate),
       cell_option("recurrent_activation", kRecurrent, &CellActivations::gate),
       cell_option("activation", kRecurrent, &CellActivations::candidate),
       output_activation_option(),
       cell_option("clip", kRecurrent, &CellActivations::clip),
-      cell_option("input_forget", kLstm, &CellActivations::input_forget),
+      cell_option("input_forget", cells_with(kInputForget), &CellActivations::input_forget),
       layer_option("in_features", kLinear, &LayerInfo::in_features, true),
       layer_option("out_features", kLinear, &LayerInfo::out_features, true),
       layer_option("p", kDropout, &LayerInfo::p, true),
   };
 }
 
-LayerKind read_kind(JsonReader& json) {
+void read_kind(JsonReader& json, LayerInfo& layer) {
   const std::string name = json.string();
-  for (const KindName& known : kKinds) {
-    if (name == known.name) return known.kind;
+  std::string names;
+  const auto is = [&](const char* known) {
+    names += (names.empty() ? "" : ", ") + json_string(known);
+    return name == known;
+  };
+  for (const CellInfo& cell : kCells) {
+    layer.kind = LayerKind::recurrent;
+    layer.config.cell = cell.kind;
+    if (is(cell.name)) return;
   }
-  json.fail("got " + shown(name) + ", wanted \"LSTM\", \"GRU\", \"Linear\" or \"Dropout\"");
+  for (const LayerKind kind : {LayerKind::linear, LayerKind::dropout}) {
+    layer.kind = kind;
+    if (is(kind_name(layer))) return;
+  }
+  json.fail("got " + shown(name) + ", wanted one of " + names);
 }
 
 void require_sizes(const LayerInfo& layer) {
@@ -199,7 +212,16 @@ void require_probability(const char* name, double value) {
 
 }  // namespace
 
-const char* kind_name(LayerKind kind) { return kind_info(kind).name; }
+const char* kind_name(const LayerInfo& layer) {
+  switch (layer.kind) {
+    case LayerKind::linear:
+      return "Linear";
+    case LayerKind::dropout:
+      return "Dropout";
+    default:
+      return cell_name(layer.config.cell);
+  }
+}
 
 LayerInfo parse_layer(std::string_view text, Index most_layers) {
   Draft draft;
@@ -210,8 +232,7 @@ LayerInfo parse_layer(std::string_view text, Index most_layers) {
   json.object([&](const std::string& key) {
     given.push_back(key);
     if (key == "kind") {
-      layer.kind = read_kind(json);
-      layer.config.cell = layer.kind == LayerKind::gru ? CellKind::gru : CellKind::lstm;
+      read_kind(json, layer);
       return;
     }
     const auto option = std::find_if(options.begin(), options.end(),
@@ -225,10 +246,10 @@ LayerInfo parse_layer(std::string_view text, Index most_layers) {
   };
   require(is_given("kind"), "\"kind\" is missing");
   for (const Option& option : options) {
-    const bool has = (option.kinds & bit_of(layer.kind)) != 0;
+    const bool has = option.owners.has(layer);
     require(has || !is_given(option.name), json_string(option.name) +
                                                ": an option that this version's " +
-                                               kind_name(layer.kind) + " does not have");
+                                               kind_name(layer) + " does not have");
     require(!has || !option.required || is_given(option.name),
             json_string(option.name) + " is missing");
   }
@@ -242,7 +263,8 @@ LayerInfo parse_layer(std::string_view text, Index most_layers) {
     return layer;
   }
   CellActivations& cell = layer.config.activations;
-  if (layer.kind == LayerKind::lstm) cell.output = draft.output_activation.value_or(cell.candidate);
+  if (has_output_activation(layer.config.cell))
+    cell.output = draft.output_activation.value_or(cell.candidate);
   require_probability("dropout", layer.dropout);
   require(layer.config.num_layers <= most_layers,
           "num_layers: got " + std::to_string(layer.config.num_layers) +
@@ -256,9 +278,9 @@ std::string layer_text(const LayerInfo& layer) {
   defaults.kind = layer.kind;
   defaults.config.cell = layer.config.cell;
   defaults.config.activations.output = layer.config.activations.candidate;
-  std::string text = std::string("{\"kind\": \"") + kind_name(layer.kind) + "\"";
+  std::string text = std::string("{\"kind\": \"") + kind_name(layer) + "\"";
   for (const Option& option : make_options()) {
-    if ((option.kinds & bit_of(layer.kind)) == 0) continue;
+    if (!option.owners.has(layer)) continue;
     const std::string value = option.text(layer);
     if (option.required || value != option.text(defaults))
       text += ", " + json_string(option.name) + ": " + value;
@@ -267,7 +289,7 @@ std::string layer_text(const LayerInfo& layer) {
 }
 
 std::vector<Parameter> parameters(const LayerInfo& layer) {
-  if (is_recurrent(layer.kind)) return parameters(layer.config);
+  if (layer.kind == LayerKind::recurrent) return parameters(layer.config);
   if (layer.kind == LayerKind::dropout) return {};
   require_sizes(layer);
   const Index weights = checked_size(layer.out_features, layer.in_features);

@@ -176,15 +176,8 @@ Index element_size(const LayerInfo& layer) {
 void check_writable(const LayerInfo& layer) {
   const std::string who = layer.name.empty() ? "layer: " : "layer " + shown(layer.name) + ": ";
   try {
-    if (is_recurrent(layer.kind)) {
-      const bool is_gru = layer.config.cell == CellKind::gru;
-      if ((layer.kind == LayerKind::gru) != is_gru) {
-        throw std::invalid_argument(std::string("kind: got ") + kind_name(layer.kind) +
-                                    " with the config of the other cell");
-      }
-      // What this kind has no option for must be as without.
-      layer.config.validate();
-    }
+    // What its cell has no option for must be as without.
+    if (layer.kind == LayerKind::recurrent) layer.config.validate();
     parse_layer(layer_text(layer), layer.config.num_layers);
     if (!parameters(layer).empty()) element_size(layer);
   } catch (const std::invalid_argument& error) {
@@ -244,17 +237,15 @@ void check_arrays_beside_layers(const std::vector<EntryData>& entries) {
 template <class T>
 constexpr const char* kDtype = sizeof(T) == 4 ? "F32" : "F64";
 
-bool is_linear(LayerKind kind) { return kind == LayerKind::linear; }
-
-// The layer of this name, or the only one if the name is empty, among those of the kinds that
-// is_wanted accepts and that messages call `kinds`. It must be of this dtype.
+// The layer of this name, or the only one if the name is empty, among those of this kind, which
+// messages call `kinds`. It must be of this dtype.
 LayerInfo find_layer(const Safetensors& file, const std::string& name, const std::string& dtype,
-                     bool (*is_wanted)(LayerKind), const std::string& kinds) {
+                     LayerKind kind, const std::string& kinds) {
   const std::vector<LayerInfo> layers = read_layers(file);
   std::vector<const LayerInfo*> found;
   Names names;
   for (const LayerInfo& candidate : layers) {
-    if (!is_wanted(candidate.kind)) continue;
+    if (candidate.kind != kind) continue;
     names.add(candidate.name);
     if (name.empty() || candidate.name == name) found.push_back(&candidate);
   }
@@ -325,13 +316,14 @@ void read_parameters(const Safetensors& file, const LayerInfo& layer, void* flat
 
 template <class T>
 std::shared_ptr<Model<T>> load_model(const Safetensors& file, const std::string& layer) {
-  const LayerInfo info = find_layer(file, layer, kDtype<T>, is_recurrent, "LSTMs and GRUs");
+  const LayerInfo info =
+      find_layer(file, layer, kDtype<T>, LayerKind::recurrent, "recurrent layers");
   return with_parameters<T>(file, info, std::make_shared<Model<T>>(info.config));
 }
 
 template <class T>
 std::shared_ptr<Linear<T>> load_linear(const Safetensors& file, const std::string& layer) {
-  const LayerInfo info = find_layer(file, layer, kDtype<T>, is_linear, "Linear layers");
+  const LayerInfo info = find_layer(file, layer, kDtype<T>, LayerKind::linear, "Linear layers");
   auto linear = with_parameters<T>(
       file, info, std::make_shared<Linear<T>>(info.in_features, info.out_features, info.bias));
   linear->run(nullptr, 0, nullptr, 0, 0, 1);  // No rows: packs the weights.

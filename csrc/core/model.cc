@@ -149,7 +149,8 @@ void Tape<T>::saved(Index layer, bool reverse, const std::string& name,
     throw std::invalid_argument("name: got \"" + name + "\", wanted a gate or a state of the cell");
   }
   // The kernels' update gate is the one that carries.
-  const bool complement = name == "z" && config.update_gate == UpdateGate::write;
+  const bool complement =
+      gate < cell.gate_count && cell.gates[gate].update && config.update_gate == UpdateGate::write;
 
   const Index units = is_h ? config.state_size() : config.hidden_size;
   check_shape("destination", destination.shape, destination.stride, steps(), batch(), units);

@@ -28,7 +28,8 @@ template <class T>
 void skip_rows(PhaseCall<T>& call, Index first) {
   for (Rows<const T>* rows : {&call.x.rows, &call.h.rows, &call.h_prev, &call.c_prev})
     *rows = rows->from(first);
-  for (Rows<T>* rows : {&call.h_next, &call.c_next, &call.y, &call.saved, &call.reset_h, &call.z}) {
+  for (Rows<T>* rows :
+       {&call.h_next, &call.c_next, &call.y, &call.saved, &call.gated_h, &call.phase_state}) {
     *rows = rows->from(first);
   }
   for (T** tiles : {&call.accumulators, &call.partial_sums}) {
@@ -38,11 +39,11 @@ void skip_rows(PhaseCall<T>& call, Index first) {
 template <class T>
 void skip_rows(BackwardCall<T>& call, Index first) {
   for (Rows<const T>* rows :
-       {&call.saved, &call.h_prev, &call.c_prev, &call.c_next, &call.dreset_h}) {
+       {&call.saved, &call.h_prev, &call.c_prev, &call.c_next, &call.dgated_h}) {
     *rows = rows->from(first);
   }
   for (Rows<T>* rows :
-       {&call.dh, &call.dc, &call.dgates, &call.cell_output, &call.dpeephole, &call.reset_h}) {
+       {&call.dh, &call.dc, &call.dgates, &call.cell_output, &call.dpeephole, &call.gated_h}) {
     *rows = rows->from(first);
   }
 }

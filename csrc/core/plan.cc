@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "core/cells.h"
+
 namespace tidegate {
 
 namespace {
@@ -119,7 +121,7 @@ void CostModel::for_each_division(int threads, const Machine& machine,
   const Config& config = call_.config;
   const Index batch = std::max<Index>(1, call_.batch);
   const Index slices = (config.state_size() + kUnitsOfSlice - 1) / kUnitsOfSlice;
-  const double barriers_of_step = (config.proj_size > 0 || !config.reset_after ? 2 : 1) *
+  const double barriers_of_step = (cell_spec(config).phase_count + (config.proj_size > 0)) *
                                   (call_.work == Work::forward ? kOverlapped : 1);
   const auto consider = [&](int groups, int group_threads, bool by_units, Index largest_part) {
     Plan plan;
@@ -207,7 +209,7 @@ std::string CostModel::explain(int threads, const Machine& machine, const Correc
   std::snprintf(
       text, sizeof text,
       "%s of %s(%lld, %lld%s%s) x %lld, %s, T %lld, N %lld:", works[static_cast<int>(call_.work)],
-      config.cell == CellKind::lstm ? "LSTM" : "GRU", static_cast<long long>(config.input_size),
+      cell_name(config.cell), static_cast<long long>(config.input_size),
       static_cast<long long>(config.hidden_size), config.bidirectional ? ", bidirectional" : "",
       config.proj_size > 0 ? ", projected" : "", static_cast<long long>(config.num_layers),
       call_.element_size == sizeof(double) ? "float64" : "float32",

@@ -10,11 +10,6 @@
 
 namespace tidegate {
 
-CellSpec cell_spec(const Config& config) {
-  if (config.cell == CellKind::lstm) return lstm_spec(config.peephole);
-  return config.reset_after ? gru_after_spec() : gru_before_spec();
-}
-
 std::vector<ParameterOffsets> parameter_offsets(const Config& config) {
   const std::vector<Parameter> all = parameters(config);
   std::vector<ParameterOffsets> offsets;
@@ -77,7 +72,7 @@ void Weights<T>::take_forward(Arena& arena, const T* parameters,
   const Index state = config_.state_size();
   const std::vector<ParameterOffsets> offsets = parameter_offsets(config_);
   const auto sign = [this](const GateSpec& gate) {
-    return gate.name == 'z' && config_.update_gate == UpdateGate::write ? T(-1) : T(1);
+    return gate.update && config_.update_gate == UpdateGate::write ? T(-1) : T(1);
   };
   std::size_t next_bias = 0;
   for (std::size_t i = 0; i < forward_.size(); ++i) {

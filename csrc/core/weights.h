@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/cells.h"
 #include "core/fork_safe_mutex.h"
 #include "core/machine.h"
 #include "core/memory.h"
@@ -12,9 +13,6 @@
 #include "tidegate/config.h"
 
 namespace tidegate {
-
-// The gates, phases and windows of a network's cell.
-CellSpec cell_spec(const Config& config);
 
 inline Index slice_count(Index units, Index width) { return (units + width - 1) / width; }
 

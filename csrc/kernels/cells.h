@@ -210,8 +210,8 @@ struct GruGates {
 
     save_gate(call, at, kR, r);
     save_gate(call, at, kZ, z);
-    store(call.z[at.row] + at.unit, z);
-    store(call.reset_h[at.row] + at.unit, r * h_prev);
+    store(call.phase_state[at.row] + at.unit, z);
+    store(call.gated_h[at.row] + at.unit, r * h_prev);
   }
 
   template <class T>
@@ -219,11 +219,11 @@ struct GruGates {
     const Activations act(call.activations);
     const Vec<T> r = load_gate(call, at, kR);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
-    const Vec<T> dreset_h = load<T>(call.dreset_h[at.row] + at.unit);
+    const Vec<T> dgated_h = load<T>(call.dgated_h[at.row] + at.unit);
     const Vec<T> dh_prev = load<T>(call.dh[at.row] + at.unit);
 
-    store_dgate(call, at, kR, dreset_h * h_prev * act.gate_slope(r));
-    store(call.dh[at.row] + at.unit, fma(dreset_h, r, dh_prev));
+    store_dgate(call, at, kR, dgated_h * h_prev * act.gate_slope(r));
+    store(call.dh[at.row] + at.unit, fma(dgated_h, r, dh_prev));
   }
 };
 
@@ -238,7 +238,7 @@ struct GruCandidate {
   template <class T>
   static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Vec<T> n = Activations(call.activations).candidate(a[kN]);
-    const Vec<T> z = load<T>(call.z[at.row] + at.unit);
+    const Vec<T> z = load<T>(call.phase_state[at.row] + at.unit);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
 
     save_gate(call, at, kN, n);
@@ -257,7 +257,7 @@ struct GruCandidate {
 
     store_dgate(call, at, kN, d.da_n);
     store_dgate(call, at, kZ, d.da_z);
-    store(call.reset_h[at.row] + at.unit, r * h_prev);
+    store(call.gated_h[at.row] + at.unit, r * h_prev);
     store(call.dh[at.row] + at.unit, d.dh_prev);
   }
 };

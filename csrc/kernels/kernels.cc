@@ -51,15 +51,47 @@ using LstmPlain = Lstm<Activations, false>;
 template <class Activations>
 using LstmPeephole = Lstm<Activations, true>;
 
+// The kernels of phases, each in its kind's place.
+template <class T>
+struct PhaseKernels {
+  void (*phase[kPhaseKinds])(const PhaseCall<T>&) = {};
+  void (*backward[kPhaseKinds])(const BackwardCall<T>&) = {};
+
+  template <template <class> class Cell>
+  constexpr void add() {
+    constexpr PhaseKind kind = Cell<StandardActivations>::spec.kind;
+    phase[kind] = tidegate::phase<Cell, T>;
+    if constexpr (kind != kLinear) backward[kind] = tidegate::backward<Cell, T>;
+  }
+  constexpr bool complete() const {
+    for (int kind = 0; kind < kPhaseKinds; ++kind) {
+      if (!phase[kind] || (!backward[kind] && kind != kLinear)) return false;
+    }
+    return true;
+  }
+};
+
+template <class T>
+constexpr PhaseKernels<T> phase_kernels() {
+  PhaseKernels<T> all;
+  all.template add<LstmPlain>();
+  all.template add<LstmPeephole>();
+  all.template add<GruAfter>();
+  all.template add<GruGates>();
+  all.template add<GruCandidate>();
+  all.template add<Linear>();
+  return all;
+}
+
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {
+  constexpr PhaseKernels<T> phases = phase_kernels<T>();
+  static_assert(phases.complete(), "a kind of phase has no kernel");
+  Kernels<T> all = {
       .width = Vec<T>::width,
       .outer_scratch = OuterShape<T>::kScratch,
-      .phase = {phase<LstmPlain, T>, phase<LstmPeephole, T>, phase<GruAfter, T>, phase<GruGates, T>,
-                phase<GruCandidate, T>, phase<Linear, T>},
-      .backward = {backward<LstmPlain, T>, backward<LstmPeephole, T>, backward<GruAfter, T>,
-                   backward<GruGates, T>, backward<GruCandidate, T>, nullptr},
+      .phase = {},
+      .backward = {},
       .outer = outer<T>,
       .pack = pack<T>,
       .sum_rows = sum_rows<T>,
@@ -75,6 +107,11 @@ constexpr Kernels<T> kernels() {
       .fma_rounds = fma_rounds<T>,
       .read_all = read_all<T>,
   };
+  for (int kind = 0; kind < kPhaseKinds; ++kind) {
+    all.phase[kind] = phases.phase[kind];
+    all.backward[kind] = phases.backward[kind];
+  }
+  return all;
 }
 
 }  // namespace

@@ -1,8 +1,10 @@
-// What differs between cells, as data: gates, which of them see x or h, and the phases of a step.
-// Plain types: no formulas (cells.h), no SIMD. The gate order in memory is written here and nowhere
-// else.
+// The table of cells: all that is to be said of a cell but its formulas (cells.h). Its name, the
+// options that it knows, its gates in order, which of them see x or h, its states, and the phases
+// of a step. Plain types: no SIMD. What asks "which cell is it?" asks this table.
 #ifndef TIDEGATE_KERNELS_SPEC_H_
 #define TIDEGATE_KERNELS_SPEC_H_
+
+#include "tidegate/cell.h"
 
 namespace tidegate {
 
@@ -20,12 +22,13 @@ struct GateSpec {
   char name;
   int x_block;
   int h_block;
+  bool update = false;  // the gate that UpdateGate is about
 };
 
 // What the recurrent weights of a phase multiply.
 enum class Operand {
   h_prev,
-  reset_h,  // r * h_prev
+  gated_h,  // h_prev multiplied by a gate of an earlier phase, which writes it
 };
 
 // The kernels of a step. `linear` is a plain product: projections, and gradients by an operand.
@@ -60,8 +63,19 @@ struct CellSpec {
   int phase_count;
   PhaseSpec phases[kMaxPhases];
   bool has_cell_state;
-  bool direct_path;  // h_prev reaches h not only through the weights, but also by z * h_prev
+  bool direct_path;  // h_prev reaches h not only through the weights, but also by a gate * h_prev
 };
+
+// Blocks of rows in weight_ih and weight_hh, one for each gate that has weights in them.
+constexpr int block_count(const CellSpec& cell) {
+  int count = 0;
+  for (int g = 0; g < cell.gate_count; ++g) {
+    const GateSpec& gate = cell.gates[g];
+    const int last = gate.x_block > gate.h_block ? gate.x_block : gate.h_block;
+    if (last >= count) count = last + 1;
+  }
+  return count;
+}
 
 constexpr PhaseSpec phase_spec(PhaseKind kind) {
   switch (kind) {
@@ -73,15 +87,21 @@ constexpr PhaseSpec phase_spec(PhaseKind kind) {
     case kGruGates:
       return {kind, {1, 2}, {0, 2}, {0, 2}, Operand::h_prev};
     case kGruCandidate:
-      return {kind, {0, 1}, {0, 1}, {0, 1}, Operand::reset_h};
+      return {kind, {0, 1}, {0, 1}, {0, 1}, Operand::gated_h};
     default:
       return {kLinear, {0, 1}, {0, 1}, {0, 0}, Operand::h_prev};
   }
 }
 
-constexpr CellSpec lstm_spec(bool peephole) {
-  return {4,    {{'i', 0, 0}, {'f', 1, 1}, {'g', 2, 2}, {'o', 3, 3}}, {0, 4},
-          1,    {phase_spec(peephole ? kLstmPeephole : kLstm)},       true,
+// The options of a network that change the structure of its cell.
+struct CellVariant {
+  bool peephole = false;
+  bool reset_after = true;
+};
+
+constexpr CellSpec lstm_spec(CellVariant variant) {
+  return {4,    {{'i', 0, 0}, {'f', 1, 1}, {'g', 2, 2}, {'o', 3, 3}},   {0, 4},
+          1,    {phase_spec(variant.peephole ? kLstmPeephole : kLstm)}, true,
           false};
 }
 
@@ -89,7 +109,7 @@ constexpr CellSpec lstm_spec(bool peephole) {
 // windows.
 constexpr CellSpec gru_after_spec() {
   return {4,
-          {{'n', 2, -1}, {'r', 0, 0}, {'z', 1, 1}, {'q', -1, 2}},
+          {{'n', 2, -1}, {'r', 0, 0}, {'z', 1, 1, true}, {'q', -1, 2}},
           {0, 3},
           1,
           {phase_spec(kGruAfter)},
@@ -98,14 +118,49 @@ constexpr CellSpec gru_after_spec() {
 }
 
 constexpr CellSpec gru_before_spec() {
-  return {3,
-          {{'n', 2, 2}, {'r', 0, 0}, {'z', 1, 1}},
-          {0, 3},
-          2,
-          {phase_spec(kGruGates), phase_spec(kGruCandidate)},
-          false,
+  return {3,   {{'n', 2, 2}, {'r', 0, 0}, {'z', 1, 1, true}},      {0, 3},
+          2,   {phase_spec(kGruGates), phase_spec(kGruCandidate)}, false,
           true};
 }
+
+constexpr CellSpec gru_spec(CellVariant variant) {
+  return variant.reset_after ? gru_after_spec() : gru_before_spec();
+}
+
+// The options of a network that only some cells know, as bits.
+enum CellOption : unsigned {
+  kProjSize = 1,
+  kPeephole = 2,
+  kResetAfter = 4,
+  kUpdateGate = 8,
+  kOutputActivation = 16,
+  kInputForget = 32,
+};
+
+struct CellInfo {
+  CellKind kind;
+  const char* name;     // of its class; its kind in files
+  const char* article;  // before the name, in messages
+  unsigned options;     // CellOption
+  CellSpec (*spec)(CellVariant variant);
+};
+
+constexpr CellInfo kCells[] = {
+    {CellKind::lstm, "LSTM", "an", kProjSize | kPeephole | kOutputActivation | kInputForget,
+     lstm_spec},
+    {CellKind::gru, "GRU", "a", kResetAfter | kUpdateGate, gru_spec},
+};
+
+constexpr const CellInfo& cell_info(CellKind kind) { return kCells[static_cast<int>(kind)]; }
+
+constexpr bool cells_are_in_order() {
+  int kind = 0;
+  for (const CellInfo& cell : kCells) {
+    if (static_cast<int>(cell.kind) != kind++) return false;
+  }
+  return true;
+}
+static_assert(cells_are_in_order());
 
 }  // namespace tidegate
 

@@ -101,11 +101,19 @@ struct PhaseCall {
   Rows<T> saved;   // * [gate of the cell][unit]: activated gates for backward; may be absent
   Index saved_gate_stride = 0;
   const T* peephole = nullptr;  // [slice][i f o][width]
-  Rows<T> reset_h;              // * r * h_prev: written by kGruGates, the operand of kGruCandidate
-  Rows<T> z;                    // * from kGruGates to kGruCandidate
+  // What the first phase of two hands to the second one.
+  Rows<T> gated_h;      // * the operand of the second one's product, instead of h_prev
+  Rows<T> phase_state;  // * a gate that the second one needs, too
 };
 
-// The derivative of a phase's `finish`, for some rows and slices.
+// The derivative of a phase's `finish`, for some rows and slices. The phases of a step run in
+// reverse order, and a gradient goes from a later phase to an earlier one in three ways:
+// - by h_prev along a direct path (gate * h_prev): in `dh`, to which each phase adds;
+// - through the product with gated_h: the core makes `dgated_h` of the later phase's dgates before
+//   the earlier phase runs;
+// - by a gate of the earlier phase that the later one reads: the later phase leaves what it has of
+//   it in that gate's `dgates` (by its value, not yet by its pre-activation), and the earlier one
+//   completes it.
 template <class T>
 struct BackwardCall {
   Index rows = 0;
@@ -127,8 +135,8 @@ struct BackwardCall {
 
   Rows<T> cell_output;     // * o * tanh(c), for the projection's gradient; may be absent
   Rows<T> dpeephole;       // [i f o][unit] dense: this row's part of the peephole gradient
-  Rows<T> reset_h;         // * r * h_prev, for the gradient of U_n
-  Rows<const T> dreset_h;  // * by r * h_prev
+  Rows<T> gated_h;         // * as PhaseCall, written for the weights' gradient
+  Rows<const T> dgated_h;  // * by gated_h
 };
 
 // result[m][n] (+)= sum over r of left[r][m] * right[r][n]: a weight gradient. The rows are summed

@@ -427,7 +427,7 @@ def _name(
         if value != getattr(default, option):
             shown.append(f"{option}={value!r}")
     shown += [f"{option}={value}" for option, value in (more or {}).items()]
-    return f"{name or config.cell.upper()}({', '.join(shown)})"
+    return f"{name or config.cell}({', '.join(shown)})"
 
 
 def _check_clip(clip: float | None) -> float | None:
@@ -515,7 +515,7 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
         seed: int | np.random.Generator | None = None,
     ) -> None:
         config = _core.Config(
-            cell="lstm",
+            cell="LSTM",
             input_size=check_integer("input_size", input_size),
             hidden_size=check_integer("hidden_size", hidden_size),
             num_layers=check_integer("num_layers", num_layers),
@@ -629,7 +629,7 @@ class GRU(RecurrentLayer[Array, Array]):
         if not isinstance(update_gate, str):
             raise TypeError(f"update_gate: got {update_gate!r}, wanted 'carry' or 'write'")
         config = _core.Config(
-            cell="gru",
+            cell="GRU",
             input_size=check_integer("input_size", input_size),
             hidden_size=check_integer("hidden_size", hidden_size),
             num_layers=check_integer("num_layers", num_layers),

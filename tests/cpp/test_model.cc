@@ -166,15 +166,15 @@ struct NaiveLayer {
   Saved gru_step(const std::vector<Number>& x, State& state) const {
     const Index hidden = config.hidden_size;
     Saved saved;
-    std::vector<Number> reset_h;
+    std::vector<Number> gated_h;
     for (Index j = 0; j < hidden; ++j) {
       saved.r.push_back(sigmoid(of_x(0, j, x) + of_h(0, j, state.h)));
       saved.z.push_back(sigmoid(of_x(1, j, x) + of_h(1, j, state.h)));
-      reset_h.push_back(saved.r.back() * state.h[size_of(j)]);
+      gated_h.push_back(saved.r.back() * state.h[size_of(j)]);
     }
     for (Index j = 0; j < hidden; ++j) {
       const Number recurrent =
-          config.reset_after ? saved.r[size_of(j)] * of_h(2, j, state.h) : of_h(2, j, reset_h);
+          config.reset_after ? saved.r[size_of(j)] * of_h(2, j, state.h) : of_h(2, j, gated_h);
       saved.n.push_back(tanh(of_x(2, j, x) + recurrent));
     }
     for (Index j = 0; j < hidden; ++j) {

@@ -249,7 +249,6 @@ TEST(streams) {
 TEST(files) {
   const Folder folder;
   LayerInfo info;
-  info.kind = LayerKind::gru;
   info.dtype = "F32";
   info.config = network(CellKind::gru);
   const std::vector<float> flat(static_cast<std::size_t>(parameter_count(info)), 0.25f);

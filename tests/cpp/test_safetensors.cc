@@ -58,7 +58,6 @@ template <class T>
 LayerInfo recurrent(const std::string& name, const Config& config) {
   LayerInfo layer;
   layer.name = name;
-  layer.kind = config.cell == CellKind::lstm ? LayerKind::lstm : LayerKind::gru;
   layer.dtype = sizeof(T) == 4 ? "F32" : "F64";
   layer.config = config;
   return layer;
@@ -165,7 +164,8 @@ TEST(several_layers) {
   const std::vector<LayerInfo> layers = read_layers(file);
   CHECK(layers.size() == 3);
   CHECK(layers[0].name == "a.b" && layers[0].batch_first && layers[0].dropout == 0.25);
-  CHECK(layers[1].name == "a" && layers[1].kind == LayerKind::gru && layers[1].dtype == "F64");
+  CHECK(layers[1].name == "a" && layers[1].config.cell == CellKind::gru &&
+        layers[1].dtype == "F64");
   CHECK(layers[2].kind == LayerKind::linear && layers[2].in_features == 5);
   CHECK(layers[2].out_features == 2 && !layers[2].bias);
   std::vector<float> weight(10);
@@ -182,7 +182,7 @@ TEST(several_layers) {
     return invalid_argument_of(f).substr(path.text().size());
   };
   CHECK(refused([&] { load_model<float>(file); }) ==
-        ": layer: wanted the name of one of the LSTMs and GRUs of this file: \"a.b\", \"a\"");
+        ": layer: wanted the name of one of the recurrent layers of this file: \"a.b\", \"a\"");
   CHECK(begins_with(refused([&] { load_model<float>(file, "head"); }), ": layer: got \"head\""));
   CHECK(refused([&] { load_model<float>(file, "a"); }) == ": layer \"a\": got F64, wanted F32");
   CHECK(refused([&] { load_model<double>(file, "a.b"); }) ==
@@ -320,7 +320,7 @@ TEST(what_cannot_be_written) {
   CHECK(refused_layer([](LayerInfo& l) { l.config.hidden_size = 0; }) ==
         "layer \"rnn\": hidden_size: got 0, wanted an integer >= 1");
   CHECK(begins_with(refused_layer([](LayerInfo& l) { l.config.proj_size = 2; }),
-                    "layer \"rnn\": proj_size: a GRU has no projection"));
+                    "layer \"rnn\": proj_size: a GRU has no such option"));
   CHECK(
       begins_with(refused_layer([](LayerInfo& l) { l.dropout = 1.5; }), "layer \"rnn\": dropout"));
   CHECK(refused_layer([](LayerInfo& l) { l.config.input_size = Index{1} << 62; }) ==

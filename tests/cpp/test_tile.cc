@@ -534,7 +534,7 @@ struct Unit {
   double peephole[3] = {};  // i f o
 
   double gates[4] = {};
-  double h = 0, c = 0, reset_h = 0;
+  double h = 0, c = 0, gated_h = 0;
 
   void lstm() {
     gates[0] = sigmoid_of(a[0] + peephole[0] * c_prev);
@@ -550,7 +550,7 @@ struct Unit {
     gates[2] = sigmoid_of(a[2]);
     gates[3] = a[3];
     gates[0] = std::tanh(reset_after ? a[0] + gates[1] * a[3] : a[0]);
-    reset_h = gates[1] * h_prev;
+    gated_h = gates[1] * h_prev;
     h = gates[2] * h_prev + (1 - gates[2]) * gates[0];
   }
 };
@@ -582,11 +582,11 @@ struct CellCall {
   Random random{30};
   Unit unit[width];
   T a[4][width];
-  double dh_before[width], dc_before[width], dreset_h_before[width];
+  double dh_before[width], dc_before[width], dgated_h_before[width];
   std::vector<T> peephole = std::vector<T>(2 * 3 * width);
   Matrix<T> h_prev = make(padded), c_prev = make(padded), h = make(padded), c = make(padded);
-  Matrix<T> y = make(units), saved = make(4 * padded), reset_h = make(padded), z = make(padded);
-  Matrix<T> dh = make(padded), dc = make(padded), dreset_h = make(padded);
+  Matrix<T> y = make(units), saved = make(4 * padded), gated_h = make(padded), z = make(padded);
+  Matrix<T> dh = make(padded), dc = make(padded), dgated_h = make(padded);
   Matrix<T> dgates = make(4 * units), dpeephole = make(3 * units), cell_output = make(padded);
   PhaseCall<T> forward;
   BackwardCall<T> backward;
@@ -606,7 +606,7 @@ struct CellCall {
       unit[j].c_prev = put_number(c_prev, j);
       dh_before[j] = put_number(dh, j);
       dc_before[j] = put_number(dc, j);
-      dreset_h_before[j] = put_number(dreset_h, j);
+      dgated_h_before[j] = put_number(dgated_h, j);
     }
     forward.units = backward.units = units;
     forward.saved_gate_stride = backward.saved_gate_stride = padded;
@@ -614,14 +614,14 @@ struct CellCall {
     forward.saved = saved.strided(), backward.saved = saved.strided();
     forward.h_prev = h_prev.strided(), backward.h_prev = h_prev.strided();
     forward.c_prev = c_prev.strided(), backward.c_prev = c_prev.strided();
-    forward.reset_h = reset_h.strided(), backward.reset_h = reset_h.strided();
+    forward.gated_h = gated_h.strided(), backward.gated_h = gated_h.strided();
     forward.c_next = c.strided(), backward.c_next = c.strided();
     forward.h_next = h.strided();
     forward.y = y.strided();
-    forward.z = z.strided();
+    forward.phase_state = z.strided();
     backward.dh = dh.strided();
     backward.dc = dc.strided();
-    backward.dreset_h = dreset_h.strided();
+    backward.dgated_h = dgated_h.strided();
     backward.dgates = dgates.strided();
     backward.dpeephole = dpeephole.strided();
     backward.cell_output = cell_output.strided();
@@ -660,7 +660,7 @@ struct CellCall {
 
   // Nothing but the vector was written, and of rows without padding no more than its units.
   void check_canaries() {
-    for (Matrix<T>* matrix : {&h, &c, &y, &saved, &reset_h, &z, &dh, &dc, &dreset_h, &dgates,
+    for (Matrix<T>* matrix : {&h, &c, &y, &saved, &gated_h, &z, &dh, &dc, &dgated_h, &dgates,
                               &dpeephole, &cell_output}) {
       CHECK(matrix->gaps_are(canary<T>));
       for (Index i = 0; i < matrix->columns; ++i) CHECK((*matrix)(0, i) == canary<T>);
@@ -726,12 +726,12 @@ void check_gru(bool reset_after) {
       unit.gru(reset_after);
       // Of r*h the gradient comes from elsewhere: from the product with U_n.
       return call.dh_before[j] * unit.h +
-             (reset_after ? 0 : call.dreset_h_before[j] * unit.reset_h);
+             (reset_after ? 0 : call.dgated_h_before[j] * unit.gated_h);
     };
     objective();
     CHECK_NEAR(call.at(call.h, j), unit.h, call.tolerance);
     CHECK(call.at(call.y, j) == call.at(call.h, j));
-    if (!reset_after) CHECK_NEAR(call.at(call.reset_h, j), unit.reset_h, call.tolerance);
+    if (!reset_after) CHECK_NEAR(call.at(call.gated_h, j), unit.gated_h, call.tolerance);
     for (int gate = 0; gate < (reset_after ? 4 : 3); ++gate) {
       CHECK_NEAR(call.saved_gate(j, gate), unit.gates[gate], call.tolerance);
     }

@@ -8,19 +8,12 @@
 #include <vector>
 
 #include "tidegate/activation.h"
+#include "tidegate/cell.h"
 #include "tidegate/export.h"
 
 namespace tidegate {
 
 using Index = std::int64_t;
-
-enum class CellKind { lstm, gru };
-
-// Which state the GRU's update gate z multiplies.
-enum class UpdateGate {
-  carry,  // h' = z*h + (1-z)*n  (PyTorch, cuDNN, Keras, ONNX)
-  write,  // h' = (1-z)*h + z*n  (Chung et al. 2014)
-};
 
 // A stack of recurrent layers. Names, shapes and defaults are those of torch.nn.LSTM and
 // torch.nn.GRU.
@@ -43,12 +36,13 @@ struct Config {
   CellActivations activations;
 
   Index num_directions() const { return bidirectional ? 2 : 1; }
-  Index gate_count() const { return cell == CellKind::lstm ? 4 : 3; }
+  // Gates of a unit, as blocks of rows of weight_ih and weight_hh.
+  TIDEGATE_EXPORT Index gate_count() const;
   // Size of h: proj_size with a projection, else hidden_size.
   Index state_size() const { return proj_size > 0 ? proj_size : hidden_size; }
   Index output_size() const { return num_directions() * state_size(); }
   Index layer_input_size(Index layer) const { return layer == 0 ? input_size : output_size(); }
-  bool has_cell_state() const { return cell == CellKind::lstm; }
+  TIDEGATE_EXPORT bool has_cell_state() const;
   // Null for the standard ones, which have kernels of their own.
   const CellActivations* chosen_activations() const {
     return activations.standard() ? nullptr : &activations;
@@ -59,6 +53,17 @@ struct Config {
   // The same, for what cannot be trained: where a slope does not follow from the activated value.
   TIDEGATE_EXPORT void validate_training() const;
 };
+
+// The name of a cell's class, "LSTM" or "GRU", and with its article, as messages have it: "an
+// LSTM".
+TIDEGATE_EXPORT const char* cell_name(CellKind cell);
+TIDEGATE_EXPORT std::string cell_with_article(CellKind cell);
+// Whether the cell has CellActivations::output.
+TIDEGATE_EXPORT bool has_output_activation(CellKind cell);
+// The cell of this name; std::invalid_argument where there is none.
+TIDEGATE_EXPORT CellKind cell_of_name(const std::string& name);
+// The names of the gates, in the order of their blocks of rows.
+TIDEGATE_EXPORT std::vector<std::string> gate_names(const Config& config);
 
 // One parameter: its PyTorch name and its place in the flat vector (row-major).
 struct Parameter {

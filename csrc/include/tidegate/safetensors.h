@@ -85,23 +85,17 @@ TIDEGATE_EXPORT void write_safetensors(const std::string& path,
 
 // ---- Files of layers ----
 
-enum class LayerKind { lstm, gru, linear, dropout };
-
-TIDEGATE_EXPORT const char* kind_name(LayerKind kind);  // "LSTM", "GRU", "Linear" or "Dropout"
-
-inline bool is_recurrent(LayerKind kind) {
-  return kind == LayerKind::lstm || kind == LayerKind::gru;
-}
+enum class LayerKind { recurrent, linear, dropout };
 
 // What a file says of one layer.
 struct LayerInfo {
   std::string name;  // empty: the only layer of the file
-  LayerKind kind = LayerKind::lstm;
+  LayerKind kind = LayerKind::recurrent;
   std::string dtype;  // of all its tensors: "F32" or "F64"; empty for a Dropout, which has none
 
-  Config config;             // LSTM, GRU
-  bool batch_first = false;  // LSTM, GRU: how Python lays out sequences; the core's are time-major
-  double dropout = 0;        // LSTM, GRU: between layers, in training
+  Config config;             // recurrent
+  bool batch_first = false;  // recurrent: how Python lays out sequences; the core's are time-major
+  double dropout = 0;        // recurrent: between layers, in training
 
   Index in_features = 0;   // Linear: weight (out_features, in_features), bias (out_features,)
   Index out_features = 0;  // Linear
@@ -117,6 +111,9 @@ struct Text {
 
 // What a file of layers holds under one name: a layer, an array or a text.
 using Entry = std::variant<LayerInfo, Tensor, Text>;
+
+// The layer's class: "Linear", "Dropout", or that of its cell.
+TIDEGATE_EXPORT const char* kind_name(const LayerInfo& layer);
 
 // The parameters of a layer, in the order of its flat vector.
 TIDEGATE_EXPORT std::vector<Parameter> parameters(const LayerInfo& layer);
@@ -135,7 +132,8 @@ TIDEGATE_EXPORT std::vector<LayerInfo> read_layers(const Safetensors& file);
 // parameters() has, of the layer's dtype.
 TIDEGATE_EXPORT void read_parameters(const Safetensors& file, const LayerInfo& layer, void* flat);
 
-// The LSTM or GRU of this name; without one, the only LSTM or GRU of the file. T must be its dtype.
+// The recurrent layer of this name; without one, the only recurrent one of the file. T must be its
+// dtype.
 template <class T>
 TIDEGATE_EXPORT std::shared_ptr<Model<T>> load_model(const Safetensors& file,
                                                      const std::string& layer = "");

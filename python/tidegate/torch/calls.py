@@ -98,8 +98,8 @@ class Call(NamedTuple):
             batch = x.shape[batch_axis] if self.batch_sizes is None else int(self.batch_sizes[0])
             rows = key.num_layers * key.num_directions
             states = [x.new_zeros(rows, batch, size) for size in key.state_sizes]
-        function = torch._VF.lstm if key.cell == "lstm" else torch._VF.gru
-        hx = list(states) if key.cell == "lstm" else states[0]
+        function = torch._VF.lstm if key.cell == "LSTM" else torch._VF.gru
+        hx = list(states) if key.cell == "LSTM" else states[0]
         options = (key.bias, key.num_layers, self.dropout, self.dropout > 0, key.bidirectional)
         if self.batch_sizes is None:
             y, *states_n = function(x, hx, list(weights), *options, key.batch_first)
@@ -118,7 +118,7 @@ class Call(NamedTuple):
     def _state(self, name: str, states: Sequence[torch.Tensor | None]) -> Any:
         """A state, or its gradient, as the core takes it."""
         arrays = tuple(None if state is None else array_of(name, state) for state in states)
-        if self.key.cell == "lstm":
+        if self.key.cell == "LSTM":
             return arrays or None
         return arrays[0] if arrays else None
 

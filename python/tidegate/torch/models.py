@@ -18,7 +18,7 @@ _Refs: TypeAlias = list[weakref.ref[torch.Tensor]]
 class ModelKey(NamedTuple):
     """What decides which model a call needs."""
 
-    cell: str  # "lstm" or "gru"
+    cell: str  # "LSTM" or "GRU"
     input_size: int
     hidden_size: int
     num_layers: int
@@ -45,7 +45,7 @@ class ModelKey(NamedTuple):
     def state_sizes(self) -> tuple[int, ...]:
         """Features of h_n, and of c_n of an LSTM."""
         sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-        return sizes if self.cell == "lstm" else sizes[:1]
+        return sizes if self.cell == "LSTM" else sizes[:1]
 
     @property
     def num_directions(self) -> int:

@@ -68,7 +68,7 @@ class Recurrent(torch.nn.Module):
     """What LSTM and GRU have in place of torch.nn's forward."""
 
     num_threads: int | None = None  # of a call; None: the lesser of PyTorch's and Tidegate's
-    _cell: str  # the core's name
+    _cell: str  # the name of the class
     _is_frozen = False
     _uncompiled: Callable[..., Any] | None = None  # _forward, where there is a compiler
     _falls_back = False  # to PyTorch's own forward, where this module's refuses
@@ -371,7 +371,7 @@ class GRU(Recurrent, torch.nn.GRU, metaclass=_StandsFor):
 
 PAIRS = {"LSTM": (torch.nn.LSTM, LSTM), "GRU": (torch.nn.GRU, GRU)}
 for _theirs, _ours in PAIRS.values():
-    _ours._stands_for, _ours._cell = _theirs, _theirs.__name__.lower()
+    _ours._stands_for, _ours._cell = _theirs, _theirs.__name__
     _ours.__module__ = "tidegate.torch"  # the public name, in pickles
 
 

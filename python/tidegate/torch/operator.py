@@ -83,7 +83,7 @@ def recurrence(
         batch_sizes: of a PackedSequence, or None.
         states: h_0, and c_0 of an LSTM, in the order of the rows; or none, for zeros.
         weights: the parameters in torch.nn's order.
-        cell: "lstm" or "gru".
+        cell: "LSTM" or "GRU".
         input_size, hidden_size, num_layers, bias, bidirectional, proj_size, batch_first: the
             module's options.
         dropout: the probability, 0 unless it is to be drawn.
@@ -117,7 +117,7 @@ def recurrence(
             tape = torch.empty(0, dtype=torch.uint8)
     finally:
         models.give_back(key, model)
-    c_n = states_n[1] if cell == "lstm" else x.new_empty(0)
+    c_n = states_n[1] if cell == "LSTM" else x.new_empty(0)
     return y, states_n[0], c_n, tape
 
 
@@ -150,7 +150,7 @@ def _(
     return (
         x.new_empty((*x.shape[:-1], directions * output_size)),
         x.new_empty((rows, *batch, output_size)),
-        x.new_empty((rows, *batch, hidden_size)) if cell == "lstm" else x.new_empty(0),
+        x.new_empty((rows, *batch, hidden_size)) if cell == "LSTM" else x.new_empty(0),
         x.new_empty(int(record), dtype=torch.uint8),
     )
 
@@ -185,7 +185,7 @@ def recurrence_backward(
             "one that tidegate::recurrence returned; a copy of it does not do"
         )
     call = recorded.call
-    dstates = (dh_n, dc_n) if call.key.cell == "lstm" else (dh_n,)
+    dstates = (dh_n, dc_n) if call.key.cell == "LSTM" else (dh_n,)
     dx, dstates_0, dweights = call.backward(recorded.tape, dy, dstates, True, True)
     return [grad for grad in (dx, *dstates_0[: len(states)], *dweights) if grad is not None]
 

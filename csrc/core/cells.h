@@ -1,0 +1,17 @@
+// What the table of cells (kernels/spec.h) says of a network's cell.
+#ifndef TIDEGATE_CORE_CELLS_H_
+#define TIDEGATE_CORE_CELLS_H_
+
+#include "kernels/spec.h"
+#include "tidegate/config.h"
+
+namespace tidegate {
+
+// The gates, phases and windows.
+inline CellSpec cell_spec(const Config& config) {
+  return cell_info(config.cell).spec({config.peephole, config.reset_after});
+}
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_CORE_CELLS_H_
