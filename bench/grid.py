@@ -12,6 +12,7 @@ import numpy as np
 from tidegate.bench import Work, work_of_call
 
 KINDS = ("lstm", "gru", "gru-before")
+GATES = {"lstm": 4, "gru": 3, "gru-before": 3, "mgu": 2}
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Cell:
     Attributes:
         regime: the row of the grid that it belongs to: "step" carries its state from call to call,
             the others begin anew.
-        kind: "lstm", "gru" (reset gate after the product), "gru-before" (before it).
+        kind: "lstm", "gru" (reset gate after the product), "gru-before" (before it), "mgu".
         input_size, hidden_size, num_layers, bidirectional: of the network.
         batch, steps: N and T.
         ragged: whether rows have lengths, uniform in 1..T.
@@ -46,7 +47,7 @@ class Cell:
     @property
     def gates(self) -> int:
         """Gates of a unit."""
-        return 4 if self.kind == "lstm" else 3
+        return GATES[self.kind]
 
     @property
     def directions(self) -> int:
@@ -148,6 +149,13 @@ _FIELD = [
     Cell("field", "lstm", 1024, 1024, 16, 25),
 ]
 
+# Cells that no peer has.
+_ALONE = [
+    Cell("alone", "mgu", 64, 64, 1, 1),
+    Cell("alone", "mgu", 256, 256, 1, 100),
+    Cell("alone", "mgu", 256, 256, 32, 50),
+]
+
 # Training in float64.
 _DOUBLE = [
     Cell("sequence", "lstm", 256, 256, 1, 100, training=True, dtype="float64"),
@@ -163,7 +171,7 @@ def _of_one_thread() -> Iterator[Cell]:
             yield cell
             if regime != "step":
                 yield replace(cell, training=True)
-    for cell in _FIELD:
+    for cell in (*_FIELD, *_ALONE):
         yield cell
         if cell.steps > 1:
             yield replace(cell, training=True)

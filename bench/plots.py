@@ -9,7 +9,7 @@ from bench.contenders import PEERS
 from bench.results import Summary, summaries
 
 _COLOURS = dict(zip(PEERS, ("#d1495b", "#edae49", "#00798c", "#7a5195", "#66a182"), strict=False))
-_MARKS = {"lstm": "o", "gru": "s", "gru-before": "^"}
+_MARKS = {"lstm": "o", "gru": "s", "gru-before": "^", "mgu": "v"}
 
 
 def draw(data: dict[str, Any], directory: Path) -> list[Path]:

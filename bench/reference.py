@@ -1,7 +1,8 @@
 """The reference that contenders are checked against: NumPy in float64, forward and backward.
 
 Written for the check alone and sharing nothing with what it checks; products are BLAS's, since
-large cells must not take minutes. The equations are those of `tidegate.LSTM` and `tidegate.GRU`.
+large cells must not take minutes. The equations are those of `tidegate.LSTM`, `tidegate.GRU` and
+`tidegate.MGU`.
 """
 
 from __future__ import annotations
@@ -103,6 +104,13 @@ class _Direction:
             i, f, g, o = _sigmoid(a_i), _sigmoid(a_f), np.tanh(a_g), _sigmoid(a_o)
             c = f * state[1] + i * g
             return [o * np.tanh(c), c], (i, f, g, o, h, state[1], c)
+        if self.kind == "mgu":
+            f_, n_ = np.split(a, 2, axis=1)
+            u_f, u_n = np.split(u, 2)
+            v_f, v_n = np.split(v, 2)
+            f = _sigmoid(f_ + h @ u_f.T + v_f)
+            n = np.tanh(n_ + (f * h) @ u_n.T + v_n)
+            return [(1 - f) * h + f * n], (f, n, h)
         rz, n_ = np.split(a, [2 * u.shape[1]], axis=1)
         u_rz, u_n = np.split(u, [2 * u.shape[1]])
         v_rz, v_n = np.split(v, [2 * u.shape[1]])
@@ -124,23 +132,23 @@ class _Direction:
         da_x = np.zeros((steps, batch, len(u)))
         da_h = np.zeros_like(da_x)
         h_prev = np.zeros((steps, batch, hidden))
-        reset_h = np.zeros_like(h_prev)
+        gated_h = np.zeros_like(h_prev)
         dstate = [np.zeros((batch, hidden)) for _ in self.last]
         for t in reversed(self.order):
             live = self.live[t][:, np.newaxis]
             given = [np.where(live, d, 0) for d in dstate]
             given[0] = given[0] + np.where(live, dy[t], 0)
-            before = self._step_backward(given, t, u, da_x, da_h, h_prev, reset_h)
+            before = self._step_backward(given, t, u, da_x, da_h, h_prev, gated_h)
             dstate = [np.where(live, new, old) for new, old in zip(before, dstate)]
         self.dstate = dstate
 
         def flat(a: Any) -> Any:
             return a.reshape(steps * batch, -1)
 
-        split = 2 * hidden
         dweight_hh = flat(da_h).T @ flat(h_prev)
-        if self.kind == "gru-before":
-            dweight_hh[split:] = flat(da_h)[:, split:].T @ flat(reset_h)
+        if self.kind in ("gru-before", "mgu"):
+            # Of the candidate, whose gate is the last one.
+            dweight_hh[-hidden:] = flat(da_h)[:, -hidden:].T @ flat(gated_h)
         self.dparams = {
             "weight_ih": flat(da_x).T @ flat(self.x),
             "weight_hh": dweight_hh,
@@ -157,7 +165,7 @@ class _Direction:
         da_x: Any,
         da_h: Any,
         h_prev: Any,
-        reset_h: Any,
+        gated_h: Any,
     ) -> list[Any]:
         """The gradient by the state before step t, by that after; fills in step t's rows."""
         # Of rows that are not live `given` is zero, and so is all that follows from it.
@@ -175,6 +183,15 @@ class _Direction:
             da_x[t] = da_h[t] = np.concatenate(gates, axis=1)
             h_prev[t] = h
             return [da_h[t] @ u, dc * f]
+        if self.kind == "mgu":
+            f, n, h = self.saved[t]
+            u_f, u_n = np.split(u, 2)
+            da_n = dh * f * (1 - n**2)
+            dfh = da_n @ u_n
+            da_f = (dh * (n - h) + dfh * h) * f * (1 - f)
+            da_x[t] = da_h[t] = np.concatenate((da_f, da_n), axis=1)
+            h_prev[t], gated_h[t] = h, f * h
+            return [dh * (1 - f) + dfh * f + da_f @ u_f]
         r, z, n, q, h = self.saved[t]
         da_n = dh * (1 - z) * (1 - n**2)
         da_z = dh * (h - n) * z * (1 - z)
@@ -188,7 +205,7 @@ class _Direction:
             da_r = dq * h * r * (1 - r)
             by_u = da_n
             direct = dh * z + dq * r
-            reset_h[t] = q
+            gated_h[t] = q
         da_x[t] = np.concatenate((da_r, da_z, da_n), axis=1)
         da_h[t] = np.concatenate((da_r, da_z, by_u), axis=1)
         h_prev[t] = h

@@ -53,6 +53,17 @@ CASES: dict[str, tuple[type, int, int, dict[str, Any]]] = {  # class, H, L, opti
         },
     ),
 }
+CASES |= {
+    "mgu": (tg.MGU, 7, 1, {}),
+    "mgu-stacked-bidirectional": (tg.MGU, 6, 2, {"bidirectional": True}),
+    "mgu-no-bias-reverse": (tg.MGU, 8, 1, {"bias": False, "reverse": True}),
+    "mgu-activations": (
+        tg.MGU,
+        5,
+        2,
+        {"recurrent_activation": "hard_sigmoid", "activation": "softsign"},
+    ),
+}
 STREAMABLE = [
     name
     for name, (_, _, _, options) in CASES.items()

@@ -31,6 +31,11 @@ def test_random_networks_keep_within_their_bounds(seed):
     assert_within_bounds(draw_case(seed))
 
 
+@pytest.mark.parametrize("seed", range(16))
+def test_random_mgus_keep_within_their_bounds(seed):
+    assert_within_bounds(draw_case(seed, "MGU"))
+
+
 def one_unit(kind, dtype, weights, x, **options):
     """A layer of one unit, all of its parameters zero but for some, and one step of one row."""
     layer = kind(1, 1, dtype=dtype, seed=0, **options)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bench.grid import Cell
+from bench.grid import KINDS, Cell
 from bench.problem import Problem
 
 OURS = "tidegate"
@@ -49,13 +49,20 @@ Step = Callable[[Any, Any], Any]
 # are zero at first.
 OpenClients = Callable[[int, bool], Step]
 
+_KIND_NAMES = {
+    "lstm": "an LSTM",
+    "gru": "a GRU",
+    "gru-before": "a GRU with the reset gate before the product",
+    "mgu": "an MGU",
+}
+
 
 class Contender:
     """A library. Made with the number of threads it may use; ImportError if it is not installed."""
 
     name: ClassVar[str]
     trains: ClassVar[bool] = True
-    resets_before: ClassVar[bool] = True  # has the GRU whose reset gate acts before the product
+    kinds: ClassVar[tuple[str, ...]] = KINDS  # of cells that it has
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -68,8 +75,8 @@ class Contender:
         """The feature that `cell` asks for and the library has not; None if it has all."""
         if cell.training and not self.trains:
             return "training"
-        if cell.kind == "gru-before" and not self.resets_before:
-            return "a GRU with the reset gate before the product"
+        if cell.kind not in self.kinds:
+            return _KIND_NAMES[cell.kind]
         return None
 
     def prepare(self, problem: Problem) -> Task:

@@ -9,13 +9,14 @@ import numpy as np
 
 import tidegate as tg
 from bench.contenders import OURS, Contender, OpenClients, Step, Task
+from bench.grid import KINDS
 from bench.problem import Problem
 
 
 def make_layer(problem: Problem) -> Any:
     """The cell's layer, with the problem's parameters."""
     cell = problem.cell
-    make: Any = tg.LSTM if cell.kind == "lstm" else tg.GRU
+    make: Any = {"lstm": tg.LSTM, "mgu": tg.MGU}.get(cell.kind, tg.GRU)
     layer = make(
         cell.input_size,
         cell.hidden_size,
@@ -23,7 +24,7 @@ def make_layer(problem: Problem) -> Any:
         bidirectional=cell.bidirectional,
         dtype=cell.dtype,
         seed=0,
-        **({} if cell.kind == "lstm" else {"reset_after": cell.kind == "gru"}),
+        **({"reset_after": cell.kind == "gru"} if make is tg.GRU else {}),
     )
     layer.load_state_dict(problem.params)
     return layer
@@ -33,6 +34,7 @@ class Contestant(Contender):
     """Tidegate."""
 
     name = OURS
+    kinds = (*KINDS, "mgu")
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)

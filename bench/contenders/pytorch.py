@@ -20,7 +20,7 @@ class Contestant(Contender):
     """PyTorch."""
 
     name = "torch"
-    resets_before = False
+    kinds = ("lstm", "gru")
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)

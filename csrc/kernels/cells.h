@@ -27,12 +27,27 @@ inline void store_dgate(const BackwardCall<T>& call, Place<T> at, int gate, Vec<
   store_partial<T>(call.dgates[at.row] + gate * call.units + at.unit, value, at.lanes);
 }
 
+// What a later phase has left there.
+template <class T>
+inline Vec<T> load_dgate(const BackwardCall<T>& call, Place<T> at, int gate) {
+  return load_partial<T>(call.dgates[at.row] + gate * call.units + at.unit, at.lanes);
+}
+
 // h to the state, and once more without padding to the caller's y.
 template <class T>
 inline void store_h(const PhaseCall<T>& call, Place<T> at, Vec<T> h) {
   if (call.h_next) store(call.h_next[at.row] + at.unit, h);
   if (call.y) store_partial<T>(call.y[at.row] + at.unit, h, at.lanes);
 }
+
+// A phase runs on the accumulators of a tile in two loops, `gates` and `state`: whichever of them
+// it does not define does nothing.
+struct Phase {
+  template <class T>
+  static void gates(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
+  template <class T>
+  static void state(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
+};
 
 // LSTM (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000; peepholes of Gers and
 // Schmidhuber 2000):
@@ -123,25 +138,24 @@ struct Lstm {
   }
 };
 
+// gate*open + (1-gate)*closed, and its gradients by the three, given that by the result.
+template <class T>
+inline Vec<T> blend(Vec<T> gate, Vec<T> open, Vec<T> closed) {
+  return fma(gate, open, (broadcast<T>(1) - gate) * closed);
+}
+template <class T>
+struct BlendGradient {
+  Vec<T> gate, open, closed;
+};
+template <class T>
+inline BlendGradient<T> blend_backward(Vec<T> d, Vec<T> gate, Vec<T> open, Vec<T> closed) {
+  return {d * (open - closed), d * gate, d * (broadcast<T>(1) - gate)};
+}
+
 // The GRU's state (Cho et al. 2014), with update_gate="carry":
 //   h' = z*h + (1-z)*n
 // "write", h' = (1-z)*h + z*n, is the same with the sign of a_z turned, since 1 - sigmoid(a) =
 // sigmoid(-a): its weights are negated when they are packed.
-template <class T>
-inline Vec<T> gru_state(Vec<T> z, Vec<T> n, Vec<T> h_prev) {
-  return fma(z, h_prev, (broadcast<T>(1) - z) * n);
-}
-template <class T>
-struct GruStateGradient {
-  Vec<T> da_z, da_n;
-  Vec<T> dh_prev;  // along z*h
-};
-template <class T, class Activations>
-inline GruStateGradient<T> gru_state_backward(const Activations& act, Vec<T> dh, Vec<T> z, Vec<T> n,
-                                              Vec<T> h_prev) {
-  return {dh * (h_prev - n) * act.gate_slope(z),
-          dh * (broadcast<T>(1) - z) * act.candidate_slope(n), dh * z};
-}
 
 // GRU, reset gate after the product:
 //   r = sigmoid(a_r)   z = sigmoid(a_z)   q = U_n h + b_hn   n = tanh(a_n + r*q), a_n = W_n x +
@@ -170,7 +184,7 @@ struct GruAfter {
     const Vec<T> n = Activations(call.activations).candidate(a[kN]);
 
     save_gate(call, at, kN, n);
-    store_h(call, at, gru_state(a[kZ], n, h_prev));
+    store_h(call, at, blend(a[kZ], h_prev, n));
   }
 
   template <class T>
@@ -182,25 +196,24 @@ struct GruAfter {
     const Vec<T> q = load_gate(call, at, kQ);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
     const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
-    const GruStateGradient<T> d = gru_state_backward(act, dh, z, n, h_prev);
+    const BlendGradient<T> d = blend_backward(dh, z, h_prev, n);
+    const Vec<T> da_n = d.closed * act.candidate_slope(n);
 
-    store_dgate(call, at, kN, d.da_n);
-    store_dgate(call, at, kR, d.da_n * q * act.gate_slope(r));
-    store_dgate(call, at, kZ, d.da_z);
-    store_dgate(call, at, kQ, d.da_n * r);
-    store(call.dh[at.row] + at.unit, d.dh_prev);
+    store_dgate(call, at, kN, da_n);
+    store_dgate(call, at, kR, da_n * q * act.gate_slope(r));
+    store_dgate(call, at, kZ, d.gate * act.gate_slope(z));
+    store_dgate(call, at, kQ, da_n * r);
+    store(call.dh[at.row] + at.unit, d.open);
   }
 };
 
 // GRU, reset gate before the product, in two phases, as U_n multiplies all of r*h:
 //   r = sigmoid(a_r)   z = sigmoid(a_z)
 template <class Activations>
-struct GruGates {
+struct GruGates : Phase {
   static constexpr PhaseSpec spec = phase_spec(kGruGates);
   enum Gate { kN, kR, kZ };  // of the cell; the phase computes r and z
 
-  template <class T>
-  static void state(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
   template <class T>
   static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Activations act(call.activations);
@@ -229,12 +242,10 @@ struct GruGates {
 
 //   n = tanh(a_n), a_n = W_n x + b_in + U_n (r*h) + b_hn
 template <class Activations>
-struct GruCandidate {
+struct GruCandidate : Phase {
   static constexpr PhaseSpec spec = phase_spec(kGruCandidate);
   enum Gate { kN, kR, kZ };
 
-  template <class T>
-  static void gates(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
   template <class T>
   static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     const Vec<T> n = Activations(call.activations).candidate(a[kN]);
@@ -242,7 +253,7 @@ struct GruCandidate {
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
 
     save_gate(call, at, kN, n);
-    store_h(call, at, gru_state(z, n, h_prev));
+    store_h(call, at, blend(z, h_prev, n));
   }
 
   template <class T>
@@ -253,22 +264,84 @@ struct GruCandidate {
     const Vec<T> z = load_gate(call, at, kZ);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
     const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
-    const GruStateGradient<T> d = gru_state_backward(act, dh, z, n, h_prev);
+    const BlendGradient<T> d = blend_backward(dh, z, h_prev, n);
+    const Vec<T> da_n = d.closed * act.candidate_slope(n);
 
-    store_dgate(call, at, kN, d.da_n);
-    store_dgate(call, at, kZ, d.da_z);
+    store_dgate(call, at, kN, da_n);
+    store_dgate(call, at, kZ, d.gate * act.gate_slope(z));
     store(call.gated_h[at.row] + at.unit, r * h_prev);
-    store(call.dh[at.row] + at.unit, d.dh_prev);
+    store(call.dh[at.row] + at.unit, d.open);
+  }
+};
+
+// Minimal gated unit (Zhou et al. 2016), in two phases, as U_n multiplies all of f*h:
+//   f = sigmoid(a_f)
+template <class Activations>
+struct MguGate : Phase {
+  static constexpr PhaseSpec spec = phase_spec(kMguGate);
+  enum Gate { kF, kN };  // of the cell; the phase computes f
+
+  template <class T>
+  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+    const Vec<T> f = Activations(call.activations).gate(a[kF]);
+    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+
+    save_gate(call, at, kF, f);
+    store(call.phase_state[at.row] + at.unit, f);
+    store(call.gated_h[at.row] + at.unit, f * h_prev);
+  }
+
+  template <class T>
+  static void backward(const BackwardCall<T>& call, Place<T> at) {
+    const Activations act(call.activations);
+    const Vec<T> f = load_gate(call, at, kF);
+    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+    const Vec<T> dgated_h = load<T>(call.dgated_h[at.row] + at.unit);
+    const Vec<T> dh_prev = load<T>(call.dh[at.row] + at.unit);
+    const Vec<T> df = fma(dgated_h, h_prev, load_dgate(call, at, kF));
+
+    store_dgate(call, at, kF, df * act.gate_slope(f));
+    store(call.dh[at.row] + at.unit, fma(dgated_h, f, dh_prev));
+  }
+};
+
+//   n = tanh(a_n), a_n = W_n x + b_in + U_n (f*h) + b_hn   h' = (1-f)*h + f*n
+template <class Activations>
+struct MguCandidate : Phase {
+  static constexpr PhaseSpec spec = phase_spec(kMguCandidate);
+  enum Gate { kF, kN };
+
+  template <class T>
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+    const Vec<T> n = Activations(call.activations).candidate(a[kN - spec.gates.first]);
+    const Vec<T> f = load<T>(call.phase_state[at.row] + at.unit);
+    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+
+    save_gate(call, at, kN, n);
+    store_h(call, at, blend(f, n, h_prev));
+  }
+
+  template <class T>
+  static void backward(const BackwardCall<T>& call, Place<T> at) {
+    const Activations act(call.activations);
+    const Vec<T> n = load_gate(call, at, kN);
+    const Vec<T> f = load_gate(call, at, kF);
+    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+    const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
+    const BlendGradient<T> d = blend_backward(dh, f, n, h_prev);
+
+    store_dgate(call, at, kN, d.open * act.candidate_slope(n));
+    store_dgate(call, at, kF, d.gate);
+    store(call.gated_h[at.row] + at.unit, f * h_prev);
+    store(call.dh[at.row] + at.unit, d.closed);
   }
 };
 
 // A product alone: h' = W h (projections), dx = W^T da.
 template <class>
-struct Linear {
+struct Linear : Phase {
   static constexpr PhaseSpec spec = phase_spec(kLinear);
 
-  template <class T>
-  static void gates(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
   template <class T>
   static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
     store_h(call, at, a[0]);

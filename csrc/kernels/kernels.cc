@@ -79,6 +79,8 @@ constexpr PhaseKernels<T> phase_kernels() {
   all.template add<GruAfter>();
   all.template add<GruGates>();
   all.template add<GruCandidate>();
+  all.template add<MguGate>();
+  all.template add<MguCandidate>();
   all.template add<Linear>();
   return all;
 }

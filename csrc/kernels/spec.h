@@ -32,7 +32,17 @@ enum class Operand {
 };
 
 // The kernels of a step. `linear` is a plain product: projections, and gradients by an operand.
-enum PhaseKind { kLstm, kLstmPeephole, kGruAfter, kGruGates, kGruCandidate, kLinear, kPhaseKinds };
+enum PhaseKind {
+  kLstm,
+  kLstmPeephole,
+  kGruAfter,
+  kGruGates,
+  kGruCandidate,
+  kMguGate,
+  kMguCandidate,
+  kLinear,
+  kPhaseKinds
+};
 
 // A phase is what can be computed without another thread's results. It has an accumulator for each
 // of its gates; x and h are the windows, within it, of those that see x and those that see the
@@ -88,6 +98,10 @@ constexpr PhaseSpec phase_spec(PhaseKind kind) {
       return {kind, {1, 2}, {0, 2}, {0, 2}, Operand::h_prev};
     case kGruCandidate:
       return {kind, {0, 1}, {0, 1}, {0, 1}, Operand::gated_h};
+    case kMguGate:
+      return {kind, {0, 1}, {0, 1}, {0, 1}, Operand::h_prev};
+    case kMguCandidate:
+      return {kind, {1, 1}, {0, 1}, {0, 1}, Operand::gated_h};
     default:
       return {kLinear, {0, 1}, {0, 1}, {0, 0}, Operand::h_prev};
   }
@@ -127,6 +141,16 @@ constexpr CellSpec gru_spec(CellVariant variant) {
   return variant.reset_after ? gru_after_spec() : gru_before_spec();
 }
 
+constexpr CellSpec mgu_spec(CellVariant) {
+  return {2,
+          {{'f', 0, 0}, {'n', 1, 1}},
+          {0, 2},
+          2,
+          {phase_spec(kMguGate), phase_spec(kMguCandidate)},
+          false,
+          true};
+}
+
 // The options of a network that only some cells know, as bits.
 enum CellOption : unsigned {
   kProjSize = 1,
@@ -149,6 +173,7 @@ constexpr CellInfo kCells[] = {
     {CellKind::lstm, "LSTM", "an", kProjSize | kPeephole | kOutputActivation | kInputForget,
      lstm_spec},
     {CellKind::gru, "GRU", "a", kResetAfter | kUpdateGate, gru_spec},
+    {CellKind::mgu, "MGU", "an", 0, mgu_spec},
 };
 
 constexpr const CellInfo& cell_info(CellKind kind) { return kCells[static_cast<int>(kind)]; }

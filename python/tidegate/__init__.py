@@ -1,4 +1,4 @@
-"""LSTM and GRU on CPUs: fused C++ kernels, forward and backward, on NumPy arrays.
+"""LSTM, GRU and MGU on CPUs: fused C++ kernels, forward and backward, on NumPy arrays.
 
     import numpy as np, tidegate as tg
 
@@ -7,11 +7,12 @@
 
 Names, shapes, argument order and defaults are those of `torch.nn.LSTM` and `torch.nn.GRU`.
 
-Layers: `LSTM`, `GRU`, and live input through `Stream`. Training: their `forward` and `backward`,
-`Linear`, `Dropout`, `losses`, `optim`. Files: `save` and `load`; `TensorFile` reads any safetensors
-file. Weights from PyTorch, Keras and ONNX, and back: `convert`; PyTorch modules on these kernels:
-`tidegate.torch`, which is imported by name. Settings: `set_num_threads`, `get_num_threads`,
-`num_threads`, `show_config`. What all of it is checked against: `tidegate.reference`.
+Layers: `LSTM`, `GRU`, `MGU`, and live input through `Stream`. Training: their `forward` and
+`backward`, `Linear`, `Dropout`, `losses`, `optim`. Files: `save` and `load`; `TensorFile` reads any
+safetensors file. Weights from PyTorch, Keras and ONNX, and back: `convert`; PyTorch modules on
+these kernels: `tidegate.torch`, which is imported by name. Settings: `set_num_threads`,
+`get_num_threads`, `num_threads`, `show_config`. What all of it is checked against:
+`tidegate.reference`.
 """
 
 from importlib import import_module
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tidegate import losses, optim
 from tidegate._core import Tape, version
 from tidegate.files import TensorFile, load, save
-from tidegate.layers import GRU, LSTM, Grads
+from tidegate.layers import GRU, LSTM, MGU, Grads
 from tidegate.linear import Dropout, Linear
 from tidegate.params import Gradients, Params
 from tidegate.settings import config, get_num_threads, num_threads, set_num_threads, show_config
@@ -34,6 +35,7 @@ __version__ = version()
 __all__ = [
     "GRU",
     "LSTM",
+    "MGU",
     "Dropout",
     "Gradients",
     "Grads",

@@ -382,11 +382,13 @@ class _Step:
 
     x: Bounded  # (R, I)
     h_prev: Bounded  # (R, S)
-    c_prev: Bounded  # (R, H); of a GRU (R, 0)
+    c_prev: Bounded  # (R, H); (R, 0) where there is no cell state
     h: Bounded
     c: Bounded
-    sums: Sequence[Bounded]  # what is activated: of i f g o; of r z n
-    gates: Sequence[Bounded]  # i f g o m, m = o * tanh(c); r z n q rh, z as it multiplies h_prev
+    sums: Sequence[Bounded]  # what is activated: of i f g o; of r z n; of f n
+    gates: Sequence[
+        Bounded
+    ]  # i f g o m, m = o * tanh(c); r z n q rh, z as it multiplies h_prev; f n fh
 
 
 @dataclass
@@ -463,18 +465,13 @@ class _Lstm:
         return accumulate_rows(dh, step.gates[4])
 
 
-class _Gru:
-    """A GRU's formulas, likewise.
-
-    "write" is "carry" with the sign of a_z turned, as there it goes with gates alone for which
-    1 - f(a) = f(-a).
-    """
+class _ByGate:
+    """What the cells share whose gates are summed up one by one."""
 
     def __init__(self, network: Any, p: Mapping[str, Bounded]) -> None:
         self.p = p
-        self.reset_after = network.reset_after
-        self.write = network.update_gate == "write"
         self.hidden = network.hidden_size
+        self.gates = network.gates
         info = p["weight_ih"]._info
         self.gate = _Activation(network.recurrent_activation, network.clip, info)
         self.candidate = _Activation(network.activation, network.clip, info)
@@ -483,20 +480,36 @@ class _Gru:
 
     def _biases(self, name: str) -> list[list[Bounded]]:
         """By gate: the bias, if there is one."""
-        return [[block] for block in self.p[name].blocks(3)] if name in self.p else [[]] * 3
+        if name not in self.p:
+            return [[]] * self.gates
+        return [[block] for block in self.p[name].blocks(self.gates)]
 
     def _rows(self, name: str, gate: int) -> Bounded:
         return self.p[name][gate * self.hidden : (gate + 1) * self.hidden]
+
+    def _sum(self, gate: int, x: Bounded, operand: Bounded) -> Bounded:
+        """W x + U operand and both biases."""
+        terms = [(x, self._rows("weight_ih", gate)), (operand, self._rows("weight_hh", gate))]
+        return accumulate(terms, self.bias_ih[gate] + self.bias_hh[gate])
+
+
+class _Gru(_ByGate):
+    """A GRU's formulas, likewise.
+
+    "write" is "carry" with the sign of a_z turned, as there it goes with gates alone for which
+    1 - f(a) = f(-a).
+    """
+
+    def __init__(self, network: Any, p: Mapping[str, Bounded]) -> None:
+        super().__init__(network, p)
+        self.reset_after = network.reset_after
+        self.write = network.update_gate == "write"
 
     def _signed(self, a_z: Bounded) -> Bounded:
         return -a_z if self.write else a_z
 
     def step(self, x: Bounded, h_prev: Bounded, c_prev: Bounded) -> _Step:
-        def total(k: int) -> Bounded:
-            terms = [(x, self._rows("weight_ih", k)), (h_prev, self._rows("weight_hh", k))]
-            return accumulate(terms, self.bias_ih[k] + self.bias_hh[k])
-
-        a_r, a_z = total(0), self._signed(total(1))
+        a_r, a_z = self._sum(0, x, h_prev), self._signed(self._sum(1, x, h_prev))
         r, z = self.gate(a_r), self.gate(a_z)
         rh = r * h_prev
         w_n, u_n = self._rows("weight_ih", 2), self._rows("weight_hh", 2)
@@ -504,7 +517,7 @@ class _Gru:
         if self.reset_after:
             a_n = accumulate([(x, w_n)], self.bias_ih[2]) + r * q
         else:
-            a_n = accumulate([(x, w_n), (rh, u_n)], self.bias_ih[2] + self.bias_hh[2])
+            a_n = self._sum(2, x, rh)
         n = self.candidate(a_n)
         h = z * h_prev + z.complement() * n
         return _Step(x, h_prev, c_prev, h, c_prev, (a_r, a_z, a_n), (r, z, n, q, rh))
@@ -536,7 +549,38 @@ class _Gru:
         return concatenate(blocks, 0)
 
 
+class _Mgu(_ByGate):
+    """An MGU's formulas, likewise."""
+
+    def step(self, x: Bounded, h_prev: Bounded, c_prev: Bounded) -> _Step:
+        a_f = self._sum(0, x, h_prev)
+        f = self.gate(a_f)
+        fh = f * h_prev
+        a_n = self._sum(1, x, fh)
+        n = self.candidate(a_n)
+        h = f * n + f.complement() * h_prev
+        return _Step(x, h_prev, c_prev, h, c_prev, (a_f, a_n), (f, n, fh))
+
+    def step_backward(self, s: _Step, dh: Bounded, dc: Bounded) -> _StepGradient:
+        a_f, a_n = s.sums
+        f, n, _ = s.gates
+        da_n = dh * f * self.candidate.slope(a_n, n)
+        dfh = accumulate([(da_n, self._rows("weight_hh", 1).T)])
+        da_f = (dh * (n - s.h_prev) + dfh * s.h_prev) * self.gate.slope(a_f, f)
+        dh_prev = dh * f.complement() + dfh * f
+        dh_prev = accumulate([(da_f, self._rows("weight_hh", 0).T)], [dh_prev])
+        gates = concatenate([da_f, da_n], 1)
+        return _StepGradient(gates, gates, dh_prev, dc, None)
+
+    def recurrent_gradient(self, step: _Step, gradient: _StepGradient) -> Bounded:
+        da_f, da_n = gradient.dh_gates.blocks(2)
+        blocks = [accumulate_rows(da_f, step.h_prev), accumulate_rows(da_n, step.gates[2])]
+        return concatenate(blocks, 0)
+
+
 # ---- Networks ------------------------------------------------------------------------------------
+
+_CELLS: dict[str, type[_Lstm] | type[_Gru] | type[_Mgu]] = {"LSTM": _Lstm, "GRU": _Gru, "MGU": _Mgu}
 
 
 @dataclass
@@ -546,7 +590,7 @@ class Forward:
     Attributes:
         y: (T, N, D*S).
         h: (L*D, N, S).
-        c: (L*D, N, H); of a GRU (L*D, N, 0).
+        c: (L*D, N, H); (L*D, N, 0) where there is no cell state.
     """
 
     y: Bounded
@@ -555,7 +599,7 @@ class Forward:
     _network: Any
     _call: _Call
     _x: Bounded
-    _cells: list[_Lstm | _Gru]
+    _cells: list[_Lstm | _Gru | _Mgu]
     _steps: list[list[_Step]]  # by direction, layer-major, in the order of time
 
 
@@ -599,9 +643,9 @@ class _Call:
         return scale._rounded(scale.value, scale.error)
 
 
-def _cell(network: Any, params: Mapping[str, Bounded], suffix: str) -> _Lstm | _Gru:
+def _cell(network: Any, params: Mapping[str, Bounded], suffix: str) -> _Lstm | _Gru | _Mgu:
     own = {k.removesuffix(suffix): v for k, v in params.items() if k.endswith(suffix)}
-    return _Lstm(network, own) if network.cell == "LSTM" else _Gru(network, own)
+    return _CELLS[network.cell](network, own)
 
 
 def _suffixes(network: Any) -> list[str]:

@@ -153,7 +153,7 @@ def work_of_call(
     """The work of a call, of forward and backward if `training`.
 
     Args:
-        gates: 4 of an LSTM, 3 of a GRU.
+        gates: 4 of an LSTM, 3 of a GRU, 2 of an MGU.
         input_size: I.
         hidden_size: H.
         rows: (T,) how many rows are live at each step. With one step alone there is nothing to
@@ -201,7 +201,7 @@ SHAPES = [
     ("GRU", 256, 256, 32, 50),
     ("GRU", 512, 512, 64, 25),
 ]
-GATES = {"LSTM": 4, "GRU": 3}
+GATES = {"LSTM": 4, "GRU": 3, "MGU": 2}
 STEP_SIZES = [1, 16, 64, 128, 256, 512]
 STEPS_A_ROUND = 200
 # A limit is read this often at most; the times, in every round.

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="tidegate",
-        description="LSTM and GRU on CPUs.",
+        description="LSTM, GRU and MGU on CPUs.",
         epilog="\n".join(["commands:", *(f"  {name:10}{what}" for name, what in COMMANDS.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -16,19 +16,20 @@ import numpy as np
 
 from tidegate import _core
 from tidegate.checks import Array, check_unmasked
-from tidegate.layers import GRU, LSTM
+from tidegate.layers import CELLS, GRU, LSTM, MGU, RecurrentLayer
 from tidegate.linear import Dropout, Linear
 
-Layer: TypeAlias = LSTM | GRU | Linear | Dropout
+Layer: TypeAlias = LSTM | GRU | MGU | Linear | Dropout
 # What a file holds under a name.
 Entry: TypeAlias = Layer | Array | str
-Kind = TypeVar("Kind", bound=LSTM | GRU | Linear | Dropout | np.ndarray[Any, Any] | str)
+Kind = TypeVar("Kind", bound=LSTM | GRU | MGU | Linear | Dropout | np.ndarray[Any, Any] | str)
 Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 # The types of entries, with the names that messages use.
 _KINDS = {
     LSTM: "an LSTM",
     GRU: "a GRU",
+    MGU: "an MGU",
     Linear: "a Linear",
     Dropout: "a Dropout",
     np.ndarray: "an ndarray",
@@ -51,8 +52,9 @@ def load(path: Path, kind: type[Any] | None = None, name: str | None = None) -> 
 
     Args:
         path: the file.
-        kind: the type of one entry: LSTM, GRU, Linear, Dropout, numpy.ndarray or str. The entry of
-            this type is returned alone; there must be exactly one, or `name` must tell which.
+        kind: the type of one entry: LSTM, GRU, MGU, Linear, Dropout, numpy.ndarray or str. The
+            entry of this type is returned alone; there must be exactly one, or `name` must tell
+            which.
         name: the name of the one entry to return.
 
     Returns:
@@ -113,8 +115,8 @@ def save(path: Path, layers: Layer | Mapping[str, Entry]) -> None:
     Args:
         path: the file; one that is there is replaced, and keeps its permissions (its owner and
             group where the system allows). Links are followed.
-        layers: an LSTM, GRU, Linear or Dropout, whose tensors then bear the parameters' names; or a
-            mapping of names and entries. An entry is such a layer, whose tensors are
+        layers: an LSTM, GRU, MGU, Linear or Dropout, whose tensors then bear the parameters' names;
+            or a mapping of names and entries. An entry is such a layer, whose tensors are
             "name.parameter"; an array, which becomes a tensor of this name; or a str, which goes
             into the metadata. A class that derives from a layer's is not one: the file could not
             tell. Arrays are of bool, integers of 8 to 64 bits, float16, float32, float64 or
@@ -239,11 +241,11 @@ def _layer_entry(name: str, where: str, layer: object) -> _Given:
     options: tuple[Any, ...]
     if type(layer) is Linear:
         options = (layer.in_features, layer.out_features, layer.bias)
-    elif type(layer) is LSTM or type(layer) is GRU:
+    elif isinstance(layer, RecurrentLayer) and type(layer) in CELLS.values():
         options = (layer._config, layer.batch_first, layer.dropout)
     else:
         hint = "" if name else ", or a mapping of names to layers, arrays and texts"
-        wanted = _listed_kinds() if name else "an LSTM, a GRU, a Linear or a Dropout"
+        wanted = _listed_kinds() if name else "an LSTM, a GRU, an MGU, a Linear or a Dropout"
         raise TypeError(f"{where}: got {type(layer).__name__}, wanted {wanted}{hint}")
     return name, type(layer).__name__, options, layer.params.flat.copy()
 
@@ -259,7 +261,8 @@ def _make(kind: str, options: tuple[Any, ...], data: Any) -> Entry:
         in_features, out_features, bias = options
         return Linear._from_flat(in_features, out_features, bias, data)
     config, batch_first, dropout = options
-    layer: LSTM | GRU = LSTM.__new__(LSTM) if kind == "LSTM" else GRU.__new__(GRU)
+    cell = CELLS[kind]
+    layer = cell.__new__(cell)
     layer.__setstate__(
         {
             "options": {name: getattr(config, name) for name in layer._OPTIONS},

@@ -1,4 +1,4 @@
-"""LSTM and GRU: their names, defaults and documentation.
+"""LSTM, GRU and MGU: their names, defaults and documentation.
 
 No mathematics: arrays are checked in the bindings, and all work is done in C++.
 """
@@ -45,7 +45,7 @@ class Grads(Generic[State]):
 
     Attributes:
         x: like x; zero at padded steps.
-        state: by the initial state: like h_0 (GRU), or a pair like h_0 and c_0 (LSTM).
+        state: by the initial state: like h_0, or of an LSTM a pair like h_0 and c_0.
         params: by the parameters: `params[name]`, `params.flat`.
     """
 
@@ -63,7 +63,7 @@ class Grads(Generic[State]):
 
 
 class RecurrentLayer(Generic[State, GivenState]):
-    """What LSTM and GRU share: all but their options. Not to be made itself.
+    """What the cells' layers share: all but their options. Not to be made itself.
 
     Pickled, copied (`copy.copy` too) or converted by `astype`, it becomes a layer with parameters
     of its own.
@@ -653,3 +653,84 @@ class GRU(RecurrentLayer[Array, Array]):
     def update_gate(self) -> str:
         """Whether z keeps the old state ("carry") or lets the new one in ("write")."""
         return self._config.update_gate
+
+
+class MGU(RecurrentLayer[Array, Array]):
+    """Minimal gated unit (Zhou, Wu, Zhang and Zhou 2016): a GRU with one gate instead of two.
+
+    At every step, * elementwise, from x and the h before it:
+
+        f  = sigmoid(W_if x + b_if + W_hf h + b_hf)
+        n  = tanh   (W_in x + b_in + W_hn (f * h) + b_hn)
+        h' = (1 - f) * h + f * n
+
+    Parameters, with layer k and for the second direction `_reverse` at the end; In is input_size in
+    layer 0, D*H above:
+
+        weight_ih_lk (2*H, In), weight_hh_lk (2*H, H): gates in the order f, n
+        bias_ih_lk, bias_hh_lk (2*H,)
+
+    They are drawn from U(-1/sqrt(H), 1/sqrt(H)), in this order. PyTorch, Keras and ONNX have no
+    such cell; `save` keeps a layer.
+
+    Args:
+        input_size: I, the size of a step of x.
+        hidden_size: H, the number of units of one direction of one layer.
+        num_layers: layers stacked, each running over the y of the one below.
+        bias: whether there are biases.
+        batch_first: whether x and y are (N, T, ...) instead of (T, N, ...). States never are.
+        dropout: 0 <= dropout <= 1: how likely an element between two layers is dropped by `forward`
+            (by calls never). With num_layers=1 there is none, and a UserWarning says so.
+        bidirectional: whether every layer also runs from the last valid step to the first, with
+            parameters of its own; y is then (..., 2*H), forward first.
+        reverse: run from the last valid step to the first only. Excludes bidirectional.
+        recurrent_activation: of the gate f: a name, or (name, alpha), or (name, alpha, beta), as
+            for `GRU`.
+        activation: of the candidate (n), likewise.
+        clip: clamps the arguments of gate and candidate to [-clip, clip]; None: does not. Such a
+            layer cannot be trained.
+        dtype: float32 or float64, of the parameters and of whatever goes in and out.
+        seed: what `numpy.random.default_rng` takes: None for another draw each time, an int, a
+            Generator.
+
+    Raises:
+        TypeError: an option or the seed is of another type, or dtype is neither float32 nor
+            float64.
+        ValueError: an option or the seed is out of range, or an option is excluded by another.
+        MemoryError: the parameters do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        reverse: bool = False,
+        recurrent_activation: Activation = "sigmoid",
+        activation: Activation = "tanh",
+        clip: float | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: int | np.random.Generator | None = None,
+    ) -> None:
+        config = _core.Config(
+            cell="MGU",
+            input_size=check_integer("input_size", input_size),
+            hidden_size=check_integer("hidden_size", hidden_size),
+            num_layers=check_integer("num_layers", num_layers),
+            bias=check_bool("bias", bias),
+            bidirectional=check_bool("bidirectional", bidirectional),
+            reverse=check_bool("reverse", reverse),
+            recurrent_activation=recurrent_activation,
+            activation=activation,
+            clip=_check_clip(clip),
+        )
+        super().__init__(config, batch_first, dropout, dtype, seed)
+
+
+# The classes of layers by the names of their cells.
+CELLS: dict[str, type[LSTM] | type[GRU] | type[MGU]] = {"LSTM": LSTM, "GRU": GRU, "MGU": MGU}

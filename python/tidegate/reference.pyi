@@ -5,14 +5,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["GRU", "LSTM", "Grads", "Tape", "activation_parameters", "from_layer"]
+__all__ = ["GRU", "LSTM", "MGU", "Grads", "Tape", "activation_parameters", "from_layer"]
 
 _Array: TypeAlias = NDArray[np.float64]
 _Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
 
 class Grads(NamedTuple):
     x: _Array
-    state: Any  # h of a GRU, (h, c) of an LSTM
+    state: Any  # h, of an LSTM (h, c)
     params: dict[str, _Array]
 
 class Tape:
@@ -88,5 +88,20 @@ class GRU(_Network):
         clip: float | None = None,
     ) -> None: ...
 
+class MGU(_Network):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        bidirectional: bool = False,
+        reverse: bool = False,
+        recurrent_activation: _Activation = "sigmoid",
+        activation: _Activation = "tanh",
+        clip: float | None = None,
+    ) -> None: ...
+
 def activation_parameters(activation: _Activation) -> tuple[str, float, float]: ...
-def from_layer(layer: Any) -> LSTM | GRU: ...
+def from_layer(layer: Any) -> LSTM | GRU | MGU: ...

@@ -1,4 +1,4 @@
-# The reference: LSTM and GRU in float64, naive loops straight from the equations. No code of csrc/.
+# The reference: LSTM, GRU and MGU in float64, naive loops straight from the equations. No code of csrc/.
 # cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True
 # cython: freethreading_compatible=True
 """What Tidegate computes, written to be held against the equations line by line.
@@ -21,7 +21,7 @@ import numpy as np
 
 from libc.math cimport INFINITY, copysign, cosh, exp, expm1, fabs, isinf, log1p, tanh
 
-__all__ = ["GRU", "LSTM", "Grads", "Tape", "activation_parameters", "from_layer"]
+__all__ = ["GRU", "LSTM", "MGU", "Grads", "Tape", "activation_parameters", "from_layer"]
 
 
 # ---- Activations ---------------------------------------------------------------------------------
@@ -158,11 +158,12 @@ cdef double clipped_backward(Activation f, double clip, double a, double dy) noe
 cdef class Direction:
     """The parameters of one direction of one layer. A second instance, ``dp``, holds derivatives.
 
-    Gates are stacked along the first axis: i, f, g, o for an LSTM, r, z, n for a GRU, so that row
-    ``gate*H + j`` belongs to unit j. Without ``bias`` the biases are zeros that nobody sees.
+    Gates are stacked along the first axis: i, f, g, o for an LSTM, r, z, n for a GRU, f, n for an MGU,
+    so that row ``gate*H + j`` belongs to unit j. Without ``bias`` the biases are zeros that nobody sees.
     """
 
-    cdef bint lstm, peephole, projection, input_forget, reset_after, write
+    cdef str cell
+    cdef bint peephole, projection, input_forget, reset_after, write
     cdef Activation recurrent_activation, activation, output_activation
     cdef double clip  # infinite if there is none
     cdef double[:, ::1] weight_ih  # (G*H, I), above the first layer (G*H, D*S)
@@ -173,7 +174,7 @@ cdef class Direction:
     cdef double[::1] weight_peephole  # (3*H,): i, f, o; with peepholes
 
     def __init__(self, network, arrays, suffix):
-        self.lstm = network.cell == "LSTM"
+        self.cell = network.cell
         self.peephole = network.peephole
         self.projection = network.proj_size > 0
         self.reset_after = network.reset_after
@@ -198,8 +199,8 @@ cdef class Steps:
     """What one direction of one layer computes at [t, b].
 
     ``h_prev`` and ``c_prev`` are the state that the step starts from: the step before's, the
-    initial state, or zero after a reset. Padded steps are never written and stay zero. A GRU has no
-    cell state: its c is of size 0. A second instance, ``ds``, holds the derivatives by all that is
+    initial state, or zero after a reset. Padded steps are never written and stay zero. Without a
+    cell state c is of size 0. A second instance, ``ds``, holds the derivatives by all that is
     used more than once; those by the rest are variables where they are needed.
     """
 
@@ -213,6 +214,8 @@ cdef class Steps:
     cdef double[:, :, ::1] a_r, a_z, a_n
     cdef double[:, :, ::1] q  # U_n h + b_hn, which r multiplies if reset_after
     cdef double[:, :, ::1] rh  # r*h, which U_n multiplies if not reset_after
+    cdef double[:, :, ::1] fh  # f*h, MGU, which also has f, n, a_f and a_n
+    cdef dict shown  # the quantities that a tape shows, by name
 
     def __init__(self, network, x):
         steps, rows = x.shape[:2]
@@ -226,20 +229,26 @@ cdef class Steps:
             self.g, self.o = np.zeros(hidden), np.zeros(hidden)
             self.a_i, self.a_f = np.zeros(hidden), np.zeros(hidden)
             self.a_g, self.a_o = np.zeros(hidden), np.zeros(hidden)
+            self.shown = {"i": self.i, "f": self.f, "g": self.g, "o": self.o, "c": self.c}
         else:
             self.c_prev, self.c = np.zeros((steps, rows, 0)), np.zeros((steps, rows, 0))
-            self.r, self.z, self.n = np.zeros(hidden), np.zeros(hidden), np.zeros(hidden)
-            self.a_r, self.a_z, self.a_n = np.zeros(hidden), np.zeros(hidden), np.zeros(hidden)
+            self.n, self.a_n = np.zeros(hidden), np.zeros(hidden)
+        if network.cell == "GRU":
+            self.r, self.z = np.zeros(hidden), np.zeros(hidden)
+            self.a_r, self.a_z = np.zeros(hidden), np.zeros(hidden)
             self.q, self.rh = np.zeros(hidden), np.zeros(hidden)
+            self.shown = {"r": self.r, "z": self.z, "n": self.n}
+        if network.cell == "MGU":
+            self.f, self.a_f, self.fh = np.zeros(hidden), np.zeros(hidden), np.zeros(hidden)
+            self.shown = {"f": self.f, "n": self.n}
+        self.shown["h"] = self.h
 
     def arrays(self):
         """The quantities that a tape shows, by name."""
-        if self.c.shape[2] > 0:
-            return {"i": self.i, "f": self.f, "g": self.g, "o": self.o, "c": self.c, "h": self.h}
-        return {"r": self.r, "z": self.z, "n": self.n, "h": self.h}
+        return self.shown
 
 
-# ---- Formulas that both cells use ----------------------------------------------------------------
+# ---- Formulas that all cells use -----------------------------------------------------------------
 
 cdef double affine(double[:, ::1] weight, double[::1] bias, Py_ssize_t row,
                    double[:, :, ::1] v, Py_ssize_t t, Py_ssize_t b):
@@ -442,7 +451,67 @@ cdef void gru_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
         gate_backward(p, s, 1 * H + j, t, b, da_z, dp, ds)
 
 
-# ---- Time: one direction of one layer, either cell -----------------------------------------------
+# ---- The MGU cell --------------------------------------------------------------------------------
+
+cdef void mgu_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
+    """One step of one row (Zhou et al. 2016).
+
+        f  = sigmoid(W_f x + b_if + U_f h + b_hf)
+        n  = tanh(W_n x + b_in + U_n (f*h) + b_hn)
+        h' = (1-f)*h + f*n
+
+    Instead of sigmoid and tanh there may be others, and their arguments clipped, as in a GRU.
+    """
+    cdef Py_ssize_t H = s.f.shape[2], j
+    cdef double rest
+    for j in range(H):
+        s.a_f[t, b, j] = gate(p, s, 0 * H + j, t, b)
+        s.f[t, b, j] = clipped(p.recurrent_activation, p.clip, s.a_f[t, b, j])
+        s.fh[t, b, j] = s.f[t, b, j] * s.h_prev[t, b, j]
+    for j in range(H):
+        s.a_n[t, b, j] = (affine(p.weight_ih, p.bias_ih, 1 * H + j, s.x, t, b)
+                          + affine(p.weight_hh, p.bias_hh, 1 * H + j, s.fh, t, b))
+        s.n[t, b, j] = clipped(p.activation, p.clip, s.a_n[t, b, j])
+        rest = complement(p.recurrent_activation, p.clip, s.a_f[t, b, j])  # 1 - f
+        s.h[t, b, j] = rest * s.h_prev[t, b, j] + s.f[t, b, j] * s.n[t, b, j]
+
+
+cdef void mgu_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
+                            Direction dp, Steps ds):
+    """From ds.h at [t, b] to ds.x and ds.h_prev there; adds the parameters' to dp."""
+    cdef Py_ssize_t H = s.f.shape[2], j
+    cdef double rest, dh, da_f, da_n
+    for j in range(H):
+        dh = ds.h[t, b, j]
+        rest = complement(p.recurrent_activation, p.clip, s.a_f[t, b, j])  # 1 - f
+        ds.h_prev[t, b, j] += dh * rest
+        ds.f[t, b, j] = dh * (s.n[t, b, j] - s.h_prev[t, b, j])
+        ds.n[t, b, j] = dh * s.f[t, b, j]
+        da_n = clipped_backward(p.activation, p.clip, s.a_n[t, b, j], ds.n[t, b, j])
+        affine_backward(p.weight_ih, 1 * H + j, s.x, t, b, da_n, dp.weight_ih, dp.bias_ih, ds.x)
+        affine_backward(p.weight_hh, 1 * H + j, s.fh, t, b, da_n, dp.weight_hh, dp.bias_hh, ds.fh)
+    for j in range(H):
+        ds.f[t, b, j] += ds.fh[t, b, j] * s.h_prev[t, b, j]
+        ds.h_prev[t, b, j] += ds.fh[t, b, j] * s.f[t, b, j]
+        da_f = clipped_backward(p.recurrent_activation, p.clip, s.a_f[t, b, j], ds.f[t, b, j])
+        gate_backward(p, s, 0 * H + j, t, b, da_f, dp, ds)
+
+
+# ---- Time: one direction of one layer, any cell --------------------------------------------------
+
+ctypedef void (*Step)(Direction, Steps, Py_ssize_t, Py_ssize_t)
+ctypedef void (*StepBackward)(Direction, Steps, Py_ssize_t, Py_ssize_t, Direction, Steps)
+
+
+cdef Step step_of(str cell):
+    return lstm_step if cell == "LSTM" else gru_step if cell == "GRU" else mgu_step
+
+
+cdef StepBackward step_backward_of(str cell):
+    if cell == "LSTM":
+        return lstm_step_backward
+    return gru_step_backward if cell == "GRU" else mgu_step_backward
+
 
 cdef Py_ssize_t time_of(Py_ssize_t step, Py_ssize_t length, bint reverse) noexcept:
     """The t of a row's step-th step: a reverse direction starts at the row's own last valid one."""
@@ -466,6 +535,7 @@ cdef void run(Direction p, Steps s, Py_ssize_t[::1] lengths, unsigned char[:, ::
     """Takes every row's h (N, S) and c (N, H) from the initial state to the last; skips padding."""
     cdef Py_ssize_t b, step, t, k
     cdef bint zero
+    cdef Step take_step = step_of(p.cell)
     for b in range(lengths.shape[0]):
         for step in range(lengths[b]):
             t = time_of(step, lengths[b], reverse)
@@ -474,10 +544,7 @@ cdef void run(Direction p, Steps s, Py_ssize_t[::1] lengths, unsigned char[:, ::
                 s.h_prev[t, b, k] = 0 if zero else h[b, k]
             for k in range(c.shape[1]):
                 s.c_prev[t, b, k] = 0 if zero else c[b, k]
-            if p.lstm:
-                lstm_step(p, s, t, b)
-            else:
-                gru_step(p, s, t, b)
+            take_step(p, s, t, b)
             for k in range(h.shape[1]):
                 h[b, k] = s.h[t, b, k]
             for k in range(c.shape[1]):
@@ -493,6 +560,7 @@ cdef void run_backward(Direction p, Steps s, Py_ssize_t[::1] lengths, unsigned c
     """
     cdef Py_ssize_t b, step, t, k
     cdef bint zero
+    cdef StepBackward step_backward = step_backward_of(p.cell)
     for b in range(lengths.shape[0]):
         for step in range(lengths[b] - 1, -1, -1):
             t = time_of(step, lengths[b], reverse)
@@ -501,10 +569,7 @@ cdef void run_backward(Direction p, Steps s, Py_ssize_t[::1] lengths, unsigned c
                 ds.h[t, b, k] = dh[b, k] + dy[t, b, k]
             for k in range(dc.shape[1]):
                 ds.c[t, b, k] = dc[b, k]
-            if p.lstm:
-                lstm_step_backward(p, s, t, b, dp, ds)
-            else:
-                gru_step_backward(p, s, t, b, dp, ds)
+            step_backward(p, s, t, b, dp, ds)
             for k in range(dh.shape[1]):
                 dh[b, k] = 0 if zero else ds.h_prev[t, b, k]
             for k in range(dc.shape[1]):
@@ -527,7 +592,7 @@ class Grads(NamedTuple):
 
     Attributes:
         x: (T, N, I), zero at padded steps.
-        state: by the initial state: h (L*D, N, S) of a GRU, (h, c) of an LSTM, c (L*D, N, H).
+        state: by the initial state: h (L*D, N, S), of an LSTM (h, c), c (L*D, N, H).
         params: by each parameter, by name, in the order of `parameter_shapes`.
     """
 
@@ -553,8 +618,8 @@ class Tape:
         Args:
             layer: 0 is the one that reads x.
             reverse: the second direction of a bidirectional network.
-            name: "i" "f" "g" "o" "c" (LSTM), "r" "z" "n" (GRU) or "h"; z as the network's
-                `update_gate` defines it.
+            name: "i" "f" "g" "o" "c" (LSTM), "r" "z" "n" (GRU), "f" "n" (MGU)
+                or "h"; z as the network's `update_gate` defines it.
 
         Returns:
             A copy, (T, N, H), for "h" (T, N, S); zero at padded steps.
@@ -575,7 +640,7 @@ class Tape:
 
 
 class _Network:
-    """Layers and directions, written once for both cells; what differs is the cell's step."""
+    """Layers and directions, written once for all cells; what differs is the cell's step."""
 
     cell = ""
     gates = 0
@@ -650,7 +715,7 @@ class _Network:
         Args:
             params: a mapping with exactly the names and shapes of `parameter_shapes`.
             x: (T, N, I).
-            state: the initial state, zero if None: h (L*D, N, S) of a GRU; of an LSTM the pair
+            state: the initial state, zero if None: h (L*D, N, S); of an LSTM the pair
                 (h, c), c (L*D, N, H).
             lengths: (N,) integers in 0..T, each row's valid steps; all T if None. What lies behind
                 is never read.
@@ -748,7 +813,7 @@ class _Network:
         return {name: _array(name, params[name], shape) for name, shape in shapes.items()}
 
     def _check_state(self, name, state, rows):
-        """Copies of h (L*D, N, S) and c (L*D, N, H; a GRU's of size 0)."""
+        """Copies of h (L*D, N, S) and c (L*D, N, H; of size 0 without a cell state)."""
         cells = self.num_layers * self.num_directions
         h, c = state, None
         if self.cell == "LSTM" and state is not None:
@@ -834,11 +899,37 @@ class GRU(_Network):
         self.update_gate = update_gate
 
 
-def from_layer(layer):
-    """The twin of a tidegate.LSTM or tidegate.GRU: same options, without parameters.
+class MGU(_Network):
+    """The minimal gated unit in float64; `mgu_step` has the formulas.
+
+    Args:
+        reverse: one direction, from each row's last valid step to its first; excludes
+            bidirectional.
+        recurrent_activation: of the gate f: a name, (name, alpha) or (name, alpha, beta);
+            `activate` has the formulas, `_KINDS` the names and the usual parameters.
+        activation: of n, likewise.
+        clip: what f and n are activated of, biases included, is clamped to [-clip, clip]. None:
+            nothing is.
 
     Raises:
-        TypeError: `layer` is neither.
+        ValueError: a size, a number or a name is out of range, or two options exclude each other.
+        TypeError: an activation is not a name or such a tuple, or a parameter not a number.
+    """
+
+    cell = "MGU"
+    gates = 2
+
+    def __init__(self, input_size, hidden_size, num_layers=1, *, bias=True, bidirectional=False,
+                 reverse=False, recurrent_activation="sigmoid", activation="tanh", clip=None):
+        self._init(input_size, hidden_size, num_layers, bias, bidirectional, reverse,
+                   recurrent_activation, activation, clip)
+
+
+def from_layer(layer):
+    """The twin of a layer of tidegate's: same cell and options, without parameters.
+
+    Raises:
+        TypeError: `layer` is no recurrent layer.
     """
     shared = ("bias", "bidirectional", "reverse", "recurrent_activation", "activation", "clip")
     names = {base.__name__ for base in type(layer).__mro__}
@@ -846,8 +937,10 @@ def from_layer(layer):
         cell, own = LSTM, ("proj_size", "peephole", "output_activation", "input_forget")
     elif "GRU" in names:
         cell, own = GRU, ("reset_after", "update_gate")
+    elif "MGU" in names:
+        cell, own = MGU, ()
     else:
-        raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM or a GRU")
+        raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM, a GRU or an MGU")
     options = {name: getattr(layer, name) for name in shared + own}
     return cell(layer.input_size, layer.hidden_size, layer.num_layers, **options)
 

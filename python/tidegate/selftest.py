@@ -24,7 +24,7 @@ from tidegate import _bounds, _core, reference
 from tidegate.checks import Array
 from tidegate.demo import clear_progress, show_progress
 
-NETWORKS: list[tuple[type[tg.LSTM] | type[tg.GRU], dict[str, Any]]] = [
+NETWORKS: list[tuple[type[Any], dict[str, Any]]] = [
     (tg.LSTM, {}),
     (tg.LSTM, {"bias": False, "reverse": True}),
     (tg.LSTM, {"num_layers": 2, "bidirectional": True}),
@@ -47,6 +47,8 @@ NETWORKS: list[tuple[type[tg.LSTM] | type[tg.GRU], dict[str, Any]]] = [
     ),
     (tg.GRU, {"recurrent_activation": "hard_sigmoid", "update_gate": "write"}),
     (tg.GRU, {"activation": ("elu", 0.5), "reset_after": False, "num_layers": 2}),
+    (tg.MGU, {}),
+    (tg.MGU, {"num_layers": 2, "bidirectional": True, "recurrent_activation": "hard_sigmoid"}),
 ]
 # I, H, N, T: parts of vectors and whole ones, tiles of one row and of many, sums longer than a
 # block of a panel, sequences longer than what is projected and summed up at once.
@@ -90,9 +92,7 @@ def make_case(number: int, dtype: DTypeLike, seed: int) -> Case:
     return draw_case(layer, steps, batch, ragged, rng)
 
 
-def draw_case(
-    layer: tg.LSTM | tg.GRU, steps: int, batch: int, ragged: bool, rng: np.random.Generator
-) -> Case:
+def draw_case(layer: Any, steps: int, batch: int, ragged: bool, rng: np.random.Generator) -> Case:
     """Random input; if ragged, with states, lengths and resets."""
     network = reference.from_layer(layer)
     rows, size = network.num_layers * network.num_directions, network.state_size

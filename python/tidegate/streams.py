@@ -26,11 +26,11 @@ class Stream(_core.Stream):
     layer of their own.
 
     Args:
-        layer: an LSTM or a GRU with one direction, which is not `reverse`.
+        layer: a recurrent layer with one direction, which is not `reverse`.
         batch: how many sequences.
 
     Raises:
-        TypeError: layer is neither an LSTM nor a GRU, or batch is no integer.
+        TypeError: layer is no recurrent layer, or batch is no integer.
         ValueError: the layer is bidirectional or reverse (it would need the future), or batch is
             negative.
     """
@@ -38,7 +38,7 @@ class Stream(_core.Stream):
     def __init__(self, layer: RecurrentLayer[Any, Any], batch: int = 1) -> None:
         model = getattr(layer, "_model", None)
         if not isinstance(model, _core.Model):
-            raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM or a GRU")
+            raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM, a GRU or an MGU")
         super().__init__(model, check_integer("batch", batch))
         self._layer = layer
 

@@ -315,8 +315,11 @@ TEST(what_cannot_be_written) {
     change(layer);
     return invalid_argument_of([&] { write_layers(path.text(), {{layer, flat.data()}}); });
   };
-  CHECK(refused_layer([](LayerInfo& l) { l.kind = LayerKind::lstm; }) ==
-        "layer \"rnn\": kind: got LSTM with the config of the other cell");
+  CHECK(begins_with(refused_layer([](LayerInfo& l) {
+                      l.config.cell = CellKind::lstm;
+                      l.config.reset_after = false;
+                    }),
+                    "layer \"rnn\": reset_after: an LSTM has no such option"));
   CHECK(refused_layer([](LayerInfo& l) { l.config.hidden_size = 0; }) ==
         "layer \"rnn\": hidden_size: got 0, wanted an integer >= 1");
   CHECK(begins_with(refused_layer([](LayerInfo& l) { l.config.proj_size = 2; }),

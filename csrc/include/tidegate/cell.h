@@ -4,7 +4,7 @@
 
 namespace tidegate {
 
-enum class CellKind { lstm, gru };
+enum class CellKind { lstm, gru, mgu };
 
 // Which state an update gate z multiplies.
 enum class UpdateGate {

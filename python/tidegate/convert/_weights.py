@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tidegate.checks import Array, check_array, check_unmasked
-from tidegate.layers import GRU, LSTM
+from tidegate.layers import GRU, LSTM, MGU
 
 RecurrentLayer: TypeAlias = LSTM | GRU
 Path: TypeAlias = str | os.PathLike[str]
@@ -104,6 +104,11 @@ def make_layer(cell: str, params: Mapping[str, Array], **options: Any) -> Recurr
 
 def check_layer(layer: object) -> RecurrentLayer:
     """`layer`, if it is an LSTM or a GRU; else a TypeError."""
+    if isinstance(layer, MGU):
+        raise TypeError(
+            "layer: got an MGU, which PyTorch, Keras and ONNX do not have; wanted an LSTM or a GRU "
+            "(tidegate.save keeps an MGU)"
+        )
     if not isinstance(layer, (LSTM, GRU)):
         raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM or a GRU")
     return layer
