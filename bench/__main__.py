@@ -20,7 +20,7 @@ from bench.results import Results, ResultsError, compare, load, run_settings, su
 from bench.runner import Budget, Ring, Settings
 from bench.stats import LEAST_SAMPLES
 from tidegate.bench import cpu_count, machine
-from tidegate.demo import at_least, positive
+from tidegate.terminal import at_least, positive
 
 # Of each suite, on two cores.
 MINUTES = {"quick": 5.0, "full": 90.0}

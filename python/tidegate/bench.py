@@ -31,7 +31,7 @@ import numpy as np
 
 import tidegate as tg
 from tidegate import _core
-from tidegate.demo import at_least, clear_progress, show_progress, writable
+from tidegate.terminal import at_least, clear_progress, show_progress, writable
 
 # ---- The machine
 

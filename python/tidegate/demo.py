@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tidegate as tg
+from tidegate.terminal import at_least, clear_progress, positive, show_progress, writable
 
 Array: TypeAlias = NDArray[Any]
 
@@ -115,19 +115,6 @@ def train(
             total += loss * len(chosen)
             show_progress(done, f"epoch {epoch + 1}, loss {loss:.3f}")
         yield total / len(utterances)
-
-
-def show_progress(done: float, text: str) -> None:
-    """Draws a bar over the last one, on standard error; nothing where that is no terminal."""
-    if sys.stderr.isatty():
-        bar = "#" * int(40 * done)
-        print(f"\r[{bar:40}] {done:4.0%} {text}\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def clear_progress() -> None:
-    """Takes the bar away."""
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -251,31 +238,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if args.plot.suffix[1:].lower() not in kinds:
             parser.error(f"argument --plot: {args.plot} is none of {', '.join(sorted(kinds))}")
     return args
-
-
-def writable(path: Path) -> bool:
-    """Whether a file can be made, or made anew, at `path`."""
-    if path.exists():
-        return path.is_file() and os.access(path, os.W_OK)
-    return path.parent.is_dir() and os.access(path.parent, os.W_OK)
-
-
-def at_least(low: int) -> Callable[[str], int]:
-    """An argument's type: an integer of at least `low`."""
-
-    def integer(text: str) -> int:
-        if int(text) < low:
-            raise argparse.ArgumentTypeError(f"got {text}, wanted at least {low}")
-        return int(text)
-
-    return integer
-
-
-def positive(text: str) -> float:
-    """An argument's type: a finite number above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text}, wanted a number above 0")
-    return float(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

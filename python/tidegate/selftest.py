@@ -21,8 +21,9 @@ from numpy.typing import DTypeLike
 
 import tidegate as tg
 from tidegate import _bounds, _core, reference
+from tidegate._bounded import Bounded
 from tidegate.checks import Array
-from tidegate.demo import clear_progress, show_progress
+from tidegate.terminal import clear_progress, show_progress
 
 NETWORKS: list[tuple[type[Any], dict[str, Any]]] = [
     (tg.LSTM, {}),
@@ -138,8 +139,8 @@ def _state(name: str, state: Any) -> dict[str, Any]:
 class Expected:
     """What the reference gives, with bounds, under the names of `results`."""
 
-    forward: dict[str, tuple[Array, _bounds.Bounded]]
-    backward: dict[str, tuple[Array, _bounds.Bounded]]
+    forward: dict[str, tuple[Array, Bounded]]
+    backward: dict[str, tuple[Array, Bounded]]
 
 
 def expect(case: Case) -> Expected:
