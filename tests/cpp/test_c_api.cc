@@ -174,6 +174,35 @@ static void write_file(char* path, size_t path_size, const char* bytes, size_t s
   CHECK(file != NULL && fwrite(bytes, 1, size, file) == size && fclose(file) == 0);
 }
 
+static void test_mgu(void) {
+  static const char header[] =
+      "{\"__metadata__\": {\"tidegate.format\": \"1\", \"tidegate.layer\": "
+      "\"{\\\"kind\\\": \\\"MGU\\\", \\\"input_size\\\": 1, \\\"hidden_size\\\": 1, "
+      "\\\"bias\\\": false}\"}, "
+      "\"weight_ih_l0\": {\"dtype\": \"F32\", \"shape\": [2, 1], \"data_offsets\": [0, 8]}, "
+      "\"weight_hh_l0\": {\"dtype\": \"F32\", \"shape\": [2, 1], \"data_offsets\": [8, 16]}}";
+  static const float data[4] = {0, 1, 0, 3}; /* gates in the order f, n */
+  static const float x = 2, h = 0.5f;
+  const size_t size = 8 + sizeof header - 1 + sizeof data;
+  char* const bytes = (char*)malloc(size);
+  tidegate_model* model = NULL;
+  tidegate_stream* stream = NULL;
+  float y = 0;
+  write_file_bytes(bytes, header, sizeof header - 1, data, sizeof data);
+
+  CHECK(tidegate_model_load_memory(bytes, size, NULL, &model) == TIDEGATE_OK);
+  CHECK(tidegate_model_has_cell_state(model) == 0);
+  CHECK(tidegate_stream_create(model, 1, &stream) == TIDEGATE_OK);
+  CHECK(tidegate_stream_set_state(stream, &h, NULL) == TIDEGATE_OK);
+  CHECK(tidegate_stream_step(stream, &x, &y) == TIDEGATE_OK);
+  /* f = 1/2, n = tanh(x + 3 * f*h) */
+  CHECK(fabs((double)y - (0.25 + 0.5 * tanh(2.75))) < 1e-6);
+  CHECK_REFUSED(tidegate_stream_set_state(stream, NULL, &x), "c: an MGU has no cell state");
+  tidegate_stream_free(stream);
+  tidegate_model_free(model);
+  free(bytes);
+}
+
 static void test_files(void) {
   static const char header[] =
       "{\"__metadata__\": {\"tidegate.format\": \"1\", \"tidegate.layer.g\": "
@@ -430,6 +459,7 @@ int main(void) {
   CHECK(strcmp(tidegate_last_error(), "") == 0);
   CHECK(strlen(tidegate_version()) >= 5);
   test_run_and_stream();
+  test_mgu();
   test_files();
   test_linear();
   test_what_is_refused();

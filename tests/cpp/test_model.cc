@@ -85,7 +85,7 @@ struct NaiveLayer {
   };
   struct Saved {
     std::vector<Number> i, f, g, o, c;  // LSTM
-    std::vector<Number> r, z, n;        // GRU
+    std::vector<Number> r, z, n;        // GRU; an MGU's are f and n
     std::vector<Number> h;
   };
 
@@ -129,7 +129,8 @@ struct NaiveLayer {
   }
 
   Saved step(const std::vector<Number>& x, State& state) const {
-    return config.cell == CellKind::lstm ? lstm_step(x, state) : gru_step(x, state);
+    if (config.cell == CellKind::lstm) return lstm_step(x, state);
+    return config.cell == CellKind::gru ? gru_step(x, state) : mgu_step(x, state);
   }
 
   Saved lstm_step(const std::vector<Number>& x, State& state) const {
@@ -182,6 +183,22 @@ struct NaiveLayer {
       const Number one(1);
       saved.h.push_back(config.update_gate == UpdateGate::carry ? z * h + (one - z) * n
                                                                 : (one - z) * h + z * n);
+    }
+    state.h = saved.h;
+    return saved;
+  }
+
+  Saved mgu_step(const std::vector<Number>& x, State& state) const {
+    Saved saved;
+    std::vector<Number> gated_h;
+    for (Index j = 0; j < config.hidden_size; ++j) {
+      saved.f.push_back(sigmoid(of_x(0, j, x) + of_h(0, j, state.h)));
+      gated_h.push_back(saved.f.back() * state.h[size_of(j)]);
+    }
+    for (Index j = 0; j < config.hidden_size; ++j) {
+      saved.n.push_back(tanh(of_x(1, j, x) + of_h(1, j, gated_h)));
+      const Number f = saved.f[size_of(j)], n = saved.n[size_of(j)];
+      saved.h.push_back((Number(1) - f) * state.h[size_of(j)] + f * n);
     }
     state.h = saved.h;
     return saved;
@@ -285,7 +302,9 @@ std::vector<Config> networks(Index hidden) {
   lstm.hidden_size = hidden;
   Config gru = lstm;
   gru.cell = CellKind::gru;
-  std::vector<Config> all = {lstm, gru};
+  Config mgu = lstm;
+  mgu.cell = CellKind::mgu;
+  std::vector<Config> all = {lstm, gru, mgu};
   const auto add = [&](Config base, auto change) {
     change(base);
     all.push_back(base);
@@ -302,6 +321,8 @@ std::vector<Config> networks(Index hidden) {
   add(gru, [&](Config& c) {
     c.reset_after = false, c.reverse = true, c.update_gate = UpdateGate::write;
   });
+  add(mgu, [&](Config& c) { c.num_layers = 2, c.bidirectional = true; });
+  add(mgu, [&](Config& c) { c.bias = false, c.reverse = true; });
   return all;
 }
 
@@ -640,12 +661,17 @@ void check_saved(const Config& config) {
   CHECK(tape->batch() == 5);
   const auto naive = run_naive<Bounded>(config, parameters, sequence);
   using Saved = NaiveLayer<Bounded>::Saved;
-  const struct {
+  struct Quantity {
     const char* name;
     std::vector<Bounded> Saved::* values;
-  } lstm[] = {{"i", &Saved::i}, {"f", &Saved::f}, {"g", &Saved::g},
-              {"o", &Saved::o}, {"c", &Saved::c}, {"h", &Saved::h}},
-    gru[] = {{"r", &Saved::r}, {"z", &Saved::z}, {"n", &Saved::n}, {"h", &Saved::h}};
+  };
+  const std::vector<Quantity> lstm = {{"i", &Saved::i}, {"f", &Saved::f}, {"g", &Saved::g},
+                                      {"o", &Saved::o}, {"c", &Saved::c}, {"h", &Saved::h}},
+                              gru = {{"r", &Saved::r},
+                                     {"z", &Saved::z},
+                                     {"n", &Saved::n},
+                                     {"h", &Saved::h}},
+                              mgu = {{"f", &Saved::f}, {"n", &Saved::n}, {"h", &Saved::h}};
   const auto check = [&](const char* name, std::vector<Bounded> Saved::* values) {
     for (Index index = 0; index < config.num_layers * config.num_directions(); ++index) {
       const Index layer = index / config.num_directions();
@@ -664,11 +690,17 @@ void check_saved(const Config& config) {
       check_bounded(got, wanted);
     }
   };
-  if (config.cell == CellKind::lstm) {
-    for (const auto& quantity : lstm) check(quantity.name, quantity.values);
-  } else {
-    for (const auto& quantity : gru) check(quantity.name, quantity.values);
+  for (const Quantity& quantity : config.cell == CellKind::lstm  ? lstm
+                                  : config.cell == CellKind::gru ? gru
+                                                                 : mgu) {
+    check(quantity.name, quantity.values);
   }
+  std::vector<T> none(size_of(4 * 5 * config.hidden_size));
+  CHECK(begins_with(invalid_argument_of([&] {
+                      tape->saved(0, config.reverse, config.cell == CellKind::lstm ? "n" : "c",
+                                  view(none.data(), 4, 5, config.hidden_size));
+                    }),
+                    "name: got"));
 }
 
 template <class F>
@@ -1139,12 +1171,45 @@ TEST(configurations_that_make_no_sense) {
   refuses("proj_size", [](Config& c) { c.proj_size = -1; });
   refuses("proj_size", [](Config& c) { c.proj_size = 4; });
   refuses("reverse", [](Config& c) { c.reverse = c.bidirectional = true; });
-  refuses("reset_after", [](Config& c) { c.reset_after = false; });
-  refuses("update_gate", [](Config& c) { c.update_gate = UpdateGate::write; });
-  base.cell = CellKind::gru;
-  base.validate();
-  refuses("proj_size", [](Config& c) { c.proj_size = 2; });
-  refuses("peephole", [](Config& c) { c.peephole = true; });
+}
+
+// Written out here once more, on purpose.
+TEST(options_that_a_cell_does_not_have) {
+  const struct {
+    const char* name;
+    void (*set)(Config&);
+    std::vector<CellKind> cells;  // that have it
+  } options[] = {
+      {"proj_size", [](Config& c) { c.proj_size = 2; }, {CellKind::lstm}},
+      {"peephole", [](Config& c) { c.peephole = true; }, {CellKind::lstm}},
+      {"reset_after", [](Config& c) { c.reset_after = false; }, {CellKind::gru}},
+      {"update_gate", [](Config& c) { c.update_gate = UpdateGate::write; }, {CellKind::gru}},
+      {"output_activation",
+       [](Config& c) { c.activations.output = ActivationKind::softsign; },
+       {CellKind::lstm}},
+      {"input_forget", [](Config& c) { c.activations.input_forget = true; }, {CellKind::lstm}},
+  };
+  const std::pair<CellKind, std::string> cells[] = {
+      {CellKind::lstm, "an LSTM"}, {CellKind::gru, "a GRU"}, {CellKind::mgu, "an MGU"}};
+  for (const auto& [cell, name] : cells) {
+    Config config;
+    config.cell = cell;
+    config.input_size = 3;
+    config.hidden_size = 4;
+    config.validate();
+    for (const auto& option : options) {
+      Config changed = config;
+      option.set(changed);
+      const auto& known = option.cells;
+      if (std::find(known.begin(), known.end(), cell) != known.end()) {
+        changed.validate();
+      } else {
+        const std::string wanted =
+            std::string(option.name) + ": " + name + " has no such option; wanted ";
+        CHECK(begins_with(invalid_argument_of([&] { changed.validate(); }), wanted.c_str()));
+      }
+    }
+  }
 }
 
 TEST(calls_are_refused_before_anything_is_written) {
@@ -1190,17 +1255,19 @@ TEST(calls_are_refused_before_anything_is_written) {
                     "dropout_scale"));
   CHECK(call.untouched());
 
-  Config gru = config;
-  gru.cell = CellKind::gru;
-  const Model<float> no_cell_state(gru);
-  Outputs<float> without_c_n = call.outputs();
-  without_c_n.c_n = View<float>{};
-  CHECK(begins_with(invalid_argument_of([&] { no_cell_state.run(call.inputs(), without_c_n, 1); }),
-                    "c_0"));
-  Inputs<float> without_c_0 = call.inputs();
-  without_c_0.c_0 = View<const float>{};
-  CHECK(begins_with(invalid_argument_of([&] { no_cell_state.run(without_c_0, call.outputs(), 1); }),
-                    "c_n"));
+  for (const CellKind cell : {CellKind::gru, CellKind::mgu}) {
+    Config without_cell_state = config;
+    without_cell_state.cell = cell;
+    const Model<float> other(without_cell_state);
+    Outputs<float> without_c_n = call.outputs();
+    without_c_n.c_n = View<float>{};
+    CHECK(
+        begins_with(invalid_argument_of([&] { other.run(call.inputs(), without_c_n, 1); }), "c_0"));
+    Inputs<float> without_c_0 = call.inputs();
+    without_c_0.c_0 = View<const float>{};
+    CHECK(begins_with(invalid_argument_of([&] { other.run(without_c_0, call.outputs(), 1); }),
+                      "c_n"));
+  }
   CHECK(call.untouched());
 }
 

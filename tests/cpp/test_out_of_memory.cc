@@ -66,6 +66,8 @@ namespace {
 
 using namespace tidegate;
 
+constexpr CellKind kCellKinds[] = {CellKind::lstm, CellKind::gru, CellKind::mgu};
+
 Config network(CellKind cell) {
   Config config;
   config.cell = cell;
@@ -174,13 +176,13 @@ class Folder {
 }  // namespace
 
 TEST(models) {
-  for (const CellKind cell : {CellKind::lstm, CellKind::gru})
+  for (const CellKind cell : kCellKinds)
     exhaust("Model", [config = network(cell)] { Model<float> model(config); });
 }
 
 // Of each, the first call, which packs the weights, and a later one.
 TEST(running) {
-  for (const CellKind cell : {CellKind::lstm, CellKind::gru}) {
+  for (const CellKind cell : kCellKinds) {
     const Config config = network(cell);
     Arrays arrays(config);
     std::shared_ptr<Model<float>> model;
@@ -197,7 +199,7 @@ TEST(running) {
 }
 
 TEST(training) {
-  for (const CellKind cell : {CellKind::lstm, CellKind::gru}) {
+  for (const CellKind cell : kCellKinds) {
     const Config config = network(cell);
     Arrays arrays(config);
     exhaust("forward and backward", [&] {

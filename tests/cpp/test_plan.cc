@@ -132,7 +132,7 @@ TEST(what_takes_a_microsecond_is_serial_on_every_machine) {
   for (const Machine& machine :
        {zen3(), zen4(), emerald_rapids(2), emerald_rapids(16), arm_server()}) {
     const int threads = 1 << (machine.teams - 1);
-    for (const Config& config : {lstm(16), gru(16), gru(32)}) {
+    for (const Config& config : {lstm(16), gru(16), gru(32), network(CellKind::mgu, 32)}) {
       CHECK(is_serial(step_plan(config, machine, threads)));
       CHECK(is_serial(forward_plan(config, 1, 1, machine, threads)));
       const Call call = {config, Work::step, 1, 1, sizeof(float)};

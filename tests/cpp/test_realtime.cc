@@ -171,7 +171,9 @@ std::vector<Config> networks() {
   lstm.num_layers = 2;
   Config gru = lstm;
   gru.cell = CellKind::gru;
-  std::vector<Config> all = {lstm, gru};
+  Config mgu = lstm;
+  mgu.cell = CellKind::mgu;
+  std::vector<Config> all = {lstm, gru, mgu};
   lstm.proj_size = 20;
   lstm.peephole = true;
   lstm.activations.gate = ActivationKind::hard_sigmoid;

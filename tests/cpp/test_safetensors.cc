@@ -120,7 +120,7 @@ std::string refusal(const std::string& bytes) {
 }  // namespace
 
 TEST(layers_come_back_as_they_were) {
-  for (const CellKind cell : {CellKind::lstm, CellKind::gru}) {
+  for (const CellKind cell : {CellKind::lstm, CellKind::gru, CellKind::mgu}) {
     Config config = a_config(cell);
     check_round_trip<float>(config);
     check_round_trip<double>(config);
@@ -132,7 +132,8 @@ TEST(layers_come_back_as_they_were) {
       config.proj_size = 2;
       config.activations.output = ActivationKind::softsign;
       config.activations.input_forget = true;
-    } else {
+    }
+    if (cell == CellKind::gru) {
       config.reset_after = false;
       config.update_gate = UpdateGate::write;
     }

@@ -107,7 +107,10 @@ std::vector<Config> networks(Index hidden) {
   Config gru = lstm;
   gru.cell = CellKind::gru;
   gru.num_layers = 3;
-  std::vector<Config> all = {lstm, gru};
+  Config mgu = lstm;
+  mgu.cell = CellKind::mgu;
+  mgu.num_layers = 2;
+  std::vector<Config> all = {lstm, gru, mgu};
   lstm.num_layers = 2;
   lstm.peephole = true;
   lstm.proj_size = hidden - 2;

@@ -527,7 +527,7 @@ void check_sums() {
 double sigmoid_of(double a) { return 1 / (1 + std::exp(-a)); }
 
 // What a step reads and makes of one unit, in double precision. Gates in the order of the kernels:
-// i f g o, or n r z q.
+// i f g o, n r z q, or f n.
 struct Unit {
   double a[4] = {};  // accumulators
   double h_prev = 0, c_prev = 0;
@@ -552,6 +552,13 @@ struct Unit {
     gates[0] = std::tanh(reset_after ? a[0] + gates[1] * a[3] : a[0]);
     gated_h = gates[1] * h_prev;
     h = gates[2] * h_prev + (1 - gates[2]) * gates[0];
+  }
+
+  void mgu() {
+    gates[0] = sigmoid_of(a[0]);
+    gates[1] = std::tanh(a[1]);
+    gated_h = gates[0] * h_prev;
+    h = (1 - gates[0]) * h_prev + gates[0] * gates[1];
   }
 };
 
@@ -743,6 +750,33 @@ void check_gru(bool reset_after) {
   call.check_canaries();
 }
 
+template <class T>
+void check_mgu() {
+  CellCall<T> call;
+  call.template run_finish<MguGate<StandardActivations>>(0);
+  call.template run_finish<MguCandidate<StandardActivations>>(1);
+  call.template run_backward<MguCandidate<StandardActivations>>();
+  call.template run_backward<MguGate<StandardActivations>>();
+  for (Index j = 0; j < call.lanes; ++j) {
+    Unit unit = call.unit[j];
+    const auto objective = [&] {
+      unit.mgu();
+      // The gradient by f*h comes from the product with U_n.
+      return call.dh_before[j] * unit.h + call.dgated_h_before[j] * unit.gated_h;
+    };
+    objective();
+    CHECK_NEAR(call.at(call.h, j), unit.h, call.tolerance);
+    CHECK(call.at(call.y, j) == call.at(call.h, j));
+    CHECK_NEAR(call.at(call.gated_h, j), unit.gated_h, call.tolerance);
+    for (int gate = 0; gate < 2; ++gate) {
+      CHECK_NEAR(call.saved_gate(j, gate), unit.gates[gate], call.tolerance);
+      CHECK_NEAR(call.dgate(j, gate), derivative(unit.a[gate], objective), call.slope_tolerance);
+    }
+    CHECK_NEAR(call.at(call.dh, j), derivative(unit.h_prev, objective), call.slope_tolerance);
+  }
+  call.check_canaries();
+}
+
 TEST(phase_with_the_gates_of_a_gru) {
   check_phase<kGruAfter, float>();
   check_phase<kGruAfter, double>();
@@ -777,6 +811,11 @@ TEST(gru_and_its_derivative) {
     check_gru<float>(reset_after);
     check_gru<double>(reset_after);
   }
+}
+
+TEST(mgu_and_its_derivative) {
+  check_mgu<float>();
+  check_mgu<double>();
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ std::vector<Phase> expected_phases(const Config& config) {
   if (config.cell == CellKind::lstm) {
     return {{{{'i', 0, 0}, {'f', 1, 1}, {'g', 2, 2}, {'o', 3, 3}}}};
   }
+  if (config.cell == CellKind::mgu) return {{{{'f', 0, 0}}}, {{{'n', 1, 1}}}};
   if (config.reset_after) return {{{{'n', 2, -1}, {'r', 0, 0}, {'z', 1, 1}, {'q', -1, 2}}}};
   return {{{{'r', 0, 0}, {'z', 1, 1}}}, {{{'n', 2, 2}}}};
 }
@@ -38,6 +39,7 @@ std::vector<Phase> expected_phases(const Config& config) {
 // The gates that see x, in the order of the whole cell.
 std::vector<Gate> gates_of_x(const Config& config) {
   if (config.cell == CellKind::lstm) return expected_phases(config)[0].gates;
+  if (config.cell == CellKind::mgu) return {{'f', 0, 0}, {'n', 1, 1}};
   return {{'n', 2, 2}, {'r', 0, 0}, {'z', 1, 1}};
 }
 
@@ -71,6 +73,15 @@ std::vector<Config> networks() {
         all.push_back(gru);
       }
     }
+    Config mgu;
+    mgu.cell = CellKind::mgu;
+    mgu.input_size = 17;
+    mgu.hidden_size = hidden;
+    all.push_back(mgu);
+    mgu.num_layers = 2;
+    mgu.bidirectional = true;
+    mgu.bias = false;
+    all.push_back(mgu);
   }
   return all;
 }
@@ -304,6 +315,16 @@ TEST(names_shapes_and_places_of_parameters) {
   CHECK(few[0].columns == 4);
   CHECK(few[1].name == "weight_hh_l0");
   CHECK(few[1].columns == 6);
+
+  Config mgu = gru;
+  mgu.cell = CellKind::mgu;
+  mgu.bias = true;
+  const std::vector<Parameter> of_two_gates = parameters(mgu);
+  CHECK(of_two_gates.size() == 4);
+  for (const Parameter& parameter : of_two_gates) CHECK(parameter.rows == 12);
+  CHECK(of_two_gates[0].columns == 4);
+  CHECK(of_two_gates[1].columns == 6);
+  CHECK(of_two_gates[3].name == "bias_hh_l0");
 }
 
 TEST(offsets_are_those_of_the_names) {
@@ -377,7 +398,7 @@ TEST(panels_are_the_same_whoever_packs_them) {
   const int before = num_threads();
   set_num_threads(3);
   test::for_each_isa([] {
-    for (const CellKind cell : {CellKind::lstm, CellKind::gru}) {
+    for (const CellKind cell : {CellKind::lstm, CellKind::gru, CellKind::mgu}) {
       Config config;
       config.cell = cell;
       config.input_size = 33;
