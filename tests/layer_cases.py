@@ -52,8 +52,6 @@ CASES: dict[str, tuple[type, int, int, dict[str, Any]]] = {  # class, H, L, opti
             "activation": ("scaled_tanh", 0.9, 1.2),
         },
     ),
-}
-CASES |= {
     "mgu": (tg.MGU, 7, 1, {}),
     "mgu-stacked-bidirectional": (tg.MGU, 6, 2, {"bidirectional": True}),
     "mgu-no-bias-reverse": (tg.MGU, 8, 1, {"bias": False, "reverse": True}),

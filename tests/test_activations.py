@@ -84,6 +84,7 @@ TRAINED = [
     *[(tg.LSTM, {"peephole": True, "input_forget": True}, place) for place in LSTM_PLACES],
     *[(tg.GRU, {}, place) for place in GRU_PLACES],
     *[(tg.GRU, {"reset_after": False}, place) for place in GRU_PLACES],
+    *[(tg.MGU, {}, place) for place in GRU_PLACES],
 ]
 
 
@@ -196,7 +197,7 @@ def test_how_they_are_shown_and_kept():
     ids=str,
 )
 def test_refusals(options, error, name):
-    for kind in (tg.LSTM, tg.GRU):
+    for kind in (tg.LSTM, tg.GRU, tg.MGU):
         with pytest.raises(error, match=rf"^{name}: "):
             kind(2, 3, **options)
 

@@ -17,7 +17,7 @@ import tidegate as tg
 from layer_cases import assert_same_bits, make, parts
 from tidegate import selftest
 
-CASES = ["lstm-everything", "gru-stacked-bidirectional", "gru-reset-before"]
+CASES = ["lstm-everything", "gru-stacked-bidirectional", "gru-reset-before", "mgu"]
 every_case = pytest.mark.parametrize("case", CASES)
 
 

@@ -53,11 +53,10 @@ def _threads_to_divide_among():
 def wide(case, **options):
     """The case's layer with several vectors of units, so that threads and tiles have parts."""
     layer = make(case, **options)
-    kwargs = {name: getattr(layer, name) for name in ("bias", "bidirectional", "reverse")}
+    names = ["bias", "bidirectional", "reverse", "peephole", "reset_after", "update_gate"]
+    kwargs = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
     if is_lstm(layer):
-        kwargs |= {"peephole": layer.peephole, "proj_size": layer.proj_size and 19}
-    else:
-        kwargs |= {"reset_after": layer.reset_after, "update_gate": layer.update_gate}
+        kwargs |= {"proj_size": layer.proj_size and 19}
     kwargs |= {"dtype": layer.dtype, "dropout": layer.dropout, "seed": 1}
     return type(layer)(INPUT_SIZE, 37, layer.num_layers, **kwargs)
 
@@ -656,7 +655,7 @@ def test_a_tape_keeps_what_it_was_made_of(case, isa, rng):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU])
+@pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU, tg.MGU])
 @every_division
 def test_a_long_stack_is_its_layers_one_after_the_other(isa, division, kind, reverse, rng):
     """Inference takes a stack's steps in blocks, whose seams must not show."""

@@ -1257,6 +1257,10 @@ def test_to_onnx_refuses(tmp_path: pathlib.Path) -> None:
         convert.to_onnx(tg.LSTM(4, 5, proj_size=2), path)
     with pytest.raises(TypeError, match="layer: got int, wanted an LSTM or a GRU"):
         convert.to_onnx(3, path)  # type: ignore[arg-type]
+    mgu: Any = tg.MGU(4, 5)
+    for refused in (mgu.to_onnx, lambda path: convert.to_onnx(mgu, path)):
+        with pytest.raises(TypeError, match=r"layer: got an MGU, which .*ONNX.*tidegate\.save"):
+            refused(path)
     with pytest.raises(TypeError, match="path: got int, wanted a str or a path"):
         convert.to_onnx(tg.LSTM(4, 5), 3)  # type: ignore[arg-type]
     assert not path.exists()

@@ -22,10 +22,10 @@ from layer_cases import CASES, make
 from tidegate import convert
 
 # What PyTorch's layers can be.
-PLAIN = [
+PLAIN = [  # what torch.nn has
     name
-    for name, (_, _, _, options) in CASES.items()
-    if options.keys() <= {"bias", "bidirectional", "proj_size"}
+    for name, (kind, _, _, options) in CASES.items()
+    if kind is not tg.MGU and options.keys() <= {"bias", "bidirectional", "proj_size"}
 ]
 
 
@@ -148,6 +148,8 @@ def test_refused() -> None:
     vanilla = {"weight_ih_l0": np.zeros((3, 2)), "weight_hh_l0": np.zeros((3, 3))}
     with pytest.raises(ValueError, match=r"as a plain nn\.RNN has, .* wanted 4\*hidden_size rows"):
         convert.from_torch(vanilla)
+    with pytest.raises(ValueError, match=r"got shape \(14, 7\) .* wanted 4\*hidden_size rows"):
+        convert.from_torch(make("mgu").state_dict())
     projected = {**make("gru").state_dict(), "weight_hr_l0": np.zeros((7, 7), np.float32)}
     with pytest.raises(ValueError, match="without a projection"):
         convert.from_torch(projected)
@@ -597,6 +599,10 @@ def test_to_torch_refuses(kind: Any, options: dict[str, Any], message: str) -> N
 def test_to_torch_takes_layers_alone() -> None:
     with pytest.raises(TypeError, match="layer: got int, wanted an LSTM or a GRU"):
         convert.to_torch(3)  # type: ignore[arg-type]
+    mgu: Any = tg.MGU(2, 3)
+    for refused in (mgu.to_torch, lambda: convert.to_torch(mgu)):
+        with pytest.raises(TypeError, match=r"layer: got an MGU, which PyTorch, .*tidegate\.save"):
+            refused()
 
 
 def test_cells_and_submodules(torch: Any, rng: np.random.Generator) -> None:

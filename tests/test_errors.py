@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from layer_cases import (
     random_state,
 )
 from tidegate import _core
+from tidegate.layers import CELLS, RecurrentLayer
 
 quick = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -403,7 +405,7 @@ BAD_GRU_OPTIONS = [
 
 @pytest.mark.parametrize(
     ("kind", "name", "value", "error"),
-    [(kind, *bad) for kind in (tg.LSTM, tg.GRU) for bad in BAD_OPTIONS]
+    [(kind, *bad) for kind in (tg.LSTM, tg.GRU, tg.MGU) for bad in BAD_OPTIONS]
     + [(tg.LSTM, *bad) for bad in BAD_LSTM_OPTIONS]
     + [(tg.GRU, *bad) for bad in BAD_GRU_OPTIONS],
 )
@@ -413,16 +415,66 @@ def test_wrong_options(kind, name, value, error):
         kind(**options)
 
 
-@pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU])
+@pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU, tg.MGU])
 def test_options_that_exclude_each_other(kind):
     with pytest.raises(ValueError, match=r"^reverse: .*bidirectional"):
         kind(3, 4, bidirectional=True, reverse=True)
 
 
-@pytest.mark.parametrize(("kind", "option"), [(tg.GRU, "proj_size"), (tg.LSTM, "reset_after")])
-def test_options_of_the_other_cell(kind, option):
-    with pytest.raises(TypeError, match=option):
-        kind(3, 4, **{option: 1})
+# The options that only some cells have: a value that is not the default, and the cells.
+OPTIONS_OF_SOME_CELLS = {
+    "proj_size": (2, {"LSTM"}),
+    "peephole": (True, {"LSTM"}),
+    "reset_after": (False, {"GRU"}),
+    "update_gate": ("write", {"GRU"}),
+    "output_activation": ("relu", {"LSTM"}),
+    "input_forget": (True, {"LSTM"}),
+}
+
+
+def test_the_options_of_some_cells_are_all_tested():
+    parameters = {name: set(inspect.signature(kind).parameters) for name, kind in CELLS.items()}
+    some = set.union(*parameters.values()) - set.intersection(*parameters.values())
+    assert some == set(OPTIONS_OF_SOME_CELLS)
+    # An option of all cells would not be refused below.
+    assert set(RecurrentLayer._OPTIONS) <= {"cell"} | set.union(*parameters.values())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("option", OPTIONS_OF_SOME_CELLS)
+def test_options_of_other_cells(cell, option, tmp_path):
+    value, cells = OPTIONS_OF_SOME_CELLS[option]
+    config = {"cell": cell, "input_size": 3, "hidden_size": 4, option: value}
+    if cell in cells:
+        layer = CELLS[cell](3, 4, **{option: value})
+        assert getattr(layer, option) == value
+        assert getattr(_core.Config(**config), option) == value
+        return
+    assert not hasattr(CELLS[cell], option)
+    with pytest.raises(TypeError, match=rf"unexpected keyword argument '{option}'"):
+        CELLS[cell](3, 4, **{option: value})
+    with pytest.raises(ValueError, match=rf"^{option}: an? {cell} has no such option; wanted "):
+        _core.Config(**config)
+    # And in files.
+    layer = CELLS[cell](3, 4, seed=0)
+    layer.save(tmp_path / "f")
+    data = (tmp_path / "f").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    text = json.loads(header["__metadata__"]["tidegate.layer"]) | {option: value}
+    header["__metadata__"]["tidegate.layer"] = json.dumps(text)
+    changed = json.dumps(header).encode()
+    (tmp_path / "f").write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + size :])
+    message = rf'"{option}": an option that this version\'s {cell} does not have'
+    with pytest.raises(ValueError, match=message):
+        tg.load(tmp_path / "f")
+
+
+def test_cells_that_there_are_not():
+    wanted = r'^cell: got "{}", wanted one of "LSTM", "GRU", "MGU"$'
+    for cell in ("RNN", "", "lstm"):
+        with pytest.raises(ValueError, match=wanted.format(cell)):
+            _core.Config(cell=cell, input_size=3, hidden_size=4)
 
 
 @pytest.mark.parametrize(

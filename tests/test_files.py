@@ -56,6 +56,14 @@ GRU_OPTIONS = {
     "reset_after": [True, False],
     "update_gate": ["carry", "write"],
 }
+MGU_OPTIONS = {
+    **{
+        name: GRU_OPTIONS[name]
+        for name in GRU_OPTIONS
+        if name not in ("reset_after", "update_gate")
+    },
+    "recurrent_activation": ACTIVATIONS,
+}
 LINEAR_OPTIONS = {"bias": [True, False]}
 # Not of the layer, or what the tensors say.
 ELSEWHERE = {"self", "input_size", "hidden_size", "in_features", "out_features", "dtype", "seed"}
@@ -88,7 +96,12 @@ def saved(path, layers):
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("LSTM", LSTM_OPTIONS), ("GRU", GRU_OPTIONS), ("Linear", LINEAR_OPTIONS)],
+    [
+        ("LSTM", LSTM_OPTIONS),
+        ("GRU", GRU_OPTIONS),
+        ("MGU", MGU_OPTIONS),
+        ("Linear", LINEAR_OPTIONS),
+    ],
 )
 def test_every_option_is_kept(kind, options, tmp_path):
     parameters = inspect.signature(getattr(tg, kind).__init__).parameters
@@ -103,9 +116,8 @@ def test_every_option_is_kept(kind, options, tmp_path):
 @given(data=st.data())
 def test_any_options_and_names_are_kept(data, tmp_path):
     def layer():
-        kind, table = data.draw(
-            st.sampled_from([("LSTM", LSTM_OPTIONS), ("GRU", GRU_OPTIONS), ("Linear", {})])
-        )
+        tables = {"LSTM": LSTM_OPTIONS, "GRU": GRU_OPTIONS, "MGU": MGU_OPTIONS, "Linear": {}}
+        kind, table = data.draw(st.sampled_from(list(tables.items())))
         options = {name: data.draw(st.sampled_from(values)) for name, values in table.items()}
         if options.get("bidirectional"):
             options["reverse"] = False
@@ -125,7 +137,7 @@ def test_one_layer_without_a_name_comes_back_as_itself(tmp_path):
     assert list(saved(tmp_path / "b", {"only": make("GRU")})) == ["only"]
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "Linear"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "MGU", "Linear"])
 def test_a_layer_saves_itself(kind, tmp_path):
     layer = make(kind)
     layer.save(tmp_path / "f")
@@ -702,7 +714,10 @@ def rename(old, new):
         (layer_text(""), "tidegate.layer.rnn.*: byte 0: the text ends"),
         (layer_text("{}"), '"kind" is missing'),
         (layer_text("3"), "wanted an object"),
-        (layer_text('{"kind": "RNN"}'), 'got "RNN", wanted "LSTM", "GRU", "Linear" or "Dropout"'),
+        (
+            layer_text('{"kind": "RNN"}'),
+            'got "RNN", wanted one of "LSTM", "GRU", "MGU", "Linear", "Dropout"',
+        ),
         (layer_text('{"input_size": 3, "hidden_size": 4}'), '"kind" is missing'),
         (layer_text('{"kind": "LSTM", "input_size": 3}'), '"hidden_size" is missing'),
     ],

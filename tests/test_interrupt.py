@@ -75,7 +75,7 @@ def wide(rows, features):
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-@pytest.mark.parametrize("cell", [tg.LSTM, tg.GRU])
+@pytest.mark.parametrize("cell", [tg.LSTM, tg.GRU, tg.MGU])
 def test_a_call_of_one_step_ends(cell, num_threads):
     layer = cell(2000, 64, seed=0)
     x = wide(100_000, 2000)[np.newaxis]

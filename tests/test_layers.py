@@ -1,4 +1,4 @@
-"""LSTM and GRU as Python objects: layouts, strides, parameters, tapes. Not their numbers."""
+"""LSTM, GRU and MGU as Python objects: layouts, strides, parameters, tapes. Not their numbers."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def strided_forms(array):
     yield "read-only", read_only
 
 
-@pytest.mark.parametrize("case", ["lstm-everything", "gru-reset-before"])
+@pytest.mark.parametrize("case", ["lstm-everything", "gru-reset-before", "mgu"])
 @pytest.mark.parametrize("batch_first", [False, True])
 @every_dtype
 def test_any_strides(case, batch_first, dtype, rng):
@@ -422,6 +422,12 @@ def test_names_and_shapes_are_pytorchs():
     assert {name: array.shape for name, array in lstm.params.items()} == expected
     assert list(lstm.params) == list(expected)
     assert list(tg.GRU(3, 4, bias=False).params) == ["weight_ih_l0", "weight_hh_l0"]
+    assert {name: array.shape for name, array in tg.MGU(3, 4).params.items()} == {
+        "weight_ih_l0": (8, 3),
+        "weight_hh_l0": (8, 4),
+        "bias_ih_l0": (8,),
+        "bias_hh_l0": (8,),
+    }
 
 
 @every_case
@@ -521,7 +527,8 @@ def test_astype(case, rng):
 def test_attributes_are_the_arguments_and_fixed():
     lstm = tg.LSTM(3, 4, 2, bias=False, batch_first=True, dropout=0.5, proj_size=2, peephole=True)
     gru = tg.GRU(3, 4, reset_after=False, update_gate="write", reverse=True, dtype=np.float64)
-    for layer in [lstm, gru]:
+    mgu = tg.MGU(3, 4, activation="relu", clip=2, seed=0)
+    for layer in [lstm, gru, mgu]:
         names = set(inspect.signature(type(layer)).parameters) - {"seed"}
         for name in names:
             value = getattr(layer, name)
@@ -536,6 +543,7 @@ def test_attributes_are_the_arguments_and_fixed():
     )
     assert (lstm.dropout, lstm.proj_size, lstm.peephole, lstm.dtype) == (0.5, 2, True, np.float32)
     assert (gru.reset_after, gru.update_gate, gru.reverse) == (False, "write", True)
+    assert (mgu.activation, mgu.recurrent_activation, mgu.clip) == ("relu", "sigmoid", 2)
     assert gru.dtype == np.float64
 
 
@@ -551,6 +559,10 @@ def test_repr():
     assert repr(gru) == (
         "GRU(3, 4, reset_after=False, update_gate='write', reverse=True, dtype=float64)"
     )
+
+    assert repr(tg.MGU(3, 4, 2, batch_first=True)) == "MGU(3, 4, num_layers=2, batch_first=True)"
+    _, _, tape = tg.MGU(3, 4).forward(np.zeros((5, 2, 3), np.float32))
+    assert repr(tape) == "<Tape of an MGU(3, 4): 5 steps, batch 2, float32>"
 
     class Mine(tg.GRU):
         pass
@@ -640,7 +652,8 @@ def test_gates(isa, case, batch_first, rng):
     for index in range(layer.num_layers):
         for reverse in directions:
             gates = tape.gates(layer=index, reverse=reverse)
-            assert list(gates) == (list("ifgoc") if is_lstm(layer) else list("rznh"))
+            shown = {tg.LSTM: "ifgoc", tg.GRU: "rznh", tg.MGU: "fnh"}
+            assert list(gates) == list(shown[type(layer)])
             for name, values in gates.items():
                 assert values.shape == (T, N, layer.hidden_size)
                 assert values.dtype == layer.dtype
@@ -674,7 +687,9 @@ def forward_with_dropout(layer, x, seed=3):
     return layer.forward(x, rng=np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("case", ["lstm-everything", "gru-reset-before"])
+@pytest.mark.parametrize(
+    "case", ["lstm-everything", "gru-reset-before", "mgu-stacked-bidirectional"]
+)
 def test_dropout_is_the_references_with_the_documented_draws(isa, case, rng):
     p = 0.4
     layer = make(case, dropout=p, dtype=np.float64)

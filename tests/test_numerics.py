@@ -44,6 +44,9 @@ NETWORKS: dict[str, tuple[type, dict[str, Any]]] = {
         tg.GRU,
         {"reset_after": False, "update_gate": "write", "bidirectional": True, "num_layers": 2},
     ),
+    "mgu": (tg.MGU, {}),
+    "mgu-no-bias-reverse": (tg.MGU, {"bias": False, "reverse": True}),
+    "mgu-bidirectional-2": (tg.MGU, {"bidirectional": True, "num_layers": 2}),
 }
 ONE_LAYER = [name for name, (_, options) in NETWORKS.items() if "num_layers" not in options]
 INPUT = [5, 1, 16, 40, 2, 9, 31, 8]
@@ -105,7 +108,7 @@ def test_neither_state_nor_lengths(name, dtype, isa):
 
 @every_isa_in_turn
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("name", ["lstm-peephole", "lstm-projected", "gru", "gru-before"])
+@pytest.mark.parametrize("name", ["lstm-peephole", "lstm-projected", "gru", "gru-before", "mgu"])
 @every_dtype
 def test_sequences_longer_than_a_chunk(name, batch, dtype, isa):
     # Backward sums 512 rows at once, forward projects up to 1024: N = 4 crosses both.
@@ -129,6 +132,7 @@ def test_one_row_longer_than_every_chunk(name, isa):
         ("gru", 1, 130, 13),
         ("gru-before", 600, 140, 9),
         ("gru-write", 127, 128, 12),
+        ("mgu", 300, 131, 10),
     ],
 )
 @every_dtype
@@ -240,11 +244,46 @@ def test_gradients_are_finite_differences(name, ragged, isa, rng):
     same(grads.params.flat, differences(lambda: loss_of(flat), flat))
 
 
+# ---- From a paper's equations, in NumPy ----------------------------------------------------------
+
+
+def mgu_of_the_paper(w_f, w_h, b_f, b_h, xs, h):
+    """Zhou et al. 2016, equations 9: a weight multiplies [h, x]; every h."""
+    states = []
+    for x in xs:
+        f = 1 / (1 + np.exp(-(np.concatenate([h, x], axis=1) @ w_f.T + b_f)))
+        candidate = np.tanh(np.concatenate([f * h, x], axis=1) @ w_h.T + b_h)
+        h = (1 - f) * h + f * candidate
+        states.append((f, candidate, h))
+    return [np.stack(quantity) for quantity in zip(*states)]
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@every_dtype
+def test_mgu_is_the_papers(hidden, num_threads, dtype, isa, rng):
+    layer = tg.MGU(5, hidden, dtype=dtype, seed=rng)
+    x = rng.standard_normal((6, 4, 5)).astype(dtype)
+    h_0 = rng.standard_normal((1, 4, hidden)).astype(dtype)
+    p = {name: values.astype(np.float64) for name, values in layer.params.items()}
+    weights = np.concatenate([p["weight_hh_l0"], p["weight_ih_l0"]], axis=1)
+    biases = p["bias_ih_l0"] + p["bias_hh_l0"]
+    halves = (*np.split(weights, 2), *np.split(biases, 2))
+    wanted = mgu_of_the_paper(*halves, x.astype(np.float64), h_0[0].astype(np.float64))
+    y, h_n, tape = layer.forward(x, h_0, num_threads=num_threads)
+    # Sums of at most 262 products of order 1/16, and 6 steps that do not expand.
+    tolerance = {"rtol": 0, "atol": 300 * np.finfo(dtype).eps}
+    np.testing.assert_allclose(y, wanted[2], **tolerance)
+    np.testing.assert_array_equal(h_n[0], y[-1])
+    for name, values in zip("fnh", wanted, strict=True):
+        np.testing.assert_allclose(tape.gates()[name], values, **tolerance)
+
+
 # ---- Dropout -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("division", ["auto", "rows", "units"])
-@pytest.mark.parametrize("name", ["lstm-everything", "gru-everything"])
+@pytest.mark.parametrize("name", ["lstm-everything", "gru-everything", "mgu-bidirectional-2"])
 @every_dtype
 def test_dropout(name, dtype, division, isa, rng):
     p = 0.3

@@ -100,6 +100,49 @@ def test_a_pickled_pair_stays_a_pair(rng):
     assert stream.layer is other
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_pickles_of_versions_without_mgu(cell, rng):
+    """They have the cell's name in lower case."""
+    kind = {"lstm": tg.LSTM, "gru": tg.GRU}[cell]
+    options = {
+        "cell": cell,
+        "input_size": INPUT_SIZE,
+        "hidden_size": 4,
+        "num_layers": 2,
+        "bias": False,
+        "bidirectional": False,
+        "proj_size": 3 if cell == "lstm" else 0,
+        "peephole": cell == "lstm",
+        "reset_after": cell == "lstm",
+        "update_gate": "carry",
+        "reverse": False,
+        "recurrent_activation": "sigmoid",
+        "activation": "tanh",
+        "output_activation": None,
+        "clip": None,
+        "input_forget": False,
+    }
+    own = ("proj_size", "peephole") if cell == "lstm" else ("reset_after",)
+    wanted = kind(
+        INPUT_SIZE, 4, 2, bias=False, batch_first=True, seed=1, **{n: options[n] for n in own}
+    )
+    layer = kind.__new__(kind)
+    layer.__setstate__(
+        {
+            "options": options,
+            "batch_first": True,
+            "dropout": 0.0,
+            "flat": wanted.params.flat.copy(),
+            "attributes": {"name": "encoder"},
+        }
+    )
+    assert layer.name == "encoder"
+    assert repr(layer) == repr(wanted)
+    x = random_x(np.float32, rng)
+    assert_same_bits(layer(x)[0], wanted(x)[0])
+    assert repr(pickle.loads(pickle.dumps(layer))) == repr(wanted)
+
+
 def bound_objects():
     """An object of each bound class, or one that holds such an object, by name."""
     layer, linear = make("gru"), tg.Linear(3, 2, seed=0)

@@ -109,7 +109,7 @@ def problem(
 
     def states() -> Any:
         h = rng.normal(size=(layers * directions, ROWS, network.state_size))
-        if cell == "GRU":
+        if cell != "LSTM":
             return h
         return h, rng.normal(size=(layers * directions, ROWS, HIDDEN))
 
@@ -141,9 +141,10 @@ GRU_OPTIONS = [
         [True, False], [True, False], ["carry", "write"]
     )
 ]
+MGU_OPTIONS = [{"bias": bias} for bias in (True, False)]
 NETWORKS = [
     (cell, {"num_layers": layers, **direction, **options})
-    for cell, all_options in [("LSTM", LSTM_OPTIONS), ("GRU", GRU_OPTIONS)]
+    for cell, all_options in [("LSTM", LSTM_OPTIONS), ("GRU", GRU_OPTIONS), ("MGU", MGU_OPTIONS)]
     for options in all_options
     for direction in DIRECTIONS
     for layers in (1, 2)
@@ -155,6 +156,7 @@ FULL = [
         ("LSTM", {"proj_size": PROJ, "peephole": True}),
         ("GRU", {"reset_after": True, "update_gate": "write"}),
         ("GRU", {"reset_after": False, "update_gate": "write"}),
+        ("MGU", {}),
     ]
     for direction in DIRECTIONS
 ]
@@ -181,6 +183,7 @@ CHOSEN = [
         ("LSTM", {}, ["output_activation"]),
         ("GRU", {"update_gate": "write"}, ["recurrent_activation", "activation"]),
         ("GRU", {"reset_after": False}, ["recurrent_activation", "activation"]),
+        ("MGU", {}, ["recurrent_activation", "activation"]),
     ]
     for place in places
     for activation in ACTIVATIONS
@@ -191,6 +194,7 @@ CHOSEN = [
     ("LSTM", {"input_forget": True, "peephole": True, "recurrent_activation": "hard_sigmoid"}),
     ("GRU", {"clip": 0.5}),
     ("GRU", {"clip": 0.5, "reset_after": False, "update_gate": "write"}),
+    ("MGU", {"clip": 0.5}),
     *[
         (
             "LSTM",
@@ -207,16 +211,19 @@ CHOSEN = [
         )
         for input_forget in (False, True)
     ],
-    (
-        "GRU",
-        {
-            "num_layers": 2,
-            "bidirectional": True,
-            "recurrent_activation": "softsign",
-            "activation": ("elu", 0.5),
-            "clip": 0.75,
-        },
-    ),
+    *[
+        (
+            cell,
+            {
+                "num_layers": 2,
+                "bidirectional": True,
+                "recurrent_activation": "softsign",
+                "activation": ("elu", 0.5),
+                "clip": 0.75,
+            },
+        )
+        for cell in ("GRU", "MGU")
+    ],
 ]
 
 
@@ -580,13 +587,15 @@ def test_each_activation_has_its_place() -> None:
         c = tape.saved(0, False, "c")
         squashed = formula(output or names["activation"], c)
         np.testing.assert_allclose(y, tape.saved(0, False, "o") * squashed, rtol=8 * EPS)
-    network = reference.GRU(1, 1, bias=False, **names)
-    params = {"weight_ih_l0": np.array([[1.0], [2.0], [-3.0]]), "weight_hh_l0": np.zeros((3, 1))}
-    _, _, tape = network.forward(params, x)
-    for gate, row in {"r": 0, "z": 1, "n": 2}.items():
-        kind = names["activation" if gate == "n" else "recurrent_activation"]
-        a = params["weight_ih_l0"][row] * x
-        np.testing.assert_allclose(tape.saved(0, False, gate), formula(kind, a), rtol=8 * EPS)
+    for cell, gates in ((reference.GRU, "rzn"), (reference.MGU, "fn")):
+        network = cell(1, 1, bias=False, **names)
+        weight = np.array([[1.0], [-3.0], [2.0]])[: len(gates)]
+        params = {"weight_ih_l0": weight, "weight_hh_l0": np.zeros_like(weight)}
+        _, _, tape = network.forward(params, x)
+        for row, gate in enumerate(gates):
+            kind = names["activation" if gate == "n" else "recurrent_activation"]
+            expected = formula(kind, weight[row] * x)
+            np.testing.assert_allclose(tape.saved(0, False, gate), expected, rtol=8 * EPS)
 
 
 @pytest.mark.parametrize("peephole", [False, True])
@@ -632,8 +641,21 @@ def test_an_update_gate_near_one_loses_no_digits(update_gate: str, reset_after: 
         np.testing.assert_allclose(grads.params["weight_ih_l0"][2], da_n * a, rtol=1e-14)
 
 
+def test_a_forget_gate_near_one_loses_no_digits() -> None:
+    """An MGU's 1 - f, as a GRU's 1 - z."""
+    mgu = reference.MGU(1, 1, bias=False)
+    params = {"weight_ih_l0": np.array([[37.0], [0.0]]), "weight_hh_l0": np.zeros((2, 1))}
+    y, _, tape = mgu.forward(params, np.ones((1, 1, 1)), np.full((1, 1, 1), 2.0))
+    small = 1 / (1 + math.exp(37))
+    np.testing.assert_allclose(y, small * 2, rtol=1e-14)  # n = 0
+    grads = mgu.backward(tape, np.ones((1, 1, 1)))
+    np.testing.assert_allclose(grads.state, small, rtol=1e-14)
+    # f' = f*(1-f), of which 1 - f is the small one, too; h' = 2*(1-f).
+    np.testing.assert_allclose(grads.params["weight_ih_l0"][0], -2 * small, rtol=1e-13)
+
+
 def test_a_clip_beyond_everything_changes_nothing() -> None:
-    for cell in ("LSTM", "GRU"):
+    for cell in ("LSTM", "GRU", "MGU"):
         p, clipped = problem(cell), problem(cell, clip=1e6)
         assert_same(clipped.outputs(), p.outputs())
         assert_same(clipped.gradients(), p.gradients())
@@ -768,6 +790,39 @@ def test_gru_by_hand(reset_after: bool, update_gate: str, chosen: bool, clip: fl
         activation=kinds[1],
         clip=clip,
     )
+    y, h_n, _ = network.forward(params, scalar([2, -1]), np.array([[[0.6, -0.9]]]))
+    np.testing.assert_allclose(y[:, 0], outputs, rtol=16 * EPS)
+    np.testing.assert_allclose(h_n[0, 0], h, rtol=16 * EPS)
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+@pytest.mark.parametrize("chosen", [False, True], ids=["usual", "chosen"])
+def test_mgu_by_hand(chosen: bool, clip: float | None) -> None:
+    """Two steps of two units, so that U_n mixes what f has multiplied."""
+    kinds: list[Any] = ["softsign", ("elu", 0.7)] if chosen else ["sigmoid", "tanh"]
+    squash, candidate = (functools.partial(formula, kind) for kind in kinds)
+    limit = math.inf if clip is None else clip
+    w = [[0.5], [-1.0], [0.25], [0.75]]
+    u = [[0.1, -0.2], [0.3, 0.4], [-0.5, 0.6], [0.7, -0.8]]
+    b, b_h = [0.1, 0.2, 0.3, 0.4], [0.7, -0.6, 0.5, -0.4]
+    h, outputs = [0.6, -0.9], []
+    for x in (2.0, -1.0):
+
+        def gate(row: int, h: list[float], x: float = x) -> float:
+            return w[row][0] * x + b[row] + u[row][0] * h[0] + u[row][1] * h[1] + b_h[row]
+
+        f = [squash(clamp(gate(row, h), limit)) for row in (0, 1)]
+        fh = [f[0] * h[0], f[1] * h[1]]
+        n = [candidate(clamp(gate(row, fh), limit)) for row in (2, 3)]
+        h = [(1 - f[j]) * h[j] + f[j] * n[j] for j in range(2)]
+        outputs.append(h)
+    params = {
+        "weight_ih_l0": np.array(w),
+        "weight_hh_l0": np.array(u),
+        "bias_ih_l0": np.array(b),
+        "bias_hh_l0": np.array(b_h),
+    }
+    network = reference.MGU(1, 2, recurrent_activation=kinds[0], activation=kinds[1], clip=clip)
     y, h_n, _ = network.forward(params, scalar([2, -1]), np.array([[[0.6, -0.9]]]))
     np.testing.assert_allclose(y[:, 0], outputs, rtol=16 * EPS)
     np.testing.assert_allclose(h_n[0, 0], h, rtol=16 * EPS)
@@ -999,7 +1054,7 @@ def test_write_is_carry_with_the_update_gate_negated(reset_after: bool, activati
     assert_near({"z": np.where(padded, 0, 1 - z_carry)}, {"z": z_write})
 
 
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "MGU"])
 def test_bidirectional_is_a_forward_and_a_reverse_layer(cell: str) -> None:
     both = problem(cell, bidirectional=True)
     y, gradients = both.outputs()["y"], both.gradients()
@@ -1058,7 +1113,7 @@ def test_saved_values_satisfy_the_equations(cell: str, options: dict[str, Any]) 
     last_layer = network.num_layers - 1
     padded = np.arange(STEPS)[:, None] >= LENGTHS
     for reverse in (False, True)[: network.num_directions]:
-        names = "ifgoch" if cell == "LSTM" else "rznh"
+        names = {"LSTM": "ifgoch", "GRU": "rznh", "MGU": "fnh"}[cell]
         saved = {name: tape.saved(last_layer, reverse, name) for name in names}
         for name, value in saved.items():
             size = network.state_size if name == "h" else HIDDEN
@@ -1078,7 +1133,10 @@ def test_saved_values_satisfy_the_equations(cell: str, options: dict[str, Any]) 
                     suffix = f"_l{last_layer}" + ("_reverse" if reverse else "")
                     want = p.params["weight_hr" + suffix] @ m if network.proj_size else m
                 else:
-                    carried = at["z"] if network.update_gate == "carry" else 1 - at["z"]
+                    if cell == "MGU":
+                        carried = 1 - at["f"]
+                    else:
+                        carried = at["z"] if network.update_gate == "carry" else 1 - at["z"]
                     want = h = carried * h + (1 - carried) * at["n"]
                 assert_near({"h": at["h"]}, {"h": want})
 
@@ -1141,6 +1199,8 @@ def test_other_dtypes_and_layouts_are_converted() -> None:
         ("LSTM", (2, 3), {"clip": -1.0}, "clip: got -1.0"),
         ("GRU", (2, 3), {"clip": np.inf}, "clip: got inf"),
         ("GRU", (2, 3), {"clip": np.nan}, "clip: got nan"),
+        ("MGU", (2, 3), {"bidirectional": True, "reverse": True}, "reverse"),
+        ("MGU", (2, 3), {"clip": 0}, "clip: got 0"),
     ],
 )
 def test_wrong_options(cell: str, sizes: tuple, options: dict[str, Any], match: str) -> None:
@@ -1243,7 +1303,7 @@ def test_wrong_tapes() -> None:
             tape.saved(*arguments)
 
 
-@pytest.mark.parametrize(("cell", "options"), FULL + CHOSEN[-7:], ids=describe)
+@pytest.mark.parametrize(("cell", "options"), FULL + CHOSEN[-9:], ids=describe)
 def test_from_layer_reads_the_options(cell: str, options: dict[str, Any]) -> None:
     network = getattr(reference, cell)(INPUT, HIDDEN, **options)
     twin = reference.from_layer(network)

@@ -106,7 +106,7 @@ def test_a_state_of_any_strides(rng):
     assert_same_bits(stream.state, (state[0], np.zeros_like(state[1])))
 
 
-@pytest.mark.parametrize("case", ["lstm", "gru"])
+@pytest.mark.parametrize("case", ["lstm", "gru", "mgu"])
 def test_wrong_states(case, rng):
     layer = make(case)
     stream = layer.stream(2)

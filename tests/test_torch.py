@@ -801,7 +801,7 @@ def test_accelerate_takes_a_module_itself():
     assert type(accelerate(module)) is tidegate.torch.GRU
     parametrized = nn.utils.parametrizations.weight_norm(nn.GRU(IN, H), "weight_hh_l0")
     assert not isinstance(accelerate(parametrized), tidegate.torch.GRU)
-    for wrong in ("model", None, nn.GRU):
+    for wrong in ("model", None, nn.GRU, tidegate.MGU(IN, H)):
         with pytest.raises(TypeError, match=r"model: got .*, wanted a torch\.nn\.Module"):
             accelerate(wrong)
     with pytest.raises(TypeError, match="freeze: got 1"):

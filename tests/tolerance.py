@@ -6,6 +6,7 @@ not: single steps, for which weights need not contract, and assertions on named 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 
 import tidegate as tg
 from tidegate import _bounds, reference, selftest
-from tidegate._bounds import Bounded, make_contracting, worst_ratio
+from tidegate._bounded import Bounded
+from tidegate._bounds import make_contracting, worst_ratio
 
 __all__ = ["assert_correct", "assert_steps_correct", "assert_within", "make_contracting"]
 
@@ -97,31 +99,9 @@ def _assert_one_step(
     after: list[np.ndarray],
 ) -> None:
     """Rows of x (R, I) as a batch of sequences of one step."""
-    activations = {
-        name: getattr(network, name) for name in ("recurrent_activation", "activation", "clip")
-    }
-    if network.cell == "LSTM":
-        cell: Any = reference.LSTM(
-            network.input_size,
-            network.hidden_size,
-            bias=network.bias,
-            proj_size=network.proj_size,
-            peephole=network.peephole,
-            output_activation=network.output_activation,
-            input_forget=network.input_forget,
-            **activations,
-        )
-        state: Any = (before[0][None], before[1][None])
-    else:
-        cell = reference.GRU(
-            network.input_size,
-            network.hidden_size,
-            bias=network.bias,
-            reset_after=network.reset_after,
-            update_gate=network.update_gate,
-            **activations,
-        )
-        state = before[0][None]
+    cell = copy.copy(network)
+    cell.num_layers, cell.bidirectional, cell.reverse = 1, False, False
+    state: Any = tuple(part[None] for part in before) if len(before) > 1 else before[0][None]
     _, wanted, _ = cell.forward(params, x[None], state)
     bound = _bounds.forward(cell, params, x[None], state, dtype=x.dtype)
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)

@@ -398,7 +398,9 @@ class RecurrentLayer(Generic[State, GivenState]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         flat = state["flat"]
-        config = _core.Config(**state["options"])
+        options = state["options"]
+        # Pickles of versions that had no MGU say "lstm" or "gru".
+        config = _core.Config(**{**options, "cell": options["cell"].upper()})
         self._build(config, state["batch_first"], state["dropout"], flat.dtype)
         self._model.write(0, flat)
         self.__dict__.update(state["attributes"])
