@@ -114,8 +114,8 @@ class Phase {
         cell_(rows, padded_),
         h_next_(rows, padded_),
         c_next_(rows, padded_),
-        reset_h_(rows, padded_),
-        z_(rows, padded_),
+        gated_h_(rows, padded_),
+        phase_state_(rows, padded_),
         saved_(rows, padded_ * kMaxGates),
         dgates_(rows, units * kMaxGates),
         dh_(rows, padded_),
@@ -130,8 +130,8 @@ class Phase {
     call_.c_prev = cell_.rows();
     call_.h_next = h_next_.rows();
     call_.c_next = c_next_.rows();
-    call_.reset_h = reset_h_.rows();
-    call_.z = z_.rows();
+    call_.gated_h = gated_h_.rows();
+    call_.phase_state = phase_state_.rows();
   }
 
   // The product alone.
@@ -174,8 +174,8 @@ class Phase {
     call.dh = dh_.rows();
     call.dc = dc_.rows();
     call.dgates = dgates_.rows();
-    call.reset_h = reset_h_.rows();
-    call.dreset_h = z_.rows();
+    call.gated_h = gated_h_.rows();
+    call.dgated_h = phase_state_.rows();
     return nanoseconds([&] { kernels_.backward[spec_.kind](call); });
   }
 
@@ -191,7 +191,7 @@ class Phase {
   Array<T> panel_;
   Array<T> bias_;
   Array<T> accumulators_;
-  Matrix<T> state_, cell_, h_next_, c_next_, reset_h_, z_;
+  Matrix<T> state_, cell_, h_next_, c_next_, gated_h_, phase_state_;
   Matrix<T> saved_, dgates_, dh_, dc_;
 };
 
@@ -204,7 +204,9 @@ constexpr NamedPhase kProducts[] = {
 constexpr NamedPhase kCells[] = {{kLstm, "lstm"},
                                  {kGruAfter, "gru"},
                                  {kGruGates, "gru-before r z"},
-                                 {kGruCandidate, "gru-before n"}};
+                                 {kGruCandidate, "gru-before n"},
+                                 {kMguGate, "mgu f"},
+                                 {kMguCandidate, "mgu n"}};
 constexpr Index kSizes[] = {64, 128, 256, 512, 1024};
 
 template <class T>

@@ -96,8 +96,8 @@ def _limits(axes: Any, items: list[Summary]) -> None:
         )
     for index, regime in enumerate(regimes):
         axes.plot([], [], "o", color=f"C{index}", label=regime)
-    for kind, mark in _MARKS.items():
-        axes.plot([], [], mark, color="grey", label=kind)
+    for kind in dict.fromkeys(item.cell.kind for item in items):
+        axes.plot([], [], _MARKS[kind], color="grey", label=kind)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylim(0, max(105, axes.get_ylim()[1]))

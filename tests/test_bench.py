@@ -17,7 +17,7 @@ import pytest
 from bench import __main__ as command
 from bench import latency, memory, plots, processes, report, runner, server, service, threads
 from bench.contenders import MODULES, OURS, PEERS
-from bench.grid import KINDS, Cell, suite
+from bench.grid import GATES, KINDS, Cell, suite
 from bench.problem import make_problem
 from bench.processes import OutOfService, Worker, choose_cpus
 from bench.reference import solve
@@ -74,8 +74,9 @@ def test_the_full_suite_has_every_cell_once():
     cells = suite("full", (1, 2))
     assert len({cell.id for cell in cells}) == len(cells)
     regimes = {cell.regime for cell in cells}
-    assert regimes == {"step", "sequence", "small batch", "batch", "stacked", "ragged", "field"}
-    for regime in regimes - {"field"}:
+    grid = {"step", "sequence", "small batch", "batch", "stacked", "ragged"}
+    assert regimes == {*grid, "field", "alone"}
+    for regime in grid:
         own = [cell for cell in cells if cell.regime == regime]
         for kind, count in itertools.product(KINDS, (1, 2)):
             works = {cell.training for cell in own if (cell.kind, cell.threads) == (kind, count)}
@@ -149,7 +150,7 @@ def test_rates_are_those_of_all_threads(monkeypatch):
 # ---- The check
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GATES)
 @pytest.mark.parametrize(
     "options",
     [{}, {"num_layers": 2, "bidirectional": True}, {"ragged": True, "bidirectional": True}],
@@ -158,8 +159,8 @@ def test_rates_are_those_of_all_threads(monkeypatch):
 def test_the_check_agrees_with_the_specification(kind, options):
     cell = Cell("check", kind, 5, 7, 4, 6, training=True, dtype="float64", **options)
     problem = make_problem(cell)
-    make = reference.LSTM if kind == "lstm" else reference.GRU
-    form = {} if kind == "lstm" else {"reset_after": kind == "gru"}
+    make = {"lstm": reference.LSTM, "mgu": reference.MGU}.get(kind, reference.GRU)
+    form = {"reset_after": kind == "gru"} if make is reference.GRU else {}
     sizes = (cell.input_size, cell.hidden_size, cell.num_layers)
     network = make(*sizes, bidirectional=cell.bidirectional, **form)
     state = problem.state if kind == "lstm" else problem.h_0
@@ -216,6 +217,7 @@ def test_peers_compute_the_same(name, tmp_path):
         Cell("step", "gru-before", 5, 7, 2, 1),
         Cell("stacked", "gru", 5, 7, 3, 4, num_layers=2, bidirectional=True, training=True),
         Cell("ragged", "lstm", 5, 7, 4, 6, ragged=True),
+        Cell("alone", "mgu", 5, 7, 3, 4, training=True),
     ]
     worker = Worker(name, 1, choose_cpus(1), 120)
     results = tmp_path / "results.npz"
@@ -226,6 +228,7 @@ def test_peers_compute_the_same(name, tmp_path):
             except OutOfService as error:
                 pytest.skip(str(error))
             reply = worker.ask("prepare", cell=cell.as_dict(), results=str(results))
+            assert cell.kind != "mgu" or "lacks" in reply
             if "lacks" not in reply:
                 with np.load(results) as got:
                     assert largest_error(dict(got), solve(make_problem(cell)))[0] < 1e-6, cell.id
@@ -509,6 +512,44 @@ def test_the_verdict_names_what_misses():
     assert "below their part of the limit: 2 of 2" in lines  # of the other one: 80 %, wanted 82
     assert "10% (wanted: 88%)" in lines
     assert "not installed: openvino" in lines
+
+
+def lonely_records():
+    """Of cells that no peer has."""
+    records = []
+    for training in (False, True):
+        record = make_record(Cell("alone", "mgu", 5, 256, 3, 4, training=training))
+        for name in ("torch", "jax", "onnxruntime"):
+            record["contenders"][name] = {"status": "lacks", "why": "an MGU"}
+        records.append(record)
+    return records
+
+
+@pytest.mark.parametrize("others", [[], many_records()], ids=["alone", "beside others"])
+def test_cells_without_peers(others, tmp_path):
+    data = make_results(None, *others, *lonely_records()).data
+    summary = summarize(lonely_records()[0])
+    assert (summary.peers, summary.best, summary.ratio) == ({}, None, None)
+    assert not summary.behind
+    assert report.cell_line(summary).endswith("80% of limit")
+    for text in (report.table(data), report.full_markdown(data)):
+        line = next(line for line in text.splitlines() if "mgu 5->256 N3 T4" in line)
+        assert line.split().count("lacks") == 3
+        assert "80%" in line
+        assert "x" not in line
+        assert "nan" not in text
+    short = report.short_markdown(data)
+    assert "nan" not in short
+    columns = 2 if others else 1
+    ratio, limit = ["-"] * columns, ["80% (80%, 80%)"] + ["-"] * (columns - 1)
+    for work in ("inference", "fwd+bwd"):
+        assert f"| alone | {work} | {' | '.join(ratio + limit)} |" in short
+    verdict = "\n".join(report.verdict(data))
+    assert ("geometric mean" in verdict) == bool(others)
+    assert "cells behind a peer: 0" in verdict
+    assert compare(data, data)[0].relative == 1
+    pytest.importorskip("matplotlib")
+    plots.draw(data, tmp_path)
 
 
 def doubtful_record():
@@ -815,7 +856,7 @@ def test_the_short_form(capsys, tmp_path, small_bench):
     data = json.loads(path.read_text())
     assert [call["training"] for call in data["calls"]] == [False, True] * 2
     assert all(call["seconds"] > 0 and call["reached"] > 0 for call in data["calls"])
-    assert {step["cell"] for step in data["stream_steps"]} == {"LSTM", "GRU"}
+    assert {step["cell"] for step in data["stream_steps"]} == {"LSTM", "GRU", "MGU"}
 
 
 @pytest.mark.parametrize(

@@ -916,7 +916,7 @@ def operator_arguments(kind, record, packed=False):
     x = torch.randn(T * N if packed else T, *(() if packed else (N,)), IN)
     sizes = torch.full((T,), N) if packed else None
     options = (IN, H, 2, True, False, 0, False, 0.0, 0, record)
-    return (x, sizes, states, weights, kind.lower(), *options)
+    return (x, sizes, states, weights, kind, *options)
 
 
 @every_kind
