@@ -49,7 +49,11 @@ def draw(data: dict[str, Any], directory: Path) -> list[Path]:
 
 
 def _ratios(axes: Any, items: list[Summary]) -> None:
-    """A peer's plausible time over ours, cell by cell in the order of the grid."""
+    """A peer's plausible time over ours, cell by cell in the order of the grid.
+
+    Cells that no peer has are left out.
+    """
+    items = [item for item in items if item.peers]
     for peer in PEERS:
         at = [k for k, s in enumerate(items) if peer in s.peers and peer not in s.remarks]
         ratios = [items[k].peers[peer] for k in at]

@@ -31,7 +31,7 @@ struct StateObjects {
   const char* c_name = "";
 };
 
-// None, or: an LSTM's pair, either member of which may be None; a GRU's array. `argument` is
+// None, or: h; of an LSTM the pair (h, c), either member of which may be None. `argument` is
 // "state" or "dstate".
 StateObjects read_state(const Config& config, const std::string& argument, py::handle object);
 

@@ -423,7 +423,7 @@ Args:
 Returns:
     A dict of new arrays (T, N, H), or (T, H) unbatched; time comes first whatever `batch_first`. LSTM:
     "i" "f" "g" "o", after their sigmoid or tanh, and the cell state "c". GRU: "r" "z" "n" and the hidden
-    state "h". Zero at padded steps.
+    state "h". MGU: "f" "n" and "h". Zero at padded steps.
 
 Raises:
     TypeError: layer is no integer, or reverse neither True nor False.

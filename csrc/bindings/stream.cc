@@ -269,7 +269,7 @@ void bind_stream(py::module_& m) {
       .def_property(
           "state", [](Stream& self) { return self.get_state(py::none()); },
           [](Stream& self, py::handle state) { self.set_state(state, py::none()); },
-          R"(h of a GRU, a pair (h, c) of an LSTM: h (L, batch, S), c (L, batch, H).
+          R"(h, of an LSTM a pair (h, c): h (L, batch, S), c (L, batch, H).
 
 Reading gives new arrays; assigning copies in. None, for either, is zeros.)");
   const py::none none;

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[Any]
 _Empty = Callable[[tuple[int, ...]], Any]  # a tensor
 Activation = str | tuple[str, float] | tuple[str, float, float]
-# h of a GRU, (h, c) of an LSTM; as an argument, None is zeros.
+# h, of an LSTM (h, c); as an argument, None is zeros.
 StreamState = Array | tuple[Array, Array]
 GivenStreamState = Array | tuple[Array | None, Array | None] | None
 

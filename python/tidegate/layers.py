@@ -215,7 +215,7 @@ class RecurrentLayer(Generic[State, GivenState]):
 
         Args:
             x: (T, N, I), or (N, T, I) with `batch_first`, or (T, I) unbatched. T and N may be 0.
-            state: the initial one; None is zeros. GRU: h_0 (L*D, N, S). LSTM: a pair (h_0, c_0),
+            state: the initial one; None is zeros. h_0 (L*D, N, S); of an LSTM a pair (h_0, c_0),
                 c_0 (L*D, N, H), either of which may be None. Layers come first and forward before
                 reverse, in any layout; unbatched without N.
             lengths: (N,) integers in 0..T, in any order: how many steps of each row are valid. An
@@ -230,7 +230,7 @@ class RecurrentLayer(Generic[State, GivenState]):
                 (`get_num_threads`).
 
         Returns:
-            y, (h_n, c_n) of an LSTM, or y, h_n of a GRU. y (T, N, D*S) in x's layout: the last
+            y, h_n; of an LSTM y, (h_n, c_n). y (T, N, D*S) in x's layout: the last
             layer's h at every step. h_n and c_n like h_0 and c_0: after the last valid step of each
             direction.
 
@@ -363,13 +363,21 @@ class RecurrentLayer(Generic[State, GivenState]):
         files.save(path, cast(Any, self))
 
     def to_torch(self) -> Any:
-        """The `torch.nn.LSTM` or `torch.nn.GRU` with these weights; see `convert.to_torch`."""
+        """The `torch.nn.LSTM` or `torch.nn.GRU` with these weights; see `convert.to_torch`.
+
+        Raises:
+            TypeError: the layer is an MGU, which PyTorch does not have.
+        """
         from tidegate import convert
 
         return convert.to_torch(cast(Any, self))
 
     def to_onnx(self, path: str | PathLike[str], **options: Any) -> None:
-        """Writes an ONNX model of this layer; see `convert.to_onnx` for the options."""
+        """Writes an ONNX model of this layer; see `convert.to_onnx` for the options.
+
+        Raises:
+            TypeError: the layer is an MGU, which ONNX does not have.
+        """
         from tidegate import convert
 
         convert.to_onnx(cast(Any, self), path, **options)
@@ -673,7 +681,7 @@ class MGU(RecurrentLayer[Array, Array]):
         bias_ih_lk, bias_hh_lk (2*H,)
 
     They are drawn from U(-1/sqrt(H), 1/sqrt(H)), in this order. PyTorch, Keras and ONNX have no
-    such cell; `save` keeps a layer.
+    such cell: `to_torch` and `to_onnx` raise a TypeError. `save` and `tidegate.load` keep a layer.
 
     Args:
         input_size: I, the size of a step of x.

@@ -214,7 +214,7 @@ cdef class Steps:
     cdef double[:, :, ::1] a_r, a_z, a_n
     cdef double[:, :, ::1] q  # U_n h + b_hn, which r multiplies if reset_after
     cdef double[:, :, ::1] rh  # r*h, which U_n multiplies if not reset_after
-    cdef double[:, :, ::1] fh  # f*h, MGU, which also has f, n, a_f and a_n
+    cdef double[:, :, ::1] fh  # f*h, which U_n multiplies; MGU, which also has f, n, a_f, a_n
     cdef dict shown  # the quantities that a tape shows, by name
 
     def __init__(self, network, x):

@@ -62,7 +62,7 @@ struct Activation {
   constexpr bool operator!=(const Activation& other) const { return !(*this == other); }
 };
 
-// A cell's. The gates are i f o (LSTM), r z (GRU); the candidate is g, n.
+// A cell's. The gates are i f o (LSTM), r z (GRU), f (MGU); the candidate is g (LSTM), n.
 struct CellActivations {
   Activation gate = ActivationKind::sigmoid;
   Activation candidate = ActivationKind::tanh;

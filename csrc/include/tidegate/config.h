@@ -16,7 +16,8 @@ namespace tidegate {
 using Index = std::int64_t;
 
 // A stack of recurrent layers. Names, shapes and defaults are those of torch.nn.LSTM and
-// torch.nn.GRU.
+// torch.nn.GRU; an MGU's are a GRU's, with two gates. An option that only some cells have must have
+// its default value in the others.
 struct Config {
   CellKind cell = CellKind::lstm;
   Index input_size = 0;
@@ -54,13 +55,12 @@ struct Config {
   TIDEGATE_EXPORT void validate_training() const;
 };
 
-// The name of a cell's class, "LSTM" or "GRU", and with its article, as messages have it: "an
-// LSTM".
+// The name of a cell's class ("LSTM", "GRU", "MGU"), and with its article for messages: "an LSTM".
 TIDEGATE_EXPORT const char* cell_name(CellKind cell);
 TIDEGATE_EXPORT std::string cell_with_article(CellKind cell);
 // Whether the cell has CellActivations::output.
 TIDEGATE_EXPORT bool has_output_activation(CellKind cell);
-// The cell of this name; std::invalid_argument where there is none.
+// The cell of this name; std::invalid_argument if there is none.
 TIDEGATE_EXPORT CellKind cell_of_name(const std::string& name);
 // The names of the gates, in the order of their blocks of rows.
 TIDEGATE_EXPORT std::vector<std::string> gate_names(const Config& config);

@@ -78,7 +78,7 @@ class TIDEGATE_EXPORT Tape {
   void backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
                 int num_threads = 0) const;
   // Copies one saved quantity of a layer's direction to (T, N, H), zero at padded steps: "i" "f"
-  // "g" "o" "c" (LSTM), "r" "z" "n" (GRU), or "h" ((T, N, S)).
+  // "g" "o" "c" (LSTM), "r" "z" "n" (GRU), "f" "n" (MGU), or "h" ((T, N, S)).
   void saved(Index layer, bool reverse, const std::string& name, const View<T>& destination) const;
 
   struct TIDEGATE_HIDDEN Impl;

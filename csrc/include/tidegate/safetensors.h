@@ -9,8 +9,8 @@
 //
 // Layers: `__metadata__` holds "tidegate.format": "1", and for each layer "tidegate.layer.NAME", or
 // "tidegate.layer" for the one layer of a file that has no name. Its value is a JSON object again:
-// "kind" ("LSTM", "GRU", "Linear" or "Dropout"), and the options of Python's constructor that
-// differ from their defaults. Its tensors are NAME.PARAMETER, or PARAMETER.
+// "kind" ("LSTM", "GRU", "MGU", "Linear" or "Dropout"), and the options of Python's constructor
+// that differ from their defaults. Its tensors are NAME.PARAMETER, or PARAMETER.
 //
 // Beside layers, such a file may hold arrays and texts under other names: "tidegate.array.NAME",
 // whose value is empty, says that the tensor NAME is an array; "tidegate.text.NAME" has the text.

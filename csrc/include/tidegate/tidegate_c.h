@@ -44,7 +44,7 @@ TIDEGATE_EXPORT const char* tidegate_last_error(void);
  * it may be freed before them. */
 
 /* From a safetensors file that holds layers (written by Python's tidegate.save, or by C++). `layer`
- * is the name of an LSTM or GRU in it; null: the only one. */
+ * is the name of an LSTM, GRU or MGU in it; null: the only one. */
 TIDEGATE_EXPORT tidegate_status tidegate_model_load(const char* path, const char* layer,
                                                     tidegate_model** model);
 
@@ -134,8 +134,8 @@ TIDEGATE_EXPORT tidegate_status tidegate_stream_reset(tidegate_stream* stream, i
 /* Rows at the end come, zero, or go; those that stay keep their state. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_resize(tidegate_stream* stream, int64_t batch);
 
-/* h (L, N, S) and c (L, N, H), copied. Getting: null is not copied. Setting: null is zeros. A GRU
- * has no c: it must be null. */
+/* h (L, N, S) and c (L, N, H), copied. Getting: null is not copied. Setting: null is zeros. Only
+ * an LSTM has c: of other cells it must be null. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_get_state(tidegate_stream* stream, float* h,
                                                           float* c);
 TIDEGATE_EXPORT tidegate_status tidegate_stream_set_state(tidegate_stream* stream, const float* h,
