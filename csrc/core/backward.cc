@@ -50,7 +50,7 @@ BackwardScratch<T> BackwardScratch<T>::take(Arena& arena, const Config& config,
   scratch.accumulators_size =
       checked_size(std::min(rows, kDxRows), slice_count(widest, kernels.width), kernels.width);
   scratch.accumulators = arena.take<T>(threads, scratch.accumulators_size);
-  scratch.outer_size = kernels.outer_scratch;
+  scratch.outer_size = kernels.outer->scratch;
   scratch.outer = arena.take<T>(threads, scratch.outer_size);
   return scratch;
 }
@@ -66,6 +66,7 @@ class WalkBack {
         share_(share),
         scratch_(run.scratch),
         kernels_(run.weights.kernels()),
+        storage_(run.weights.storage()),
         cell_(run.weights.cell()),
         forward_weights_(run.weights.direction(run.layer, run.direction)),
         weights_(run.weights.backward(run.layer, run.direction)),
@@ -142,27 +143,27 @@ class WalkBack {
     for (Index n = rows.begin; n < rows.end; ++n) {
       *dy++ = run_.dy.row(t, run_.schedule.caller_row(n)) + units.begin;
     }
-    kernels_.add_rows({nullptr, 0, x_rows_}, column(dh, units.begin), rows.size(), units.size());
+    kernels_.outer->add_rows({nullptr, 0, x_rows_}, column(dh, units.begin), rows.size(),
+                             units.size());
   }
 
   // A product with a transposed panel, for this thread's slices of `to`; adds to it, or begins at
   // zero.
-  void product(Rows<const T> rows, Index count, Index depth, const T* panel, Rows<T> to,
-               Index units, bool add, bool descending = false) {
+  void product(Rows<const T> rows, Index count, Index depth, Panel panel, Rows<T> to, Index units,
+               bool add, bool reversed = false) {
     const Range slices = share_.slices(units, kernels_.width);
     PhaseCall<T> call;
     call.rows = count;
     call.slice_begin = slices.begin;
     call.slice_end = slices.end;
     call.units = units;
-    call.descending = descending;
-    call.x = {rows, depth, panel};
+    call.reversed = reversed;
+    call.x = {rows, panel, depth, 0, depth};
     call.accumulators = to.base;
     call.accumulators_row_stride = to.stride;
     call.accumulators_slice_stride = kernels_.width;
     call.resume = add;
-    call.finish = false;
-    run_rows(kernels_.phase[kLinear], call, depth * slices.size() * kernels_.width,
+    run_rows(storage_.products[kLinear], call, depth * slices.size() * kernels_.width,
              share_.interruption());
   }
 
@@ -197,7 +198,7 @@ class WalkBack {
     call.dpeephole = from(scratch_.dpeephole_chunk, first);
     call.gated_h = from(scratch_.gated_h_chunk, first);
     call.dgated_h = from(scratch_.dgated_h);
-    run_rows(kernels_.backward[cell_.phases[p].kind], call, kPointwiseProducts * hidden_,
+    run_rows(kernels_.cells->backward[cell_.phases[p].kind], call, kPointwiseProducts * hidden_,
              share_.interruption());
   }
 
@@ -288,12 +289,14 @@ class WalkBack {
       call.rows = std::min(kDxRows, rows.end - first);
       call.slice_end = slice_count(inputs_, kernels_.width);
       call.units = inputs_;
-      call.x = {dgates.from(first), cell_.x.count * hidden_, weights_.x};
+      const Index depth = cell_.x.count * hidden_;
+      call.x = {dgates.from(first), weights_.x, depth, 0, depth};
+      call.finish = kernels_.cells->finish[kLinear];
       call.accumulators = accumulators_;
       call.accumulators_row_stride = kernels_.width;
       call.accumulators_slice_stride = call.rows * kernels_.width;
       call.y = {nullptr, 0, dx_rows_ + first};
-      kernels_.phase[kLinear](call);
+      storage_.products[kLinear](call);
     }
   }
 
@@ -387,9 +390,10 @@ class WalkBack {
   const Share& share_;
   const BackwardScratch<T>& scratch_;
   const Kernels<T>& kernels_;
+  const StorageKernels<T>& storage_;
   const CellSpec& cell_;
   const DirectionWeights<T>& forward_weights_;
-  const BackwardWeights<T>& weights_;
+  const BackwardWeights& weights_;
   const Timeline timeline_;
   const Index hidden_;
   const Index state_;

@@ -61,10 +61,10 @@ struct StepLayout {
 template <class T>
 struct StepBases {
   Index count = 0;
-  Index first = 0;          // among the scratch's accumulators
-  bool descending = false;  // see PhaseCall
-  bool projected = false;   // `project` has begun the accumulators: there is no x
-  bool arrived = false;     // with h_prev at a meeting whose end is awaited here
+  Index first = 0;         // among the scratch's accumulators
+  bool reversed = false;   // see PhaseCall
+  bool projected = false;  // `project` has begun the accumulators: there is no x
+  bool arrived = false;    // with h_prev at a meeting whose end is awaited here
   const T* x = nullptr;
   const T* h_prev = nullptr;
   const T* c_prev = nullptr;
@@ -86,13 +86,14 @@ class CellStep {
   CellStep(const Config& config, const Weights<T>& weights, Index layer, Index direction,
            const Share& share, const StepScratch<T>& scratch, Index first_row,
            Index first_accumulator_row, Index saved_gate_stride)
-      : kernels_(weights.kernels()),
+      : storage_(weights.storage()),
         cell_(weights.cell()),
         interruption_(share.interruption()),
         inputs_(config.layer_input_size(layer)),
         has_projection_(config.proj_size > 0) {
     const DirectionWeights<T>& packed = weights.direction(layer, direction);
-    const Index width = kernels_.width;
+    const Index width = weights.kernels().width;
+    const CellKernels<T>& cells = *weights.kernels().cells;
     const auto from = [&](Rows<T> rows) { return rows.from(first_row); };
     const Range slices = share.slices(config.hidden_size, width);
     for (int p = 0; p < cell_.phase_count; ++p) {
@@ -102,9 +103,10 @@ class CellStep {
       call.slice_end = slices.end;
       call.units = config.hidden_size;
       call.x.panel = packed.phases[p].x;
-      call.h.depth = config.state_size();
-      call.h.panel = packed.phases[p].h;
+      call.x.depth = inputs_;
       call.h.rows = from(scratch.gated_h);  // or h_prev: see lay_out
+      call.h.panel = packed.phases[p].h;
+      call.h.depth = call.h.end = config.state_size();
       call.bias = packed.phases[p].bias;
       call.accumulators_row_stride = phase.gates.count * width;
       call.accumulators_slice_stride = scratch.accumulator_rows * call.accumulators_row_stride;
@@ -115,13 +117,15 @@ class CellStep {
       call.saved_gate_stride = saved_gate_stride;
       call.peephole = packed.peephole;
       call.activations = config.chosen_activations();
+      finish_[p] = call.finish = cells.finish_of(phase.kind, call.activations);
       row_products_[p] =
           phase.gates.count * slices.size() * width * (inputs_ + config.state_size());
       call.gated_h = from(scratch.gated_h);
       call.phase_state = from(scratch.phase_state);
       if (share.awaits_above() && call.h.depth <= kSumGroup) {
         const Index panel = phase.h.count * slices.size() * width * call.h.depth;
-        early_[p] = {share.units(call.h.depth, width).end, kOverlapped / std::max<Index>(1, panel)};
+        const Index below = share.units(call.h.depth, width).end;
+        early_[p] = {below - below % storage_.grain, kOverlapped / std::max<Index>(1, panel)};
       }
     }
     if (!has_projection_) return;
@@ -131,7 +135,8 @@ class CellStep {
     projection_.slice_begin = outputs.begin;
     projection_.slice_end = outputs.end;
     projection_.units = config.state_size();
-    projection_.x = {cell_output, config.hidden_size, packed.projection};
+    projection_.x = {cell_output, packed.projection, config.hidden_size, 0, config.hidden_size};
+    projection_.finish = cells.finish[kLinear];
     projection_.accumulators_slice_stride = width;
   }
 
@@ -159,12 +164,12 @@ class CellStep {
       PhaseCall<T> call = calls_[p];
       call.rows = count;
       call.x.rows = x;
-      call.x.depth = inputs_;
-      call.h.depth = 0;
+      call.x.end = inputs_;
+      call.h.end = 0;
       call.accumulators = accumulators_[p];
       call.resume = false;
-      call.finish = false;
-      run_rows(kernels_.phase[cell_.phases[p].kind], call, row_products_[p], interruption_);
+      call.finish = nullptr;
+      run_rows(storage_.products[cell_.phases[p].kind], call, row_products_[p], interruption_);
     }
   }
 
@@ -174,9 +179,9 @@ class CellStep {
     for (int p = 0; p < cell_.phase_count; ++p) {
       PhaseCall<T>& call = calls_[p];
       call.rows = step.count;
-      call.descending = step.descending;
+      call.reversed = step.reversed;
       call.x.rows.base = step.x;
-      call.x.depth = step.projected ? 0 : inputs_;
+      call.x.end = step.projected ? 0 : inputs_;
       call.resume = step.projected;
       call.accumulators = accumulators_[p] + step.first * call.accumulators_row_stride;
       if (reads_h(p)) call.h.rows.base = step.h_prev;
@@ -198,7 +203,7 @@ class CellStep {
     projection_.accumulators = step.h_next;
     projection_.h_next.base = step.h_next;
     projection_.y.base = step.y;
-    run_rows(kernels_.phase[kLinear], projection_, projection_.units * projection_.x.depth,
+    run_rows(storage_.products[kLinear], projection_, projection_.units * projection_.x.depth,
              interruption_);
   }
 
@@ -215,26 +220,26 @@ class CellStep {
   // no thread waits any more.
   void run_phase(int p, const Share& share, bool awaits) {
     PhaseCall<T>& call = calls_[p];
-    const auto kernel = kernels_.phase[cell_.phases[p].kind];
+    const auto products = storage_.products[cell_.phases[p].kind];
     if (awaits) share.await_below_if_by_units();
     if (awaits && call.rows <= early_[p].most_rows) {
-      call.h_left = call.h.depth - early_[p].end;
-      call.finish = false;
-      kernel(call);
-      call.x.depth = 0;
+      call.h.end = early_[p].end;
+      call.finish = nullptr;
+      products(call);
+      call.x.end = 0;
       call.resume = true;
-      call.h_begin = early_[p].end;
-      call.h_left = 0;
-      call.finish = true;
+      call.h.begin = early_[p].end;
+      call.h.end = call.h.depth;
+      call.finish = finish_[p];
     }
     if (awaits) share.await_above_if_by_units();
-    run_rows(kernel, call, row_products_[p], interruption_);
-    call.h_begin = 0;
+    run_rows(products, call, row_products_[p], interruption_);
+    call.h.begin = 0;
   }
 
   bool reads_h(int phase) const { return cell_.phases[phase].operand == Operand::h_prev; }
 
-  const Kernels<T>& kernels_;
+  const StorageKernels<T>& storage_;
   const CellSpec& cell_;
   Interruption* const interruption_;
   const Index inputs_;
@@ -242,6 +247,7 @@ class CellStep {
   T* accumulators_[kMaxPhases] = {};
   Early early_[kMaxPhases];
   Index row_products_[kMaxPhases] = {};  // multiply-adds of a row, at most
+  Finish<T> finish_[kMaxPhases] = {};
   PhaseCall<T> calls_[kMaxPhases];
   PhaseCall<T> projection_;
 };

@@ -6,30 +6,37 @@ namespace tidegate {
 namespace {
 
 // Accumulators of steps projected together: half of a small L2, or, where the weights that project
-// are larger, a part of their bytes so small that they are worth reading once for all these rows.
+// are larger, a part of their bytes small enough that reading them once for all these rows pays.
 constexpr Index kAccumulatorBytes = 256 * 1024;
 constexpr Index kAccumulatorsPart = 4;
 constexpr Index kMaxChunkRows = 1024;
 
-}  // namespace
-
+// Steps whose input projections are computed together, ahead of the recurrence: their accumulators
+// stay in L2.
 template <class T>
-Index projected_steps(const Config& config, Index steps, Index batch, Index width) {
-  const Index row =
-      checked_size(kMaxGates, slice_count(config.hidden_size, width), width, Index{sizeof(T)});
-  const Index inputs = config.layer_input_size(config.num_layers - 1);
-  const Index bytes = std::max(kAccumulatorBytes, checked_size(row, inputs) / kAccumulatorsPart);
-  const Index rows = std::min(kMaxChunkRows, bytes / row);
+Index projected_steps(const Config& config, Index steps, Index batch, Index width,
+                      double weight_bytes) {
+  const Index row = checked_size(kMaxGates, slice_count(config.hidden_size, width), width);
+  const Index row_bytes = checked_size(row, Index{sizeof(T)});
+  const Index weights = checked_size(row, config.layer_input_size(config.num_layers - 1));
+  const auto part = static_cast<Index>(static_cast<double>(weights) * weight_bytes);
+  const Index bytes = std::max(kAccumulatorBytes, part / kAccumulatorsPart);
+  const Index rows = std::min(kMaxChunkRows, bytes / row_bytes);
   return std::max<Index>(1, std::min(steps, rows / std::max<Index>(1, batch)));
 }
 
+}  // namespace
+
 template <class T>
-ForwardScratch<T> ForwardScratch<T>::take(Arena& arena, const Config& config, const CellSpec& cell,
-                                          Index steps, Index batch, int threads, Index width) {
+ForwardScratch<T> ForwardScratch<T>::take(Arena& arena, const Config& config,
+                                          const Weights<T>& weights, Index steps, Index batch,
+                                          int threads) {
+  const Index width = weights.kernels().width;
   ForwardScratch scratch;
-  scratch.chunk = projected_steps<T>(config, steps, batch, width);
+  scratch.chunk =
+      projected_steps<T>(config, steps, batch, width, weights.storage().cost.weight_bytes);
   const Index rows = checked_size(scratch.chunk, batch);
-  scratch.step = StepScratch<T>::take(arena, config, cell, rows, batch, threads, width);
+  scratch.step = StepScratch<T>::take(arena, config, weights.cell(), rows, batch, threads, width);
   scratch.x_rows = arena.take<const T*>(threads, rows);
   scratch.y_rows = arena.take<T*>(threads, batch);
   scratch.h_rows = arena.take<const T*>(threads, batch);
@@ -139,7 +146,7 @@ class Walk {
     StepBases<T> step;
     step.count = rows.size();
     step.first = first;
-    step.descending = s % 2 != 0;
+    step.reversed = s % 2 != 0;
     step.projected = projected;
     step.arrived = true;
     step.h_prev = previous(run_.h, timeline_, s, rows, zero, h_rows_).base;

@@ -11,11 +11,6 @@
 
 namespace tidegate {
 
-// Steps whose input projections are computed together, ahead of the recurrence: their accumulators
-// stay in L2.
-template <class T>
-Index projected_steps(const Config& config, Index steps, Index batch, Index width);
-
 // Working memory of one direction, of any layer, shared by its threads.
 template <class T>
 struct ForwardScratch {
@@ -27,8 +22,8 @@ struct ForwardScratch {
   const T** c_rows = nullptr;  // per thread: [batch]
   const T* zero = nullptr;     // a padded row of zeros
 
-  static ForwardScratch take(Arena& arena, const Config& config, const CellSpec& cell, Index steps,
-                             Index batch, int threads, Index width);
+  static ForwardScratch take(Arena& arena, const Config& config, const Weights<T>& weights,
+                             Index steps, Index batch, int threads);
 };
 
 // What training keeps of a direction, beside all slots of its states.

@@ -38,7 +38,7 @@ double best_rate(double units, const Work& work) {
 template <class T>
 double fma_rate_of() {
   constexpr Index kFmaRounds = 1000;
-  const Kernels<T>& k = kernels<T>();
+  const ArrayKernels<T>& k = *kernels<T>().arrays;
   volatile T sink = 0;
   return best_rate(static_cast<double>(k.fma_round_flops * kFmaRounds),
                    [&] { sink = k.fma_rounds(kFmaRounds); });
@@ -62,7 +62,7 @@ double read_rate(Index bytes) {
   const Buffer buffer([&](Arena& arena) { data = take_zeros<float>(arena, count); });
   // A short read would be over before its sum is. Half of the passes are backwards.
   const Index passes = 2 * std::max<Index>(1, kLeastRead / bytes);
-  const Kernels<float>& k = kernels<float>();
+  const ArrayKernels<float>& k = *kernels<float>().arrays;
   volatile float sink = 0;
   return best_rate(static_cast<double>(bytes * passes),
                    [&] { sink = k.read_all(data, count, passes); });

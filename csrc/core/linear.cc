@@ -1,9 +1,6 @@
 // Linear layers: products of rows with one panel, and their gradients.
 #include "tidegate/linear.h"
 
-#include <mutex>
-#include <optional>
-
 #include "core/check.h"
 #include "core/float_control.h"
 #include "core/interruption.h"
@@ -30,7 +27,7 @@ constexpr Index kFewRows = 12;
 // A product that weights of `depth` inputs and `units` outputs make of a row.
 template <class T>
 struct PackedProduct {
-  const T* panel = nullptr;
+  Panel panel = nullptr;
   const T* bias = nullptr;  // null: zero
   Index depth = 0;
   Index units = 0;
@@ -41,18 +38,17 @@ template <class T>
 class LinearWeights {
  public:
   LinearWeights(Index in_features, Index out_features, bool bias, const T* parameters, int threads)
-      : kernels_(tidegate::kernels<T>()) {
-    Panels<T> panels(kernels_);
+      : kernels_(tidegate::kernels<T>()),
+        forward_{.depth = in_features, .units = out_features},
+        backward_{.depth = out_features, .units = in_features} {
+    Panels<T> panels(kernels_, kernels_.exact());
     memory_ = Buffer([&](Arena& arena) {
-      forward_.depth = in_features;
-      forward_.units = out_features;
-      forward_.panel = panels.take(arena, out_features, in_features, 1, [=](Index k, Index) {
-        return Column<T>{parameters + k, in_features, in_features - k};
-      });
+      forward_.panel = panels.take(
+          arena, {out_features, in_features, 1},
+          {{.k_end = in_features, .base = parameters, .k_stride = 1, .unit_stride = in_features}});
       if (!bias) return;
       const T* const values = parameters + out_features * in_features;
-      forward_.bias = panels.take(arena, out_features, 1, 1,
-                                  [=](Index, Index) { return Column<T>{values, 1, 1}; });
+      forward_.bias = panels.take_vectors(arena, out_features, {{.base = values}});
     });
     panels.pack(threads);
   }
@@ -60,32 +56,30 @@ class LinearWeights {
   const Kernels<T>& kernels() const { return kernels_; }
   const PackedProduct<T>& forward() const { return forward_; }
 
-  // The product with the transposed weights, packed by the first call.
-  const PackedProduct<T>& backward(int threads) const {
-    const std::lock_guard lock(mutex_);
-    if (backward_) return *backward_;
-    PackedProduct<T> product;
-    product.depth = forward_.units;
-    product.units = forward_.depth;
-    const Index width = kernels_.width;
-    Panels<T> panels(kernels_);
+  // Packs what backward() returns, unless that is done. `parameters` are those that the snapshot
+  // was made from. Not for several threads at once.
+  void prepare_backward(const T* parameters, int threads) const {
+    if (backward_.panel) return;
+    Panels<T> panels(kernels_, kernels_.exact());
+    Panel panel = nullptr;
     backward_memory_ = Buffer([&](Arena& arena) {
-      product.panel =
-          panels.take(arena, product.units, product.depth, 1, [=, this](Index k, Index) {
-            return panel_column(forward_.panel, width, product.depth, product.units, 1, 0, k);
-          });
+      panel = panels.take(arena, {backward_.units, backward_.depth, 1},
+                          {{.k_end = backward_.depth,
+                            .base = parameters,
+                            .k_stride = backward_.units,
+                            .unit_stride = 1}});
     });
     panels.pack(threads);
-    return backward_.emplace(product);
+    backward_.panel = panel;
   }
+  // The product with the transposed weights.
+  const PackedProduct<T>& backward() const { return backward_; }
 
  private:
   const Kernels<T>& kernels_;
   PackedProduct<T> forward_;
   Buffer memory_;
-
-  mutable ForkSafeMutex mutex_;  // Guards the members below while they are made.
-  mutable std::optional<PackedProduct<T>> backward_;
+  mutable PackedProduct<T> backward_;
   mutable Buffer backward_memory_;
 };
 
@@ -108,14 +102,15 @@ void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<c
       call.slice_begin = slice;
       call.slice_end = std::min(slice + piece_slices, slices.end);
       call.units = product.units;
-      call.x = {x.from(row), product.depth, product.panel};
+      call.x = {x.from(row), product.panel, product.depth, 0, product.depth};
       call.bias = product.bias;
       call.accumulators_row_stride = kernels.width;
       call.accumulators_slice_stride = piece_rows * kernels.width;
       call.accumulators_first_slice = slice;
       call.accumulators = accumulators;
       call.y = y.from(row);
-      kernels.phase[kLinear](call);
+      call.finish = kernels.cells->finish[kLinear];
+      kernels.exact().products[kLinear](call);
     }
   }
 }
@@ -150,11 +145,16 @@ struct Linear<T>::Impl {
         parameters((require_size("in_features", in, 1), require_size("out_features", out, 1),
                     checked_size(out, checked_sum(in, has_bias ? 1 : 0)))) {}
 
-  std::shared_ptr<const LinearWeights<T>> weights(int threads) {
-    return parameters.packed([&](const T* values) {
-      return std::make_shared<const LinearWeights<T>>(in_features, out_features, bias, values,
-                                                      threads);
-    });
+  // With the panel for backward if the call is recorded.
+  std::shared_ptr<const LinearWeights<T>> weights(int threads, bool records) {
+    return parameters.packed(
+        [&](const T* values) {
+          return std::make_shared<const LinearWeights<T>>(in_features, out_features, bias, values,
+                                                          threads);
+        },
+        [&](const LinearWeights<T>& weights, const T* values) {
+          if (records) weights.prepare_backward(values, threads);
+        });
   }
 
   void run(const LinearWeights<T>& weights, const T* x, Index x_stride, T* y, Index y_stride,
@@ -240,7 +240,7 @@ void Linear<T>::run(const T* x, Index x_stride, T* y, Index y_stride, Index rows
                     int num_threads) const {
   check_rows(rows);
   const int threads = allowed_threads(num_threads);
-  impl_->run(*impl_->weights(threads), x, x_stride, y, y_stride, rows, threads);
+  impl_->run(*impl_->weights(threads, false), x, x_stride, y, y_stride, rows, threads);
 }
 
 template <class T>
@@ -248,8 +248,8 @@ std::unique_ptr<LinearTape<T>> Linear<T>::record(const T* x, Index x_stride, T* 
                                                  Index rows, int num_threads) const {
   check_rows(rows);
   const int threads = allowed_threads(num_threads);
-  auto tape =
-      std::make_unique<typename LinearTape<T>::Impl>(impl_->weights(threads), rows, impl_->bias);
+  auto tape = std::make_unique<typename LinearTape<T>::Impl>(impl_->weights(threads, true), rows,
+                                                             impl_->bias);
   const Index depth = impl_->in_features;
   Interruption interruption;
   for (Index r = 0; r < rows && !interruption.requested(); ++r)
@@ -293,14 +293,14 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
   const Index out = out_features();
   const Kernels<T>& kernels = impl_->weights->kernels();
   const int threads = allowed_threads(num_threads);
-  const PackedProduct<T>* const transposed = dx ? &impl_->weights->backward(threads) : nullptr;
+  const PackedProduct<T>* const transposed = dx ? &impl_->weights->backward() : nullptr;
   const double products = (dx ? 1 : 0) + (dparameters ? 1 : 0);
   const PlannedCall plan =
       plan_even_work({.flops = products * float_flops<T>(rows, in, out)}, threads);
   ThreadLease lease(plan.threads);
   T* scratch = nullptr;
   const Buffer memory([&](Arena& arena) {
-    if (dparameters) scratch = arena.take<T>(lease.size(), kernels.outer_scratch);
+    if (dparameters) scratch = arena.take<T>(lease.size(), kernels.outer->scratch);
   });
   const Rows<const T> dy_rows = {dy, dy_stride, nullptr};
   Interruption interruption;
@@ -323,7 +323,7 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
     call.right = {impl_->x + inputs.begin, in, nullptr};
     call.right_columns = inputs.size();
     call.result = {dparameters + outputs.begin * in + inputs.begin, in, nullptr};
-    call.scratch = scratch + thread * kernels.outer_scratch;
+    call.scratch = scratch + thread * kernels.outer->scratch;
     run_outer(kernels, call, possible);
     if (!impl_->bias) return;
     const Range sums = part(out);

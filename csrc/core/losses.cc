@@ -204,7 +204,7 @@ double softmax_cross_entropy(const LossInput<T>& logits, const Index* targets, T
   const double count = divisor(logits, blocks.items());
   double* losses = nullptr;  // of each row that counts
   const Buffer memory([&](Arena& arena) { losses = arena.take<double>(blocks.items()); });
-  const Kernels<T>& kernel = kernels<T>();
+  const ArrayKernels<T>& kernel = *kernels<T>().arrays;
   const auto compute = [&](Index block) {
     blocks.for_each_run(block, [&](Index row, Index rows, Index place) {
       SoftmaxCall<T> call;
@@ -227,14 +227,14 @@ double softmax_cross_entropy(const LossInput<T>& logits, const Index* targets, T
 template <class T>
 double binary_cross_entropy(const LossInput<T>& logits, const T* targets, T* gradient,
                             int num_threads) {
-  return elementwise(logits, targets, gradient, num_threads, kernels<T>().binary_cross_entropy,
-                     2 * kFlopsOfExp + 2 * kFlopsOfDivision,
-                     [](T target) { return target < 0 || target > 1; });
+  return elementwise(
+      logits, targets, gradient, num_threads, kernels<T>().arrays->binary_cross_entropy,
+      2 * kFlopsOfExp + 2 * kFlopsOfDivision, [](T target) { return target < 0 || target > 1; });
 }
 
 template <class T>
 double mse(const LossInput<T>& prediction, const T* target, T* gradient, int num_threads) {
-  return elementwise(prediction, target, gradient, num_threads, kernels<T>().mse, 8,
+  return elementwise(prediction, target, gradient, num_threads, kernels<T>().arrays->mse, 8,
                      [](T) { return false; });
 }
 

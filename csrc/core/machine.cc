@@ -108,7 +108,7 @@ constexpr Index kFmaRounds = 250;
 
 void compute() {
   static std::atomic<float> used;
-  used.store(kernels<float>().fma_rounds(kFmaRounds), std::memory_order_relaxed);
+  used.store(kernels<float>().arrays->fma_rounds(kFmaRounds), std::memory_order_relaxed);
 }
 
 // Computes for 100 us, or until the rate reaches `enough`, and returns the greatest rate seen. The
@@ -116,7 +116,7 @@ void compute() {
 // vectors get their power. Other guests of a host slow a processor down, too.
 double measure_fma_rate(double enough) {
   constexpr std::int64_t kLongest = 100'000;  // nanoseconds
-  const double flops = static_cast<double>(kernels<float>().fma_round_flops * kFmaRounds);
+  const double flops = static_cast<double>(kernels<float>().arrays->fma_round_flops * kFmaRounds);
   double best = 0;
   const std::int64_t first = nanoseconds_now();
   for (std::int64_t begin = first, end; best < enough && begin - first < kLongest; begin = end) {
@@ -219,9 +219,9 @@ double read_pass(const WeightsMemory& weights, Index bytes, int thread, int thre
   const Index count = bytes / static_cast<Index>(sizeof(T)) / threads / kAligned * kAligned;
   static std::atomic<T> used;
   const std::int64_t begin = nanoseconds_now();
-  used.store(
-      kernels<T>().read_all(static_cast<const T*>(weights.data) + count * thread, count, passes),
-      std::memory_order_relaxed);
+  used.store(kernels<T>().arrays->read_all(static_cast<const T*>(weights.data) + count * thread,
+                                           count, passes),
+             std::memory_order_relaxed);
   return static_cast<double>(nanoseconds_now() - begin);
 }
 

@@ -23,9 +23,12 @@ Model<T>::Impl::Impl(const Config& network)
     : config(validated(network)), parameters(tidegate::parameter_count(config)) {}
 
 template <class T>
-std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads) {
+std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads, bool records) {
   return parameters.packed(
-      [&](const T* values) { return std::make_shared<const Weights<T>>(config, values, threads); });
+      [&](const T* values) { return std::make_shared<const Weights<T>>(config, values, threads); },
+      [&](const Weights<T>& weights, const T* values) {
+        if (records) weights.prepare_backward(values, threads);
+      });
 }
 
 template <class T>
@@ -73,8 +76,9 @@ void Model<T>::run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_t
   const int threads = allowed_threads(num_threads);
   const std::shared_ptr<const Weights<T>> weights = impl_->weights(threads);
   const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
-  const PlannedCall plan = plan_call({config, Work::forward, size.steps, size.batch, sizeof(T)},
-                                     threads, weights->memory());
+  const PlannedCall plan =
+      plan_call({config, Work::forward, size.steps, size.batch, weights->storage().cost}, threads,
+                weights->memory());
   const ForwardWorkspace<T> workspace(config, *weights, size, plan.threads, true);
   run_forward<T>(config, *weights, schedule, inputs, outputs, workspace, nullptr, plan);
 }
@@ -89,9 +93,10 @@ std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs
   const int threads = allowed_threads(num_threads);
   const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
   auto tape = std::make_unique<typename Tape<T>::Impl>(
-      config, impl_->weights(threads), schedule.owned(), inputs.dropout_scale != nullptr);
-  const PlannedCall plan = plan_call({config, Work::forward, size.steps, size.batch, sizeof(T)},
-                                     threads, tape->weights->memory());
+      config, impl_->weights(threads, true), schedule.owned(), inputs.dropout_scale != nullptr);
+  const PlannedCall plan =
+      plan_call({config, Work::forward, size.steps, size.batch, tape->weights->storage().cost},
+                threads, tape->weights->memory());
   const ForwardWorkspace<T> workspace(config, *tape->weights, size, plan.threads, false);
   run_forward<T>(config, *tape->weights, tape->schedule, inputs, outputs, workspace, tape.get(),
                  plan);

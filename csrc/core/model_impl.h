@@ -14,9 +14,9 @@ template <class T>
 struct Model<T>::Impl {
   explicit Impl(const Config& network);
 
-  // The packed snapshot of the current parameters for the ISA in force; made if it is not there, by
-  // at most `threads` threads.
-  std::shared_ptr<const Weights<T>> weights(int threads = 1);
+  // The packed snapshot of the current parameters for the ISA in force, with the panels for
+  // backward if the call is recorded; packed, if needed, by at most `threads` threads.
+  std::shared_ptr<const Weights<T>> weights(int threads = 1, bool records = false);
 
   const Config config;
   ParameterStore<T, Weights<T>> parameters;

@@ -31,8 +31,8 @@ ForwardWorkspace<T>::ForwardWorkspace(const Config& config, const Weights<T>& we
       memory([&](Arena& arena) {
         const Index width = weights.kernels().width;
         for (int d = 0; d < config.num_directions(); ++d) {
-          scratch[d] = ForwardScratch<T>::take(arena, config, weights.cell(), size.steps,
-                                               size.batch, threads, width);
+          scratch[d] =
+              ForwardScratch<T>::take(arena, config, weights, size.steps, size.batch, threads);
         }
         if (!inference) return;
         for (LayerStates& state : states) {
@@ -172,7 +172,8 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
                  const ForwardWorkspace<T>& workspace, Record<T>* record, PlannedCall plan) {
   ThreadLease lease(plan.threads);
   if (lease.size() < plan.threads) {
-    const Call call = {config, Work::forward, schedule.steps(), schedule.batch(), sizeof(T)};
+    const Call call = {config, Work::forward, schedule.steps(), schedule.batch(),
+                       weights.storage().cost};
     plan = plan_again(call, lease.size(), plan);
   }
   const Index width = config.output_size();
@@ -281,8 +282,8 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
   const Config& config = record.config;
   const Schedule& schedule = record.schedule;
   const CallSize size = record.size();
-  const Call call = {config, Work::backward, size.steps, size.batch, sizeof(T)};
-  record.weights->prepare_backward(threads);
+  const Call call = {config, Work::backward, size.steps, size.batch,
+                     record.weights->storage().cost};
   PlannedCall plan = plan_call(call, threads, record.weights->memory());
   ThreadLease lease(plan.threads);
   if (lease.size() < plan.threads) plan = plan_again(call, lease.size(), plan);
@@ -331,8 +332,8 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
         for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
           T* row = dx.row(t, n);
           if (config.bidirectional) {
-            record.weights->kernels().add_rows({second_dx.row(t, n), 0, nullptr}, {row, 0, nullptr},
-                                               1, width);
+            record.weights->kernels().outer->add_rows({second_dx.row(t, n), 0, nullptr},
+                                                      {row, 0, nullptr}, 1, width);
           }
           if (factors) multiply_by(factors + (t * size.batch + n) * width, row, width);
         });

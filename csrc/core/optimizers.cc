@@ -51,7 +51,7 @@ void sgd_step(const SgdOptions& options, Index step, Index count, T* parameters,
   whole.one_minus_dampening = rounded(1 - options.dampening);
   whole.lr = rounded(options.lr);
   const double accesses = whole.momentum_buffer ? 5 : 3;
-  const Kernels<T>& kernel = kernels<T>();
+  const ArrayKernels<T>& kernel = *kernels<T>().arrays;
   divide(count, elementwise_work<T>(count, 8, accesses * sizeof(T)), num_threads, [&](Range part) {
     SgdCall<T> call = whole;
     call.count = part.size();
@@ -86,7 +86,7 @@ void adam_step(const AdamOptions& options, Index step, Index count, T* parameter
   whole.root_correction2 = rounded(std::sqrt(correction(options.beta2)));
   whole.eps = rounded(options.eps);
   whole.step_size = rounded(options.lr / correction(options.beta1));
-  const Kernels<T>& kernel = kernels<T>();
+  const ArrayKernels<T>& kernel = *kernels<T>().arrays;
   const EvenWork work = elementwise_work<T>(count, 16 + 3 * kFlopsOfDivision, 7 * sizeof(T));
   divide(count, work, num_threads, [&](Range part) {
     AdamCall<T> call = whole;
@@ -102,7 +102,7 @@ void adam_step(const AdamOptions& options, Index step, Index count, T* parameter
 template <class T>
 double sum_of_squares(Index count, const T* values, int num_threads) {
   require_size("count", count, 0);
-  const Kernels<T>& kernel = kernels<T>();
+  const ArrayKernels<T>& kernel = *kernels<T>().arrays;
   const FloatControl float_control;  // of the sums of blocks, too
   double* sums = nullptr;
   const Buffer memory([&](Arena& arena) { sums = arena.take<double>(block_count(count)); });
@@ -120,7 +120,7 @@ double sum_of_squares(Index count, const T* values, int num_threads) {
 template <class T>
 void scale(Index count, T* values, double factor, int num_threads) {
   require_size("count", count, 0);
-  const Kernels<T>& kernel = kernels<T>();
+  const ArrayKernels<T>& kernel = *kernels<T>().arrays;
   divide(count, elementwise_work<T>(count, 2, 2 * sizeof(T)), num_threads, [&](Range part) {
     kernel.scale(values + part.begin, part.size(), static_cast<T>(factor));
   });

@@ -65,9 +65,10 @@ class ParameterStore {
     update(values_.data());
   }
 
-  // The snapshot of the current values for the ISA in force: pack(values), if there is none yet.
-  template <class Pack>
-  std::shared_ptr<const Packed> packed(const Pack& pack) {
+  // The snapshot of the current values for the ISA in force: pack(values), if there is none yet;
+  // after complete(snapshot, values), which may add to it what is packed on demand.
+  template <class Pack, class Complete>
+  std::shared_ptr<const Packed> packed(const Pack& pack, const Complete& complete) {
     const std::lock_guard lock(mutex_);
     const std::uint64_t current = version_.load(std::memory_order_relaxed);
     if (!packed_ || packed_version_ != current || &packed_->kernels() != &kernels<T>()) {
@@ -75,6 +76,7 @@ class ParameterStore {
       packed_ = pack(values_.data());
       packed_version_ = current;
     }
+    complete(*packed_, values_.data());
     return packed_;
   }
 

@@ -64,10 +64,10 @@ void run_rows(void (*kernel)(const Call&), const Call& call, Index row_products,
   }
 }
 
-// Kernels::outer, likewise.
+// OuterKernels::outer in pieces.
 template <class T>
 void run_outer(const Kernels<T>& kernels, const OuterCall<T>& whole, Interruption* interruption) {
-  if (interruption == nullptr) return kernels.outer(whole);
+  if (interruption == nullptr) return kernels.outer->outer(whole);
   // A table has no columns to begin at.
   const Index right_columns = whole.right.table ? whole.right_columns : kPieceRight;
   for (Index m = 0; m < whole.left_columns; m += kPieceLeft) {
@@ -83,7 +83,7 @@ void run_outer(const Kernels<T>& kernels, const OuterCall<T>& whole, Interruptio
         if (interruption->requested_now()) return;
         call.depth = std::min(depth, whole.depth - k);
         call.resume = whole.resume || k > 0;
-        kernels.outer(call);
+        kernels.outer->outer(call);
         call.left = call.left.from(depth);
         call.right = call.right.from(depth);
       }
@@ -91,14 +91,15 @@ void run_outer(const Kernels<T>& kernels, const OuterCall<T>& whole, Interruptio
   }
 }
 
-// Kernels::sum_rows, likewise.
+// OuterKernels::sum_rows in pieces.
 template <class T>
 void run_sum_rows(const Kernels<T>& kernels, Rows<const T> rows, Index count, Index columns,
                   T* sums, bool resume, Interruption* interruption) {
-  if (interruption == nullptr) return kernels.sum_rows(rows, count, columns, sums, resume);
+  if (interruption == nullptr) return kernels.outer->sum_rows(rows, count, columns, sums, resume);
   const Index piece = whole_blocks(kPieceProducts / std::max<Index>(1, columns));
   for (Index r = 0; (r < count || r == 0) && !interruption->requested_now(); r += piece) {
-    kernels.sum_rows(rows.from(r), std::min(piece, count - r), columns, sums, resume || r > 0);
+    kernels.outer->sum_rows(rows.from(r), std::min(piece, count - r), columns, sums,
+                            resume || r > 0);
   }
 }
 

@@ -55,7 +55,6 @@ double price_of(int threads) { return 1 + kPriceOfDoubling * doublings(threads);
 CostModel::CostModel(const Call& call) : call_(call) {
   const Config& config = call.config;
   const auto of = [](Index count) { return static_cast<double>(count); };
-  const double size = of(call.element_size);
   const double hidden = of(config.hidden_size);
   const double state = of(config.state_size());
   const double gates = of(config.gate_count());
@@ -67,16 +66,17 @@ CostModel::CostModel(const Call& call) : call_(call) {
   const double input = gates * hidden * inputs;
   directions_ = of(config.num_directions());
   layer_steps_ = of(call.steps) * layers;
-  row_flops_ = (2 * (recurrent + input) + kFlopsOfGate * gates * hidden) * size / of(sizeof(float));
+  row_flops_ = 2 * (recurrent + input) * call.cost.product_flops +
+               kFlopsOfGate * gates * hidden * call.cost.cell_flops;
   // A single step reads all weights; among many, a layer's recurrent weights are read in each.
   if (call.steps == 1) {
-    bytes_ = (recurrent + input) * size;
+    bytes_ = (recurrent + input) * call.cost.weight_bytes;
     working_set_ = bytes_ * layers;
   } else {
     const double projected = std::clamp(kProjectedRows / of(std::max<Index>(1, call.batch)), 1.0,
                                         std::max(1.0, of(call.steps)));
-    bytes_ = (recurrent + input / projected) * size;
-    working_set_ = recurrent * size;
+    bytes_ = (recurrent + input / projected) * call.cost.weight_bytes;
+    working_set_ = recurrent * call.cost.weight_bytes;
   }
 }
 
@@ -212,8 +212,7 @@ std::string CostModel::explain(int threads, const Machine& machine, const Correc
       cell_name(config.cell), static_cast<long long>(config.input_size),
       static_cast<long long>(config.hidden_size), config.bidirectional ? ", bidirectional" : "",
       config.proj_size > 0 ? ", projected" : "", static_cast<long long>(config.num_layers),
-      call_.element_size == sizeof(double) ? "float64" : "float32",
-      static_cast<long long>(call_.steps), static_cast<long long>(call_.batch));
+      call_.cost.name, static_cast<long long>(call_.steps), static_cast<long long>(call_.batch));
   std::string line = text;
   line.append(" ").append(text_of(plan));
   line.append("; of at most ").append(std::to_string(threads));

@@ -7,6 +7,7 @@
 
 #include "core/corrections.h"
 #include "core/machine.h"
+#include "kernels/table.h"
 #include "tidegate/config.h"
 
 namespace tidegate {
@@ -22,7 +23,7 @@ struct Call {
   Work work;
   Index steps;
   Index batch;
-  Index element_size;
+  StorageCost cost;  // of its weights
 };
 
 struct Plan {

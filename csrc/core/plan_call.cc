@@ -76,13 +76,12 @@ bool is_new(const std::string& choice) {
 void print_choice(const Call& call, const CostModel& model, int threads, const Machine& machine,
                   const Corrections& learnt, const Plan& plan) {
   const Config& config = call.config;
-  std::string choice;
+  std::string choice = std::string(call.cost.name) + " ";
   for (const Index value :
-       {static_cast<Index>(call.work), call.steps, call.batch, call.element_size,
-        static_cast<Index>(config.cell), config.input_size, config.hidden_size, config.num_layers,
-        config.num_directions(), config.proj_size, static_cast<Index>(threads),
-        static_cast<Index>(plan.threads), static_cast<Index>(plan.groups),
-        static_cast<Index>(plan.by_units)}) {
+       {static_cast<Index>(call.work), call.steps, call.batch, static_cast<Index>(config.cell),
+        config.input_size, config.hidden_size, config.num_layers, config.num_directions(),
+        config.proj_size, static_cast<Index>(threads), static_cast<Index>(plan.threads),
+        static_cast<Index>(plan.groups), static_cast<Index>(plan.by_units)}) {
     choice += std::to_string(value) + " ";
   }
   if (!is_new(choice)) return;

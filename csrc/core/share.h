@@ -3,22 +3,10 @@
 #define TIDEGATE_CORE_SHARE_H_
 
 #include "core/interruption.h"
+#include "core/slices.h"
 #include "core/threads.h"
-#include "core/weights.h"
 
 namespace tidegate {
-
-struct Range {
-  Index begin;
-  Index end;
-
-  Index size() const { return end - begin; }
-};
-
-// Part `i` of `count` nearly equal parts of [0, size).
-inline Range part_of(Index size, Index i, Index count) {
-  return {size * i / count, size * (i + 1) / count};
-}
 
 // The threads of one direction divide either the rows of the batch, and need not wait for each
 // other within the time loop, or the units of every step, and meet after each phase. Outputs are

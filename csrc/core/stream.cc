@@ -140,7 +140,8 @@ struct StreamWork {
         together(most_threads, model.config().num_layers) {
     // (A plan that is to be explained is always made.)
     while (least_together <= batch && !explains_plans() &&
-           !may_pay({model.config(), Work::step, 1, least_together, sizeof(T)}, most_threads))
+           !may_pay({model.config(), Work::step, 1, least_together, weights->storage().cost},
+                    most_threads))
       ++least_together;
   }
   StreamWork(const StreamWork&) = delete;
@@ -242,7 +243,7 @@ struct Stream<T>::Impl {
   }
 
   void run_planned(const Step& step, int threads) noexcept {
-    const Call call = {config, Work::step, 1, step.count, sizeof(T)};
+    const Call call = {config, Work::step, 1, step.count, work->weights->storage().cost};
     PlannedCall plan;
     // (The setting in force may be wrong, or there may be no memory for threads.)
     try {
@@ -283,7 +284,7 @@ struct Stream<T>::Impl {
     if (own.size() == 0) return;  // with rows divided no thread waits for it
     StepBases<T> bases;
     bases.count = own.size();
-    bases.descending = descending;
+    bases.reversed = descending;
     bases.x = step.x.base + own.begin * step.x.stride;
     for (Index layer = 0; layer < config.num_layers; ++layer) {
       const Rows<T> h = state.layer_of(state.h, layer);
@@ -371,8 +372,9 @@ void Stream<T>::run(const View<const T>& x, const View<T>& y, int num_threads) {
   check_shape("x", x.shape, x.stride, size.steps, size.batch, config.input_size);
   check_outputs(config, size, outputs);
   const Weights<T>& weights = *impl_->work->weights;
-  const PlannedCall plan = plan_call({config, Work::forward, size.steps, size.batch, sizeof(T)},
-                                     allowed_threads(num_threads), weights.memory());
+  const PlannedCall plan =
+      plan_call({config, Work::forward, size.steps, size.batch, weights.storage().cost},
+                allowed_threads(num_threads), weights.memory());
   const ForwardWorkspace<T> workspace(config, weights, size, plan.threads, true);
   const Schedule schedule(size.steps, size.batch, nullptr, MaskView{});
   const auto advance = [&] {
@@ -422,7 +424,7 @@ void Stream<T>::resize(Index batch) {
 
 template <class T>
 double Stream<T>::step_cost(Index count) const noexcept {
-  const Call call = {impl_->config, Work::step, 1, count, sizeof(T)};
+  const Call call = {impl_->config, Work::step, 1, count, impl_->work->weights->storage().cost};
   return CostModel(call).serial_plan(machine_now(1), {}).nanoseconds;
 }
 

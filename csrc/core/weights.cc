@@ -1,7 +1,6 @@
 // Packing of weights into panels, forward and backward.
 #include "core/weights.h"
 
-#include <mutex>
 #include <utility>
 
 #include "core/float_control.h"
@@ -29,14 +28,15 @@ std::vector<ParameterOffsets> parameter_offsets(const Config& config) {
 }
 
 template <class T>
-Weights<T>::Weights(const Config& config, const T* parameters, int threads)
+Weights<T>::Weights(const Config& config, const T* parameters, int threads, StorageKind storage)
     : config_(config),
       cell_(cell_spec(config)),
       kernels_(tidegate::kernels<T>()),
+      storage_(*kernels_.storages[storage]),
       forward_(static_cast<std::size_t>(config.num_layers * config.num_directions())) {
   const FloatControl float_control;  // the sums of biases round
   const std::vector<std::vector<T>> biases = phase_biases(parameters);
-  Panels<T> panels(kernels_);
+  Panels<T> panels(kernels_, storage_);
   memory_ = Buffer([&](Arena& arena) { take_forward(arena, parameters, biases, panels); },
                    "the packed weights");
   panels.pack(threads);
@@ -66,25 +66,33 @@ std::vector<std::vector<T>> Weights<T>::phase_biases(const T* parameters) const 
 }
 
 template <class T>
+T Weights<T>::sign(const GateSpec& gate) const {
+  return gate.update && config_.update_gate == UpdateGate::write ? T(-1) : T(1);
+}
+
+template <class T>
 void Weights<T>::take_forward(Arena& arena, const T* parameters,
                               const std::vector<std::vector<T>>& biases, Panels<T>& panels) {
   const Index hidden = config_.hidden_size;
   const Index state = config_.state_size();
   const std::vector<ParameterOffsets> offsets = parameter_offsets(config_);
-  const auto sign = [this](const GateSpec& gate) {
-    return gate.update && config_.update_gate == UpdateGate::write ? T(-1) : T(1);
-  };
   std::size_t next_bias = 0;
   for (std::size_t i = 0; i < forward_.size(); ++i) {
     const ParameterOffsets& at = offsets[i];
     const Index inputs = config_.layer_input_size(static_cast<Index>(i) / config_.num_directions());
-    // Gates of a window, whose rows of a weight begin at `weight`.
+    // The gates of a window, whose blocks of rows of a weight begin at `weight`.
     const auto take_gates = [&](const GateSpec* gates, Index count, int GateSpec::* block,
                                 const T* weight, Index depth) {
-      return panels.take(arena, hidden, depth, count, [=](Index k, Index g) {
-        return Column<T>{weight + gates[g].*block * hidden * depth + k, depth, depth - k,
-                         sign(gates[g])};
-      });
+      std::vector<WeightBlock<T>> blocks;
+      for (Index g = 0; g < count; ++g) {
+        blocks.push_back({.gate = g,
+                          .k_end = depth,
+                          .base = weight + gates[g].*block * hidden * depth,
+                          .k_stride = 1,
+                          .unit_stride = depth,
+                          .sign = sign(gates[g])});
+      }
+      return panels.take(arena, {hidden, depth, count}, std::move(blocks));
     };
     DirectionWeights<T>& packed = forward_[i];
     for (int p = 0; p < cell_.phase_count; ++p) {
@@ -96,70 +104,76 @@ void Weights<T>::take_forward(Arena& arena, const T* parameters,
                                       parameters + at.weight_hh, state);
       if (!config_.bias) continue;
       const T* bias = biases[next_bias++].data();  // [gate][unit]
-      packed.phases[p].bias = panels.take(arena, hidden, 1, phase.gates.count, [=](Index, Index g) {
-        return Column<T>{bias + g * hidden, 1, 1, sign(gates[g])};
-      });
+      std::vector<WeightBlock<T>> vectors;
+      for (Index g = 0; g < phase.gates.count; ++g)
+        vectors.push_back({.gate = g, .base = bias + g * hidden, .sign = sign(gates[g])});
+      packed.phases[p].bias = panels.take_vectors(arena, hidden, std::move(vectors));
     }
     if (config_.peephole) {
       const T* peephole = parameters + at.weight_peephole;
-      packed.peephole = panels.take(arena, hidden, 1, 3, [=](Index, Index g) {
-        return Column<T>{peephole + g * hidden, 1, 1};
-      });
+      std::vector<WeightBlock<T>> vectors;
+      for (Index g = 0; g < 3; ++g) vectors.push_back({.gate = g, .base = peephole + g * hidden});
+      packed.peephole = panels.take_vectors(arena, hidden, std::move(vectors));
     }
     if (config_.proj_size > 0) {
-      const T* projection = parameters + at.weight_hr;
-      packed.projection = panels.take(arena, state, hidden, 1, [=](Index k, Index) {
-        return Column<T>{projection + k, hidden, hidden - k};
-      });
+      packed.projection = panels.take(arena, {state, hidden, 1},
+                                      {{.k_end = hidden,
+                                        .base = parameters + at.weight_hr,
+                                        .k_stride = 1,
+                                        .unit_stride = hidden}});
     }
   }
 }
 
 template <class T>
-void Weights<T>::prepare_backward(int threads) const {
-  const std::lock_guard lock(backward_mutex_);
+void Weights<T>::prepare_backward(const T* parameters, int threads) const {
   if (!backward_.empty()) return;
   const FloatControl float_control;
-  std::vector<BackwardWeights<T>> made(forward_.size());
-  Panels<T> panels(kernels_);
-  backward_memory_ =
-      Buffer([&](Arena& arena) { take_backward(arena, made, panels); }, "the packed weights");
+  std::vector<BackwardWeights> made(forward_.size());
+  Panels<T> panels(kernels_, storage_);
+  backward_memory_ = Buffer([&](Arena& arena) { take_backward(arena, parameters, made, panels); },
+                            "the packed weights");
   panels.pack(threads);
   backward_ = std::move(made);
 }
 
 template <class T>
-void Weights<T>::take_backward(Arena& arena, std::vector<BackwardWeights<T>>& backward,
-                               Panels<T>& panels) const {
-  const Index width = kernels_.width;
+void Weights<T>::take_backward(Arena& arena, const T* parameters,
+                               std::vector<BackwardWeights>& backward, Panels<T>& panels) const {
   const Index hidden = config_.hidden_size;
   const Index state = config_.state_size();
+  const std::vector<ParameterOffsets> offsets = parameter_offsets(config_);
   for (std::size_t i = 0; i < forward_.size(); ++i) {
+    const ParameterOffsets& at = offsets[i];
     const Index inputs = config_.layer_input_size(static_cast<Index>(i) / config_.num_directions());
-    const DirectionWeights<T>& from = forward_[i];
-    BackwardWeights<T>& packed = backward[i];
-    // Depth k counts the cell's gates that see x, gate by gate.
-    packed.x = panels.take(
-        arena, inputs, checked_size(cell_.x.count, hidden), 1, [=, this, &from](Index k, Index) {
-          const int gate = cell_.x.first + static_cast<int>(k / hidden);
-          int p = 0;
-          while (gate < cell_.phases[p].gates.first || gate >= cell_.phases[p].gates.end()) ++p;
-          const PhaseSpec& phase = cell_.phases[p];
-          return panel_column(from.phases[p].x, width, hidden, inputs, phase.x.count,
-                              gate - phase.gates.first - phase.x.first, k % hidden);
-        });
+    // The transposed weights of the gates of a window.
+    const auto take_gates = [&](const GateSpec* gates, Index count, int GateSpec::* block,
+                                const T* weight, Index outputs) {
+      std::vector<WeightBlock<T>> blocks;
+      for (Index g = 0; g < count; ++g) {
+        blocks.push_back({.k_begin = g * hidden,
+                          .k_end = (g + 1) * hidden,
+                          .base = weight + gates[g].*block * hidden * outputs,
+                          .k_stride = outputs,
+                          .unit_stride = 1,
+                          .sign = sign(gates[g])});
+      }
+      return panels.take(arena, {outputs, checked_size(count, hidden), 1}, std::move(blocks));
+    };
+    BackwardWeights& packed = backward[i];
+    packed.x = take_gates(cell_.gates + cell_.x.first, cell_.x.count, &GateSpec::x_block,
+                          parameters + at.weight_ih, inputs);
     for (int p = 0; p < cell_.phase_count; ++p) {
-      const Index gates = cell_.phases[p].h.count;
-      const T* panel = from.phases[p].h;
-      packed.h[p] = panels.take(arena, state, checked_size(gates, hidden), 1, [=](Index k, Index) {
-        return panel_column(panel, width, hidden, state, gates, k / hidden, k % hidden);
-      });
+      const PhaseSpec& phase = cell_.phases[p];
+      packed.h[p] = take_gates(cell_.gates + phase.gates.first + phase.h.first, phase.h.count,
+                               &GateSpec::h_block, parameters + at.weight_hh, state);
     }
     if (config_.proj_size > 0) {
-      const T* panel = from.projection;
-      packed.projection = panels.take(arena, hidden, state, 1, [=](Index k, Index) {
-        return panel_column(panel, width, state, hidden, 1, 0, k);
-      });
+      packed.projection = panels.take(arena, {hidden, state, 1},
+                                      {{.k_end = state,
+                                        .base = parameters + at.weight_hr,
+                                        .k_stride = hidden,
+                                        .unit_stride = 1}});
     }
   }
 }

@@ -1,4 +1,4 @@
-// Packed weights: an immutable snapshot of a model's parameters in the layout of one ISA's kernels.
+// Packed weights: an immutable snapshot of a model's parameters in a storage of one ISA's kernels.
 #ifndef TIDEGATE_CORE_WEIGHTS_H_
 #define TIDEGATE_CORE_WEIGHTS_H_
 
@@ -6,15 +6,13 @@
 #include <vector>
 
 #include "core/cells.h"
-#include "core/fork_safe_mutex.h"
 #include "core/machine.h"
 #include "core/memory.h"
+#include "core/slices.h"
 #include "kernels/table.h"
 #include "tidegate/config.h"
 
 namespace tidegate {
-
-inline Index slice_count(Index units, Index width) { return (units + width - 1) / width; }
 
 // Where the parameters of one layer's direction stand in the flat vector; -1: there are none.
 struct ParameterOffsets {
@@ -28,8 +26,8 @@ std::vector<ParameterOffsets> parameter_offsets(
 
 template <class T>
 struct PhaseWeights {
-  const T* x = nullptr;     // panel of the gates that see x
-  const T* h = nullptr;     // panel of the gates that see the operand
+  Panel x = nullptr;        // of the gates that see x
+  Panel h = nullptr;        // of the gates that see the operand
   const T* bias = nullptr;  // [slice][gate][width]
 };
 
@@ -37,17 +35,16 @@ struct PhaseWeights {
 template <class T>
 struct DirectionWeights {
   PhaseWeights<T> phases[kMaxPhases];
-  const T* peephole = nullptr;    // [slice][i f o][width]
-  const T* projection = nullptr;  // panel of weight_hr
+  const T* peephole = nullptr;  // [slice][i f o][width]
+  Panel projection = nullptr;   // of weight_hr
 };
 
-// A layer's direction, backward: panels of the transposed weights, depth first over gates, then
-// units.
-template <class T>
+// A layer's direction, backward: panels of the transposed weights, whose k's are the units of one
+// gate after the other.
 struct BackwardWeights {
-  const T* x = nullptr;           // [gates that see x] -> layer input
-  const T* h[kMaxPhases] = {};    // [gates of the phase that see its operand] -> operand
-  const T* projection = nullptr;  // [proj_size] -> hidden units
+  Panel x = nullptr;           // [gates that see x] -> layer input
+  Panel h[kMaxPhases] = {};    // [gates of the phase that see its operand] -> operand
+  Panel projection = nullptr;  // [proj_size] -> hidden units
 };
 
 template <class T>
@@ -57,37 +54,43 @@ template <class T>
 class Weights {
  public:
   // Packs the flat parameters for the kernels in force, by at most `threads` threads.
-  Weights(const Config& config, const T* parameters, int threads);
+  Weights(const Config& config, const T* parameters, int threads,
+          StorageKind storage = kExactWeights);
 
   const Kernels<T>& kernels() const { return kernels_; }
+  const StorageKernels<T>& storage() const { return storage_; }
   const CellSpec& cell() const { return cell_; }
   const DirectionWeights<T>& direction(Index layer, Index direction) const {
     return forward_[static_cast<std::size_t>(layer * config_.num_directions() + direction)];
   }
-  // All of the forward panels.
+  // The memory of all forward panels.
   WeightsMemory memory() const { return {memory_.data(), memory_.size(), Index{sizeof(T)}}; }
-  // Makes what backward() returns, from the forward panels; the first call does.
-  void prepare_backward(int threads) const;
-  const BackwardWeights<T>& backward(Index layer, Index direction) const {
+
+  // Packs what backward() returns, unless that is done. `parameters` are those that the snapshot
+  // was made from. Not for several threads at once.
+  void prepare_backward(const T* parameters, int threads) const;
+  const BackwardWeights& backward(Index layer, Index direction) const {
     return backward_[static_cast<std::size_t>(layer * config_.num_directions() + direction)];
   }
 
  private:
-  // Of each phase, direction by direction: the sum of both biases, [gate][unit].
+  // For each phase of each direction: the sum of both biases, [gate][unit].
   std::vector<std::vector<T>> phase_biases(const T* parameters) const;
+  // For each direction: its panels.
   void take_forward(Arena& arena, const T* parameters, const std::vector<std::vector<T>>& biases,
                     Panels<T>& panels);
-  void take_backward(Arena& arena, std::vector<BackwardWeights<T>>& backward,
+  void take_backward(Arena& arena, const T* parameters, std::vector<BackwardWeights>& backward,
                      Panels<T>& panels) const;
+  // -1 for the update gate that writes: its weights are negated.
+  T sign(const GateSpec& gate) const;
 
   const Config config_;
   const CellSpec cell_;
   const Kernels<T>& kernels_;
+  const StorageKernels<T>& storage_;
   std::vector<DirectionWeights<T>> forward_;
   Buffer memory_;
-
-  mutable ForkSafeMutex backward_mutex_;  // while what follows is made
-  mutable std::vector<BackwardWeights<T>> backward_;
+  mutable std::vector<BackwardWeights> backward_;
   mutable Buffer backward_memory_;
 };
 

@@ -1,12 +1,12 @@
 // The cells: the formulas of each phase of a step, the derivative directly below the formula it
 // belongs to. Which gates there are and what they see is in spec.h, what the activations are in
-// activations.h; how the pre-activations come about is in tile.h.
+// activations.h; how the pre-activations are computed is in phase.h.
 #ifndef TIDEGATE_KERNELS_CELLS_H_
 #define TIDEGATE_KERNELS_CELLS_H_
 
 #include "kernels/activations.h"
+#include "kernels/epilogue.h"
 #include "kernels/table.h"
-#include "kernels/tile.h"
 #include "kernels/vec.h"
 
 namespace tidegate {
@@ -14,28 +14,28 @@ namespace {
 
 // One row's activated gates: `[gate of the cell][unit]`, padded to whole slices.
 template <class T>
-inline Vec<T> load_gate(const BackwardCall<T>& call, Place<T> at, int gate) {
+inline Vec<T> load_gate(const BackwardCall<T>& call, Position at, int gate) {
   return load<T>(call.saved[at.row] + gate * call.saved_gate_stride + at.unit);
 }
 template <class T>
-inline void save_gate(const PhaseCall<T>& call, Place<T> at, int gate, Vec<T> value) {
+inline void save_gate(const PhaseCall<T>& call, Position at, int gate, Vec<T> value) {
   if (call.saved) store(call.saved[at.row] + gate * call.saved_gate_stride + at.unit, value);
 }
 // A row of gradients by the pre-activations: `[gate of the cell][unit]`, without padding.
 template <class T>
-inline void store_dgate(const BackwardCall<T>& call, Place<T> at, int gate, Vec<T> value) {
+inline void store_dgate(const BackwardCall<T>& call, Position at, int gate, Vec<T> value) {
   store_partial<T>(call.dgates[at.row] + gate * call.units + at.unit, value, at.lanes);
 }
 
 // What a later phase has left there.
 template <class T>
-inline Vec<T> load_dgate(const BackwardCall<T>& call, Place<T> at, int gate) {
+inline Vec<T> load_dgate(const BackwardCall<T>& call, Position at, int gate) {
   return load_partial<T>(call.dgates[at.row] + gate * call.units + at.unit, at.lanes);
 }
 
 // h to the state, and once more without padding to the caller's y.
 template <class T>
-inline void store_h(const PhaseCall<T>& call, Place<T> at, Vec<T> h) {
+inline void store_h(const PhaseCall<T>& call, Position at, Vec<T> h) {
   if (call.h_next) store(call.h_next[at.row] + at.unit, h);
   if (call.y) store_partial<T>(call.y[at.row] + at.unit, h, at.lanes);
 }
@@ -44,9 +44,9 @@ inline void store_h(const PhaseCall<T>& call, Place<T> at, Vec<T> h) {
 // it does not define does nothing.
 struct Phase {
   template <class T>
-  static void gates(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
+  static void gates(const PhaseCall<T>&, Accumulators<T>, Position) {}
   template <class T>
-  static void state(const PhaseCall<T>&, Accumulators<T>, Place<T>) {}
+  static void state(const PhaseCall<T>&, Accumulators<T>, Position) {}
 };
 
 // LSTM (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000; peepholes of Gers and
@@ -68,7 +68,7 @@ struct Lstm {
   }
 
   template <class T>
-  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Activations act(call.activations);
     const Vec<T> c_prev = load<T>(call.c_prev[at.row] + at.unit);
     Vec<T> a_i = a[kI];
@@ -93,13 +93,13 @@ struct Lstm {
     store(call.c_next[at.row] + at.unit, c);
   }
   template <class T>
-  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Vec<T> c = load<T>(call.c_next[at.row] + at.unit);
     store_h(call, at, a[kO] * Activations(call.activations).output(c));
   }
 
   template <class T>
-  static void backward(const BackwardCall<T>& call, Place<T> at) {
+  static void backward(const BackwardCall<T>& call, Position at) {
     const Activations act(call.activations);
     const Vec<T> i = load_gate(call, at, kI);
     const Vec<T> f = load_gate(call, at, kF);
@@ -166,7 +166,7 @@ struct GruAfter {
   enum Gate { kN, kR, kZ, kQ };
 
   template <class T>
-  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Activations act(call.activations);
     const Vec<T> r = act.gate(a[kR]);
     const Vec<T> z = act.gate(a[kZ]);
@@ -179,7 +179,7 @@ struct GruAfter {
     save_gate(call, at, kQ, q);
   }
   template <class T>
-  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
     const Vec<T> n = Activations(call.activations).candidate(a[kN]);
 
@@ -188,7 +188,7 @@ struct GruAfter {
   }
 
   template <class T>
-  static void backward(const BackwardCall<T>& call, Place<T> at) {
+  static void backward(const BackwardCall<T>& call, Position at) {
     const Activations act(call.activations);
     const Vec<T> n = load_gate(call, at, kN);
     const Vec<T> r = load_gate(call, at, kR);
@@ -215,7 +215,7 @@ struct GruGates : Phase {
   enum Gate { kN, kR, kZ };  // of the cell; the phase computes r and z
 
   template <class T>
-  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Activations act(call.activations);
     const Vec<T> r = act.gate(a[kR - 1]);
     const Vec<T> z = act.gate(a[kZ - 1]);
@@ -228,7 +228,7 @@ struct GruGates : Phase {
   }
 
   template <class T>
-  static void backward(const BackwardCall<T>& call, Place<T> at) {
+  static void backward(const BackwardCall<T>& call, Position at) {
     const Activations act(call.activations);
     const Vec<T> r = load_gate(call, at, kR);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
@@ -247,7 +247,7 @@ struct GruCandidate : Phase {
   enum Gate { kN, kR, kZ };
 
   template <class T>
-  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Vec<T> n = Activations(call.activations).candidate(a[kN]);
     const Vec<T> z = load<T>(call.phase_state[at.row] + at.unit);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
@@ -257,7 +257,7 @@ struct GruCandidate : Phase {
   }
 
   template <class T>
-  static void backward(const BackwardCall<T>& call, Place<T> at) {
+  static void backward(const BackwardCall<T>& call, Position at) {
     const Activations act(call.activations);
     const Vec<T> n = load_gate(call, at, kN);
     const Vec<T> r = load_gate(call, at, kR);
@@ -282,7 +282,7 @@ struct MguGate : Phase {
   enum Gate { kF, kN };  // of the cell; the phase computes f
 
   template <class T>
-  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+  static void gates(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Vec<T> f = Activations(call.activations).gate(a[kF]);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
 
@@ -292,7 +292,7 @@ struct MguGate : Phase {
   }
 
   template <class T>
-  static void backward(const BackwardCall<T>& call, Place<T> at) {
+  static void backward(const BackwardCall<T>& call, Position at) {
     const Activations act(call.activations);
     const Vec<T> f = load_gate(call, at, kF);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
@@ -312,7 +312,7 @@ struct MguCandidate : Phase {
   enum Gate { kF, kN };
 
   template <class T>
-  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Vec<T> n = Activations(call.activations).candidate(a[kN - spec.gates.first]);
     const Vec<T> f = load<T>(call.phase_state[at.row] + at.unit);
     const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
@@ -322,7 +322,7 @@ struct MguCandidate : Phase {
   }
 
   template <class T>
-  static void backward(const BackwardCall<T>& call, Place<T> at) {
+  static void backward(const BackwardCall<T>& call, Position at) {
     const Activations act(call.activations);
     const Vec<T> n = load_gate(call, at, kN);
     const Vec<T> f = load_gate(call, at, kF);
@@ -343,7 +343,7 @@ struct Linear : Phase {
   static constexpr PhaseSpec spec = phase_spec(kLinear);
 
   template <class T>
-  static void state(const PhaseCall<T>& call, Accumulators<T> a, Place<T> at) {
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     store_h(call, at, a[0]);
   }
 };

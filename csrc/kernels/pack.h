@@ -1,4 +1,4 @@
-// Packing: columns of a few units' weights, which stand in rows, become vectors.
+// Packing of parameters into panels: the weights of a slice's units become vectors.
 #ifndef TIDEGATE_KERNELS_PACK_H_
 #define TIDEGATE_KERNELS_PACK_H_
 
@@ -10,7 +10,7 @@
 namespace tidegate {
 namespace {
 
-// Lanes of a and b in turn: of their first halves (half 0), or of their second ones.
+// Alternate lanes of a and b: of their first halves (half 0), or of their second halves.
 template <int half, class T, int... i>
 TIDEGATE_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
   constexpr int kWidth = Vec<T>::width;
@@ -37,25 +37,48 @@ TIDEGATE_INLINE void transpose(Vec<T> (&rows)[Vec<T>::width]) {
   }
 }
 
-template <class T>
+// The bytes of a panel of a storage of grain 1.
+template <class Weights>
+Index panel_bytes(const PanelShape& shape) {
+  constexpr Index kWidth = Vec<typename Weights::Value>::width;
+  const Index slices = (shape.units + kWidth - 1) / kWidth;
+  return slices * shape.depth * shape.gates * kWidth *
+         static_cast<Index>(sizeof(typename Weights::Element));
+}
+
+// Packs into a panel of a storage of grain 1.
+template <class Weights, class T>
 void pack(const PackCall<T>& call) {
-  constexpr int kWidth = Vec<T>::width;
-  Index k = 0;
-  if (call.lanes == kWidth) {
-    const Vec<T> sign = broadcast(call.sign);
-    for (; k + kWidth <= call.columns; k += kWidth) {
+  constexpr Index kWidth = Vec<T>::width;
+  const PanelShape& shape = call.shape;
+  const WeightBlock<T>& block = call.block;
+  const Index unit = call.slice * kWidth;
+  const Index lanes = shape.units - unit < kWidth ? shape.units - unit : kWidth;
+  const Index to_step = shape.gates * kWidth;  // from k to k + 1
+  auto* const to = static_cast<typename Weights::Element*>(call.panel) +
+                   (call.slice * shape.depth * shape.gates + block.gate) * kWidth;
+  const auto from = [&](Index k) {
+    return block.base + unit * block.unit_stride + (k - block.k_begin) * block.k_stride;
+  };
+  const Vec<T> sign = broadcast(block.sign);
+  Index k = call.k_begin;
+  if (lanes == kWidth && block.unit_stride == 1) {
+    for (; k < call.k_end; ++k) Weights::store(to + k * to_step, sign * load(from(k)));
+  } else if (lanes == kWidth) {
+    for (; k + kWidth <= call.k_end; k += kWidth) {
       Vec<T> rows[kWidth];
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) rows[i] = load(call.from + i * call.from_stride + k);
+      for (int i = 0; i < kWidth; ++i) rows[i] = load(from(k) + i * block.unit_stride);
       transpose(rows);
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) store(call.to + (k + i) * call.to_stride, sign * rows[i]);
+      for (int i = 0; i < kWidth; ++i) Weights::store(to + (k + i) * to_step, sign * rows[i]);
     }
   }
-  for (; k < call.columns; ++k) {
-    for (Index lane = 0; lane < call.lanes; ++lane) {
-      call.to[k * call.to_stride + lane] = call.sign * call.from[lane * call.from_stride + k];
-    }
+  for (; k < call.k_end; ++k) {
+    T weights[kWidth] = {};
+    for (Index lane = 0; lane < lanes; ++lane)
+      weights[lane] = block.sign * from(k)[lane * block.unit_stride];
+    Weights::store(to + k * to_step, load(weights));
   }
 }
 

@@ -2,9 +2,8 @@
 // each ISA. No SIMD type crosses it.
 //
 // Units (hidden units, or outputs of a product) are cut into slices of `width`, one vector each,
-// and padded with zeros to whole slices. A panel holds weights as [slice][k][gate][width]: all
-// gates of a slice's units side by side, so that a tile's accumulators are complete when its k loop
-// ends and the cell runs on registers.
+// and padded with zeros to whole slices. Weights are packed into panels, whose layout belongs to
+// their storage (kernels/storage.h): the core asks for its bytes, has it packed, and hands it on.
 #ifndef TIDEGATE_KERNELS_TABLE_H_
 #define TIDEGATE_KERNELS_TABLE_H_
 
@@ -35,22 +34,37 @@ struct Rows {
   operator Rows<const T>() const { return {base, stride, table}; }
 };
 
-// rows (., depth) times a panel of that depth. depth 0: absent.
+// Packed weights: [unit][k][gate] in the layout of a storage. Opaque to the core.
+using Panel = const void*;
+
+// What a panel holds.
+struct PanelShape {
+  Index units = 0;  // without padding
+  Index depth = 0;  // k's
+  Index gates = 1;
+};
+
+// The k's [begin, end) of the product of rows (., depth) with a panel of that depth. end 0: absent.
+// A cut other than 0 and depth is a multiple of the storage's grain.
 template <class T>
 struct Product {
   Rows<const T> rows;
+  Panel panel = nullptr;
   Index depth = 0;
-  const T* panel = nullptr;
+  Index begin = 0;
+  Index end = 0;
 };
 
 // The order of summation. An output element is one accumulator, which begins at the bias and
 // receives the products with x by ascending k, then those with h. The k's of an operand form blocks
 // of kSumBlock, and blocks form groups of kSumGroup k's.
 //
-// A block's sum begins at zero (the first one of x at the bias), receives its products one by one,
-// each by one fused multiply-add, and is added to its group's sum. The sum of an operand's first
-// group is the accumulator itself; every other group's sum begins at zero, and is added to the
-// accumulator when it is complete.
+// A block's sum begins at zero (the first one of x at the bias), receives its products by ascending
+// k, and is added to its group's sum. A storage with a grain of 1 adds each product by one fused
+// multiply-add; one with a larger grain adds `grain` products at a time, in a fixed order of its
+// own, and no cut of the work falls between them. The sum of an operand's first group is the
+// accumulator itself; every other group's sum begins at zero, and is added to the accumulator when
+// it is complete.
 //
 // So the error grows with kSumBlock + kSumGroup / kSumBlock + K / kSumGroup, not with K.
 constexpr Index kSumBlock = 128;
@@ -58,25 +72,30 @@ constexpr Index kSumGroup = 1024;
 // The rows that a weight's gradient is summed over form blocks likewise, but no groups.
 constexpr Index kOuterSumBlock = 128;
 
+template <class T>
+struct PhaseCall;
+
+// The cell's part of a phase: runs on the complete accumulators of all rows and of the slices
+// [slice_begin, slice_end).
+template <class T>
+using Finish = void (*)(const PhaseCall<T>& call, Index slice_begin, Index slice_end);
+
 // One phase of a step, for some rows and slices. Accumulators begin at the bias, or where an
 // earlier call left them (resume); then x and h are added, and they are left in `accumulators`;
-// then the cell (finish). Rows of buffers marked * are padded to whole slices.
+// then the cell runs (finish). Rows of buffers marked * are padded to whole slices.
 template <class T>
 struct PhaseCall {
   Index rows = 0;
   Index slice_begin = 0;
   Index slice_end = 0;
   Index units = 0;  // without padding
-  // Slices from the last to the first. Steps that turn about find the panels that were read last
-  // still in the cache.
-  bool descending = false;
+  // Whether slices run from the last to the first. The order alternates between steps, so that the
+  // panels read last are still cached.
+  bool reversed = false;
 
-  Product<T> x;
-  Product<T> h;
-  // No k's of h before h_begin, nor the last h_left: one of the two, where h is one group.
-  Index h_begin = 0;
-  Index h_left = 0;
-  // The sum of the block that h_left cuts, written; or that h_begin cuts, read. [gate][width] at
+  Product<T> x;  // from its beginning to its end
+  Product<T> h;  // part of it only where its depth is one group
+  // The sum of the block that h.end cuts, written; or that h.begin cuts, read. [gate][width] at
   // row * accumulators_row_stride + slice * partial_sums_slice_stride. Needed where there is such a
   // block.
   T* partial_sums = nullptr;
@@ -89,7 +108,7 @@ struct PhaseCall {
   Index accumulators_slice_stride = 0;
   Index accumulators_first_slice = 0;
   bool resume = false;
-  bool finish = true;
+  Finish<T> finish = nullptr;  // null: the accumulators are left as they are
 
   // The cell's, read or written by `finish` alone.
   const CellActivations* activations = nullptr;  // null: the standard ones
@@ -153,16 +172,30 @@ struct OuterCall {
   T* scratch = nullptr;  // Kernels::outer_scratch elements
 };
 
-// to[k][lane] = sign * from[lane][k], for k < columns and lane < lanes <= width.
+// A block of parameters as the part of a panel: the k's [k_begin, k_end) of one gate, all units.
+// Element (k, unit) is sign * base[(k - k_begin) * k_stride + unit * unit_stride]; one of the
+// strides is 1.
+template <class T>
+struct WeightBlock {
+  Index gate = 0;
+  Index k_begin = 0;
+  Index k_end = 0;
+  const T* base = nullptr;
+  Index k_stride = 0;
+  Index unit_stride = 0;
+  T sign = 1;
+};
+
+// Packs of a block its k's [k_begin, k_end), which are whole grains but at the panel's end, for one
+// slice; zeros beyond the units.
 template <class T>
 struct PackCall {
-  const T* from = nullptr;
-  Index from_stride = 0;
-  T* to = nullptr;
-  Index to_stride = 0;
-  Index lanes = 0;
-  Index columns = 0;
-  T sign = 1;
+  void* panel = nullptr;
+  PanelShape shape;
+  WeightBlock<T> block;
+  Index slice = 0;
+  Index k_begin = 0;
+  Index k_end = 0;
 };
 
 // One step of Adam or SGD (kernels/optimizers.h); arrays have `count` elements. Every operation is
@@ -233,25 +266,64 @@ struct ElementwiseLossCall {
   T scale = 1;
 };
 
-template <class T>
-struct Kernels {
-  int width;            // elements of a vector
-  Index outer_scratch;  // elements
+// The kinds of storage of weights: each is a file of kernels/.
+enum StorageKind {
+  kExactWeights,  // in the type that is computed in
+  kBf16Weights,   // rounded to bfloat16, for float alone
+  kStorageKinds
+};
 
-  void (*phase[kPhaseKinds])(const PhaseCall<T>&);
-  void (*backward[kPhaseKinds])(const BackwardCall<T>&);  // kLinear has none
-  void (*outer)(const OuterCall<T>&);
+// What a storage costs, for the model of a call's time. A flop of a float product on exact weights
+// is 1.
+struct StorageCost {
+  const char* name;      // in explanations
+  double product_flops;  // of a flop of a product
+  double cell_flops;     // of a flop of a cell
+  double weight_bytes;
+};
+
+// The kernels of a storage.
+template <class T>
+struct StorageKernels {
+  StorageCost cost;
+  Index grain;  // k's that a product takes together
+  Index (*panel_bytes)(const PanelShape& shape);
   void (*pack)(const PackCall<T>&);
+  void (*products[kPhaseKinds])(const PhaseCall<T>&);
+};
+
+// The kernels of cells.
+template <class T>
+struct CellKernels {
+  Finish<T> finish[kPhaseKinds];                          // with the standard activations
+  Finish<T> finish_chosen[kPhaseKinds];                   // with those that a call names
+  void (*backward[kPhaseKinds])(const BackwardCall<T>&);  // kLinear has none
+
+  // For calls with these activations.
+  Finish<T> finish_of(PhaseKind kind, const CellActivations* activations) const {
+    return activations ? finish_chosen[kind] : finish[kind];
+  }
+};
+
+// The kernels of weights' gradients and of sums of rows.
+template <class T>
+struct OuterKernels {
+  Index scratch;  // elements
+  void (*outer)(const OuterCall<T>&);
   // sum[j] (+)= rows[0][j] + rows[1][j] + ..., for j < columns: in blocks of kOuterSumBlock rows.
   void (*sum_rows)(Rows<const T> rows, Index count, Index columns, T* sum, bool resume);
   // to[r][j] += from[r][j] for j < columns.
   void (*add_rows)(Rows<const T> from, Rows<T> to, Index count, Index columns);
+};
 
+// Passes over arrays: optimisers, losses, and what measures the machine.
+template <class T>
+struct ArrayKernels {
   void (*adam)(const AdamCall<T>&);
   void (*sgd)(const SgdCall<T>&);
   // values[i] *= factor.
   void (*scale)(T* values, Index count, T factor);
-  // Of a block, in double. The same bits on every ISA.
+  // The sum over a block, in double. The same bits on every ISA.
   double (*sum_of_squares)(const T* values, Index count);
 
   void (*softmax_cross_entropy)(const SoftmaxCall<T>&);
@@ -259,12 +331,24 @@ struct Kernels {
   double (*binary_cross_entropy)(const ElementwiseLossCall<T>&);
   double (*mse)(const ElementwiseLossCall<T>&);
 
-  // The machine's limits: `rounds` of independent fused multiply-adds, of so many flops each, and a
-  // read of `count` elements (but a last part of a few vectors), so many times over. What they
-  // return only keeps them from being optimised away.
+  // The machine's limits: `rounds` rounds of independent fused multiply-adds, fma_round_flops each;
+  // and `passes` reads of `count` elements (but a last part of a few vectors). The results only
+  // keep the work from being optimised away.
   Index fma_round_flops;
   T (*fma_rounds)(Index rounds);
   T (*read_all)(const T* data, Index count, Index passes);
+};
+
+// All kernels of one type on one ISA. Each part is an object file with its table.
+template <class T>
+struct Kernels {
+  int width;                                         // elements of a vector
+  const StorageKernels<T>* storages[kStorageKinds];  // null: not for this type
+  const CellKernels<T>* cells;
+  const OuterKernels<T>* outer;
+  const ArrayKernels<T>* arrays;
+
+  const StorageKernels<T>& exact() const { return *storages[kExactWeights]; }
 };
 
 struct KernelTable {

@@ -1,0 +1,12 @@
+// The kernels of weights in the type that is computed in.
+#include "kernels/exact_weights.h"
+
+#include "kernels/isa_tables.h"
+#include "kernels/storage.h"
+
+namespace tidegate {
+
+const ForTypes<StorageKernels> TIDEGATE_TABLE(exact_weights) = {
+    storage_kernels<ExactWeights<float>>(), storage_kernels<ExactWeights<double>>()};
+
+}  // namespace tidegate

@@ -1,0 +1,43 @@
+// The tables that the objects of one ISA export: one object, one table, one symbol. Everything else
+// in this folder has internal linkage, so that the linker cannot pick one ISA's copy of a function
+// for another ISA's machine.
+#ifndef TIDEGATE_KERNELS_ISA_TABLES_H_
+#define TIDEGATE_KERNELS_ISA_TABLES_H_
+
+#include "kernels/table.h"
+
+#if defined(TIDEGATE_ISA_AVX512)
+#define TIDEGATE_ISA avx512
+#elif defined(TIDEGATE_ISA_AVX2)
+#define TIDEGATE_ISA avx2
+#elif defined(TIDEGATE_ISA_NEON)
+#define TIDEGATE_ISA neon
+#else
+#define TIDEGATE_ISA baseline
+#endif
+
+// The symbol of a table: tidegate_<name>_<isa>.
+#define TIDEGATE_TABLE_(name, isa) tidegate_##name##_##isa
+#define TIDEGATE_TABLE_OF(name, isa) TIDEGATE_TABLE_(name, isa)
+#define TIDEGATE_TABLE(name) TIDEGATE_TABLE_OF(name, TIDEGATE_ISA)
+
+namespace tidegate {
+
+template <template <class> class Table>
+struct ForTypes {
+  Table<float> f32;
+  Table<double> f64;
+};
+
+extern "C" {
+extern const ForTypes<StorageKernels> TIDEGATE_TABLE(exact_weights);
+extern const StorageKernels<float> TIDEGATE_TABLE(bf16_weights);
+extern const ForTypes<CellKernels> TIDEGATE_TABLE(cells);
+extern const ForTypes<OuterKernels> TIDEGATE_TABLE(outer);
+extern const ForTypes<ArrayKernels> TIDEGATE_TABLE(arrays);
+extern const KernelTable TIDEGATE_TABLE(kernels);
+}
+
+}  // namespace tidegate
+
+#endif  // TIDEGATE_KERNELS_ISA_TABLES_H_

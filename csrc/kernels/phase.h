@@ -1,0 +1,337 @@
+// The products of a phase: how a PhaseCall is cut into tiles, and the tiles' blocks of sums. The
+// decisions are in blocking.h, the arithmetic in product.h.
+//
+// The order of summation (table.h) makes the bits independent of all cuts. Work is cut between
+// blocks of sums; a cut inside one (PhaseCall::partial_sums) spills the block's sum and loads it
+// again.
+#ifndef TIDEGATE_KERNELS_PHASE_H_
+#define TIDEGATE_KERNELS_PHASE_H_
+
+#include "kernels/accumulators.h"
+#include "kernels/blocking.h"
+#include "kernels/product.h"
+#include "kernels/table.h"
+#include "kernels/vec.h"
+
+namespace tidegate {
+namespace {
+
+// The most gates that see one operand: a tile's accumulators of a unit.
+constexpr int widest(const PhaseShape& shape) {
+  return shape.x.count > shape.h.count ? shape.x.count : shape.h.count;
+}
+
+// What tile number `tile` of those that pass over a block prefetches of the next block: some cache
+// lines of every kUnrolled k's, so that the first few tiles together prefetch all. Null: nothing is
+// left for this tile.
+template <int Count, int Prefetched, class T, class Element>
+inline const Element* share_ahead(const Element* next, Index tile) {
+  constexpr Index kStep = Count * Vec<T>::width;
+  const Index share = tile * Prefetched * kLine<Element>;
+  return Prefetched > 0 && share < kUnrolled * kStep ? next + share : nullptr;
+}
+
+// Calls f.template operator()<n>() for the number n of lines that each tile prefetches, where the
+// first of `tiles` prefetch Lines together: halved as their number doubles, but not below two.
+template <int Lines, class F>
+inline void with_share(Index tiles, F&& f) {
+  if constexpr (Lines > 2) {
+    if (tiles > 1) return with_share<(Lines + 1) / 2>(tiles / 2, f);
+  }
+  f.template operator()<Lines>();
+}
+
+template <class T>
+alignas(vector_bytes) constexpr T kZeros[kMaxGates * Vec<T>::width] = {};
+
+// A tile's accumulators of the gates from `gate` on.
+template <class T>
+inline TileMemory<T> accumulators_of(const PhaseCall<T>& call, Index row, Index slice, int gate) {
+  return {accumulators_of(call, row, slice) + gate * Vec<T>::width, call.accumulators_row_stride,
+          call.accumulators_slice_stride};
+}
+// Where a tile's accumulators begin.
+template <int Gates, class T>
+inline TileMemory<T, const T> biases_of(const PhaseCall<T>& call, Index slice, int gate) {
+  constexpr Index kSlice = Gates * Vec<T>::width;
+  if (!call.bias) return {kZeros<T>, 0, 0};
+  return {call.bias + slice * kSlice + gate * Vec<T>::width, 0, kSlice};
+}
+
+// The k's [begin, end) of one operand's product, for the gates of a tile that see it: block by
+// block of sums. `begins`: the accumulators begin here.
+template <class Weights, int Gates, Window Seeing, int Prefetched, int R, int S, class T>
+inline __attribute__((always_inline)) void product_tile(const PhaseCall<T>& call,
+                                                        const Product<T>& product, Index row,
+                                                        Index slice, Index begin, Index end,
+                                                        bool begins, Index tile) {
+  using Element = typename Weights::Element;
+  constexpr Index kStep = Seeing.count * Vec<T>::width;
+  const Index slice_stride = product.depth * kStep;
+  const Element* const panel = static_cast<const Element*>(product.panel) + slice * slice_stride;
+  // Where this tile's share of the next block of the panel begins. The last block of a slice is
+  // followed by the first one of the slice above, or, reversed, of the slice below.
+  const bool slice_below = call.reversed && end == product.depth;
+  const Index to_next = slice_below ? -slice_stride - begin * kStep : (end - begin) * kStep;
+  const TileMemory<T> accumulators = accumulators_of(call, row, slice, Seeing.first);
+  const auto partial_sums = [&] {
+    return TileMemory<T>{call.partial_sums + row * call.accumulators_row_stride +
+                             slice * call.partial_sums_slice_stride + Seeing.first * Vec<T>::width,
+                         call.accumulators_row_stride, call.partial_sums_slice_stride};
+  };
+  for (Index k = begin; k < end;) {
+    const Index block_end = sum_block_end(k, product.depth);
+    const Index k_end = min_of(block_end, end);
+    TileMemory<T, const T> start = {kZeros<T>, 0, 0};
+    if (begins) start = biases_of<Gates>(call, slice, Seeing.first);
+    if (k % kSumBlock != 0) {
+      const TileMemory<T> spilled = partial_sums();
+      start = {spilled.base, spilled.row_stride, spilled.slice_stride};
+    }
+    const bool complete = k_end == block_end;
+    const TileMemory<T> to = complete ? accumulators : partial_sums();
+    const T* a[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) a[r] = product.rows[row + r] + k;
+    sum_tile<Weights, Prefetched, R, S, Seeing.count>(
+        a, panel + k * kStep, slice_stride, k_end - k,
+        share_ahead<Seeing.count, Prefetched, T>(panel + k * kStep + to_next, tile), start, to,
+        complete && !begins);
+    begins = false;
+    k = k_end;
+  }
+}
+
+// One tile of a phase: R rows from `row` on, S slices from `slice` on; number `tile` of the tiles
+// that pass over the block.
+template <class Weights, PhaseShape Shape, int Prefetched, class T, int R, int S>
+inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row,
+                                                      Index slice, const DepthBlock& block,
+                                                      Index tile) {
+  static_assert(Shape.x.first == 0);
+  const bool begins = block.first && !call.resume;
+  const bool sees_x = block.x_begin < block.x_end;
+  // The accumulators that no product with x begins.
+  const auto begin_gates = [&]<int First, int End>() __attribute__((always_inline)) {
+    const TileMemory<T> to = accumulators_of(call, row, slice, First);
+    const TileMemory<T, const T> start = biases_of<Shape.gates>(call, slice, First);
+    each_vector<R, S, End - First>([&](int r, int s, int g) __attribute__((always_inline)) {
+      store(to.at(r, s, g), load<T>(start.at(r, s, g)));
+    });
+  };
+  if (begins && !sees_x) begin_gates.template operator()<0, Shape.gates>();
+  if constexpr (Shape.x.count == Shape.gates && Shape.h.count == Shape.gates) {
+    // One copy of the product for both operands.
+#pragma GCC unroll 1
+    for (int operand = 0; operand < 2; ++operand) {
+      const bool is_h = operand == 1;
+      const Index begin = is_h ? block.h_begin : block.x_begin;
+      const Index end = is_h ? block.h_end : block.x_end;
+      if (begin < end) {
+        product_tile<Weights, Shape.gates, Shape.x, Prefetched, R, S>(
+            call, is_h ? call.h : call.x, row, slice, begin, end, begins && !is_h, tile);
+      }
+    }
+  } else {
+    if (sees_x) {
+      if constexpr (Shape.x.count < Shape.gates) {
+        if (begins) begin_gates.template operator()<Shape.x.end(), Shape.gates>();
+      }
+      product_tile<Weights, Shape.gates, Shape.x, Prefetched, R, S>(
+          call, call.x, row, slice, block.x_begin, block.x_end, begins, tile);
+    }
+    if constexpr (Shape.h.count > 0) {
+      if (block.h_begin < block.h_end) {
+        product_tile<Weights, Shape.gates, Shape.h, Prefetched, R, S>(
+            call, call.h, row, slice, block.h_begin, block.h_end, false, tile);
+      }
+    }
+  }
+}
+
+// Calls f(begin, end) until [begin, end) is used up: f takes a piece off its beginning or,
+// reversed, off its end, and returns the size of the piece.
+template <class F>
+inline __attribute__((always_inline)) void take_pieces(Index begin, Index end, bool reversed,
+                                                       F&& f) {
+  while (begin < end) {
+    const Index taken = f(begin, end);
+    (reversed ? end : begin) += reversed ? -taken : taken;
+  }
+}
+// Calls f(begin, end) for each piece of that size.
+template <class F>
+inline __attribute__((always_inline)) void each_piece(Index begin, Index end, Index size,
+                                                      bool reversed, F&& f) {
+  take_pieces(begin, end, reversed, [&](Index from, Index to) __attribute__((always_inline)) {
+    const Index taken = min_of(size, to - from);
+    const Index first = reversed ? to - taken : from;
+    f(first, first + taken);
+    return taken;
+  });
+}
+
+// The tiles of a block over the slices [slice_begin, slice_end), `Slices` at a time, and the rows
+// [row_begin, row_end), `Rows` at a time. With Prefetched, the next block is prefetched meanwhile.
+template <class Weights, PhaseShape Shape, class T, int Rows, int Slices, int Prefetched>
+__attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index row_begin, Index row_end,
+                                           Index slice_begin, Index slice_end,
+                                           const DepthBlock& block) {
+  const bool reversed = call.reversed;
+  take_pieces(
+      slice_begin, slice_end, reversed, [&](Index begin, Index end) __attribute__((always_inline)) {
+        return with_halved_constant<Slices>(
+            end - begin, [&]<int S>() __attribute__((always_inline)) {
+              const Index slice = reversed ? end - S : begin;
+              Index tile = 0;
+              for (Index row = row_begin; row < row_end; ++tile) {
+                const int rows = tile_rows<Rows>(row_end - row);
+                with_constant<Rows>(rows, [&]<int R>() __attribute__((always_inline)) {
+                  phase_tile<Weights, Shape, Prefetched, T, R, S>(call, row, slice, block, tile);
+                });
+                row += rows;
+              }
+            });
+      });
+}
+
+// The sums of groups in memory: those of 96 rows of the widest tile, and of all rows where they are
+// few.
+constexpr Index kGroupVectors = 96 * 4;
+
+// Slices [begin, end) of products of several groups of k's. sum_blocks(call, depths) adds the
+// blocks of a part of the k's to that call's accumulators.
+template <PhaseShape Shape, class T, class SumBlocks>
+__attribute__((noinline)) void sum_groups(const PhaseCall<T>& call, const DepthBlock& all,
+                                          Index begin, Index end, const SumBlocks& sum_blocks) {
+  constexpr Index kWidth = Vec<T>::width;
+  alignas(vector_bytes) T sums[kGroupVectors * kWidth];
+  const Index most_rows = kGroupVectors / ((end - begin) * Shape.gates);
+  for (Index row = 0; row < call.rows; row += most_rows) {
+    PhaseCall<T> whole = call;
+    whole.rows = min_of(most_rows, call.rows - row);
+    whole.x.rows = call.x.rows.from(row);
+    whole.h.rows = call.h.rows.from(row);
+    whole.accumulators = call.accumulators + row * call.accumulators_row_stride;
+    if (call.partial_sums)
+      whole.partial_sums = call.partial_sums + row * call.accumulators_row_stride;
+    PhaseCall<T> group = whole;
+    group.bias = nullptr;
+    group.resume = false;
+    group.accumulators = sums;
+    group.accumulators_row_stride = Shape.gates * kWidth;
+    group.accumulators_slice_stride = whole.rows * group.accumulators_row_stride;
+    group.accumulators_first_slice = begin;
+    const auto add_group = [&](Window window) {
+      for (Index slice = begin; slice < end; ++slice) {
+        for (Index r = 0; r < whole.rows; ++r) {
+          const T* const from = accumulators_of(group, r, slice);
+          T* const to = accumulators_of(whole, r, slice);
+          for (Index i = window.first * kWidth; i < window.end() * kWidth; i += kWidth)
+            store(to + i, load<T>(to + i) + load<T>(from + i));
+        }
+      }
+    };
+    // The first group of x, and of h if x has no other, are added to the accumulators themselves.
+    const Index x_end = min_of(all.x_end, kSumGroup);
+    Index h = all.h_begin;
+    if (x_end == all.x_end) h = min_of(all.h_end, kSumGroup);
+    sum_blocks(whole, DepthBlock{0, x_end, all.h_begin, h, true});
+    for (Index k = x_end; k < all.x_end; k += kSumGroup) {
+      sum_blocks(group, DepthBlock{k, min_of(k + kSumGroup, all.x_end), 0, 0, true});
+      add_group(Shape.x);
+    }
+    if (h < min_of(all.h_end, kSumGroup)) {
+      sum_blocks(whole, DepthBlock{0, 0, h, min_of(all.h_end, kSumGroup), false});
+    }
+    for (Index k = kSumGroup; k < all.h_end; k += kSumGroup) {
+      sum_blocks(group, DepthBlock{0, 0, k, min_of(k + kSumGroup, all.h_end), true});
+      add_group(Shape.h);
+    }
+  }
+}
+
+// The phase of a call. All rows pass over one block of a panel before the next block is read.
+template <class Weights, PhaseShape Shape, class T>
+__attribute__((noinline)) void phase_products(const PhaseCall<T>& call) {
+  constexpr int kGates = widest(Shape);
+  using Tile = TileShape<kGates>;
+  constexpr int kVectorBytes = Vec<T>::width * static_cast<int>(sizeof(typename Weights::Element));
+  constexpr Tiles kTiles = {.gates = kGates,
+                            .rows = Tile::kRows,
+                            .slices = Tile::kSlices,
+                            .slice_bytes = kGates * kVectorBytes,
+                            .vector_is_a_line = vector_bytes == kLineBytes};
+  static_assert(kSumBlock % Weights::grain == 0);
+  constexpr auto one_row = phase_sweep<Weights, Shape, T, 1, Tile::kSlicesOneRow, 0>;
+  constexpr auto many_rows = phase_sweep<Weights, Shape, T, Tile::kRows, Tile::kSlices, 0>;
+  const bool reversed = call.reversed;
+  const DepthBlock all = {0, call.x.end, call.h.begin, call.h.end, true};
+  const bool groups = call.x.end > kSumGroup || call.h.end > kSumGroup;
+  if (call.rows == 0) return;
+  if (call.rows == 1) {  // a path with as little overhead as possible
+    each_piece(call.slice_begin, call.slice_end, kFinishedVectors, reversed,
+               [&](Index begin, Index end) {
+                 const auto sum_blocks = [&](const PhaseCall<T>& part, const DepthBlock& block) {
+                   one_row(part, 0, 1, begin, end, block);
+                 };
+                 if (groups) {
+                   sum_groups<Shape>(call, all, begin, end, sum_blocks);
+                 } else {
+                   sum_blocks(call, all);
+                 }
+                 if (call.finish) call.finish(call, begin, end);
+               });
+    return;
+  }
+
+  const Index panel_bytes = (call.x.end * Shape.x.count + call.h.depth * Shape.h.count) *
+                            (call.slice_end - call.slice_begin) * kVectorBytes;
+  const Blocking cut =
+      blocking_of(kTiles, call.rows, panel_bytes, all.x_end + all.h_end - all.h_begin);
+  const auto products = [&](const PhaseCall<T>& part, Index begin, Index end,
+                            const DepthBlock& block) {
+    const auto run = [&](auto sweep, Index row, Index row_end) {
+      sweep(part, row, row_end, begin, end, block);
+    };
+    if (cut.last_row_alone) {
+      run(many_rows, 0, part.rows - 1);
+      run(one_row, part.rows - 1, part.rows);
+    } else if (cut.prefetch) {
+      if constexpr (may_prefetch(kTiles)) {
+        constexpr int kLines = kUnrolled * kTiles.slice_bytes / kLineBytes;
+        const Index row_tiles = (call.rows + Tile::kRows - 1) / Tile::kRows;
+        with_share<(kLines + kPrefetchedTiles - 1) / kPrefetchedTiles>(
+            row_tiles / kPrefetchedTiles, [&]<int Lines>() {
+              run(phase_sweep<Weights, Shape, T, Tile::kRows, Tile::kSlices, Lines>, 0, part.rows);
+            });
+      }
+    } else {
+      run(many_rows, 0, part.rows);
+    }
+  };
+  const auto sum_slices = [&](Index begin, Index end) {
+    const auto sum_blocks = [&](const PhaseCall<T>& part, const DepthBlock& depths) {
+      DepthBlock block = before(depths);
+      do {
+        block = next_depth_block(depths, block, cut.depth);
+        products(part, begin, end, block);
+      } while (!is_last(depths, block));
+    };
+    if (groups) {
+      sum_groups<Shape>(call, all, begin, end, sum_blocks);
+    } else {
+      sum_blocks(call, all);
+    }
+  };
+  each_piece(call.slice_begin, call.slice_end, cut.finished_slices, reversed,
+             [&](Index first, Index last) {
+               each_piece(first, last, cut.slices, reversed, sum_slices);
+               if (call.finish) call.finish(call, first, last);
+             });
+}
+
+}  // namespace
+}  // namespace tidegate
+
+#endif  // TIDEGATE_KERNELS_PHASE_H_
