@@ -137,10 +137,9 @@ class Phase {
   // The product alone.
   double product() {
     PhaseCall<T> call = call_;
-    call.finish = false;
     Product<T>& of = spec_.h.count > 0 ? call.h : call.x;
-    of = {operand_.rows(), call.units, panel_.data()};
-    return nanoseconds([&] { kernels_.phase[spec_.kind](call); });
+    of = {operand_.rows(), panel_.data(), call.units, 0, call.units};
+    return nanoseconds([&] { kernels_.exact().products[spec_.kind](call); });
   }
   double product_flops() const {
     return 2.0 * static_cast<double>(call_.rows * call_.units * call_.units * gates_);
@@ -153,11 +152,12 @@ class Phase {
   double epilogue(bool saving) {
     PhaseCall<T> call = call_;
     call.bias = bias_.data();
+    call.finish = kernels_.cells->finish[spec_.kind];
     if (saving) {
       call.saved = saved_.rows();
       call.saved_gate_stride = padded_;
     }
-    return nanoseconds([&] { kernels_.phase[spec_.kind](call); });
+    return nanoseconds([&] { kernels_.exact().products[spec_.kind](call); });
   }
 
   // The derivative.
@@ -176,7 +176,7 @@ class Phase {
     call.dgates = dgates_.rows();
     call.gated_h = gated_h_.rows();
     call.dgated_h = phase_state_.rows();
-    return nanoseconds([&] { kernels_.backward[spec_.kind](call); });
+    return nanoseconds([&] { kernels_.cells->backward[spec_.kind](call); });
   }
 
  private:
@@ -249,7 +249,7 @@ void report_weight_gradients(double peak) {
   std::printf("%6s", "rows");
   for (const Index size : kSizes) std::printf("%16s", ("H=" + std::to_string(size)).c_str());
   const Kernels<T>& k = kernels<T>();
-  Array<T> scratch(k.outer_scratch);
+  Array<T> scratch(k.outer->scratch);
   for (const Index rows : {16, 128, 512}) {
     std::printf("\n%6d", static_cast<int>(rows));
     for (const Index size : kSizes) {
@@ -263,7 +263,7 @@ void report_weight_gradients(double peak) {
       call.result = gradient.rows();
       call.scratch = scratch.data();
       const double flops = 2.0 * static_cast<double>(rows * 4 * size * size);
-      const double rate = flops / nanoseconds([&] { k.outer(call); });
+      const double rate = flops / nanoseconds([&] { k.outer->outer(call); });
       std::printf("%10.1f (%2.0f%%)", rate, 100 * rate / peak);
     }
   }
@@ -314,7 +314,7 @@ void report_packing() {
     const double forward = nanoseconds([&] { const Weights<T> weights(config, flat.data(), 1); });
     const double both = nanoseconds([&] {
       const Weights<T> weights(config, flat.data(), 1);
-      weights.prepare_backward(1);
+      weights.prepare_backward(flat.data(), 1);
     });
     std::printf("  H=%-5d forward %6.2f (%8.1f us), for backward %6.2f more (%8.1f us)\n",
                 static_cast<int>(size), bytes / forward, forward * 1e-3, bytes / (both - forward),

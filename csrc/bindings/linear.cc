@@ -15,12 +15,6 @@ namespace {
 
 constexpr Layout kRows{false, false};
 
-// Nanoseconds of the products, at some 20 flop/ns.
-double estimated_cost(Index rows, Index in_features, Index out_features, int products) {
-  return 2.0 / 20 * products * static_cast<double>(rows) * static_cast<double>(in_features) *
-         static_cast<double>(out_features);
-}
-
 // Rows of `features` elements.
 template <class T>
 Input<T> read_rows(const char* argument, py::handle object, Index features) {
@@ -68,7 +62,7 @@ class TypedLinearTape final : public LinearTape {
     const py::array dparameters = new_array<T>("dparameters", {parameters});
     const View<T> dx_view = sequence_view<T>(dx, kRows);
     T* const dparameters_data = static_cast<T*>(const_cast<void*>(dparameters.data()));
-    without_gil(estimated_cost(tape_->rows(), tape_->in_features(), tape_->out_features(), 2), [&] {
+    without_gil(tape_->backward_cost(), [&] {
       tape_->backward(given.view.data, given.view.stride[0], dx_view.data, dx_view.stride[0],
                       dparameters_data, threads);
     });
@@ -128,9 +122,7 @@ class TypedLinear final : public Linear, public TypedParameters<T> {
   py::array new_y(const Input<T>& x) const {
     return new_array<T>("y", {x.view.shape[0], layer_.out_features()});
   }
-  double cost(const Input<T>& x) const {
-    return estimated_cost(x.view.shape[0], layer_.in_features(), layer_.out_features(), 1);
-  }
+  double cost(const Input<T>& x) const { return layer_.run_cost(x.view.shape[0]); }
 
   tidegate::Linear<T> layer_;
 };

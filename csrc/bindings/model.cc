@@ -14,19 +14,6 @@
 namespace tidegate::bindings {
 namespace {
 
-// Nanoseconds of a forward call, good enough to tell a short one from a long one: every parameter
-// is one multiply-add a row at some 20 flop/ns, and every hidden unit some 2 ns of gates.
-double estimated_cost(const Config& config, Index parameters, Index steps, Index batch) {
-  const double units =
-      static_cast<double>(config.num_layers * config.num_directions() * config.hidden_size);
-  const double row = static_cast<double>(parameters) * 2 / 20 + units * 2;
-  return static_cast<double>(steps) * static_cast<double>(batch) * row;
-}
-
-// A backward call does about twice the work of a forward call, and one that records writes what it
-// keeps.
-constexpr double kBackwardCost = 2;
-
 Index state_rows(const Config& config) { return config.num_layers * config.num_directions(); }
 
 py::object state_object(const Config& config, const py::object& h, const py::object& c) {
@@ -220,18 +207,17 @@ class TypedTape final : public Tape {
       dc_0 = memory.make<T>("dc_0", layout_.state(rows, batch(), config().hidden_size));
       gradients.c_0 = state_view<T>(dc_0, layout_);
     }
-    with_memory_for(
-        [&] { return "tape: got " + std::to_string(steps()) + " steps"; },
-        [&] {
-          without_gil(kBackwardCost * estimated_cost(config(), parameters, steps(), batch()), [&] {
-            tape_->backward({y.view, h_n.view, c_n.view}, gradients, threads);
-            const T* values = gradients.parameters;
-            for (const auto& [to, count] : parts) {
-              std::copy_n(values, count, to);
-              values += count;
-            }
-          });
-        });
+    with_memory_for([&] { return "tape: got " + std::to_string(steps()) + " steps"; },
+                    [&] {
+                      without_gil(tape_->backward_cost(), [&] {
+                        tape_->backward({y.view, h_n.view, c_n.view}, gradients, threads);
+                        const T* values = gradients.parameters;
+                        for (const auto& [to, count] : parts) {
+                          std::copy_n(values, count, to);
+                          values += count;
+                        }
+                      });
+                    });
     return py::make_tuple(dx, state_object(config(), dh_0, dc_0), dparameters);
   }
 
@@ -358,7 +344,7 @@ class TypedModel final : public Model, public TypedParameters<T> {
   }
 
   double forward_cost(const Call<T>& call) const {
-    return estimated_cost(config(), model_->parameter_count(), call.steps, call.batch);
+    return model_->run_cost(call.steps, call.batch);
   }
 
   std::shared_ptr<tidegate::Model<T>> model_;

@@ -334,6 +334,18 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
   plan.record(lease.size());
 }
 
+template <class T>
+double Linear<T>::run_cost(Index rows) const noexcept {
+  const EvenWork work = {.flops = float_flops<T>(rows, impl_->in_features, impl_->out_features)};
+  return work.least_serial_nanoseconds(fma_rate_now());
+}
+
+template <class T>
+double LinearTape<T>::backward_cost() const noexcept {
+  const EvenWork work = {.flops = 2 * float_flops<T>(rows(), in_features(), out_features())};
+  return work.least_serial_nanoseconds(fma_rate_now());
+}
+
 template class Linear<float>;
 template class Linear<double>;
 template class LinearTape<float>;

@@ -104,6 +104,12 @@ std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs
 }
 
 template <class T>
+double Model<T>::run_cost(Index steps, Index batch) const noexcept {
+  const Call call = {impl_->config, Work::forward, steps, batch, kernels<T>().exact().cost};
+  return CostModel(call).least_serial_nanoseconds(fma_rate_now());
+}
+
+template <class T>
 Tape<T>::Tape(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 template <class T>
@@ -122,6 +128,13 @@ Index Tape<T>::steps() const {
 template <class T>
 Index Tape<T>::batch() const {
   return impl_->schedule.batch();
+}
+
+template <class T>
+double Tape<T>::backward_cost() const noexcept {
+  const Call call = {impl_->config, Work::backward, steps(), batch(),
+                     impl_->weights->storage().cost};
+  return CostModel(call).least_serial_nanoseconds(fma_rate_now());
 }
 
 template <class T>

@@ -228,7 +228,7 @@ struct Stream<T>::Impl {
   };
 
   void run(const Step& step, int threads) {
-    descending = !descending;
+    reversed = !reversed;
     if (threads == 1 || step.count < work->least_together) {
       run_alone(step);
     } else {
@@ -284,7 +284,7 @@ struct Stream<T>::Impl {
     if (own.size() == 0) return;  // with rows divided no thread waits for it
     StepBases<T> bases;
     bases.count = own.size();
-    bases.reversed = descending;
+    bases.reversed = reversed;
     bases.x = step.x.base + own.begin * step.x.stride;
     for (Index layer = 0; layer < config.num_layers; ++layer) {
       const Rows<T> h = state.layer_of(state.h, layer);
@@ -312,7 +312,7 @@ struct Stream<T>::Impl {
   const std::shared_ptr<const Model<T>> model;
   const Config config;
   StreamState<T> state;
-  bool descending = false;  // the last step
+  bool reversed = false;  // the last step
   std::unique_ptr<StreamWork<T>> work;
 };
 

@@ -208,7 +208,7 @@ TEST(training) {
       tape->backward(arrays.output_gradients, arrays.input_gradients, 1);
     });
     const auto model = made(config);
-    model->run(arrays.inputs, arrays.outputs, 1);  // the weights are packed
+    model->record(arrays.inputs, arrays.outputs, 1);  // the weights are packed
     exhaust("forward", [&] { model->record(arrays.inputs, arrays.outputs, 1); });
     const auto tape = model->record(arrays.inputs, arrays.outputs, 1);
     tape->backward(arrays.output_gradients, arrays.input_gradients, 1);

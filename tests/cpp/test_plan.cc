@@ -17,6 +17,8 @@ namespace {
 
 using namespace tidegate;
 
+constexpr StorageCost kFloat32 = {"float32", 1, 1, 4};
+
 Config network(CellKind cell, Index size, Index layers = 1, bool bidirectional = false) {
   Config config;
   config.cell = cell;
@@ -74,11 +76,11 @@ Machine arm_server() {
 }
 
 Plan step_plan(const Config& config, const Machine& machine, int threads, Index batch = 1) {
-  return make_plan({config, Work::step, 1, batch, sizeof(float)}, threads, machine);
+  return make_plan({config, Work::step, 1, batch, kFloat32}, threads, machine);
 }
 Plan forward_plan(const Config& config, Index steps, Index batch, const Machine& machine,
                   int threads) {
-  return make_plan({config, Work::forward, steps, batch, sizeof(float)}, threads, machine);
+  return make_plan({config, Work::forward, steps, batch, kFloat32}, threads, machine);
 }
 
 bool is_serial(const Plan& plan) { return plan.threads == 1 && plan.groups == 1 && !plan.by_units; }
@@ -88,11 +90,11 @@ bool by_units(const Plan& plan, int threads) { return plan.threads == threads &&
 // ---- This process.
 
 Plan planned(const Config& config, Index steps, Index batch, int threads) {
-  return plan_call({config, Work::forward, steps, batch, sizeof(float)}, threads, {});
+  return plan_call({config, Work::forward, steps, batch, kFloat32}, threads, {});
 }
 
 double step_nanoseconds(const Config& config) {
-  const Call call = {config, Work::forward, 1, 1, sizeof(float)};
+  const Call call = {config, Work::forward, 1, 1, kFloat32};
   return CostModel(call).least_serial_nanoseconds(fma_rate_now());
 }
 
@@ -135,7 +137,7 @@ TEST(what_takes_a_microsecond_is_serial_on_every_machine) {
     for (const Config& config : {lstm(16), gru(16), gru(32), network(CellKind::mgu, 32)}) {
       CHECK(is_serial(step_plan(config, machine, threads)));
       CHECK(is_serial(forward_plan(config, 1, 1, machine, threads)));
-      const Call call = {config, Work::step, 1, 1, sizeof(float)};
+      const Call call = {config, Work::step, 1, 1, kFloat32};
       if (machine.fma_rate > 100) CHECK(!CostModel(call).may_pay(threads, machine.fma_rate));
     }
   }
@@ -249,7 +251,7 @@ TEST(even_work_is_divided_where_its_bytes_or_its_arithmetic_pay) {
 
 TEST(a_division_that_ran_slow_is_left_and_tried_again) {
   const Config config = gru(512);
-  const Call call = {config, Work::step, 1, 1, sizeof(float)};
+  const Call call = {config, Work::step, 1, 1, kFloat32};
   const Machine machine = zen4();
   const CostModel model(call);
   const int call_class = model.call_class(machine);
@@ -278,7 +280,7 @@ TEST(a_division_that_ran_slow_is_left_and_tried_again) {
 
 TEST(one_thread_that_ran_slow_is_left) {
   const Config config = lstm(128);
-  const Call call = {config, Work::step, 1, 1, sizeof(float)};
+  const Call call = {config, Work::step, 1, 1, kFloat32};
   Machine machine = zen4();
   machine.team[1].barrier = 2000;  // careful: not yet measured
   const CostModel model(call);
@@ -320,7 +322,7 @@ TEST(classes_of_divisions_and_calls) {
 
 TEST(an_explanation_names_the_call_and_the_ways_to_divide_it) {
   const Config config = network(CellKind::gru, 1024);
-  const Call call = {config, Work::step, 1, 2, sizeof(float)};
+  const Call call = {config, Work::step, 1, 2, kFloat32};
   const Machine machine = emerald_rapids(2);
   const CostModel model(call);
   const std::string text = model.explain(2, machine, {}, model.best_plan(2, machine, {}));

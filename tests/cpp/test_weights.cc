@@ -125,7 +125,8 @@ struct Layer {
 
 // panel[slice][k][gate][lane] against element(k, gate, unit), and zeros beyond the units.
 template <class T, class Element>
-void check_panel(const T* panel, Index units, Index depth, Index gates, Element element) {
+void check_panel(Panel packed, Index units, Index depth, Index gates, Element element) {
+  const T* panel = static_cast<const T*>(packed);
   const Index width = kernels<T>().width;
   const Index slices = (units + width - 1) / width;
   CHECK(panel != nullptr);
@@ -175,19 +176,19 @@ void check_forward(const Config& config, const Weights<T>& weights, const Layer<
     const auto nth = [](const std::vector<Gate>& some, Index i) -> const Gate& {
       return some[static_cast<std::size_t>(i)];
     };
-    check_panel(packed.phases[p].x, hidden, config.layer_input_size(layer), count(x),
-                [&](Index k, Index g, Index unit) {
-                  const Gate& gate = nth(x, g);
-                  return signed_for(config, gate, from.weight_ih(gate.x * hidden + unit, k));
-                });
-    check_panel(packed.phases[p].h, hidden, config.state_size(), count(h),
-                [&](Index k, Index g, Index unit) {
-                  const Gate& gate = nth(h, g);
-                  return signed_for(config, gate, from.weight_hh(gate.h * hidden + unit, k));
-                });
+    check_panel<T>(packed.phases[p].x, hidden, config.layer_input_size(layer), count(x),
+                   [&](Index k, Index g, Index unit) {
+                     const Gate& gate = nth(x, g);
+                     return signed_for(config, gate, from.weight_ih(gate.x * hidden + unit, k));
+                   });
+    check_panel<T>(packed.phases[p].h, hidden, config.state_size(), count(h),
+                   [&](Index k, Index g, Index unit) {
+                     const Gate& gate = nth(h, g);
+                     return signed_for(config, gate, from.weight_hh(gate.h * hidden + unit, k));
+                   });
     CHECK((packed.phases[p].bias != nullptr) == config.bias);
     if (!config.bias) continue;
-    check_panel(packed.phases[p].bias, hidden, 1, count(gates), [&](Index, Index g, Index unit) {
+    check_panel<T>(packed.phases[p].bias, hidden, 1, count(gates), [&](Index, Index g, Index unit) {
       const Gate& gate = nth(gates, g);
       const T by_x = gate.x >= 0 ? from.bias_ih(gate.x * hidden + unit) : T(0);
       const T by_h = gate.h >= 0 ? from.bias_hh(gate.h * hidden + unit) : T(0);
@@ -196,14 +197,14 @@ void check_forward(const Config& config, const Weights<T>& weights, const Layer<
   }
   CHECK((packed.peephole != nullptr) == config.peephole);
   if (config.peephole) {
-    check_panel(packed.peephole, hidden, 1, 3, [&](Index, Index which, Index unit) {
+    check_panel<T>(packed.peephole, hidden, 1, 3, [&](Index, Index which, Index unit) {
       return from.weight_peephole(which * hidden + unit);
     });
   }
   CHECK((packed.projection != nullptr) == (config.proj_size > 0));
   if (config.proj_size > 0) {
-    check_panel(packed.projection, config.proj_size, hidden, 1,
-                [&](Index k, Index, Index unit) { return from.weight_hr(unit, k); });
+    check_panel<T>(packed.projection, config.proj_size, hidden, 1,
+                   [&](Index k, Index, Index unit) { return from.weight_hr(unit, k); });
   }
 }
 
@@ -212,29 +213,29 @@ void check_forward(const Config& config, const Weights<T>& weights, const Layer<
 template <class T>
 void check_backward(const Config& config, const Weights<T>& weights, const Layer<T>& from,
                     Index layer, Index direction) {
-  const BackwardWeights<T>& packed = weights.backward(layer, direction);
+  const BackwardWeights& packed = weights.backward(layer, direction);
   const Index hidden = config.hidden_size;
   const std::vector<Gate> x = gates_of_x(config);
-  check_panel(packed.x, config.layer_input_size(layer), static_cast<Index>(x.size()) * hidden, 1,
-              [&](Index k, Index, Index input) {
-                const Gate& gate = x[static_cast<std::size_t>(k / hidden)];
-                return signed_for(config, gate,
-                                  from.weight_ih(gate.x * hidden + k % hidden, input));
-              });
+  check_panel<T>(packed.x, config.layer_input_size(layer), static_cast<Index>(x.size()) * hidden, 1,
+                 [&](Index k, Index, Index input) {
+                   const Gate& gate = x[static_cast<std::size_t>(k / hidden)];
+                   return signed_for(config, gate,
+                                     from.weight_ih(gate.x * hidden + k % hidden, input));
+                 });
   const std::vector<Phase> phases = expected_phases(config);
   for (std::size_t p = 0; p < phases.size(); ++p) {
     const std::vector<Gate> h = seeing(phases[p].gates, &Gate::h);
-    check_panel(packed.h[p], config.state_size(), static_cast<Index>(h.size()) * hidden, 1,
-                [&](Index k, Index, Index unit) {
-                  const Gate& gate = h[static_cast<std::size_t>(k / hidden)];
-                  return signed_for(config, gate,
-                                    from.weight_hh(gate.h * hidden + k % hidden, unit));
-                });
+    check_panel<T>(packed.h[p], config.state_size(), static_cast<Index>(h.size()) * hidden, 1,
+                   [&](Index k, Index, Index unit) {
+                     const Gate& gate = h[static_cast<std::size_t>(k / hidden)];
+                     return signed_for(config, gate,
+                                       from.weight_hh(gate.h * hidden + k % hidden, unit));
+                   });
   }
   CHECK((packed.projection != nullptr) == (config.proj_size > 0));
   if (config.proj_size > 0) {
-    check_panel(packed.projection, hidden, config.proj_size, 1,
-                [&](Index k, Index, Index unit) { return from.weight_hr(k, unit); });
+    check_panel<T>(packed.projection, hidden, config.proj_size, 1,
+                   [&](Index k, Index, Index unit) { return from.weight_hr(k, unit); });
   }
 }
 
@@ -247,7 +248,7 @@ void check_packing(const Config& config, int threads = 1) {
   for (Index i = 0; i < count; ++i) flat.push_back(static_cast<T>(i + 1));
 
   const Weights<T> weights(config, flat.data(), threads);
-  weights.prepare_backward(threads);
+  weights.prepare_backward(flat.data(), threads);
   CHECK(&weights.kernels() == &kernels<T>());
   for (Index layer = 0; layer < config.num_layers; ++layer) {
     for (Index direction = 0; direction < config.num_directions(); ++direction) {

@@ -81,6 +81,9 @@ class TIDEGATE_EXPORT Tape {
   // "g" "o" "c" (LSTM), "r" "z" "n" (GRU), "f" "n" (MGU), or "h" ((T, N, S)).
   void saved(Index layer, bool reverse, const std::string& name, const View<T>& destination) const;
 
+  // An estimate of the nanoseconds that backward() takes with one thread.
+  double backward_cost() const noexcept;
+
   struct TIDEGATE_HIDDEN Impl;
 
  private:
@@ -112,6 +115,9 @@ class TIDEGATE_EXPORT Model {
   // Training: the same results, and the tape that backward needs.
   std::unique_ptr<Tape<T>> record(const Inputs<T>& inputs, const Outputs<T>& outputs,
                                   int num_threads = 0) const;
+
+  // An estimate of the nanoseconds that run() takes with one thread.
+  double run_cost(Index steps, Index batch) const noexcept;
 
   struct TIDEGATE_HIDDEN Impl;
 
@@ -161,8 +167,8 @@ class TIDEGATE_EXPORT Stream {
   // Rows at the end come, zero, or go; those that stay keep their state.
   void resize(Index batch);
 
-  double step_cost(
-      Index count) const noexcept;  // estimated ns of a step of so many rows, one thread
+  // An estimate of the nanoseconds that a step of `count` rows takes with one thread.
+  double step_cost(Index count) const noexcept;
 
   struct TIDEGATE_HIDDEN Impl;
 

@@ -1,0 +1,361 @@
+// The products of phases against plain loops, bit for bit, for each storage of weights.
+#include "kernels/phase.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "arrays.h"
+#include "check.h"
+#include "kernels/bf16_weights.cc"
+#include "kernels/cells.h"
+#include "kernels/exact_weights.h"
+#include "matrix.h"
+
+namespace tidegate {
+namespace {
+
+// A phase whose cell hands out its accumulators: all of them to `saved`, the first to h and y.
+template <PhaseKind Kind>
+struct Probe : Phase {
+  template <class T>
+  static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
+    for (int gate = 0; gate < phase_spec(Kind).gates.count; ++gate)
+      save_gate(call, at, gate, a[gate]);
+    store_h(call, at, a[0]);
+  }
+};
+
+enum class Start { zero, bias, accumulators };
+
+template <PhaseKind Kind, class Weights>
+class PhaseProblem {
+ public:
+  using T = typename Weights::Value;
+  using Element = typename Weights::Element;
+  static constexpr PhaseSpec spec = phase_spec(Kind);
+  static constexpr Index gates = spec.gates.count;
+  static constexpr Index width = Vec<T>::width;
+
+  PhaseProblem(Random& random, Index rows, Index units, Index x_depth, Index h_depth, Start start)
+      : rows_(rows),
+        units_(units),
+        slices_((units + width - 1) / width),
+        start_(start),
+        x_(Matrix<T>::random(random, rows, x_depth)),
+        h_(Matrix<T>::random(random, rows, h_depth)),
+        x_panel_(panel(random, x_depth, spec.x.count)),
+        h_panel_(panel(random, h_depth, spec.h.count)),
+        bias_(vectors(random, 1, spec.gates.count)),
+        begun_(random.numbers<T>(slices_ * rows * gates * width)) {
+    // These must stay in their rows.
+    if (x_depth > 0 && rows > 2) x_(1, x_depth / 2) = std::numeric_limits<T>::infinity();
+    if (h_depth > 0 && rows > 4) h_(3, 0) = nan<T>;
+    compute_wanted();
+  }
+
+  void check() {
+    whole(false);
+    whole(true);
+    x_then_h();
+    if (h_.columns <= kSumGroup) {
+      for (const Index begun : {Index{0}, h_.columns / 3, h_.columns}) h_in_parts(begun);
+    }
+    for (const Index piece : {1, 2, 5}) {
+      for (const Index piece_slices : {1, 2, 3}) pieces(piece, piece_slices);
+    }
+  }
+
+ private:
+  // What a call writes.
+  struct Results {
+    Matrix<T> y, h, saved;
+    Results(Index rows, Index units, Index slices)
+        : y(rows, units, 5, canary<T>),
+          h(rows, slices * width, 5, canary<T>),
+          saved(rows, gates * slices * width, 5, canary<T>) {}
+  };
+
+  // Random numbers, [slice][k][gate][width]; NaN in the lanes beyond the units.
+  std::vector<T> vectors(Random& random, Index depth, Index gate_count) const {
+    std::vector<T> values = random.numbers<T>(slices_ * depth * gate_count * width);
+    const Index last = units_ % width;
+    if (last == 0) return values;
+    const Index vectors = depth * gate_count;
+    for (Index v = (slices_ - 1) * vectors; v < slices_ * vectors; ++v) {
+      for (Index lane = last; lane < width; ++lane) {
+        values[static_cast<std::size_t>(v * width + lane)] = nan<T>;
+      }
+    }
+    return values;
+  }
+
+  // The same as weights.
+  std::vector<Element> panel(Random& random, Index depth, Index gate_count) const {
+    const std::vector<T> values = vectors(random, depth, gate_count);
+    std::vector<Element> weights(values.size());
+    for (std::size_t i = 0; i < values.size(); i += width)
+      Weights::store(weights.data() + i, load(values.data() + i));
+    return weights;
+  }
+
+  static T element(const std::vector<Element>& panel, Index depth, Index gate_count, Index k,
+                   Index gate, Index unit) {
+    const Index vector = (unit / width * depth + k) * gate_count + gate;
+    return Weights::load(panel.data() + vector * width).v[unit % width];
+  }
+
+  // Of the layout in which each slice has all rows.
+  static Index accumulators_row_stride() { return gates * width; }
+  Index accumulators_slice_stride() const { return rows_ * gates * width; }
+
+  void compute_wanted() {
+    for (Index r = 0; r < rows_; ++r) {
+      for (Index gate = 0; gate < gates; ++gate) {
+        for (Index unit = 0; unit < units_; ++unit) wanted_.push_back(accumulator(r, gate, unit));
+      }
+    }
+  }
+
+  T accumulator(Index r, Index gate, Index unit) {
+    T sum = T(0);
+    if (start_ == Start::bias)
+      sum = bias_[static_cast<std::size_t>((unit / width * gates + gate) * width + unit % width)];
+    if (start_ == Start::accumulators) {
+      sum = begun_[static_cast<std::size_t>(unit / width * accumulators_slice_stride() +
+                                            r * accumulators_row_stride() + gate * width +
+                                            unit % width)];
+    }
+    const auto add = [&](Matrix<T>& a, const std::vector<Element>& panel, Window window) {
+      if (gate < window.first || gate >= window.end()) return;
+      for (Index group = 0; group < a.columns; group += kSumGroup) {
+        T group_sum = group == 0 ? sum : T(0);
+        for (Index begin = group; begin < std::min(group + kSumGroup, a.columns);
+             begin += kSumBlock) {
+          const bool at_bias = start_ != Start::accumulators && &a == &x_ && begin == 0;
+          T block = at_bias ? sum : T(0);
+          for (Index k = begin; k < std::min(begin + kSumBlock, a.columns); ++k) {
+            const T w = element(panel, a.columns, window.count, k, gate - window.first, unit);
+            block = multiply_add(a(r, k), w, block);
+          }
+          group_sum = at_bias ? block : group_sum + block;
+        }
+        sum = group == 0 ? group_sum : sum + group_sum;
+      }
+    };
+    add(x_, x_panel_, spec.x);
+    add(h_, h_panel_, spec.h);
+    return sum;
+  }
+
+  T wanted(Index r, Index gate, Index unit) const {
+    return wanted_[static_cast<std::size_t>((r * gates + gate) * units_ + unit)];
+  }
+
+  // A call for some rows; its arrays are strided.
+  PhaseCall<T> call(std::vector<T>& accumulators, Results& results, Index first, Index count) {
+    PhaseCall<T> c;
+    c.rows = count;
+    c.slice_end = slices_;
+    c.units = units_;
+    c.x = {x_.strided(first), x_panel_.data(), x_.columns, 0, x_.columns};
+    c.h = {h_.strided(first), h_panel_.data(), h_.columns, 0, h_.columns};
+    c.bias = start_ == Start::bias ? bias_.data() : nullptr;
+    c.accumulators = accumulators.data() + first * accumulators_row_stride();
+    c.accumulators_row_stride = accumulators_row_stride();
+    c.accumulators_slice_stride = accumulators_slice_stride();
+    c.resume = start_ == Start::accumulators;
+    c.finish = finish<Probe<Kind>, T>;
+    c.h_next = results.h.strided(first);
+    c.y = results.y.strided(first);
+    c.saved = results.saved.strided(first);
+    c.saved_gate_stride = slices_ * width;
+    return c;
+  }
+
+  // All at once: with rows a stride apart; or in a table, the last first, and the slices as well.
+  void whole(bool tables) {
+    std::vector<T> accumulators = begun_;
+    Results results(rows_, units_, slices_);
+    PhaseCall<T> c = call(accumulators, results, 0, rows_);
+    c.reversed = tables;
+    if (tables && start_ != Start::accumulators) {
+      for (Matrix<T>* matrix : {&x_, &h_, &results.y, &results.h, &results.saved}) {
+        matrix->reverse_table();
+      }
+      c.x.rows = x_.scattered();
+      c.h.rows = h_.scattered();
+      c.y = results.y.scattered();
+      c.h_next = results.h.scattered();
+      c.saved = results.saved.scattered();
+    }
+    phase_products<Weights, shape_of(spec), T>(c);
+    CHECK(complete(results));
+  }
+
+  // As a chunk of steps does it: the products with x first, then those with h.
+  void x_then_h() {
+    std::vector<T> accumulators = begun_;
+    Results results(rows_, units_, slices_);
+    PhaseCall<T> c = call(accumulators, results, 0, rows_);
+    c.h.end = 0;
+    c.finish = nullptr;
+    phase_products<Weights, shape_of(spec), T>(c);
+    CHECK(untouched(results));
+    c = call(accumulators, results, 0, rows_);
+    c.x.end = 0;
+    c.bias = nullptr;
+    c.resume = true;
+    phase_products<Weights, shape_of(spec), T>(c);
+    CHECK(complete(results));
+  }
+
+  // As a thread does it that has not yet all of h: x and the first k's of h, then the others. The
+  // cut is inside a block of sums, or between two.
+  void h_in_parts(Index begun) {
+    std::vector<T> accumulators = begun_;
+    std::vector<T> partial_sums(accumulators.size(), nan<T>);
+    Results results(rows_, units_, slices_);
+    PhaseCall<T> c = call(accumulators, results, 0, rows_);
+    Matrix<T> first = h_;
+    for (Index r = 0; r < rows_; ++r) {
+      for (Index k = begun; k < h_.columns; ++k) first(r, k) = nan<T>;
+    }
+    c.h.rows = first.strided(0);
+    c.h.end = begun;
+    c.finish = nullptr;
+    c.partial_sums = partial_sums.data();
+    c.partial_sums_slice_stride = accumulators_slice_stride();
+    phase_products<Weights, shape_of(spec), T>(c);
+    CHECK(untouched(results));
+    c = call(accumulators, results, 0, rows_);
+    c.x.end = 0;
+    c.h.begin = begun;
+    c.resume = true;
+    c.partial_sums = partial_sums.data();
+    c.partial_sums_slice_stride = accumulators_slice_stride();
+    phase_products<Weights, shape_of(spec), T>(c);
+    CHECK(complete(results));
+  }
+
+  // As threads divide it.
+  void pieces(Index piece, Index piece_slices) {
+    std::vector<T> accumulators = begun_;
+    Results results(rows_, units_, slices_);
+    for (Index first = 0; first < rows_; first += piece) {
+      for (Index slice = 0; slice < slices_; slice += piece_slices) {
+        const Index end = std::min(first + piece, rows_);
+        const Index slice_end = std::min(slice + piece_slices, slices_);
+        PhaseCall<T> c = call(accumulators, results, first, end - first);
+        c.slice_begin = slice;
+        c.slice_end = slice_end;
+        c.reversed = first / piece % 2 != 0;
+        phase_products<Weights, shape_of(spec), T>(c);
+        if (first == 0 && slice == 0) CHECK(only_these_written(results, end, slice_end));
+      }
+    }
+    CHECK(complete(results));
+  }
+
+  bool complete(Results& results) {
+    bool all = true;
+    for (Index r = 0; r < rows_; ++r) {
+      for (Index unit = 0; unit < units_; ++unit) {
+        all = all && same(results.y(r, unit), wanted(r, 0, unit));
+        all = all && same(results.h(r, unit), wanted(r, 0, unit));
+        for (Index gate = 0; gate < gates; ++gate) {
+          all = all && same(results.saved(r, gate * slices_ * width + unit), wanted(r, gate, unit));
+        }
+      }
+    }
+    return all && gaps_untouched(results);
+  }
+
+  bool gaps_untouched(Results& results) const {
+    return results.y.gaps_are(canary<T>) && results.h.gaps_are(canary<T>) &&
+           results.saved.gaps_are(canary<T>);
+  }
+
+  bool untouched(Results& results) const { return only_these_written(results, 0, 0); }
+
+  // Of all rows the first `rows`, of all slices the first `slices`.
+  bool only_these_written(Results& results, Index rows, Index slices) const {
+    bool all = gaps_untouched(results);
+    for (Index r = 0; r < rows_; ++r) {
+      for (Index unit = 0; unit < slices_ * width; ++unit) {
+        if (r < rows && unit < slices * width) continue;
+        if (unit < units_) all = all && results.y(r, unit) == canary<T>;
+        all = all && results.h(r, unit) == canary<T>;
+        for (Index gate = 0; gate < gates; ++gate) {
+          all = all && results.saved(r, gate * slices_ * width + unit) == canary<T>;
+        }
+      }
+    }
+    return all;
+  }
+
+  const Index rows_, units_, slices_;
+  const Start start_;
+  Matrix<T> x_, h_;
+  const std::vector<Element> x_panel_, h_panel_;
+  const std::vector<T> bias_;
+  const std::vector<T> begun_;  // accumulators to resume from
+  std::vector<T> wanted_;       // [row][gate][unit]
+};
+
+template <PhaseKind Kind, class Weights>
+void check_phase() {
+  Random random(Kind);
+  int count = 0;
+  const auto check = [&](Index rows, Index units, Index x_depth, Index h_depth) {
+    if (phase_spec(Kind).h.count == 0) h_depth = 0;
+    PhaseProblem<Kind, Weights>(random, rows, units, x_depth, h_depth,
+                                static_cast<Start>(count++ % 3))
+        .check();
+  };
+  // Every shape of a tile.
+  for (const Index rows : {1, 2, 3, 4, 5, 6, 7, 8, 13, 33}) {
+    for (const Index units : {1, 3, 15, 16, 17, 33, 100}) {
+      check(rows, units, 0, 0);
+      check(rows, units, 1, 5);
+      check(rows, units, 5, 1);
+      check(rows, units, 5, 0);
+      check(rows, units, 0, 5);
+    }
+  }
+  // Depths that are cut into blocks, within x, within h, and between.
+  for (const Index rows : {1, 3, 4, 8, 13}) {
+    for (const Index units : {3, 17, 33}) {
+      check(rows, units, 127, 300);
+      check(rows, units, 300, 127);
+      check(rows, units, 700, 0);
+      check(rows, units, 0, 700);
+      check(rows, units, kSumBlock, 2 * kSumBlock);
+    }
+  }
+  check(33, 33, 300, 700);
+  // Several groups of k's.
+  for (const Index rows : {1, 2, 7, 100}) {
+    check(rows, 17, kSumGroup + 1, 40);
+    check(rows, 33, 40, 2 * kSumGroup + 130);
+    check(rows, 5, 2 * kSumGroup, kSumGroup + 300);
+    check(rows, 5, 0, kSumGroup + 1);
+  }
+}
+
+}  // namespace
+
+TEST(phase_with_the_gates_of_a_gru) {
+  check_phase<kGruAfter, ExactWeights<float>>();
+  check_phase<kGruAfter, ExactWeights<double>>();
+}
+
+TEST(phase_of_two_gates) { check_phase<kGruGates, ExactWeights<float>>(); }
+
+TEST(phase_of_a_plain_product) {
+  check_phase<kLinear, ExactWeights<float>>();
+  check_phase<kLinear, ExactWeights<double>>();
+}
+
+TEST(phase_with_weights_in_bfloat16) { check_phase<kGruAfter, Bf16Weights>(); }
+
+}  // namespace tidegate
