@@ -152,7 +152,7 @@ def _named(state: Any, make: Callable[[int, Any], Any]) -> dict[str, Any]:
 
 
 def changed_by_threads(case: selftest.Case) -> list[str]:
-    """The results whose bits depend on how threads divide the work; `settings_kept` is needed."""
+    """The results whose bits depend on how threads divide the work; needs `preserved_settings`."""
     if case.layer.clip is not None:
         return []
     one = selftest.results(case, 1)
@@ -196,5 +196,5 @@ def search(seconds: float, first: int) -> None:
 
 
 if __name__ == "__main__":
-    with selftest.settings_kept():
+    with selftest.preserved_settings():
         search(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)

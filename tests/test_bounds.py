@@ -17,7 +17,7 @@ SINGLE, DOUBLE = np.finfo(np.float32), np.finfo(np.float64)
 def assert_within_bounds(case: selftest.Case) -> None:
     """Checks every instruction set against one result of the reference."""
     expected = expect(case)
-    with selftest.settings_kept():
+    with selftest.preserved_settings():
         for isa in _core.available_isas():
             _core.select_isa(isa)
             found = ratios(case, expected)

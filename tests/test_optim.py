@@ -357,7 +357,7 @@ def test_setting_a_wrong_value_for_all_groups_changes_none():
     ("groups", "error", "message"),
     [
         (lambda a, b: {"params": a}, TypeError, "params: got dict.*list of dicts.*from_arrays"),
-        (lambda a, b: [{"params": a}, b], TypeError, r"params\[1\]: got Params beside groups"),
+        (lambda a, b: [{"params": a}, b], TypeError, r"params\[1\]: got Params among groups"),
         (lambda a, b: [{"weight": np.ones(2)}], ValueError, r"params\[0\].*without.*from_arrays"),
         (lambda a, b: [{"params": a, "betas": 1}], ValueError, r"surplus 'betas'; a group has.*lr"),
         (lambda a, b: [{"params": a, "lr": -1}], ValueError, "lr: got -1"),

@@ -23,11 +23,11 @@ def test_it_passes_on_every_instruction_set(capsys):
         rows = [line for line in lines if line.startswith(isa)]
         assert len(rows) == 2
         for row in rows:
-            _, _, cases, forward, backward, other_bits = row.split()
+            _, _, cases, forward, backward, changed_bits = row.split()
             assert int(cases) == len(selftest.NETWORKS) * len(selftest.SHAPES)
             assert 0 < float(forward) <= 1
             assert 0 < float(backward) <= 1
-            assert other_bits == "0"
+            assert changed_bits == "0"
     assert lines[-1].startswith("passed in ")
 
 
@@ -98,7 +98,7 @@ def wrong_gradient(original):
     return backward
 
 
-def other_bits(original):
+def changed_bits(original):
     def backward(self, tape, dy, dstate, num_threads):
         dx, dstate, flat = original(self, tape, dy, dstate, num_threads)
         if num_threads == 3:
@@ -122,7 +122,7 @@ def crash(original):
         ("run", nan_call, "y of a call is off by inf"),
         ("record", wrong_state, "_n is off by"),
         ("backward", wrong_gradient, "is off by"),
-        ("backward", other_bits, "has other bits on 3 threads"),
+        ("backward", changed_bits, "has other bits on 3 threads"),
         ("run", crash, "MemoryError: of the test"),
     ],
 )

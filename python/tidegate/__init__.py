@@ -9,9 +9,9 @@ Names, shapes, argument order and defaults are those of `torch.nn.LSTM` and `tor
 
 Layers: `LSTM`, `GRU`, `MGU`, and live input through `Stream`. Training: their `forward` and
 `backward`, `Linear`, `Dropout`, `losses`, `optim`. Files: `save` and `load`; `TensorFile` reads any
-safetensors file. Weights from PyTorch, Keras and ONNX, and back: `convert`; PyTorch modules on
-these kernels: `tidegate.torch`, which is imported by name. Settings: `set_num_threads`,
-`get_num_threads`, `num_threads`, `show_config`. What all of it is checked against:
+safetensors file. Weights from PyTorch, Keras and ONNX, and back: `convert`. PyTorch modules on
+these kernels: `tidegate.torch`, which has to be imported explicitly. Settings: `set_num_threads`,
+`get_num_threads`, `num_threads`, `show_config`. The reference that all results are checked against:
 `tidegate.reference`.
 """
 
@@ -58,12 +58,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`convert` is imported when it is first asked for: to start quickly is worth more."""
+    """Imports `convert` on first access, which keeps `import tidegate` fast."""
     if name == "convert":
         return import_module("tidegate.convert")
     raise AttributeError(f"module 'tidegate' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """The public names, `convert` among them, and none of the modules that define them."""
+    """The public names, including `convert`, without the modules that define them."""
     return [*__all__, "__version__"]

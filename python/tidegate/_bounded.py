@@ -1,7 +1,7 @@
-"""Numbers with bounds of their errors: running error analysis, after Wilkinson.
+"""Numbers with bounds on their errors: running error analysis, after Wilkinson.
 
 The rules are those of Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.3.
-What is assumed of the kernels, and the cells' formulas in such numbers, are in `_bounds`.
+The assumptions about the kernels, and the cells' formulas on such numbers, are in `_bounds`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ACTIVATION_ULP = 2  # the error of sigmoid and tanh
 
 
 class Bounded:
-    """Numbers, and for each a bound of the error of what a layer of some dtype has in its place.
+    """Numbers, each with a bound on the error of the value that a layer computes in its dtype.
 
     Attributes:
         value: float64.
@@ -32,7 +32,7 @@ class Bounded:
 
     @classmethod
     def given(cls, values: Array, info: np.finfo[Any]) -> Bounded:
-        """What a caller passed: exact, but that denormals count as zeros."""
+        """Values that a caller passed: exact, except that denormals count as zeros."""
         value = np.asarray(values, dtype=np.float64)
         return cls(value, np.where(np.abs(value) < float(info.tiny), np.abs(value), 0.0), info)
 
@@ -43,7 +43,7 @@ class Bounded:
         error = magnitude * float(info.eps) / 2
         if magnitude < float(info.tiny):
             error = magnitude
-        return cls.limited(np.asarray(number), np.asarray(error), info)
+        return cls.checked_for_overflow(np.asarray(number), np.asarray(error), info)
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], info: np.finfo[Any]) -> Bounded:
@@ -51,7 +51,7 @@ class Bounded:
         return cls(np.zeros(shape), np.zeros(shape), info)
 
     def copy(self) -> Bounded:
-        """The same in memory of its own."""
+        """A copy that shares no memory with this one."""
         return Bounded(self.value.copy(), self.error.copy(), self._info)
 
     def __getitem__(self, index: Any) -> Bounded:
@@ -67,32 +67,34 @@ class Bounded:
         return Bounded(self.value.T, self.error.T, self._info)
 
     def blocks(self, count: int) -> list[Bounded]:
-        """Equal parts along the last axis: gates."""
+        """Equal parts along the last axis, one for each gate."""
         values, errors = np.split(self.value, count, -1), np.split(self.error, count, -1)
         return [Bounded(v, e, self._info) for v, e in zip(values, errors)]
 
     @property
-    def reach(self) -> Array:
-        """The largest magnitude that the layer may have."""
+    def max_magnitude(self) -> Array:
+        """The largest magnitude that the layer's value may have."""
         return np.abs(self.value) + self.error
 
     @classmethod
-    def limited(cls, value: Array, error: Array, info: np.finfo[Any], reach: Any = 0.0) -> Bounded:
+    def checked_for_overflow(
+        cls, value: Array, error: Array, info: np.finfo[Any], max_magnitude: Any = 0.0
+    ) -> Bounded:
         """The result of an operation, without a bound where it may overflow.
 
         Args:
-            value: of the result.
-            error: NaN where an operand without a bound leaves it undefined.
-            info: of the dtype.
-            reach: the largest magnitude of what the operation makes on its way to the result.
+            value: the computed value.
+            error: its bound; NaN where an operand without a bound leaves it undefined.
+            info: the finfo of the dtype.
+            max_magnitude: the largest magnitude of the operation's intermediate values.
         """
-        fits = np.maximum(np.abs(value) + error, reach) <= float(info.max)
+        fits = np.maximum(np.abs(value) + error, max_magnitude) <= float(info.max)
         return cls(value, np.where(fits, error, math.inf), info)
 
     def _rounded(self, value: Array, error: Array) -> Bounded:
         unit = float(self._info.eps) / 2
         rounding = unit * (np.abs(value) + error) + float(self._info.tiny)
-        return self.limited(value, error + rounding, self._info)
+        return self.checked_for_overflow(value, error + rounding, self._info)
 
     def __neg__(self) -> Bounded:
         return Bounded(-self.value, self.error, self._info)
@@ -104,7 +106,7 @@ class Bounded:
         return self + -other
 
     def __mul__(self, other: Bounded) -> Bounded:
-        error = np.abs(self.value) * other.error + self.error * other.reach
+        error = np.abs(self.value) * other.error + self.error * other.max_magnitude
         return self._rounded(self.value * other.value, error)
 
     def complement(self) -> Bounded:
@@ -112,14 +114,14 @@ class Bounded:
         return self._rounded(1 - self.value, self.error)
 
     def choose(self, edge: Bounded, below: Bounded, above: Bounded) -> Bounded:
-        """`below` where self < edge, else `above`; either where the errors leave that open."""
+        """`below` where self < edge, else `above`; either where the errors leave that undecided."""
         distance = self.value - edge.value
         value = np.where(distance < 0, below.value, above.value)
         error = np.where(distance < 0, below.error, above.error)
         either = np.abs(below.value - above.value) + np.maximum(below.error, above.error)
-        # The value here is rounded to double, which matters if the layer is of double too.
-        known = np.abs(distance) > (self.error + edge.error) * with_double(self._info)
-        return self.limited(value, np.where(known, error, either), self._info)
+        # The value here is rounded to double, which matters if the layer computes in double too.
+        known = np.abs(distance) > (self.error + edge.error) * double_factor(self._info)
+        return self.checked_for_overflow(value, np.where(known, error, either), self._info)
 
     def magnitude(self) -> Bounded:
         """|self|."""
@@ -138,7 +140,7 @@ class Bounded:
     def softsign(self) -> Bounded:
         """self / (1 + |self|)."""
         value = self.value / (1 + np.abs(self.value))
-        return self._activated(value, (1 + self._nearest_zero()) ** -2.0)
+        return self._activated(value, (1 + self._min_magnitude()) ** -2.0)
 
     def softplus(self) -> Bounded:
         """log(1 + exp(self))."""
@@ -146,37 +148,39 @@ class Bounded:
         return self._activated(np.logaddexp(self.value, 0), np.exp(-np.logaddexp(0, -farthest)))
 
     def expm1_below_zero(self) -> Bounded:
-        """exp(self) - 1 where self is not positive, and of 0 where it is."""
+        """exp(min(self, 0)) - 1."""
         farthest = np.minimum(self.value + self.error, 0)
         return self._activated(np.expm1(np.minimum(self.value, 0)), np.exp(farthest))
 
-    def _nearest_zero(self) -> Array:
-        """The least magnitude that the layer may have."""
+    def _min_magnitude(self) -> Array:
+        """The least magnitude that the layer's value may have."""
         return np.asarray(np.maximum(np.abs(self.value) - self.error, 0))
 
     def _sigmoid_slope(self, steepness: int) -> Array:
-        """That of steepness * sigmoid(steepness * self): 1/4 and 1 at most, for 1 and 2."""
-        small = np.exp(-steepness * self._nearest_zero())
+        """The slope of steepness * sigmoid(steepness * self): at most 1/4 and 1, for 1 and 2."""
+        small = np.exp(-steepness * self._min_magnitude())
         return np.asarray(steepness**2 * small / (1 + small) ** 2)
 
     def _activated(self, value: Array, slope: Array) -> Bounded:
-        """`value` of an activation whose slope is at most `slope` as far as the error goes."""
+        """`value` of an activation whose slope is at most `slope` within the argument's error."""
         error = slope * self.error
-        ulp = float(self._info.eps) * (np.abs(value) + error)  # at least the spacing there
+        ulp = float(self._info.eps) * (np.abs(value) + error)  # at least the dtype's spacing there
         error = error + ACTIVATION_ULP * ulp + float(self._info.tiny)
-        return self.limited(value, error, self._info)
+        return self.checked_for_overflow(value, error, self._info)
 
     def sum_rows(self) -> Bounded:
         """The sum over the first axis."""
         terms = len(self.value)
-        reach = self.reach.sum(axis=0)
-        rounding = _gamma(terms, self._info) * reach + terms * float(self._info.tiny)
+        max_magnitude = self.max_magnitude.sum(axis=0)
+        rounding = _gamma(terms, self._info) * max_magnitude + terms * float(self._info.tiny)
         error = self.error.sum(axis=0) + rounding
-        return self.limited(self.value.sum(axis=0), error, self._info, reach + rounding)
+        return self.checked_for_overflow(
+            self.value.sum(axis=0), error, self._info, max_magnitude + rounding
+        )
 
 
-def with_double(info: np.finfo[Any]) -> float:
-    """How much larger a bound of the dtype is with that of the same computation in double."""
+def double_factor(info: np.finfo[Any]) -> float:
+    """The factor by which the reference's own error, in double, widens a bound of the dtype."""
     return 1 + float(np.finfo(np.float64).eps) / float(info.eps)
 
 
@@ -191,7 +195,7 @@ _SUM_GROUP = 1024
 
 
 def _summation_depth(depths: Sequence[int], addends: int) -> int:
-    """The most roundings that a term of a kernel's sum goes through.
+    """The largest number of roundings that any term of a kernel's sum goes through.
 
     The products of an operand with K elements form blocks of 128, and these form groups of 1,024. A
     product goes through the roundings of its block, of the blocks of its group, and of all blocks
@@ -199,7 +203,7 @@ def _summation_depth(depths: Sequence[int], addends: int) -> int:
 
     Args:
         depths: K of each operand.
-        addends: terms that are not products.
+        addends: the number of terms that are not products.
     """
     within = max(min(k, _SUM_BLOCK) for k in depths)
     if max(depths) > _SUM_GROUP:
@@ -216,8 +220,8 @@ def accumulate(
     """The sum of all `left @ right.T`, (R, K) by (M, K), and of all addends (R, M)."""
     info = products[0][0]._info
     depths = [left.value.shape[1] for left, _ in products]
-    # The reference's sum in double is one chain, while `with_double` grants it a kernel's depth.
-    share = with_double(info) - 1
+    # The reference's sum in double is one chain, whereas `double_factor` assumes a kernel's depth.
+    share = double_factor(info) - 1
     chain = sum(depths) + len(addends)
     roundings = (_summation_depth(depths, len(addends)) + share * chain) / (1 + share)
     return _accumulate(products, addends, roundings)
@@ -235,16 +239,16 @@ def _accumulate(
     terms = len(addends) + sum(left.value.shape[1] for left, _ in products)
     value: Any = sum(addend.value for addend in addends)
     error: Any = sum(addend.error for addend in addends)
-    reach: Any = sum(addend.reach for addend in addends)
+    max_magnitude: Any = sum(addend.max_magnitude for addend in addends)
     for left, right in products:
         value = value + left.value @ right.value.T
         inherited = left.error @ np.abs(right.value).T
-        if right.error.any():  # weights have none
-            inherited = inherited + left.reach @ right.error.T
+        if right.error.any():  # exact weights have no error
+            inherited = inherited + left.max_magnitude @ right.error.T
         error = error + inherited
-        reach = reach + left.reach @ right.reach.T
-    rounding = _gamma(roundings, info) * reach + 2 * terms * float(info.tiny)
-    return Bounded.limited(value, error + rounding, info, reach + rounding)
+        max_magnitude = max_magnitude + left.max_magnitude @ right.max_magnitude.T
+    rounding = _gamma(roundings, info) * max_magnitude + 2 * terms * float(info.tiny)
+    return Bounded.checked_for_overflow(value, error + rounding, info, max_magnitude + rounding)
 
 
 def concatenate(parts: Sequence[Bounded], axis: int) -> Bounded:

@@ -1,33 +1,35 @@
 """How far a correct layer may be from the reference: bounds that follow from the arithmetic alone.
 
-`forward` and `backward` go through a network in float64 and carry with every number a bound of the
-error that computing in the layer's dtype may have brought into it (running error analysis, after
-Wilkinson: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.3). Nothing is
-fitted to what the kernels do. What the bounds assume of them:
+`forward` and `backward` run a network in float64 and carry with every number a bound on the error
+that computing in the layer's dtype may have introduced (running error analysis, after Wilkinson:
+Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.3). No bound is fitted to
+what the kernels compute. The bounds assume:
 
-- A rounding is to nearest: it is off by at most u = eps/2, relative to the result.
-- A sum of which each term goes through m roundings at most is off by gamma_m * sum |w||x|,
-  gamma_m = m*u / (1 - m*u) (Higham, section 3.1). m terms in any order, fused or not, have no more
-  than m. Those of a row of x and h have fewer, as they are summed in blocks and groups of blocks:
-  see `_summation_depth`.
-- sigmoid and tanh are off by 2 ulp; and by the error of their argument times their slope, which is
-  at most 1/4 and 1, and less where a function saturates. Likewise softsign, softplus and the
-  exp(x) - 1 of elu. Of activations that consist of products and sums these count as the cell's.
+- Rounding is to nearest: the relative error is at most u = eps/2.
+- If each term of a sum goes through at most m roundings, the error is at most gamma_m * sum |w||x|,
+  gamma_m = m*u / (1 - m*u) (Higham, section 3.1). In a sum of m terms, in any order and fused or
+  not, no term goes through more than m. The terms of a row of x and h go through fewer, as they are
+  summed in blocks and groups of blocks: see `_summation_depth`.
+- sigmoid and tanh are off by at most 2 ulp, plus the error of their argument times their slope,
+  which is at most 1/4 and 1, and less where a function saturates. The same holds for softsign,
+  softplus and the exp(x) - 1 of elu. The products and sums in other activations are treated like
+  those of the cell.
 - Parameters of activations, and clip, are rounded to the dtype once.
-- An activation's slope comes of the activated value. Where the function or its slope has several
-  branches (relu, hard_sigmoid, clip), and the argument is no further than its error from where
-  they meet, the result may be that of either.
-- Products and sums of the cell round once each; an error passes on by the rules of the product and
-  the sum, second order included.
+- The slope of an activation is computed from the activated value. Where the function or its slope
+  has several branches (relu, hard_sigmoid, clip), and the argument is within its error of the point
+  where they meet, the result may be that of either branch.
+- Each product and each sum of the cell rounds once; errors propagate by the rules of the product
+  and the sum, second order included.
 - Denormals are flushed: each operand and each result may be off by the least normal number.
-- A number that may exceed the dtype's largest has no bound, and nor has anything computed from it:
-  the layer may have an infinity or, by their difference or their product with zero, a NaN.
+- A number that may exceed the dtype's largest has no bound, and neither has anything computed from
+  it: the layer may have an infinity or, from a difference of infinities or a product with zero, a
+  NaN.
 
-The error of a step passes to the next through |U|, so over a whole sequence the bound is worth
-something only where the weights contract; `make_contracting` makes them. Else steps are compared
-one by one, the reference being fed with the layer's own previous state.
+The error of a step passes to the next through |U|, so over a whole sequence the bound is useful
+only where the weights contract; `make_contracting` makes them contract. Otherwise steps are
+compared one by one, and the reference is fed with the layer's own previous state.
 
-The reference rounds too, in double and not in better order: `worst_ratio` grants it its share.
+The reference rounds too, in double and not in a better order: `worst_ratio` allows for that.
 """
 
 from __future__ import annotations
@@ -40,20 +42,20 @@ from typing import Any
 import numpy as np
 
 from tidegate import reference
-from tidegate._bounded import Bounded, accumulate, accumulate_rows, concatenate, with_double
+from tidegate._bounded import Bounded, accumulate, accumulate_rows, concatenate, double_factor
 from tidegate.checks import Array
 
 # ---- Activations ---------------------------------------------------------------------------------
 
 
 class _Activation:
-    """An activation as `reference.activate` and its `slope` have it, of an argument clamped first.
+    """An activation, as in `reference.activate` and its `slope`, of an argument clamped first.
 
     Args:
-        activation: as a network of the reference has it.
-        clip: a limit of the argument's magnitude, or None. No layer that has one can be trained, so
-            that `slope` knows nothing of it.
-        info: of the dtype.
+        activation: the attribute of a network of the reference.
+        clip: a limit on the argument's magnitude, or None. A layer with a clip cannot be trained,
+            so `slope` ignores it.
+        info: the finfo of the dtype.
     """
 
     def __init__(self, activation: Any, clip: float | None, info: np.finfo[Any]) -> None:
@@ -92,18 +94,21 @@ class _Activation:
         raise ValueError(self.name)
 
     def _unscaled(self, x: Bounded) -> Bounded:
-        """tanh(beta * x) as alpha * tanh(beta * x) / alpha.
+        """tanh(beta * x), computed as alpha * tanh(beta * x) / alpha.
 
-        What this loses where the product underflows is less than the least normal number once it
-        is squared and multiplied by alpha. Unknown where the layer's alpha may be zero but is not.
+        Where the product underflows, the loss is less than the least normal number once it is
+        squared and multiplied by alpha. There is no bound where a nonzero alpha may be flushed to
+        zero.
         """
         t = (x * self.beta).tanh() * self.one * self.one  # rounded twice more
         alpha = self.alpha
         lost = math.inf if 0 < np.abs(alpha.value) <= alpha.error else 0.0
-        return Bounded.limited(t.value, t.error + lost, t._info, t.reach * alpha.reach)
+        return Bounded.checked_for_overflow(
+            t.value, t.error + lost, t._info, t.max_magnitude * alpha.max_magnitude
+        )
 
     def slope(self, x: Bounded, y: Bounded) -> Bounded:
-        """The derivative, y being the value at x."""
+        """The derivative at x, where y is the value at x."""
         match self.name:
             case "sigmoid":
                 return y * y.complement()
@@ -140,14 +145,14 @@ class _Activation:
 
 @dataclass
 class _Step:
-    """What a step of some rows read and made, as its derivative needs it."""
+    """The inputs and results of a step of some rows, as its derivative needs them."""
 
     x: Bounded  # (R, I)
     h_prev: Bounded  # (R, S)
     c_prev: Bounded  # (R, H); (R, 0) where there is no cell state
     h: Bounded
     c: Bounded
-    sums: Sequence[Bounded]  # what is activated: of i f g o; of r z n; of f n
+    sums: Sequence[Bounded]  # the activations' arguments, of i f g o; of r z n; of f n
     gates: Sequence[
         Bounded
     ]  # i f g o m, m = o * tanh(c); r z n q rh, z as it multiplies h_prev; f n fh
@@ -155,17 +160,17 @@ class _Step:
 
 @dataclass
 class _StepGradient:
-    """Gradients of a step's rows by what it read, and each row's part of the parameters'."""
+    """A step's gradients with respect to its inputs, and each row's part of the parameters'."""
 
-    dx_gates: Bounded  # (R, G*H), by W x + b_ih
-    dh_gates: Bounded  # (R, G*H), by U h + b_hh
+    dx_gates: Bounded  # (R, G*H), with respect to W x + b_ih
+    dh_gates: Bounded  # (R, G*H), with respect to U h + b_hh
     dh_prev: Bounded
     dc_prev: Bounded
     peephole: Bounded | None  # (R, 3*H)
 
 
 class _Lstm:
-    """An LSTM's formulas, as reference.pyx has them, on the parameters of one direction."""
+    """An LSTM's formulas, as in reference.pyx, on the parameters of one direction."""
 
     def __init__(self, network: Any, p: Mapping[str, Bounded]) -> None:
         self.p = p
@@ -228,7 +233,7 @@ class _Lstm:
 
 
 class _ByGate:
-    """What the cells share whose gates are summed up one by one."""
+    """Base class of the cells whose gates are summed one at a time."""
 
     def __init__(self, network: Any, p: Mapping[str, Bounded]) -> None:
         self.p = p
@@ -241,7 +246,7 @@ class _ByGate:
         self.bias_hh = self._biases("bias_hh")
 
     def _biases(self, name: str) -> list[list[Bounded]]:
-        """By gate: the bias, if there is one."""
+        """For each gate a list of its bias, empty without biases."""
         if name not in self.p:
             return [[]] * self.gates
         return [[block] for block in self.p[name].blocks(self.gates)]
@@ -256,10 +261,10 @@ class _ByGate:
 
 
 class _Gru(_ByGate):
-    """A GRU's formulas, likewise.
+    """A GRU's formulas, as in reference.pyx, on the parameters of one direction.
 
-    "write" is "carry" with the sign of a_z turned, as there it goes with gates alone for which
-    1 - f(a) = f(-a).
+    "write" is "carry" with the sign of a_z changed; as in the reference, it is combined only with
+    gate activations for which 1 - f(a) = f(-a).
     """
 
     def __init__(self, network: Any, p: Mapping[str, Bounded]) -> None:
@@ -312,7 +317,7 @@ class _Gru(_ByGate):
 
 
 class _Mgu(_ByGate):
-    """An MGU's formulas, likewise."""
+    """An MGU's formulas, as in reference.pyx, on the parameters of one direction."""
 
     def step(self, x: Bounded, h_prev: Bounded, c_prev: Bounded) -> _Step:
         a_f = self._sum(0, x, h_prev)
@@ -362,12 +367,12 @@ class Forward:
     _call: _Call
     _x: Bounded
     _cells: list[_Lstm | _Gru | _Mgu]
-    _steps: list[list[_Step]]  # by direction, layer-major, in the order of time
+    _steps: list[list[_Step]]  # for each direction, layer-major, in the order of time
 
 
 @dataclass
 class Backward:
-    """Gradients with their bounds: `x` (T, N, I), `h` and `c` like the state, and by parameter."""
+    """Gradients with their bounds: `x` (T, N, I), `h` and `c` like the state, `params` by name."""
 
     x: Bounded
     h: Bounded
@@ -377,7 +382,7 @@ class Backward:
 
 @dataclass
 class _Call:
-    """Which rows take a step, at which times, and which of them start it from zero."""
+    """Which rows take a step, at which times, and which of them start it from a zero state."""
 
     lengths: Array
     reset: Array
@@ -385,7 +390,7 @@ class _Call:
     info: np.finfo[Any]
 
     def steps(self, reverse: bool) -> list[tuple[Array, Array, Array]]:
-        """(t, row, zeroed) of each step's live rows."""
+        """(t, row, zeroed) of the active rows of each step."""
         result = []
         for s in range(int(self.lengths.max(initial=0))):
             rows = np.flatnonzero(self.lengths > s)
@@ -399,7 +404,7 @@ class _Call:
         return result
 
     def scale(self, layer: int) -> Bounded:
-        """What the output of a layer is multiplied by; 1/(1-p) may be rounded otherwise."""
+        """The factors by which a layer's output is multiplied; 1/(1-p) may be rounded otherwise."""
         assert self.dropout_scale is not None
         scale = Bounded.given(self.dropout_scale[layer], self.info)
         return scale._rounded(scale.value, scale.error)
@@ -424,7 +429,7 @@ def _pair(state: Any) -> tuple[Array | None, Array | None]:
     return state if isinstance(state, tuple) else (state, None)
 
 
-# What overflows has no bound, which is known without a warning.
+# Numbers that overflow are reported by their missing bound, so no warning is needed.
 @np.errstate(over="ignore", invalid="ignore")
 def forward(
     network: Any,
@@ -437,11 +442,11 @@ def forward(
     reset: Array | None = None,
     dropout_scale: Array | None = None,
 ) -> Forward:
-    """Goes through a network forward.
+    """Runs a network forward.
 
     Args:
-        network: of `tidegate.reference`; the other arguments are those of its `forward`.
-        dtype: that in which the layer computes.
+        network: a network of `tidegate.reference`; the other arguments are those of its `forward`.
+        dtype: the dtype in which the layer computes.
     """
     info = np.finfo(dtype)
     steps, batch = x.shape[:2]
@@ -481,7 +486,7 @@ def forward(
 
 @np.errstate(over="ignore", invalid="ignore")
 def backward(run: Forward, dy: Array | None = None, dstate: Any = None) -> Backward:
-    """Goes back: `dy` and `dstate` as for the reference's `backward`."""
+    """Runs a network backward: `dy` and `dstate` are those of the reference's `backward`."""
     network, call = run._network, run._call
     info = call.info
     batch = len(call.lengths)
@@ -510,7 +515,7 @@ def backward(run: Forward, dy: Array | None = None, dstate: Any = None) -> Backw
 def _direction_backward(
     run: Forward, k: int, dy: Bounded, dh: Bounded, dc: Bounded, dx: Bounded
 ) -> dict[str, Bounded]:
-    """Turns dh[k], dc[k] into those by the initial state; writes dx; returns the parameters'."""
+    """Turns dh[k], dc[k] into those of the initial state; writes dx; returns the parameters'."""
     network, call, cell, steps = run._network, run._call, run._cells[k], run._steps[k]
     reverse = network.reverse or k % network.num_directions == 1
     timeline = call.steps(reverse)
@@ -523,7 +528,7 @@ def _direction_backward(
         gradient = cell.step_backward(step, by_h[-1], dc[k, n])
         gradients.append(gradient)
         dh[k, n], dc[k, n] = _select(zeroed, gradient.dh_prev), _select(zeroed, gradient.dc_prev)
-    # What needs no order in time, at once for the rows of all steps.
+    # The parts that do not depend on the order in time, for the rows of all steps at once.
     whole = _all_rows(_Step, steps[::-1])
     gradient = _all_rows(_StepGradient, gradients)
     t = np.concatenate([times for times, _, _ in reversed(timeline)])
@@ -544,7 +549,7 @@ def _direction_backward(
 
 
 def _all_rows(kind: Any, records: Sequence[Any]) -> Any:
-    """The steps' rows one after the other, as one record."""
+    """The rows of all steps, concatenated into one record."""
     joined: dict[str, Any] = {}
     for name in kind.__dataclass_fields__:
         members = [getattr(record, name) for record in records]
@@ -561,19 +566,19 @@ def _all_rows(kind: Any, records: Sequence[Any]) -> Any:
 
 
 def worst_ratio(got: Array, wanted: Array, bound: Bounded) -> float:
-    """The largest |got - wanted| relative to the bound: correct up to 1.
+    """The largest |got - wanted| relative to the bound; at most 1 if the results are correct.
 
-    NaN is infinitely wrong, but where there is no bound anything is correct.
+    NaN counts as infinitely wrong; where there is no bound, any value is correct.
 
     Args:
-        got: the layer's.
-        wanted: the reference's.
-        bound: of this quantity.
+        got: the layer's result.
+        wanted: the reference's result.
+        bound: the bound on this quantity.
     """
     assert got.shape == wanted.shape == bound.value.shape
     if got.size == 0:
         return 0.0
-    allowed = bound.error * with_double(np.finfo(got.dtype))
+    allowed = bound.error * double_factor(np.finfo(got.dtype))
     with np.errstate(divide="ignore", invalid="ignore"):
         difference = np.abs(got.astype(np.float64) - wanted)
         correct = (difference == 0) | (allowed == math.inf)
@@ -584,8 +589,8 @@ def worst_ratio(got: Array, wanted: Array, bound: Bounded) -> float:
 def make_contracting(layer: Any) -> None:
     """Scales the recurrent weights of a fresh layer so that errors do not grow from step to step.
 
-    As drawn they are up to 1/sqrt(H) and their rows' sums of magnitudes grow like sqrt(H)/2. Then
-    these are about 1/2; and about 1 for those of a projection.
+    As drawn, the weights are at most 1/sqrt(H), and the sums of magnitudes of their rows grow like
+    sqrt(H)/2. After scaling, these sums are about 1/2, and about 1 for the rows of a projection.
     """
     hidden = layer.hidden_size
     for name, array in layer.params.items():

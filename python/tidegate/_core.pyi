@@ -1,4 +1,4 @@
-"""Types of the extension module. What it does is documented where the package wraps it."""
+"""Types of the extension module. Its behaviour is documented in the modules that wrap it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
-_Empty = Callable[[tuple[int, ...]], Any]  # a tensor
+_Empty = Callable[[tuple[int, ...]], Any]  # returns a tensor
 Activation = str | tuple[str, float] | tuple[str, float, float]
-# h, of an LSTM (h, c); as an argument, None is zeros.
+# h, or (h, c) for an LSTM; as an argument, None means zeros.
 StreamState = Array | tuple[Array, Array]
 GivenStreamState = Array | tuple[Array | None, Array | None] | None
 
@@ -208,8 +208,8 @@ class Linear(Parameters):
     def run(self, x: Array, num_threads: int | None, /) -> Array: ...
     def record(self, x: Array, num_threads: int | None, /) -> tuple[Array, LinearTape]: ...
 
-# They return (loss, gradient). Arrays are (rows, columns), targets of softmax are (rows,) int64,
-# masks (rows,) bool.
+# These functions return (loss, gradient). Arrays are (rows, columns), targets of softmax are
+# (rows,) int64, masks are (rows,) bool.
 def softmax_cross_entropy(
     logits: Array, targets: Array, mask: Array | None, mean: bool, /
 ) -> tuple[float, Array]: ...

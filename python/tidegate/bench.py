@@ -1,13 +1,13 @@
-"""The benchmark's short form: how fast this machine runs Tidegate, and how fast it possibly could.
+"""The short benchmark: Tidegate's speed on this machine, and the speed that the machine allows.
 
-No peers: those are in the repository's bench/, which takes the machine's limits from here.
+Other libraries are measured by the repository's bench/, which takes the machine's limits from here.
 
 A call's limit is the time that its arithmetic and its weights take at the rates measured in the
-same run: what needs no earlier step's result (the input's products, weight gradients) at the peak
-of fused multiply-adds; then each step the longer of its arithmetic at that peak and of its
-recurrent weights at the bandwidth measured for a working set of their size. Of several readings of
-a rate the best counts: a limit is what the machine can do, and other programs and a processor that
-is not yet at its full clock only ever lower a reading.
+same run. Work that needs no earlier step's result (the input's products, weight gradients) runs at
+the peak of fused multiply-adds; each step then takes the longer of two times: its arithmetic at
+that peak, and reading its recurrent weights at the bandwidth measured for a working set of their
+size. The best of several readings of a rate counts: a limit is what the machine can do, and other
+programs, or a processor that is not yet at its full clock, only ever lower a reading.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tidegate.terminal import at_least, clear_progress, show_progress, writable
 
 
 def machine() -> dict[str, Any]:
-    """What ran: processor, caches, system, versions, and when. Fit for JSON."""
+    """Processor, caches, system, versions and date of a measurement; serialisable as JSON."""
     config = tg.config()
     return {
         "cpu": cpu_name(),
@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's own name, or what stands in for it."""
+    """The processor's model name, or the best substitute that the system has."""
     for line in _lines(Path("/proc/cpuinfo")):
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -60,15 +60,15 @@ def cpu_name() -> str:
 
 
 def cpu_count() -> int:
-    """How many processors this process may run on."""
+    """The number of processors that this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def cache_sizes() -> dict[str, int]:
-    """Bytes of the first processor's caches for data: {"L1": ..., "L2": ..., "L3": ...}.
+    """Sizes in bytes of the first processor's data caches: {"L1": ..., "L2": ..., "L3": ...}.
 
-    What the system does not tell is not in it.
+    Levels that the system does not report are missing.
     """
     sizes = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
@@ -85,20 +85,20 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-# ---- Its limits
+# ---- The machine's limits
 
 
 def fma_rate(element_size: int, threads: int) -> float:
-    """Flops a second of fused multiply-adds on registers, of `threads` threads at once."""
-    return _of_all(lambda: _core.fma_rate(element_size), threads)
+    """Flops per second of fused multiply-adds on registers, by `threads` threads together."""
+    return _sum_over_threads(lambda: _core.fma_rate(element_size), threads)
 
 
 def read_rate(size: int, threads: int) -> float:
-    """Bytes a second, of `threads` threads that each read `size` bytes of their own repeatedly."""
-    return _of_all(lambda: _core.read_rate(max(size, 1024)), threads)
+    """Bytes per second of `threads` threads, each reading its own `size` bytes repeatedly."""
+    return _sum_over_threads(lambda: _core.read_rate(max(size, 1024)), threads)
 
 
-def _of_all(measure: Callable[[], float], threads: int) -> float:
+def _sum_over_threads(measure: Callable[[], float], threads: int) -> float:
     """The sum over threads that measure at the same time; per second instead of nanosecond."""
     if threads == 1:
         return measure() * 1e9
@@ -111,10 +111,10 @@ class Work:
     """What a call has to compute, and which weights it has to read.
 
     Attributes:
-        hoisted_flops: those that wait for no earlier step.
-        steps: (how many, flops of each), for all layers and directions, forward and backward.
-        step_bytes: of the weights that each step reads.
-        directions: how many may run side by side.
+        hoisted_flops: flops that depend on no earlier step.
+        steps: (count, flops of each), for all layers and directions, forward and backward.
+        step_bytes: bytes of the weights that each step reads.
+        directions: the number of directions that may run in parallel.
     """
 
     hoisted_flops: int
@@ -124,15 +124,15 @@ class Work:
 
     @property
     def flops(self) -> int:
-        """All of them."""
+        """All flops of the call."""
         return self.hoisted_flops + sum(count * flops for count, flops in self.steps)
 
     def thread_bytes(self, threads: int) -> int:
-        """The weights that one of `threads` threads reads again and again."""
+        """Bytes of the weights that one of `threads` threads reads again and again."""
         return self.step_bytes * min(self.directions, threads) // threads
 
     def limit(self, flop_rate: float, byte_rate: float) -> float:
-        """Seconds, at so many flops and bytes a second of all threads together."""
+        """The least time in seconds, at these flops and bytes per second of all threads."""
         least = self.step_bytes / byte_rate
         return self.hoisted_flops / flop_rate + sum(
             count * max(flops / flop_rate, least) for count, flops in self.steps
@@ -150,17 +150,17 @@ def work_of_call(
     training: bool = False,
     element_size: int = 4,
 ) -> Work:
-    """The work of a call, of forward and backward if `training`.
+    """The work of a call, forward and backward if `training`.
 
     Args:
-        gates: 4 of an LSTM, 3 of a GRU, 2 of an MGU.
+        gates: 4 for an LSTM, 3 for a GRU, 2 for an MGU.
         input_size: I.
         hidden_size: H.
-        rows: (T,) how many rows are live at each step. With one step alone there is nothing to
+        rows: (T,), the number of active rows at each step. With a single step there is nothing to
             hoist, and the input's weights are read like the recurrent ones.
-        num_layers: stacked.
+        num_layers: the number of stacked layers.
         directions: 1, or 2 if bidirectional.
-        training: whether all gradients are computed too: by x, the initial state and the weights.
+        training: whether all gradients are computed too, for x, the initial state and the weights.
         element_size: 4 or 8 bytes.
     """
     recurrent = gates * hidden_size * hidden_size
@@ -172,8 +172,8 @@ def work_of_call(
         passes = 3 if training else 1
         return Work(0, ((passes, 2 * rows[0] * weights),), weights * element_size, directions)
     row_steps = sum(rows)
-    # Backward has two products for each one of forward: by the weights' gradients, and by the
-    # input's or the state's. Of the recurrent ones only the last goes step by step.
+    # Backward has two products for each one of forward: for the weights' gradients, and for the
+    # input's or the state's. Only the recurrent state's product has to run step by step.
     hoisted = 2 * row_steps * inputs * (3 if training else 1)
     if training:
         hoisted += 2 * row_steps * directed_layers * recurrent
@@ -186,7 +186,7 @@ def work_of_call(
 
 # ---- The command
 
-# Cell, I, H, N, T.
+# (cell, I, H, N, T)
 SHAPES = [
     ("LSTM", 64, 128, 1, 100),
     ("LSTM", 256, 256, 1, 100),
@@ -204,7 +204,7 @@ SHAPES = [
 GATES = {"LSTM": 4, "GRU": 3, "MGU": 2}
 STEP_SIZES = [1, 16, 64, 128, 256, 512]
 STEPS_A_ROUND = 200
-# A limit is read this often at most; the times, in every round.
+# Limits are measured in the first rounds only; the calls, in every round.
 LIMIT_ROUNDS = 5
 
 
@@ -221,10 +221,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, all of them checked before any work."""
+    """Parses the arguments and checks all of them before any work starts."""
     parser = argparse.ArgumentParser(
         prog="tidegate bench",
-        description="Times some calls, and says how near they come to what the machine can do.",
+        description="Times some calls and compares them with what the machine can do.",
         epilog="Figures are medians over rounds in which the calls take turns. Comparisons with "
         "other libraries are in the repository: python -m bench.",
     )
@@ -233,7 +233,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--threads",
         type=at_least(1),
         default=threads,
-        help=f"threads a call may use (default: the setting in force, {threads})",
+        help=f"threads that a call may use (default: the setting in force, {threads})",
     )
     parser.add_argument(
         "--rounds", type=at_least(1), default=15, help="timed rounds (default: %(default)s)"
@@ -242,7 +242,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.json is not None and not writable(args.json):
         parser.error(f"argument --json: {args.json} cannot be written to")
-    # The process's setting bounds every other one.
+    # The process's setting is an upper bound on every other setting.
     if args.threads > threads:
         parser.error(
             f"argument --threads: got {args.threads}, but a call may use {threads}: "
@@ -252,10 +252,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(threads: int, rounds: int) -> dict[str, Any]:
-    """Times everything. Fit for JSON; seconds, flops and bytes a second."""
+    """Measures everything; serialisable as JSON, in seconds, flops and bytes per second."""
     caches = cache_sizes() or {"L1": 32 << 10, "L2": 512 << 10, "L3": 16 << 20}
-    # Three quarters of a cache stay in it beside whatever else runs; four times the last one's size
-    # does not, even if no other program uses it.
+    # Three quarters of a cache stay in it beside whatever else runs; four times the size of the
+    # last cache does not, even if no other program uses it.
     sizes = {level: size * 3 // 4 for level, size in caches.items()}
     sizes["memory"] = min(4 * max(caches.values()), 256 << 20)
     counts = sorted({1, threads})
@@ -280,7 +280,7 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
                 reads.setdefault(size, []).append(read_rate(size, threads))
         measured = [_seconds(call.run) for call in calls]
         measured += [_seconds(steps) / STEPS_A_ROUND for _, _, steps in streams]
-        if round_ > 0:  # the first one warms up
+        if round_ > 0:  # the first one is the warm-up
             for k, seconds in enumerate(measured):
                 times.setdefault(k, []).append(seconds)
     clear_progress()
@@ -306,7 +306,7 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
 
 
 class _Call:
-    """A call to be timed, and the least that it has to do."""
+    """A call that is timed, and the least work that it has to do."""
 
     def __init__(
         self, cell: str, input_size: int, hidden: int, batch: int, steps: int, training: bool
@@ -387,9 +387,9 @@ def print_figures(figures: dict[str, Any]) -> None:
     above = [call for call in figures["calls"] if call["reached"] > 1]
     if above:
         print(
-            f"{len(above)} of {len(figures['calls'])} calls are above 100 % of their limit: it was "
-            "measured too low, as on a machine that is busy or changes its clock; measure again "
-            "with more --rounds"
+            f"{len(above)} of {len(figures['calls'])} calls are above 100 % of their limit: the "
+            "limit was measured too low, as on a machine that is busy or changes its clock; "
+            "measure again with more --rounds"
         )
     print("\nstream.step(x, out=y), batch 1, I = H")
     for cell in GATES:

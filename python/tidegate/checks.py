@@ -1,6 +1,6 @@
 """Checks of arguments: errors that name the argument, what came and what was wanted.
 
-Those of the recurrent layers' calls are not here: the bindings make them.
+The arguments of the recurrent layers' calls are checked in the bindings instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array: TypeAlias = NDArray[Any]
 def array_problem(
     name: str, value: object, shape: tuple[int, ...] | None, dtype: np.dtype[Any] | None
 ) -> Exception | None:
-    """Why `value` is no array of this shape (None: any) and dtype (None: float32 or float64)."""
+    """The error if `value` is not an array of this shape (None: any) and dtype (None: floating)."""
     wanted = "float32 or float64" if dtype is None else str(dtype)
     if isinstance(value, np.generic):
         return TypeError(
@@ -52,7 +52,7 @@ def masked_problem(name: str, value: object) -> ValueError | None:
 
 
 def check_unmasked(name: str, value: object) -> None:
-    """Raises what `masked_problem` finds."""
+    """Raises the error that `masked_problem` returns, if any."""
     problem = masked_problem(name, value)
     if problem is not None:
         raise problem
@@ -65,7 +65,7 @@ def check_array(
     shape: tuple[int, ...] | None = None,
     dtype: np.dtype[Any] | None = None,
 ) -> None:
-    """Raises what `array_problem` finds."""
+    """Raises the error that `array_problem` returns, if any."""
     problem = array_problem(name, value, shape, dtype)
     if problem is not None:
         raise problem
@@ -80,19 +80,19 @@ def check_mapping(
     """`value` as a dict of exactly these names, shapes and dtypes.
 
     Args:
-        name: of the argument, for messages.
+        name: the argument's name, for messages.
         value: the argument.
-        wanted: shape and dtype of each name.
-        for_tensors: what messages advise if there are tensors of PyTorch among the values.
+        wanted: the shape and dtype of each name.
+        for_tensors: the advice that messages give if some values are tensors of PyTorch.
 
     Raises:
-        TypeError: `value` is no mapping, or all that is wrong are dtypes.
-        ValueError: keys are missing, surplus or of another shape. The one message names every
+        TypeError: `value` is not a mapping, or nothing but dtypes is wrong.
+        ValueError: keys are missing, surplus or of another shape. One message names every
             problem.
     """
     if not isinstance(value, Mapping):
         raise TypeError(f"{name}: got {type(value).__name__}, wanted a mapping")
-    given = dict(value)  # an open .npz file would read an array anew at every look-up
+    given = dict(value)  # an open .npz file reads an array anew at every look-up
     missing = [key for key in wanted if key not in given]
     surplus = [repr(key) for key in given if key not in wanted]
     problems: list[Exception] = []
@@ -113,7 +113,7 @@ def check_mapping(
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """`dtype` as float32 or float64; a TypeError if it is neither."""
-    if dtype is None:  # which NumPy takes for float64
+    if dtype is None:  # NumPy would read None as float64
         raise TypeError("dtype: got None, wanted float32 or float64")
     try:
         checked = np.dtype(dtype)
@@ -125,7 +125,7 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def check_size(name: str, value: object) -> int:
-    """`value` as an int >= 1; a TypeError if it is no integer (True is none)."""
+    """`value` as an int >= 1; a TypeError if it is not an integer (bools are not)."""
     size = check_integer(name, value)
     if size < 1:
         raise ValueError(f"{name}: got {size}, wanted at least 1")
@@ -133,7 +133,7 @@ def check_size(name: str, value: object) -> int:
 
 
 def check_number(name: str, value: object, *, below: float = math.inf) -> float:
-    """`value` as a float with 0 <= value < below; a TypeError if it is no number."""
+    """`value` as a float with 0 <= value < below; a TypeError if it is not a number."""
     if not isinstance(value, Real):
         raise TypeError(f"{name}: got {value!r}, wanted a number")
     number = float(value)
@@ -144,7 +144,7 @@ def check_number(name: str, value: object, *, below: float = math.inf) -> float:
 
 
 def check_probability(name: str, value: object) -> float:
-    """`value` as a float in 0..1; a TypeError if it is no number."""
+    """`value` as a float in 0..1; a TypeError if it is not a number."""
     probability = check_number(name, value)
     if probability > 1:
         raise ValueError(f"{name}: got {value}, wanted a probability, at most 1")
@@ -154,10 +154,10 @@ def check_probability(name: str, value: object) -> float:
 def check_integers(name: str, values: ArrayLike | None) -> ArrayLike | None:
     """Integers as an ndarray, from a sequence of them, a pandas Series or a tensor.
 
-    What is none of these, None, ndarrays and single numbers among them, is returned as it is.
+    Anything else, including None, ndarrays and single numbers, is returned unchanged.
 
     Raises:
-        TypeError: an element is no integer (True is none), or a tensor is on another device.
+        TypeError: an element is not an integer (bools are not), or a tensor is on another device.
         ValueError: an element does not fit into 64 bits, or a tensor's storage is too small.
     """
     if values is None or isinstance(values, (np.ndarray, np.generic, int, str, bytes)):
@@ -174,7 +174,7 @@ def check_integers(name: str, values: ArrayLike | None) -> ArrayLike | None:
             raise TypeError(f"{name}: got a {kind} that NumPy cannot read: {error}") from None
         if array.dtype != object or array.ndim != 1:
             return array
-        elements = array.tolist()  # a nullable Series: Python's integers, and perhaps no value
+        elements = array.tolist()  # a nullable Series: Python integers, and perhaps missing values
     else:
         return values
     checked = [check_integer(f"{name}[{k}]", element) for k, element in enumerate(elements)]
@@ -182,9 +182,9 @@ def check_integers(name: str, values: ArrayLike | None) -> ArrayLike | None:
 
 
 def check_integer(name: str, value: object) -> int:
-    """`value` as an int that fits into 64 bits; a TypeError if it is no integer (True is none)."""
-    # NumPy's arrays and booleans have an __index__ that may refuse; what one of the caller's own
-    # raises is passed on.
+    """`value` as an int that fits into 64 bits; a TypeError if it is not an integer (or a bool)."""
+    # NumPy's arrays and booleans have an __index__ that may raise; an exception raised by the
+    # __index__ of a caller's own class is passed on.
     refused = isinstance(value, (bool, np.bool_)) or (
         isinstance(value, np.ndarray) and (value.ndim > 0 or value.dtype.kind not in "iu")
     )
@@ -204,10 +204,10 @@ def check_bool(name: str, value: object) -> bool:
 
 
 def check_seed(name: str, seed: Any) -> np.random.Generator:
-    """The generator that `numpy.random.default_rng` makes of `seed`.
+    """The generator that `numpy.random.default_rng` makes from `seed`.
 
     Raises:
-        TypeError, ValueError: it refuses the seed.
+        TypeError, ValueError: `default_rng` does not accept the seed.
     """
     try:
         return np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The `tidegate` command: finds the subcommand. What each does and takes is in its own module."""
+"""The `tidegate` command: dispatches to the subcommands, each of which parses its own arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tidegate import _core
 COMMANDS = {
     "demo": "train a network on real speech, in seconds",
     "selftest": "check every instruction set of this machine against the reference",
-    "bench": "time some calls, beside the machine's limits",
+    "bench": "time some calls, and compare them with the machine's limits",
     "config": "print version, instruction sets, threads and compiler",
 }
 
@@ -23,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
     Args:
-        argv: the arguments; None is the process's own.
+        argv: the arguments; None means the process's own.
 
     Returns:
-        The exit code: the subcommand's, 0 if all went well; 130 if interrupted; 1 if standard
-        output was closed.
+        The exit code: the subcommand's, 0 for success; 130 if interrupted; 1 if standard output was
+        closed.
 
     Raises:
-        SystemExit: 2 for wrong arguments (told on standard error), 0 after --help, --version and
-            --cmake-dir; 1 if there is no CMake package.
+        SystemExit: 2 for wrong arguments (reported on standard error), 0 after --help, --version
+            and --cmake-dir; 1 if there is no CMake package.
     """
     parser = argparse.ArgumentParser(
         prog="tidegate",
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="print where the CMake package is, for cmake -Dtidegate_DIR=...",
     )
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own; try --help after it")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see: tidegate COMMAND --help")
     args = parser.parse_args(argv)
     try:
         code = _run(args.command, args.arguments)
@@ -57,16 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reading end of the pipe is closed. Python flushes once more as it exits: into nothing.
+        # The reading end of the pipe is closed. Redirect Python's flush at exit to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 class _PrintCmakeDir(argparse.Action):
-    """Prints the CMake package's directory, and ends."""
+    """Prints the CMake package's directory and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        # Beside the extension, which is not where the Python files are if the install is editable.
+        # Located beside the extension: an editable install has its Python files elsewhere.
         directory = Path(_core.__file__).parent / "lib" / "cmake" / "tidegate"
         if not (directory / "tidegate-config.cmake").is_file():
             parser.exit(1, f"{parser.prog}: there is no CMake package in {directory}\n")
@@ -75,7 +75,7 @@ class _PrintCmakeDir(argparse.Action):
 
 
 def _run(command: str, argv: Sequence[str]) -> int:
-    """Imports no more than the one subcommand needs, and runs it."""
+    """Runs one subcommand, importing only what it needs."""
     if command == "demo":
         from tidegate import demo
 

@@ -1,12 +1,12 @@
-"""The demo: a network learns which of nine men is speaking. To start your own, copy this file.
+"""The demo: a network learns which of nine men is speaking. Copy this file to start your own.
 
-The data are Japanese Vowels (data/README.md): 270 utterances to learn from and 370 to be tested on,
-each 7 to 29 frames of 12 cepstral coefficients. The network reads an utterance in both directions;
-from where that leaves it, a linear layer scores the nine speakers.
+The data are Japanese Vowels (data/README.md): 270 utterances for training and 370 for testing, each
+7 to 29 frames of 12 cepstral coefficients. The network reads an utterance in both directions; a
+linear layer scores the nine speakers from the last states.
 
 The recipe (the defaults below) was chosen by cross-validation within the 270 (5 folds, several
-seeds). The test utterances choose nothing: their accuracy is printed after every epoch, and the
-last epoch's is the result.
+seeds). The test utterances were not used to choose anything: their accuracy is printed after every
+epoch, and the last epoch's is the result.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tidegate.terminal import at_least, clear_progress, positive, show_progress,
 Array: TypeAlias = NDArray[Any]
 
 FEATURES, SPEAKERS = 12, 9
-# Of the recipe, what has no option: dropout before the last layer; noise on what it trains on, in
-# standard deviations of a feature; and the longest gradient.
+# The part of the recipe without options: dropout before the last layer; noise on the training
+# inputs, in standard deviations of a feature; and the gradient norm at which gradients are clipped.
 DROPOUT, NOISE, MAX_NORM = 0.2, 0.6, 1.0
 
 
@@ -53,7 +53,7 @@ class SpeakerNet:
     def loss_and_gradients(
         self, x: Array, lengths: Array, speakers: Array, rng: np.random.Generator
     ) -> tuple[float, list[tg.Gradients]]:
-        """The loss of a batch, and its gradients by `params`."""
+        """The loss of a batch, and its gradients with respect to `params`."""
         _, state, rnn_tape = self.rnn.forward(x, lengths=lengths)
         kept, dropout_tape = self.dropout.forward(last_states(state), rng)
         scores, head_tape = self.head.forward(kept)
@@ -74,7 +74,7 @@ def last_states(state: Any) -> Array:
 
 
 def load(part: str) -> tuple[list[Array], Array]:
-    """The "train" or the "test" utterances, each (frames, 12), and who spoke them, 0 to 8."""
+    """The "train" or the "test" utterances, each (frames, 12), and their speakers, 0 to 8."""
     with (resources.files("tidegate") / "data" / "japanese_vowels.npz").open("rb") as file:
         data = np.load(file)
         ends = np.cumsum(data[f"{part}_lengths"])
@@ -82,7 +82,7 @@ def load(part: str) -> tuple[list[Array], Array]:
 
 
 def pad(utterances: Sequence[Array]) -> tuple[Array, Array]:
-    """Utterances as one batch x (T, N, 12), T frames the longest, and their lengths (N,)."""
+    """Utterances as one batch x (T, N, 12), where T is the longest, and their lengths (N,)."""
     lengths = np.array([len(utterance) for utterance in utterances])
     x = np.zeros((lengths.max(), len(utterances), FEATURES), np.float32)
     for n, utterance in enumerate(utterances):
@@ -97,7 +97,7 @@ def train(
     args: argparse.Namespace,
     rng: np.random.Generator,
 ) -> Iterator[float]:
-    """Trains `net`, and yields the mean loss of each epoch at its end."""
+    """Trains `net`; yields the mean loss of each epoch when it ends."""
     optimizer = tg.optim.Adam(net.params)
     batches = math.ceil(len(utterances) / args.batch)
     steps = args.epochs * batches
@@ -109,7 +109,7 @@ def train(
             loss, grads = net.loss_and_gradients(x, lengths, speakers[chosen], rng)
             tg.optim.clip_grad_norm(grads, MAX_NORM)
             done = (epoch * batches + k + 1) / steps
-            # A rise over the first tenth, and half a cosine down to zero.
+            # A linear rise over the first tenth, then half a cosine down to zero.
             optimizer.lr = args.lr * min(1, 10 * done) * (1 + math.cos(math.pi * done)) / 2
             optimizer.step(grads)
             total += loss * len(chosen)
@@ -118,7 +118,7 @@ def train(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains and tests, and prints what came of it."""
+    """Trains and tests the network and prints the results."""
     rng = np.random.default_rng(args.seed)
     (train_x, train_y), (test_x, test_y) = load("train"), load("test")
     frames = np.concatenate(train_x)
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def print_confusion(spoken: Array, predicted: Array) -> None:
-    """Prints how often each speaker (row) was taken for each (column)."""
+    """Prints how often each speaker (row) was recognised as each speaker (column)."""
     counts = np.zeros((SPEAKERS, SPEAKERS), int)
     np.add.at(counts, (spoken, predicted), 1)
     print("confusion matrix: who spoke (rows), who was recognised (columns)")
@@ -169,7 +169,7 @@ def print_confusion(spoken: Array, predicted: Array) -> None:
 
 
 def print_throughput(what: str, utterances: int, frames: int, seconds: float) -> None:
-    """Prints what was done in a second."""
+    """Prints the utterances and frames processed per second."""
     print(f"{what:9} {utterances / seconds:9,.0f} utterances/s {frames / seconds:11,.0f} frames/s")
 
 
@@ -183,7 +183,7 @@ def print_inference_throughput(net: SpeakerNet, x: Array, lengths: Array) -> Non
 
 
 def save(path: Path, net: SpeakerNet, mean: Array, deviation: Array) -> None:
-    """Writes all that it takes to run the trained network elsewhere, for `tidegate.load`."""
+    """Saves everything needed to run the trained network elsewhere, for `tidegate.load`."""
     tg.save(path, {"rnn": net.rnn, "head": net.head, "mean": mean, "deviation": deviation})
     print(f"network saved to {path}; tidegate.load reads it")
 
@@ -206,12 +206,12 @@ def plot(path: Path, losses: list[float], accuracies: list[float]) -> None:
 
 
 def matplotlib_figure(**options: Any) -> Any:
-    """A matplotlib Figure; an ImportError where there is no matplotlib, which is an extra."""
+    """A matplotlib Figure; an ImportError if matplotlib, which is an extra, is not installed."""
     return importlib.import_module("matplotlib.figure").Figure(**options)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, all of them checked before any work."""
+    """Parses the arguments and checks all of them before any work starts."""
     parser = argparse.ArgumentParser(
         prog="tidegate demo",
         description="Trains a bidirectional network to tell nine speakers apart (Japanese Vowels).",
@@ -222,7 +222,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=at_least(1), default=30, help="passes over the data")
     parser.add_argument("--batch", type=at_least(1), default=16, help="utterances of a step")
     parser.add_argument("--lr", type=positive, default=0.01, help="peak learning rate")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of all random numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy")
     parser.add_argument("--save", type=Path, metavar="FILE.safetensors", help="keep the network")
     args = parser.parse_args(argv)

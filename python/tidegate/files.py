@@ -1,9 +1,9 @@
 """Layers in safetensors files: `load` and `save`, and reading any such file. Never pickle.
 
-A file holds the parameters as tensors, and in its metadata what each layer is; arrays and texts may
-stand beside the layers. The C++ header
-`tidegate/safetensors.h` tells the format; its reader is the one that is used here. So C++ programs
-load the same files, and the `safetensors` package can read them.
+A file holds the parameters as tensors and the options of each layer in its metadata; arrays and
+texts may be saved beside the layers. The C++ header `tidegate/safetensors.h` documents the format,
+and its reader is the one used here: C++ programs load the same files, and the `safetensors` package
+can read them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tidegate.layers import CELLS, GRU, LSTM, MGU, RecurrentLayer
 from tidegate.linear import Dropout, Linear
 
 Layer: TypeAlias = LSTM | GRU | MGU | Linear | Dropout
-# What a file holds under a name.
+# What a file may hold under a name.
 Entry: TypeAlias = Layer | Array | str
 Kind = TypeVar("Kind", bound=LSTM | GRU | MGU | Linear | Dropout | np.ndarray[Any, Any] | str)
 Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-# The types of entries, with the names that messages use.
+# The types of entries, with their names in messages.
 _KINDS = {
     LSTM: "an LSTM",
     GRU: "a GRU",
@@ -42,10 +42,10 @@ def load(path: Path, kind: None = None, name: str | None = None) -> Any: ...
 @overload
 def load(path: Path, kind: type[Kind], name: str | None = None) -> Kind: ...
 def load(path: Path, kind: type[Any] | None = None, name: str | None = None) -> Any:
-    """What is in a file that `save`, or a layer's `save`, wrote.
+    """The contents of a file that `save`, or a layer's `save`, wrote.
 
-    Files are read for what they are worth: a hostile or damaged one is a ValueError that names the
-    file, the key and the reason, and takes no memory that the file itself is too small for.
+    Files are not trusted: a hostile or damaged one is a ValueError that names the file, the key and
+    the reason, and takes no memory that the file itself is too small for.
 
     Without `kind`, the result depends on the file, so its static type is Any. A type checker knows
     the type of `load(path, tg.LSTM)`, which is checked at run time too.
@@ -53,21 +53,21 @@ def load(path: Path, kind: type[Any] | None = None, name: str | None = None) -> 
     Args:
         path: the file.
         kind: the type of one entry: LSTM, GRU, MGU, Linear, Dropout, numpy.ndarray or str. The
-            entry of this type is returned alone; there must be exactly one, or `name` must tell
-            which.
+            entry of this type is returned alone; there must be exactly one, unless `name` selects
+            one.
         name: the name of the one entry to return.
 
     Returns:
         Without kind and name: the layer, if it was saved without a name; else a dict of names and
         entries, in the order in which they were saved. Options, dtypes, parameters, arrays and
-        texts are what they were, bit for bit.
+        texts are restored bit for bit.
 
     Raises:
-        TypeError: path is no path; kind is none of those types; name is no str.
+        TypeError: path is not a path; kind is not one of those types; name is not a str.
         OSError: the file cannot be opened or read.
-        ValueError: it is no safetensors file; or something in it is not understood: no layers, a
+        ValueError: the file is not a safetensors file; its content is not supported: no layers, a
             newer version of the format, an unknown kind or option, tensors that are missing,
-            surplus, or of another dtype or shape than the options say; or it has no such entry.
+            surplus, or of another dtype or shape than the options require; or it has no such entry.
     """
     if kind is not None and kind not in _KINDS:
         raise TypeError(f"kind: got {kind!r}, wanted the type of {_listed_kinds()}")
@@ -91,7 +91,7 @@ def load(path: Path, kind: type[Any] | None = None, name: str | None = None) -> 
 def _chosen(
     where: str, entries: Mapping[str, Entry], kind: type[Entry] | None, name: str | None
 ) -> Entry:
-    """The one entry of this type and this name, either of which may be left open."""
+    """The only entry of this type and this name; None accepts any."""
     found = {
         key: entry
         for key, entry in entries.items()
@@ -110,21 +110,22 @@ def _chosen(
 def save(path: Path, layers: Layer | Mapping[str, Entry]) -> None:
     """Writes layers to a safetensors file, which `load` reads: options, dtypes and parameters.
 
-    The file is written whole or not at all: beside its place first, then renamed.
+    The file is written completely or not at all: to a temporary file beside it, which is renamed.
 
     Args:
-        path: the file; one that is there is replaced, and keeps its permissions (its owner and
-            group where the system allows). Links are followed.
-        layers: an LSTM, GRU, MGU, Linear or Dropout, whose tensors then bear the parameters' names;
+        path: the file; an existing one is replaced, and keeps its permissions (its owner and group
+            where the system allows). Links are followed.
+        layers: an LSTM, GRU, MGU, Linear or Dropout, whose tensors then have the parameters' names;
             or a mapping of names and entries. An entry is such a layer, whose tensors are
             "name.parameter"; an array, which becomes a tensor of this name; or a str, which goes
-            into the metadata. A class that derives from a layer's is not one: the file could not
-            tell. Arrays are of bool, integers of 8 to 64 bits, float16, float32, float64 or
-            complex64, of at most 32 axes.
+            into the metadata. Instances of subclasses of the layers are refused, as the file cannot
+            record the class. Arrays are of bool, integers of 8 to 64 bits, float16, float32,
+            float64 or complex64, with at most 32 axes.
 
     Raises:
-        TypeError: path is no path; an entry or an array's dtype is another; a name is no str.
-        ValueError: there are no entries; a name is empty, or it or a text cannot be encoded; an
+        TypeError: path is not a path; an entry's type or an array's dtype is not supported; a name
+            is not a str.
+        ValueError: there are no entries; a name is empty; a name or a text cannot be encoded; an
             array has masked elements; the name of an array is that of a layer's parameter, or
             "__metadata__", which the format reserves.
         OSError: the file cannot be written.
@@ -143,22 +144,23 @@ def save(path: Path, layers: Layer | Mapping[str, Entry]) -> None:
 
 
 class TensorFile(Mapping[str, Array]):
-    """Any safetensors file as names and arrays, each read anew when it is asked for.
+    """Any safetensors file as a mapping of names to arrays, each read anew at every access.
 
     A header of more than 8 MiB is refused.
 
     Args:
-        path: the file, which stays open as long as this.
+        path: the file, which stays open as long as this object exists.
 
     Attributes:
-        metadata: its `__metadata__`.
+        metadata: the file's `__metadata__`.
 
     Raises:
-        TypeError: path is no path; of `file[name]`: the tensor's dtype is none of NumPy's, which
-            `raw` reads.
+        TypeError: path is not a path; from `file[name]`: NumPy does not have the tensor's dtype
+            (`raw` reads its bytes).
         OSError: the file cannot be opened or read.
-        ValueError: it is no safetensors file; of `file[name]`: the tensor has more than 32 axes.
-        KeyError: of `file[name]`: there is no such tensor.
+        ValueError: it is not a safetensors file; from `file[name]`: the tensor has more than 32
+            axes.
+        KeyError: from `file[name]`: there is no such tensor.
     """
 
     def __init__(self, path: Path) -> None:
@@ -172,7 +174,7 @@ class TensorFile(Mapping[str, Array]):
         return self._file.read(name)
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is such a tensor, which is not read."""
+        """Whether there is such a tensor; does not read it."""
         return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
@@ -182,13 +184,13 @@ class TensorFile(Mapping[str, Array]):
         return len(self._tensors)
 
     def raw(self, name: str) -> Array:
-        """A tensor's bytes as they stand, (n,) uint8: for dtypes that NumPy has not, as BF16."""
+        """A tensor's bytes as stored, (n,) uint8: for dtypes that NumPy does not have, as BF16."""
         if name not in self._tensors:
             raise KeyError(name)
         return self._file.read_bytes(name)
 
     def dtype_and_shape(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Of a tensor, without reading it; the dtype as the format writes it: "F32", "BF16"."""
+        """A tensor's dtype in the format's own terms ("F32", "BF16") and shape; reads no values."""
         return self._tensors[name]
 
 
@@ -219,23 +221,23 @@ def _listed_kinds() -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-# An entry as the extension takes it: name, kind, options, data.
-_Given: TypeAlias = tuple[str, str, tuple[Any, ...], Any]
+# An entry in the form that the extension takes: name, kind, options, data.
+_PlainEntry: TypeAlias = tuple[str, str, tuple[Any, ...], Any]
 
 
-def _entry(name: str, where: str, entry: object) -> _Given:
+def _entry(name: str, where: str, entry: object) -> _PlainEntry:
     if isinstance(entry, str):
         _check_encodable(f"{where}: the text", entry)
         return name, "text", (), entry
     if isinstance(entry, np.ndarray):
         check_unmasked(where, entry)
-        # A copy in C's order and the machine's byte order, also of what has no axes.
+        # A copy in C order and native byte order, which keeps an array without axes as it is.
         return name, "array", (), np.array(entry, entry.dtype.newbyteorder("="), order="C")
     return _layer_entry(name, where, entry)
 
 
-def _layer_entry(name: str, where: str, layer: object) -> _Given:
-    """The parameters are copied: a snapshot."""
+def _layer_entry(name: str, where: str, layer: object) -> _PlainEntry:
+    """A layer as an entry, with a copy of its parameters."""
     if type(layer) is Dropout:
         return name, "Dropout", (layer.p,), None
     options: tuple[Any, ...]
@@ -251,7 +253,7 @@ def _layer_entry(name: str, where: str, layer: object) -> _Given:
 
 
 def _make(kind: str, options: tuple[Any, ...], data: Any) -> Entry:
-    """An entry, from what the extension gives."""
+    """An entry made from the extension's form of it."""
     if kind in ("array", "text"):
         entry: Array | str = data
         return entry

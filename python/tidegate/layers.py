@@ -1,6 +1,6 @@
 """LSTM, GRU and MGU: their names, defaults and documentation.
 
-No mathematics: arrays are checked in the bindings, and all work is done in C++.
+This module has no mathematics: the bindings check arrays, and C++ does all the work.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from tidegate.linear import dropout_scale
 from tidegate.params import Gradients, Params
 from tidegate.streams import Stream
 
-# The state that a call returns, h_n or (h_n, c_n), and the one it takes, whose members may be None.
+# The state that a call returns, h_n or (h_n, c_n), and the state that it takes, None for zeros.
 State = TypeVar("State")
 GivenState = TypeVar("GivenState")
 Layer = TypeVar("Layer", bound="RecurrentLayer[Any, Any]")
 
-# An activation: its name, with its parameters where they are not the usual ones.
+# An activation: its name, with its parameters unless they are the usual ones.
 Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Grads(Generic[State]):
-    """What `backward` returns: gradients by what `forward` read.
+    """What `backward` returns: gradients with respect to what `forward` read.
 
     Attributes:
-        x: like x; zero at padded steps.
-        state: by the initial state: like h_0, or of an LSTM a pair like h_0 and c_0.
-        params: by the parameters: `params[name]`, `params.flat`.
+        x: the gradient for x, shaped like it; zero at padded steps.
+        state: the gradient for the initial state: like h_0, or for an LSTM a pair like h_0 and c_0.
+        params: the gradients for the parameters: `params[name]`, `params.flat`.
     """
 
     x: Array
@@ -63,13 +63,13 @@ class Grads(Generic[State]):
 
 
 class RecurrentLayer(Generic[State, GivenState]):
-    """What the cells' layers share: all but their options. Not to be made itself.
+    """Abstract base class of the layers: everything but the options of each cell.
 
-    Pickled, copied (`copy.copy` too) or converted by `astype`, it becomes a layer with parameters
-    of its own.
+    A pickled copy, a copy (also by `copy.copy`) and the result of `astype` are layers with
+    parameters of their own.
     """
 
-    # What _core.Config is made of, in the order in which repr shows it.
+    # The fields of _core.Config, in the order in which repr shows them.
     _OPTIONS = (
         "cell",
         "input_size",
@@ -107,8 +107,8 @@ class RecurrentLayer(Generic[State, GivenState]):
                 stacklevel=3,
             )
         bound = 1 / math.sqrt(config.hidden_size)
-        # Drawn in double whatever the dtype: the same seed gives the same layer, rounded. Drawn in
-        # pieces: a large layer needs no second copy of its parameters.
+        # Drawn in double, so that the same seed gives the same layer in each dtype, rounded. Drawn
+        # in blocks, so that a large layer needs no second copy of its parameters.
         size, piece = self._model.flat.size, 1 << 20
         for begin in range(0, size, piece):
             values = rng.uniform(-bound, bound, min(piece, size - begin))
@@ -117,14 +117,14 @@ class RecurrentLayer(Generic[State, GivenState]):
     def _build(
         self, config: _core.Config, batch_first: bool, dropout: float, dtype: np.dtype[Any]
     ) -> None:
-        """Makes the layer with parameters that are zero."""
+        """Makes the layer with parameters of zero."""
         self._config = config
         self._dropout = dropout
         self._model = _core.Model(config, dtype, batch_first)
         self._specs = self._model.specs
         self._params = Params(self._specs, self._model)
 
-    # ---- What it is ----
+    # ---- Options ----
 
     @property
     def input_size(self) -> int:
@@ -138,7 +138,7 @@ class RecurrentLayer(Generic[State, GivenState]):
 
     @property
     def num_layers(self) -> int:
-        """L, how many layers are stacked."""
+        """L, the number of stacked layers."""
         return self._config.num_layers
 
     @property
@@ -168,29 +168,29 @@ class RecurrentLayer(Generic[State, GivenState]):
 
     @property
     def recurrent_activation(self) -> Activation:
-        """That of the gates: its name, or a tuple if it has parameters that are not the usual."""
+        """The gates' activation: its name, or a tuple if its parameters are not the usual ones."""
         return self._config.recurrent_activation
 
     @property
     def activation(self) -> Activation:
-        """That of the candidate (g or n), likewise."""
+        """The candidate's activation (g or n): a name or a tuple, like `recurrent_activation`."""
         return self._config.activation
 
     @property
     def clip(self) -> float | None:
-        """Where the arguments of gates and candidate are clamped; None: they are not."""
+        """The limit to which the arguments of gates and candidate are clamped, or None."""
         return self._config.clip
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """float32 or float64: of the parameters and of whatever goes in and out."""
+        """float32 or float64: the dtype of the parameters, the inputs and the results."""
         return self._model.dtype
 
     @property
     def params(self) -> Params:
         """The parameters: `params[name]` and `params.flat`, to read and to assign to.
 
-        Assigning copies in, and the next call sees it; running calls keep what they began with.
+        Assigning copies the values. The next call uses them; running calls keep the old ones.
         """
         return self._params
 
@@ -206,41 +206,42 @@ class RecurrentLayer(Generic[State, GivenState]):
         out: Array | None = None,
         num_threads: int | None = None,
     ) -> tuple[Array, State]:
-        """Inference: runs the whole of x and keeps nothing. Dropout is not applied.
+        """Inference: runs the whole of x and keeps no state. Dropout is not applied.
 
         T steps, N rows, I input_size, H hidden_size, L num_layers, D 2 if bidirectional else 1, S
-        the size of h (H, or proj_size). Arrays are of the layer's dtype and may have any strides.
-        What the call writes is the same whatever the threads, the batch and its other rows, the
-        sign and payload of a NaN excepted.
+        the size of h (H, or proj_size). Arrays have the layer's dtype and may have any strides.
+        The results do not depend on the threads, the batch and its other rows, except for the sign
+        and payload of a NaN.
 
         Args:
             x: (T, N, I), or (N, T, I) with `batch_first`, or (T, I) unbatched. T and N may be 0.
-            state: the initial one; None is zeros. h_0 (L*D, N, S); of an LSTM a pair (h_0, c_0),
+            state: the initial state; None is zeros. h_0 (L*D, N, S); LSTM: a pair (h_0, c_0),
                 c_0 (L*D, N, H), either of which may be None. Layers come first and forward before
                 reverse, in any layout; unbatched without N.
-            lengths: (N,) integers in 0..T, in any order: how many steps of each row are valid. An
+            lengths: (N,) integers in 0..T, in any order: the number of valid steps of each row. An
                 array, a sequence of int, a pandas Series or a tensor; unbatched an int. Padding is
                 never read, its y is zero, and the reverse direction starts at the last valid step.
                 A row of length 0 keeps its initial state.
             reset: bool, x's layout without I. True at t is a boundary between t-1 and t, which no
                 state crosses in either direction; at t = 0 the forward initial state is dropped.
-            out: an array like y to be written and returned: writable, its last axis contiguous,
+            out: an array like y to write and return: writable, its last axis contiguous,
                 overlapping neither itself nor an input.
             num_threads: the most threads that the call may use; None is the setting in force
                 (`get_num_threads`).
 
         Returns:
-            y, h_n; of an LSTM y, (h_n, c_n). y (T, N, D*S) in x's layout: the last
+            y, h_n, or y, (h_n, c_n) for an LSTM. y (T, N, D*S) in x's layout: the last
             layer's h at every step. h_n and c_n like h_0 and c_0: after the last valid step of each
             direction.
 
         Raises:
-            TypeError: something is no array, or of another dtype (nothing is converted silently).
+            TypeError: an argument is not an array, or has another dtype (nothing is converted
+                silently).
             ValueError: a wrong shape or value, or an `out` that cannot be written to. Nothing has
-                been written then.
+                been written.
             MemoryError: the results do not fit into memory.
-            KeyboardInterrupt: Ctrl-C, which ends the call; so does what another handler of a signal
-                raises. What `out` holds is undefined then.
+            KeyboardInterrupt: Ctrl-C, which ends the call; an exception raised by any other signal
+                handler ends it too. The content of `out` is then undefined.
         """
         lengths = check_integers("lengths", lengths)
         y, state_n = self._model.run(x, state, lengths, reset, out, num_threads)
@@ -255,23 +256,22 @@ class RecurrentLayer(Generic[State, GivenState]):
         rng: np.random.Generator | None = None,
         num_threads: int | None = None,
     ) -> tuple[Array, State, _core.Tape]:
-        """Training: what a call returns, and the tape that `backward` needs.
+        """Training: returns what a call returns, and the tape that `backward` needs.
 
         Args:
-            x: as in a call, and likewise state, lengths, reset, num_threads.
-            rng: where dropout comes from: elements between two layers are zero with probability
-                `dropout` and else multiplied by 1/(1 - dropout); all are zero if it is 1. One draw
-                an element of (L-1, T, N, D*S), the same ones in every dtype and layout, once the
-                arguments have been checked.
-                Needed only if dropout > 0.
+            x: as in a call. The same holds for state, lengths, reset and num_threads.
+            rng: the source of dropout: elements between two layers are zero with probability
+                `dropout` and otherwise multiplied by 1/(1 - dropout); all are zero if it is 1. One
+                number is drawn for each element of (L-1, T, N, D*S), the same in every dtype and
+                layout, after the arguments have been checked. Needed only if dropout > 0.
 
         Returns:
-            y, state, tape. The tape outlives changes of the parameters and of every array, and may
-            be used any number of times; `tape.gates()` shows what is in it.
+            y, state, tape. The tape is not affected by changes of the parameters or of any array,
+            and may be used any number of times; `tape.gates()` returns its gates.
 
         Raises:
             TypeError, ValueError, MemoryError, KeyboardInterrupt: as in a call.
-            TypeError: rng is no `numpy.random.Generator`.
+            TypeError: rng is not a `numpy.random.Generator`.
             ValueError: dropout > 0 and rng is None.
         """
         draw = self._dropout_drawer(rng)
@@ -304,16 +304,16 @@ class RecurrentLayer(Generic[State, GivenState]):
         dstate: GivenState | None = None,
         num_threads: int | None = None,
     ) -> Grads[State]:
-        """Gradients of a scalar, given its gradients by what `forward` returned.
+        """Gradients of a scalar, given its gradients with respect to the results of `forward`.
 
-        They have the same bits whatever num_threads, the sign and payload of a NaN excepted. The
+        They have the same bits for any num_threads, except for the sign and payload of a NaN. The
         weights are those of the forward call.
 
         Args:
-            tape: from `forward` of a layer of these options and this dtype.
-            dy: by y, like y; None is zeros. Padded steps are not read.
-            dstate: by the returned state, like it; None is zeros, and so is either member of an
-                LSTM's pair. At least one gradient must be given.
+            tape: from `forward` of a layer with these options and this dtype.
+            dy: the gradient for y, like y; None is zeros. Padded steps are not read.
+            dstate: the gradient for the returned state, like it; None is zeros, and so is either
+                member of an LSTM's pair. At least one gradient must be given.
             num_threads: the most threads that the call may use; None is the setting in force.
 
         Returns:
@@ -321,8 +321,9 @@ class RecurrentLayer(Generic[State, GivenState]):
             `grads.params.flat` like the parameters.
 
         Raises:
-            TypeError: tape is no Tape or of another dtype; dy or dstate is no such array.
-            ValueError: tape is from a layer of other options; a wrong shape; no gradient is given.
+            TypeError: tape is not a Tape or has another dtype; dy or dstate is not such an array.
+            ValueError: tape is from a layer with other options; a wrong shape; no gradient is
+                given.
             MemoryError, KeyboardInterrupt: as in a call.
         """
         if not isinstance(tape, _core.Tape):
@@ -335,18 +336,18 @@ class RecurrentLayer(Generic[State, GivenState]):
         return Grads(dx, dstate_0, Gradients(self._specs, flat))
 
     def stream(self, batch: int = 1) -> Stream:
-        """A stream: live input whose state stays inside, in C++; see `Stream`.
+        """A stream: live input, with the state kept inside, in C++; see `Stream`.
 
         Args:
-            batch: how many sequences it feeds at once.
+            batch: the number of sequences that it feeds at once.
 
         Raises:
-            TypeError: batch is no integer.
+            TypeError: batch is not an integer.
             ValueError: the layer is bidirectional or reverse, or batch is negative.
         """
         return Stream(self, batch)
 
-    # ---- Keeping ----
+    # ---- Saving and converting ----
 
     def state_dict(self) -> dict[str, Array]:
         """Names -> copies of the parameters."""
@@ -383,7 +384,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         convert.to_onnx(cast(Any, self), path, **options)
 
     def astype(self: Layer, dtype: DTypeLike) -> Layer:
-        """A new layer with these options and parameters in another dtype.
+        """A new layer with these options, and with these parameters in another dtype.
 
         Raises:
             TypeError: dtype is neither float32 nor float64.
@@ -395,13 +396,13 @@ class RecurrentLayer(Generic[State, GivenState]):
         return layer
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_config", "_dropout", "_model", "_specs", "_params")
+        internal = ("_config", "_dropout", "_model", "_specs", "_params")
         return {
             "options": {name: getattr(self._config, name) for name in self._OPTIONS},
             "batch_first": self.batch_first,
             "dropout": self._dropout,
             "flat": self._model.flat.copy(),
-            "attributes": {k: v for k, v in self.__dict__.items() if k not in own},
+            "attributes": {k: v for k, v in self.__dict__.items() if k not in internal},
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -414,30 +415,30 @@ class RecurrentLayer(Generic[State, GivenState]):
         self.__dict__.update(state["attributes"])
 
     def __repr__(self) -> str:
-        shown = {}
+        extra_options = {}
         if self.batch_first:
-            shown["batch_first"] = "True"
+            extra_options["batch_first"] = "True"
         if self._dropout > 0:
-            shown["dropout"] = f"{self._dropout:g}"
+            extra_options["dropout"] = f"{self._dropout:g}"
         if self.dtype != np.float32:
-            shown["dtype"] = str(self.dtype)
-        return _name(self._config, type(self).__name__, shown)
+            extra_options["dtype"] = str(self.dtype)
+        return _name(self._config, type(self).__name__, extra_options)
 
 
 def _name(
     config: _core.Config, name: str | None = None, more: Mapping[str, str] | None = None
 ) -> str:
-    """A layer as one would write it: what differs from the defaults is named."""
+    """A layer as a constructor call, with the options that differ from the defaults."""
     default = _core.Config(
         cell=config.cell, input_size=config.input_size, hidden_size=config.hidden_size
     )
-    shown = [str(config.input_size), str(config.hidden_size)]
+    arguments = [str(config.input_size), str(config.hidden_size)]
     for option in RecurrentLayer._OPTIONS:
         value = getattr(config, option)
         if value != getattr(default, option):
-            shown.append(f"{option}={value!r}")
-    shown += [f"{option}={value}" for option, value in (more or {}).items()]
-    return f"{name or config.cell}({', '.join(shown)})"
+            arguments.append(f"{option}={value!r}")
+    arguments += [f"{option}={value}" for option, value in (more or {}).items()]
+    return f"{name or config.cell}({', '.join(arguments)})"
 
 
 def _check_clip(clip: float | None) -> float | None:
@@ -445,10 +446,10 @@ def _check_clip(clip: float | None) -> float | None:
 
 
 class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]]):
-    """Long short-term memory, as `torch.nn.LSTM`, and with peepholes.
+    """Long short-term memory, as `torch.nn.LSTM`, and optionally with peepholes.
 
-    At every step, * elementwise, from x, the h and c before it (Hochreiter and Schmidhuber 1997;
-    the forget gate is from Gers, Schmidhuber and Cummins 2000):
+    At every step, from x and the previous h and c, with * elementwise (Hochreiter and Schmidhuber
+    1997; the forget gate is from Gers, Schmidhuber and Cummins 2000):
 
         i  = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
         f  = sigmoid(W_if x + b_if + W_hf h + b_hf)
@@ -460,8 +461,8 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
     With `peephole`, p_i * c and p_f * c are added inside i and f, and p_o * c' inside o (Gers and
     Schmidhuber 2000). With `proj_size`, h' = W_hr (o * tanh(c')) (Sak, Senior and Beaufays 2014).
 
-    Parameters, with layer k and for the second direction `_reverse` at the end; S is proj_size, or
-    H without; In is input_size in layer 0, D*S above:
+    Parameters of layer k, with `_reverse` appended for the second direction; S is proj_size, or H
+    without a projection; In is input_size in layer 0, D*S above:
 
         weight_ih_lk (4*H, In), weight_hh_lk (4*H, S): gates in the order i, f, g, o
         bias_ih_lk, bias_hh_lk (4*H,)
@@ -473,28 +474,28 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
     Args:
         input_size: I, the size of a step of x.
         hidden_size: H, the number of units of one direction of one layer.
-        num_layers: layers stacked, each running over the y of the one below.
+        num_layers: the number of stacked layers, each running over the y of the one below.
         bias: whether there are biases.
         batch_first: whether x and y are (N, T, ...) instead of (T, N, ...). States never are.
-        dropout: 0 <= dropout <= 1: how likely an element between two layers is dropped by `forward`
-            (by calls never). With num_layers=1 there is none, and a UserWarning says so.
+        dropout: 0 <= dropout <= 1: the probability that `forward` drops an element between two
+            layers (calls never do). With num_layers=1 there is none, and a UserWarning says so.
         bidirectional: whether every layer also runs from the last valid step to the first, with
             parameters of its own; y is then (..., 2*S), forward first.
         proj_size: 0, or the size of h, less than hidden_size.
         peephole: whether the gates see the cell state.
         reverse: run from the last valid step to the first only. Excludes bidirectional.
-        recurrent_activation: of the gates: a name, or (name, alpha), or (name, alpha, beta). With
-            the usual parameters, by the formulas of the ONNX operators: "sigmoid", "tanh", "relu",
-            "hard_sigmoid" (0.2, 0.5), "affine" (1, 0), "leaky_relu" (0.01), "thresholded_relu" (1),
-            "scaled_tanh" (1, 1), "elu" (1), "softsign", "softplus".
-        activation: of the candidate (g), likewise.
-        output_activation: of c' on its way into h', likewise; None: as `activation`.
-        clip: clamps the arguments of gates and candidate to [-clip, clip] (ONNX); None: does not.
+        recurrent_activation: the gates' activation: a name, or (name, alpha), or (name, alpha,
+            beta). With the usual parameters, by the formulas of the ONNX operators: "sigmoid",
+            "tanh", "relu", "hard_sigmoid" (0.2, 0.5), "affine" (1, 0), "leaky_relu" (0.01),
+            "thresholded_relu" (1), "scaled_tanh" (1, 1), "elu" (1), "softsign", "softplus".
+        activation: the candidate's activation (g), in the same form.
+        output_activation: the activation of c' in h', in the same form; None: as `activation`.
+        clip: clamps the arguments of gates and candidate to [-clip, clip] (ONNX); None: no clip.
             Such a layer cannot be trained.
-        input_forget: f = 1 - i (ONNX); what belongs to f has no effect.
-        dtype: float32 or float64, of the parameters and of whatever goes in and out.
-        seed: what `numpy.random.default_rng` takes: None for another draw each time, an int, a
-            Generator.
+        input_forget: f = 1 - i (ONNX); the parameters of f have no effect.
+        dtype: float32 or float64, the dtype of the parameters, the inputs and the results.
+        seed: an argument of `numpy.random.default_rng`: None for another draw each time, an int, or
+            a Generator.
 
     Raises:
         TypeError: an option or the seed is of another type, or dtype is neither float32 nor
@@ -554,7 +555,7 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
 
     @property
     def output_activation(self) -> Activation | None:
-        """That of c' on its way into h', likewise; None: as `activation`."""
+        """The activation of c' in h', like `recurrent_activation`; None: as `activation`."""
         return self._config.output_activation
 
     @property
@@ -566,7 +567,7 @@ class LSTM(RecurrentLayer[tuple[Array, Array], tuple[Array | None, Array | None]
 class GRU(RecurrentLayer[Array, Array]):
     """Gated recurrent unit, as `torch.nn.GRU`, and in its other forms.
 
-    At every step, * elementwise, from x and the h before it:
+    At every step, from x and the previous h, with * elementwise:
 
         r  = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
         z  = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
@@ -578,7 +579,7 @@ class GRU(RecurrentLayer[Array, Array]):
     reset_after=False with "carry" is Cho et al. 2014, with "write" Chung et al. 2014; True with
     "carry" is the form of PyTorch, cuDNN and Keras.
 
-    Parameters, with layer k and for the second direction `_reverse` at the end; In is input_size in
+    Parameters of layer k, with `_reverse` appended for the second direction; In is input_size in
     layer 0, D*H above:
 
         weight_ih_lk (3*H, In), weight_hh_lk (3*H, H): gates in the order r, z, n
@@ -589,26 +590,26 @@ class GRU(RecurrentLayer[Array, Array]):
     Args:
         input_size: I, the size of a step of x.
         hidden_size: H, the number of units of one direction of one layer.
-        num_layers: layers stacked, each running over the y of the one below.
+        num_layers: the number of stacked layers, each running over the y of the one below.
         bias: whether there are biases.
         batch_first: whether x and y are (N, T, ...) instead of (T, N, ...). States never are.
-        dropout: 0 <= dropout <= 1: how likely an element between two layers is dropped by `forward`
-            (by calls never). With num_layers=1 there is none, and a UserWarning says so.
+        dropout: 0 <= dropout <= 1: the probability that `forward` drops an element between two
+            layers (calls never do). With num_layers=1 there is none, and a UserWarning says so.
         bidirectional: whether every layer also runs from the last valid step to the first, with
             parameters of its own; y is then (..., 2*H), forward first.
-        reset_after: whether r acts after the product with h (True) or before it.
-        update_gate: "carry" if z keeps the old state, "write" if it lets the new one in.
+        reset_after: whether r is applied after the product with h (True) or before it.
+        update_gate: "carry" if z multiplies the old state, "write" if it multiplies the new one.
         reverse: run from the last valid step to the first only. Excludes bidirectional.
-        recurrent_activation: of the gates: a name, or (name, alpha), or (name, alpha, beta). With
-            the usual parameters, by the formulas of the ONNX operators: "sigmoid", "tanh", "relu",
-            "hard_sigmoid" (0.2, 0.5), "affine" (1, 0), "leaky_relu" (0.01), "thresholded_relu" (1),
-            "scaled_tanh" (1, 1), "elu" (1), "softsign", "softplus".
-        activation: of the candidate (n), likewise.
-        clip: clamps the arguments of gates and candidate to [-clip, clip] (ONNX); None: does not.
+        recurrent_activation: the gates' activation: a name, or (name, alpha), or (name, alpha,
+            beta). With the usual parameters, by the formulas of the ONNX operators: "sigmoid",
+            "tanh", "relu", "hard_sigmoid" (0.2, 0.5), "affine" (1, 0), "leaky_relu" (0.01),
+            "thresholded_relu" (1), "scaled_tanh" (1, 1), "elu" (1), "softsign", "softplus".
+        activation: the candidate's activation (n), in the same form.
+        clip: clamps the arguments of gates and candidate to [-clip, clip] (ONNX); None: no clip.
             Such a layer cannot be trained.
-        dtype: float32 or float64, of the parameters and of whatever goes in and out.
-        seed: what `numpy.random.default_rng` takes: None for another draw each time, an int, a
-            Generator.
+        dtype: float32 or float64, the dtype of the parameters, the inputs and the results.
+        seed: an argument of `numpy.random.default_rng`: None for another draw each time, an int, or
+            a Generator.
 
     Raises:
         TypeError: an option or the seed is of another type, or dtype is neither float32 nor
@@ -656,25 +657,25 @@ class GRU(RecurrentLayer[Array, Array]):
 
     @property
     def reset_after(self) -> bool:
-        """Whether r acts after the product with h, or before it."""
+        """Whether r is applied after the product with h, or before it."""
         return self._config.reset_after
 
     @property
     def update_gate(self) -> str:
-        """Whether z keeps the old state ("carry") or lets the new one in ("write")."""
+        """Whether z multiplies the old state ("carry") or the new one ("write")."""
         return self._config.update_gate
 
 
 class MGU(RecurrentLayer[Array, Array]):
     """Minimal gated unit (Zhou, Wu, Zhang and Zhou 2016): a GRU with one gate instead of two.
 
-    At every step, * elementwise, from x and the h before it:
+    At every step, from x and the previous h, with * elementwise:
 
         f  = sigmoid(W_if x + b_if + W_hf h + b_hf)
         n  = tanh   (W_in x + b_in + W_hn (f * h) + b_hn)
         h' = (1 - f) * h + f * n
 
-    Parameters, with layer k and for the second direction `_reverse` at the end; In is input_size in
+    Parameters of layer k, with `_reverse` appended for the second direction; In is input_size in
     layer 0, D*H above:
 
         weight_ih_lk (2*H, In), weight_hh_lk (2*H, H): gates in the order f, n
@@ -686,22 +687,22 @@ class MGU(RecurrentLayer[Array, Array]):
     Args:
         input_size: I, the size of a step of x.
         hidden_size: H, the number of units of one direction of one layer.
-        num_layers: layers stacked, each running over the y of the one below.
+        num_layers: the number of stacked layers, each running over the y of the one below.
         bias: whether there are biases.
         batch_first: whether x and y are (N, T, ...) instead of (T, N, ...). States never are.
-        dropout: 0 <= dropout <= 1: how likely an element between two layers is dropped by `forward`
-            (by calls never). With num_layers=1 there is none, and a UserWarning says so.
+        dropout: 0 <= dropout <= 1: the probability that `forward` drops an element between two
+            layers (calls never do). With num_layers=1 there is none, and a UserWarning says so.
         bidirectional: whether every layer also runs from the last valid step to the first, with
             parameters of its own; y is then (..., 2*H), forward first.
         reverse: run from the last valid step to the first only. Excludes bidirectional.
-        recurrent_activation: of the gate f: a name, or (name, alpha), or (name, alpha, beta), as
-            for `GRU`.
-        activation: of the candidate (n), likewise.
-        clip: clamps the arguments of gate and candidate to [-clip, clip]; None: does not. Such a
+        recurrent_activation: the activation of the gate f: a name, or (name, alpha), or (name,
+            alpha, beta), as for `GRU`.
+        activation: the candidate's activation (n), in the same form.
+        clip: clamps the arguments of gate and candidate to [-clip, clip]; None: no clip. Such a
             layer cannot be trained.
-        dtype: float32 or float64, of the parameters and of whatever goes in and out.
-        seed: what `numpy.random.default_rng` takes: None for another draw each time, an int, a
-            Generator.
+        dtype: float32 or float64, the dtype of the parameters, the inputs and the results.
+        seed: an argument of `numpy.random.default_rng`: None for another draw each time, an int, or
+            a Generator.
 
     Raises:
         TypeError: an option or the seed is of another type, or dtype is neither float32 nor
@@ -742,5 +743,5 @@ class MGU(RecurrentLayer[Array, Array]):
         super().__init__(config, batch_first, dropout, dtype, seed)
 
 
-# The classes of layers by the names of their cells.
+# The classes of layers, by the names of their cells.
 CELLS: dict[str, type[LSTM] | type[GRU] | type[MGU]] = {"LSTM": LSTM, "GRU": GRU, "MGU": MGU}

@@ -1,4 +1,4 @@
-"""What stands around a recurrent layer: Linear, on the core's tiles, and Dropout, in NumPy."""
+"""Layers to combine with a recurrent one: Linear, on the core's tiles, and Dropout, in NumPy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LinearTape:
 
 @dataclass(frozen=True, eq=False)
 class LinearGrads:
-    """What Linear.backward returns: `x`, like the input, and `params`, named as the parameters."""
+    """What Linear.backward returns: `x` and `params`, like the input and the parameters."""
 
     x: Array
     params: Gradients
@@ -57,22 +57,21 @@ class Linear:
 
     Parameters: `weight` (out_features, in_features) and `bias` (out_features,), drawn from
     U(-1/sqrt(in_features), 1/sqrt(in_features)). The products run on the recurrent layers' kernels
-    and threads, with their promises: a row of y has the same bits whatever the batch and the number
-    of threads, and gradients have the same bits whatever the number of threads. It does not know
-    padding: every row is read. Pickled or copied (`copy.copy` too), it becomes a layer with
-    parameters of its own.
+    and threads, with the same guarantees: a row of y has the same bits for any batch and number of
+    threads, and gradients have the same bits for any number of threads. There is no padding: every
+    row is read. A pickled copy and a copy (also by `copy.copy`) have parameters of their own.
 
     Args:
         in_features: size of the last axis of x.
         out_features: size of the last axis of y.
-        bias: whether there is a b.
-        dtype: float32 or float64, of the parameters and of whatever goes in and out.
-        seed: what `numpy.random.default_rng` takes: None for another draw each time, an int, a
-            Generator.
+        bias: whether there is a bias b.
+        dtype: float32 or float64, the dtype of the parameters, the inputs and the results.
+        seed: an argument of `numpy.random.default_rng`: None for another draw each time, an int, or
+            a Generator.
 
     Raises:
-        TypeError: a size is no integer, bias is no bool, the seed is of another type, or dtype is
-            neither float32 nor float64.
+        TypeError: a size is not an integer, bias is not a bool, the seed is of another type, or
+            dtype is neither float32 nor float64.
         ValueError: a size is below 1, or the seed is negative.
     """
 
@@ -91,7 +90,7 @@ class Linear:
         rng = check_seed("seed", seed)
         self._build(check_dtype(dtype))
         bound = 1 / math.sqrt(self.in_features)
-        # Drawn in double whatever the dtype: the same seed gives the same layer, rounded.
+        # Drawn in double, so that the same seed gives the same layer in each dtype, rounded.
         flat = rng.uniform(-bound, bound, self.params.flat.size)
         self.params.flat = flat.astype(self.dtype)
 
@@ -112,17 +111,18 @@ class Linear:
         return self.params.dtype
 
     def __call__(self, x: Array, num_threads: int | None = None) -> Array:
-        """Inference: keeps nothing.
+        """Inference: keeps nothing for a gradient.
 
         Args:
             x: (..., in_features), of the layer's dtype.
-            num_threads: at most this many; None is the setting in force (`get_num_threads`).
+            num_threads: the most threads that the call may use; None is the setting in force
+                (`get_num_threads`).
 
         Returns:
             y: (..., out_features), a new array.
 
         Raises:
-            TypeError: x is no ndarray of the layer's dtype.
+            TypeError: x is not an ndarray of the layer's dtype.
             ValueError: its last axis is not in_features.
         """
         self._check_x(x)
@@ -135,29 +135,30 @@ class Linear:
             raise ValueError(f"x: got shape {x.shape}, wanted (..., {self.in_features})")
 
     def forward(self, x: Array, num_threads: int | None = None) -> tuple[Array, LinearTape]:
-        """Training: what `__call__` returns, and the tape that `backward` needs.
+        """Training: returns what `__call__` returns, and the tape that `backward` needs.
 
-        The tape outlives changes of x and of the parameters, and may be used any number of times.
+        Changes of x and of the parameters do not affect the tape; it may be used any number of
+        times.
         """
         self._check_x(x)
         y, tape = self._layer.record(x.reshape(-1, self.in_features), num_threads)
         return y.reshape(*x.shape[:-1], self.out_features), LinearTape(x.shape, tape)
 
     def backward(self, tape: LinearTape, dy: Array, num_threads: int | None = None) -> LinearGrads:
-        """Gradients of a scalar, given dy by y: dx = dy W, dW = dy^T x, db = dy summed over rows.
+        """Gradients of a scalar, given dy for y: dx = dy W, dW = dy^T x, db = dy summed over rows.
 
-        They have the same bits whatever num_threads. The weights are those of the forward call.
+        They have the same bits for any num_threads. The weights are those of the forward call.
 
         Args:
             tape: from `forward` of a layer of this shape.
             dy: (..., out_features), shaped like y, of the layer's dtype.
-            num_threads: at most this many; None is the setting in force.
+            num_threads: the most threads that the call may use; None is the setting in force.
 
         Returns:
             grads: `grads.x` like x, `grads.params["weight"]`, `grads.params["bias"]`.
 
         Raises:
-            TypeError: tape is no LinearTape, or it or dy is not of the layer's dtype.
+            TypeError: tape is not a LinearTape, or tape or dy is not of the layer's dtype.
             ValueError: tape is from a layer of another shape, or dy's shape is not y's.
         """
         if not isinstance(tape, LinearTape):
@@ -226,18 +227,18 @@ class Linear:
 def dropout_scale(
     rng: np.random.Generator, shape: tuple[int, ...], p: float, dtype: np.dtype[Any]
 ) -> Array:
-    """What dropout multiplies each element by: 0 with probability p, else 1/(1-p).
+    """The factor by which dropout multiplies each element: 0 with probability p, else 1/(1-p).
 
-    One draw an element, the same ones in both dtypes.
+    One number is drawn for each element, the same in both dtypes.
     """
     keep = rng.random(shape, np.float32) >= p
-    # With p = 1 nothing is kept, and 1/(1-p) is infinite.
+    # With p = 1 all elements are dropped, and 1/(1-p) would be infinite.
     return keep.astype(dtype) / (1 - p if p < 1 else 1)
 
 
 @dataclass(frozen=True, eq=False)
 class DropoutTape:
-    """What Dropout.backward needs: what each element was multiplied by, 0 or 1/(1-p)."""
+    """What Dropout.backward needs: the factor of each element, 0 or 1/(1-p)."""
 
     scale: Array
 
@@ -255,7 +256,7 @@ class Dropout:
         p: 0 <= p <= 1.
 
     Raises:
-        TypeError: p is no real number.
+        TypeError: p is not a real number.
         ValueError: p is out of range.
     """
 
@@ -274,14 +275,14 @@ class Dropout:
 
         Args:
             x: float32 or float64, of any shape.
-            rng: where the choice comes from; one draw an element (the same ones in both dtypes), in
-                the order of x's indices. Not needed, and not used, if p is 0.
+            rng: the source of random numbers; one is drawn for each element (the same in both
+                dtypes), in the order of x's indices. Neither needed nor used if p is 0.
 
         Returns:
             y: a new array like x, and the tape that `backward` needs.
 
         Raises:
-            TypeError: x is no such ndarray, or rng no `numpy.random.Generator`.
+            TypeError: x is not such an ndarray, or rng is not a `numpy.random.Generator`.
             ValueError: p > 0 and rng is None.
         """
         check_array("x", x)
@@ -295,7 +296,7 @@ class Dropout:
         return np.multiply(x, scale, out=np.empty(x.shape, x.dtype)), DropoutTape(scale)
 
     def backward(self, tape: DropoutTape, dy: Array) -> Array:
-        """The gradient by x, given the one by y: dropped and scaled alike.
+        """The gradient for x, given the gradient for y: dropped and scaled in the same way.
 
         Args:
             tape: from `forward`.
@@ -305,7 +306,7 @@ class Dropout:
             dx: a new array like x.
 
         Raises:
-            TypeError: tape is no DropoutTape, or dy no ndarray of its dtype.
+            TypeError: tape is not a DropoutTape, or dy is not an ndarray of its dtype.
             ValueError: dy's shape is not y's.
         """
         if not isinstance(tape, DropoutTape):

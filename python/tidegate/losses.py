@@ -1,13 +1,13 @@
 """Losses, each returning its value and its gradient. Names and formulas are PyTorch's.
 
-Masks are for padding. A mask is True where an element counts. What it leaves out is never read (NaN
-or any target may stand there) and has a gradient of zero. If nothing is left, the loss is 0 and so
-is its gradient (where PyTorch's mean is NaN). NaN and infinities propagate, silently. Losses are
-summed in double precision.
+Masks are for padding: True where an element counts. Masked elements are never read (they may hold
+NaN or any target) and have a gradient of zero. If no element counts, the loss and its gradient are
+0 (where PyTorch's mean is NaN). NaN and infinities propagate, silently. Losses are summed in double
+precision.
 
 The arithmetic runs in the core, in one pass over memory. On one instruction set the results have
-the same bits whatever the number of threads (`tg.set_num_threads`), and whether a mask leaves
-elements out or they are not there. Subnormal numbers count as zero, as in the layers.
+the same bits for any number of threads (`tg.set_num_threads`), and whether a mask leaves elements
+out or they are absent. Subnormal numbers count as zero, as in the layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Reduction: TypeAlias = Literal["mean", "sum"]
 
 
 def __dir__() -> list[str]:
-    """The losses, without what they are made with."""
+    """The losses, without the names that this module imports."""
     return list(__all__)
 
 
@@ -40,8 +40,8 @@ def softmax_cross_entropy(
     Args:
         logits: (..., C), C the number of classes; float32 or float64.
         targets: (...), integers in 0..C-1.
-        mask: (...) bool, or fewer of its leading axes; None: all count.
-        reduction: "mean" over what counts, or "sum".
+        mask: (...) bool, or fewer of its leading axes; None: all elements count.
+        reduction: "mean" over the elements that count, or "sum".
 
     Returns:
         loss, and its gradient like logits: (softmax(logits) - onehot(target)) / count.
@@ -63,7 +63,7 @@ def softmax_cross_entropy(
     if counts is not None and counts.size < targets.size:
         counts = np.repeat(counts, targets.size // counts.size)
     mean = _is_mean(reduction)
-    if targets.dtype == np.uint64:  # what does not fit into int64 is out of range
+    if targets.dtype == np.uint64:  # values that do not fit into int64 are out of range
         targets = np.minimum(targets, np.uint64(2**63 - 1))
     loss, gradient = _core.softmax_cross_entropy(
         np.asarray(logits).reshape(-1, logits.shape[-1]),
@@ -79,14 +79,14 @@ def binary_cross_entropy(
 ) -> tuple[float, Array]:
     """-t log s(a) - (1-t) log(1 - s(a)) with s the sigmoid, on LOGITS a, not on probabilities.
 
-    So it is `torch.nn.functional.binary_cross_entropy_with_logits`: computed as
-    max(a, 0) - a t + log(1 + exp(-|a|)), which no logit makes overflow.
+    This is `torch.nn.functional.binary_cross_entropy_with_logits`, computed as
+    max(a, 0) - a t + log(1 + exp(-|a|)), which does not overflow for any logit.
 
     Args:
         logits: (...), float32 or float64.
         targets: (...), of the same dtype, in 0..1, or bool.
-        mask: (...) bool, or fewer of its leading axes; None: all count.
-        reduction: "mean" over what counts, or "sum".
+        mask: (...) bool, or fewer of its leading axes; None: all elements count.
+        reduction: "mean" over the elements that count, or "sum".
 
     Returns:
         loss, and its gradient like logits: (s(a) - t) / count.
@@ -112,8 +112,8 @@ def mse(
         prediction: (...), float32 or float64.
         target: (...), of the same dtype.
         mask: (...) bool, or fewer of its leading axes, so that (T, N) masks (T, N, F); None: all
-            count.
-        reduction: "mean" over what counts (elements, not rows), or "sum".
+            elements count.
+        reduction: "mean" over the elements that count (not over rows), or "sum".
 
     Returns:
         loss, and its gradient like prediction: 2 (prediction - target) / count.
@@ -133,7 +133,7 @@ def _elementwise(
     mask: Array | None,
     reduction: Reduction,
 ) -> tuple[float, Array]:
-    """A loss of each element, of arguments that are good but for `mask` and `reduction`."""
+    """An elementwise loss. Checks `mask` and `reduction`; the caller has checked the rest."""
     shape = prediction.shape
     counts = _counting_rows(mask, shape)
     mean = _is_mean(reduction)
@@ -152,7 +152,7 @@ def _is_mean(reduction: str) -> bool:
 
 
 def _counting_rows(mask: Array | None, shape: tuple[int, ...]) -> Array | None:
-    """A mask of leading axes of `shape`, as a vector; None stays."""
+    """A mask over leading axes of `shape`, as a vector; None is returned as it is."""
     if mask is None:
         return None
     check_array("mask", mask, dtype=np.dtype(bool))

@@ -4,21 +4,20 @@
     tg.optim.clip_grad_norm([gru_grads, head_grads], max_norm=1.0)
     opt.step([gru_grads, head_grads])
 
-Where Params are wanted, so is anything that has them as its `params` (`HasParams`): a layer, or an
-object of your own with `params = tg.Params.from_arrays({"weight": array})`. Where Gradients are
-wanted, so is anything that has them as its `params` (`HasGradients`), as what `backward` returns.
+A layer, or an object of your own with `params = tg.Params.from_arrays({"weight": array})`, is
+accepted in place of its Params (`HasParams`). In the same way, anything with Gradients as its
+`params` (`HasGradients`), as what `backward` returns, is accepted in place of Gradients.
 
-The arithmetic runs in the core, in one pass over memory: a parameter has the same bits after a step
-whatever the number of threads (`tg.set_num_threads`) and the instruction set. Subnormal numbers
-count as zero, as in the layers. A Ctrl-C takes effect between the steps of two Params, never within
-one.
+The arithmetic runs in the core, in one pass over memory: after a step a parameter has the same bits
+for any number of threads (`tg.set_num_threads`) and any instruction set. Subnormal numbers count as
+zero, as in the layers. A Ctrl-C takes effect between the updates of two Params, never within one.
 
 Parameters may come in groups with hyperparameters of their own:
 
     opt = tg.optim.AdamW([{"params": gru}, {"params": head, "lr": 1e-2}], lr=1e-3)
 
-`opt.lr` may be set between steps, and so may `opt.param_groups[k]["lr"]`: that is how a schedule is
-written. No layer and no schedule here.
+`opt.lr` may be set between steps, and so may `opt.param_groups[k]["lr"]`: write a schedule in this
+way, as this module has none.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ __all__ = ["SGD", "Adam", "AdamW", "HasGradients", "HasParams", "ParamGroup", "c
 
 
 def __dir__() -> list[str]:
-    """The optimisers and what belongs to them, without what they are made with."""
+    """The optimisers and their types, without the names that this module imports."""
     return list(__all__)
 
 
@@ -59,16 +58,16 @@ class HasGradients(Protocol):
 
 AnyParams: TypeAlias = Params | HasParams
 AnyGradients: TypeAlias = Gradients | HasGradients
-# Either all of a sequence are groups or none is. One type of sequence for both lets type checkers
-# infer the type of a list of different layers.
+# Either all elements of a sequence are groups, or none is. One sequence type for both lets type
+# checkers infer the type of a list of different layers.
 GivenParams: TypeAlias = AnyParams | Sequence[AnyParams | Mapping[str, Any]]
 
 
 class ParamGroup(MutableMapping[str, Any]):
     """Parameters that share hyperparameters: `group["lr"]`, `group["params"]`.
 
-    Hyperparameters may be set between steps; a wrong value is refused at once, as the optimiser's
-    constructor refuses it. Keys can be neither added nor removed, and "params" stays as it is.
+    Hyperparameters may be set between steps; a wrong value is refused at once, with the error of
+    the optimiser's constructor. Keys can be neither added nor removed, and "params" cannot be set.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
 
 class _Hyperparameter:
-    """An attribute of an optimiser: the hyperparameter of all of its groups."""
+    """An attribute of an optimiser that gets and sets a hyperparameter of all of its groups."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -129,10 +128,10 @@ class _Hyperparameter:
 
 
 class _Optimizer:
-    """What SGD and Adam share: groups of Params, the step count, what is kept for each parameter.
+    """Base class of the optimisers: groups of Params, the step count, buffers for each parameter.
 
     A subclass names its hyperparameters (attributes) and its buffers (one array per Params,
-    beginning at zero), checks the former, and calls the core's step with them.
+    initially zero), checks the hyperparameters, and calls the core's step with them.
     """
 
     _hyperparameters: ClassVar[tuple[str, ...]]
@@ -145,7 +144,7 @@ class _Optimizer:
         ]
         self._params = [p for group in self._groups for p in group["params"]]
         if len({id(p) for p in self._params}) < len(self._params):
-            raise ValueError("params: the same Params is given twice")
+            raise ValueError("params: got the same Params twice, wanted each once")
         self._step = 0
         self._buffers = {
             name: [np.zeros_like(p.flat) for p in self._params] for name in self._buffer_names
@@ -153,16 +152,16 @@ class _Optimizer:
 
     @classmethod
     def _checked(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Hyperparameters, by name, as the types in which they are kept.
+        """Hyperparameters by name, converted to the types in which they are stored.
 
         Raises:
-            TypeError, ValueError: one of them is wrong, as the class describes.
+            TypeError, ValueError: a value is wrong; see the class.
         """
         raise NotImplementedError
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
-        """The groups, in the order given; one, if the parameters came without."""
+        """The groups, in the order given; one, if the parameters were given without groups."""
         return tuple(self._groups)
 
     def step(self, grads: AnyGradients | Sequence[AnyGradients]) -> None:
@@ -172,9 +171,9 @@ class _Optimizer:
             grads: one Gradients for each Params, in the order of the parameters, group by group.
 
         Raises:
-            TypeError: not that, or another dtype.
-            ValueError: too few or many, or their names or shapes are not the parameters'. Nothing
-                is written then.
+            TypeError: grads are not Gradients, or have another dtype.
+            ValueError: their number, names or shapes differ from the parameters'. Nothing has been
+                written.
         """
         gradients = _as_list("grads", grads, Gradients)
         if len(gradients) != len(self._params):
@@ -184,8 +183,7 @@ class _Optimizer:
                 raise TypeError(f"grads[{k}]: got dtype {gradient.dtype}, wanted {params.dtype}")
             if list(gradient.shapes.items()) != list(params.shapes.items()):
                 raise ValueError(
-                    f"grads[{k}]: got {gradient.shapes}, wanted those of {params.shapes}, in this "
-                    "order"
+                    f"grads[{k}]: got {gradient.shapes}, wanted {params.shapes}, in this order"
                 )
         self._step += 1
         k = 0
@@ -200,28 +198,28 @@ class _Optimizer:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Array]:
-        """Names -> copies of all that a step depends on, but for parameters and gradients.
+        """Names -> copies of all that a step depends on, except parameters and gradients.
 
         `numpy.savez(file, **opt.state_dict())` can save them. `step` and the hyperparameters are
         short or 0-d arrays, with the groups along a first axis if there are several; each buffer
-        has PyTorch's name and its place in the list of Params: `exp_avg_0`.
+        has PyTorch's name and its index in the list of Params: `exp_avg_0`.
         """
         return {name: array.copy() for name, array in self._state().items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
-        """Takes up a saved state, hyperparameters such as lr included. All or nothing.
+        """Restores a saved state, including hyperparameters such as lr. All or nothing.
 
         Args:
-            state_dict: from an optimiser of the same kind, for as many groups and for Params of the
-                same sizes and dtypes in the same order; an open `.npz` file will do.
+            state_dict: from an optimiser of the same kind, for the same number of groups and for
+                Params of the same sizes and dtypes in the same order; an open `.npz` file will do.
 
         Raises:
-            TypeError: `state_dict` is no mapping, or all that is wrong are dtypes.
+            TypeError: `state_dict` is not a mapping, or nothing but dtypes is wrong.
             ValueError: keys are missing, surplus or of another shape (one message names every
                 problem), or a value is out of range.
         """
         wanted = {name: (array.shape, array.dtype) for name, array in self._state().items()}
-        given = check_mapping("state_dict", self._from_earlier(state_dict), wanted)
+        given = check_mapping("state_dict", self._upgrade_state(state_dict), wanted)
         if given["step"] < 0:
             raise ValueError(f"state_dict: step: got {given['step']}, wanted at least 0")
         self._check_kind(given)
@@ -232,19 +230,19 @@ class _Optimizer:
             self._checked({name: row[k] for name, row in rows.items()})
             for k in range(len(self._groups))
         ]
-        for group, own in zip(self._groups, values):
-            group._values = own
+        for group, group_values in zip(self._groups, values):
+            group._values = group_values
         self._step = int(given["step"])
         for name, buffers in self._buffers.items():
             for k, buffer in enumerate(buffers):
                 buffer[...] = given[f"{name}_{k}"]
 
-    def _from_earlier(self, state_dict: Any) -> Any:
-        """A state as this version writes it, from one that an earlier version may have written."""
+    def _upgrade_state(self, state_dict: Any) -> Any:
+        """Converts a state that an earlier version may have written to this version's form."""
         return state_dict
 
     def _check_kind(self, given: Mapping[str, Array]) -> None:
-        """Refuses a state that another kind of optimiser with the same names has written."""
+        """Refuses a state from another kind of optimiser whose state has the same names."""
 
     def _state(self) -> dict[str, Array]:
         state = {"step": np.asarray(self._step, np.int64)}
@@ -256,13 +254,13 @@ class _Optimizer:
         return state
 
     def __repr__(self) -> str:
-        shown = [
+        groups = [
             ", ".join(f"{name}={group[name]}" for name in self._hyperparameters)
             for group in self._groups
         ]
-        if len(shown) == 1:
-            return f"{type(self).__name__}({shown[0]})"
-        return "\n".join([f"{type(self).__name__}(", *(f"  {{{one}}}," for one in shown), ")"])
+        if len(groups) == 1:
+            return f"{type(self).__name__}({groups[0]})"
+        return "\n".join([f"{type(self).__name__}(", *(f"  {{{one}}}," for one in groups), ")"])
 
 
 class SGD(_Optimizer):
@@ -273,10 +271,10 @@ class SGD(_Optimizer):
         p -= lr * buf                                   (nesterov: p -= lr * (g + momentum * buf))
 
     Args:
-        params: one Params or a sequence of them, or of what has them as `params`; or a sequence of
-            groups, each a dict of "params" and of hyperparameters that differ for them.
+        params: a Params or an object with `params`, or a sequence of these; or a sequence of
+            groups, each a dict of "params" and of the hyperparameters that differ for them.
         lr: the learning rate.
-        momentum: 0 is none, and then p -= lr * g.
+        momentum: with 0 there is none, and p -= lr * g.
         dampening: see the formula.
         weight_decay: the factor of an L2 penalty.
         nesterov: Nesterov's momentum; needs momentum > 0 and dampening = 0.
@@ -330,11 +328,11 @@ class SGD(_Optimizer):
 
 
 class _AdamBase(_Optimizer):
-    """Adam and AdamW: all but how weights decay."""
+    """Base class of Adam and AdamW, which differ only in their weight decay."""
 
     _hyperparameters = ("lr", "betas", "eps", "weight_decay")
     _buffer_names = ("exp_avg", "exp_avg_sq")
-    _decoupled: ClassVar[bool]  # the weights decay apart from the gradient
+    _decoupled: ClassVar[bool]  # whether the weight decay is kept out of the gradient
     lr = _Hyperparameter()
     betas = _Hyperparameter()
     eps = _Hyperparameter()
@@ -373,11 +371,11 @@ class _AdamBase(_Optimizer):
         )
 
     def _state(self) -> dict[str, Array]:
-        # PyTorch's name for it. Without, a state of AdamW would be taken up as one of Adam.
+        # PyTorch's name for it. Without it, Adam would accept a state of AdamW.
         return super()._state() | {"decoupled_weight_decay": np.asarray(self._decoupled)}
 
-    def _from_earlier(self, state_dict: Any) -> Any:
-        """Earlier versions had Adam alone, whose weight decay was decoupled, and wrote no kind."""
+    def _upgrade_state(self, state_dict: Any) -> Any:
+        """Earlier versions had only Adam, with decoupled weight decay, and wrote no kind."""
         key = "decoupled_weight_decay"
         if not isinstance(state_dict, Mapping) or key in state_dict:
             return state_dict
@@ -395,7 +393,7 @@ class _AdamBase(_Optimizer):
 
 
 class Adam(_AdamBase):
-    """Adam with an L2 penalty, as `torch.optim.Adam`; `AdamW` decays apart from the gradient.
+    """Adam with an L2 penalty, as `torch.optim.Adam`; for decoupled weight decay see `AdamW`.
 
         g = grad + weight_decay * p
         exp_avg    = beta1 * exp_avg    + (1 - beta1) * g
@@ -406,8 +404,8 @@ class Adam(_AdamBase):
     of `AdamW`; a state saved with it is refused here and loads there.
 
     Args:
-        params: one Params or a sequence of them, or of what has them as `params`; or a sequence of
-            groups, each a dict of "params" and of hyperparameters that differ for them.
+        params: a Params or an object with `params`, or a sequence of these; or a sequence of
+            groups, each a dict of "params" and of the hyperparameters that differ for them.
         lr: the learning rate.
         betas: decay rates of the two averages, each 0 <= beta < 1.
         eps: keeps the division finite.
@@ -440,8 +438,8 @@ class AdamW(_AdamBase):
 
     Args:
         params, lr, betas, eps: as for `Adam`.
-        weight_decay: how fast the parameters decay, biases among them; a group of biases with
-            `"weight_decay": 0` excludes them.
+        weight_decay: the rate at which the parameters decay, including biases; a group of biases
+            with `"weight_decay": 0` excludes them.
 
     Raises:
         TypeError: an argument of another type.
@@ -469,21 +467,21 @@ def clip_grad_norm(
 ) -> float:
     """Scales gradients in place so that their common 2-norm is at most max_norm.
 
-    As `torch.nn.utils.clip_grad_norm_`: all are multiplied by min(1, max_norm / (norm + 1e-6)); so
-    if the norm is infinite the finite ones become zero, and if it is NaN all become NaN.
+    As `torch.nn.utils.clip_grad_norm_`: all are multiplied by min(1, max_norm / (norm + 1e-6)). If
+    the norm is infinite, the finite gradients thus become zero; if it is NaN, all become NaN.
 
     Args:
-        grads: one Gradients or a sequence of them, or of what has them as `params`.
-        max_norm: at least 0; infinity measures without scaling.
-        error_if_nonfinite: refuse a norm that is infinite or NaN, before anything is written.
+        grads: a Gradients or an object with them as `params`, or a sequence of these.
+        max_norm: at least 0; infinity measures the norm without scaling.
+        error_if_nonfinite: whether an infinite or NaN norm is an error, before anything is written.
 
     Returns:
         The norm before scaling; squares are summed in double precision.
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: max_norm is negative or NaN, or the norm is not finite and that was to be
-            refused.
+        ValueError: max_norm is negative or NaN, or the norm is not finite and
+            `error_if_nonfinite` is set.
     """
     gradients = _as_list("grads", grads, Gradients)
     error_if_nonfinite = check_bool("error_if_nonfinite", error_if_nonfinite)
@@ -509,7 +507,7 @@ def _as_groups(params: GivenParams, defaults: dict[str, Any]) -> list[dict[str, 
         raise TypeError(
             f"params: got {type(given).__name__}, wanted Params or a sequence of them; groups are "
             'a list of dicts, [{"params": ..., "lr": ...}], and tg.Params.from_arrays makes Params '
-            "of arrays"
+            "from arrays"
         )
     grouped = isinstance(given, Sequence) and any(
         isinstance(one, Mapping) and not isinstance(one, Params) for one in given
@@ -520,13 +518,13 @@ def _as_groups(params: GivenParams, defaults: dict[str, Any]) -> list[dict[str, 
     for k, group in enumerate(given):
         if not isinstance(group, Mapping) or isinstance(group, Params):
             raise TypeError(
-                f"params[{k}]: got {type(group).__name__} beside groups, wanted a group, "
-                '{"params": ...}, too'
+                f"params[{k}]: got {type(group).__name__} among groups, wanted a group, "
+                '{"params": ...}'
             )
         if "params" not in group:
             raise ValueError(
-                f'params[{k}]: got a group without "params"; arrays of your own become Params by '
-                "tg.Params.from_arrays"
+                f'params[{k}]: got a group without "params"; tg.Params.from_arrays makes Params '
+                "from arrays"
             )
         surplus = [repr(name) for name in group if name not in ("params", *defaults)]
         if surplus:
@@ -534,28 +532,28 @@ def _as_groups(params: GivenParams, defaults: dict[str, Any]) -> list[dict[str, 
                 f"params[{k}]: surplus {', '.join(surplus)}; a group has params, "
                 f"{', '.join(defaults)}"
             )
-        own = _as_list(f"params[{k}]['params']", group["params"], Params)
-        groups.append({**defaults, **group, "params": own})
+        group_params = _as_list(f"params[{k}]['params']", group["params"], Params)
+        groups.append({**defaults, **group, "params": group_params})
     return groups
 
 
 def _as_list(name: str, value: Any, kind: type[_T]) -> list[_T]:
     """One or several Params or Gradients, or objects that have them as `params`, as a list."""
-    one = _own(value, kind)
+    one = _as_kind(value, kind)
     if one is not None:
         return [one]
     if not isinstance(value, Sequence):
         raise TypeError(
-            f"{name}: got {type(value).__name__}, wanted {kind.__name__}, what has them as its "
-            "`params`, or a sequence of these"
+            f"{name}: got {type(value).__name__}, wanted {kind.__name__}, an object with them as "
+            "its `params`, or a sequence of these"
         )
     values = []
     for k, element in enumerate(value):
-        one = _own(element, kind)
+        one = _as_kind(element, kind)
         if one is None:
             raise TypeError(
-                f"{name}[{k}]: got {_described(element)}, wanted {kind.__name__} or what has them "
-                f"as its `params`; tg.{kind.__name__}.from_arrays makes them of arrays"
+                f"{name}[{k}]: got {_described(element)}, wanted {kind.__name__} or an object with "
+                f"them as its `params`; tg.{kind.__name__}.from_arrays makes them from arrays"
             )
         values.append(one)
     if not values:
@@ -563,8 +561,8 @@ def _as_list(name: str, value: Any, kind: type[_T]) -> list[_T]:
     return values
 
 
-def _own(value: Any, kind: type[_T]) -> _T | None:
-    """`value` itself or its `params`, whichever is of this kind."""
+def _as_kind(value: Any, kind: type[_T]) -> _T | None:
+    """`value` or its `params`, whichever is of this kind; None if neither is."""
     if isinstance(value, kind):
         return value
     params = getattr(value, "params", None)

@@ -1,7 +1,7 @@
 """Named arrays over one flat vector: a layer's parameters and their gradients.
 
-No layer here: what the vector means (names, shapes, offsets) is the layer's to say, and where it
-lives (in C++ for the layers of this package, in NumPy for parameters of your own) is the store's.
+This module does not know layers: the layer decides what the vector means (names, shapes, offsets),
+and the store decides where it lives (in C++ for this package's layers, in NumPy for your own).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ Specs: TypeAlias = Sequence[tuple[str, tuple[int, ...], int]]
 
 
 class Store(Protocol):
-    """Where a layer's parameters live."""
+    """The memory of a layer's parameters."""
 
     @property
     def flat(self) -> Array:
-        """A live, read-only, contiguous 1-D view of all of them, in the layer's dtype."""
+        """A live, read-only, contiguous 1-D view of all parameters, in the layer's dtype."""
 
     def write(self, offset: int, values: Array) -> None:
-        """Copies contiguous 1-D `values` of the same dtype in, and renews what depends on them."""
+        """Copies contiguous 1-D `values` of the same dtype in, and updates what depends on them."""
 
 
 class ArrayStore:
-    """Parameters in NumPy memory of their own.
+    """Parameters in NumPy memory that the store owns.
 
     Args:
-        flat: their initial values, a 1-D array; copied.
+        flat: the initial values, a 1-D array; copied.
     """
 
     def __init__(self, flat: Array) -> None:
@@ -42,14 +42,14 @@ class ArrayStore:
 
     @property
     def flat(self) -> Array:
-        """All parameters: live, read-only."""
+        """All parameters, as a live read-only view."""
         view = self._flat.view()
         view.flags.writeable = False
         return view
 
     @property
     def memory(self) -> Array:
-        """The same, writable."""
+        """All parameters, as a writable view."""
         return self._flat
 
     def write(self, offset: int, values: Array) -> None:
@@ -58,12 +58,12 @@ class ArrayStore:
 
 
 def _joined(arrays: Mapping[str, Array]) -> tuple[Specs, Array]:
-    """The layout of `arrays`, one after the other, and the vector of their values, a copy.
+    """The layout of `arrays`, one after the other, and a vector with copies of their values.
 
     Raises:
-        TypeError: `arrays` is no mapping, a name is no str, or the arrays are not all float32 or
-            all float64 ndarrays.
-        ValueError: there are none.
+        TypeError: `arrays` is not a mapping, a name is not a str, or the arrays are not all float32
+            or all float64 ndarrays.
+        ValueError: `arrays` is empty.
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(f"arrays: got {type(arrays).__name__}, wanted a mapping of names to arrays")
@@ -83,9 +83,9 @@ def _joined(arrays: Mapping[str, Array]) -> tuple[Specs, Array]:
 
 
 class _NamedArrays(Mapping[str, Array]):
-    """What Params and Gradients share: names -> views of one flat vector. Compared by identity."""
+    """Base class of Params and Gradients: names -> views of one flat vector; equal if identical."""
 
-    # Mapping's own would compare arrays with ==, whose truth is ambiguous.
+    # Mapping's own __eq__ would compare arrays with ==, whose truth value is ambiguous.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -135,15 +135,15 @@ class Params(_NamedArrays):
     """A layer's parameters: names -> read-only live views, over one flat vector.
 
     `params[name]` reads, `params[name] = array` writes a checked copy; `params.flat` and
-    `params.update()` do so for all of them at once. A read-only view kept from before shows the new
-    values. Two Params are equal if they are the same object.
+    `params.update()` do so for all of them at once. Existing read-only views show the new values.
+    Two Params are equal only if they are the same object.
 
-    `Params.from_arrays` makes the parameters of a layer of your own, for the optimisers to train.
+    `Params.from_arrays` makes the parameters of your own layer, for the optimisers to train.
 
     Args:
         specs: (name, shape, offset into the flat vector) of each parameter, in the order of the
             vector.
-        store: where they live.
+        store: the memory that holds the vector.
     """
 
     def __init__(self, specs: Specs, store: Store) -> None:
@@ -152,14 +152,14 @@ class Params(_NamedArrays):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> Params:
-        """Parameters of these names, shapes and values, in memory of their own.
+        """Parameters with these names, shapes and values, in memory of their own.
 
         Args:
             arrays: all of float32 or all of float64, of any shapes; copied.
 
         Raises:
-            TypeError: `arrays` is no mapping of names to such arrays.
-            ValueError: there are none.
+            TypeError: `arrays` is not a mapping of names to such arrays.
+            ValueError: `arrays` is empty.
         """
         specs, flat = _joined(arrays)
         return cls(specs, ArrayStore(flat))
@@ -172,7 +172,7 @@ class Params(_NamedArrays):
 
         Raises:
             KeyError: no parameter has this name.
-            TypeError: `value` is no ndarray of the layer's dtype.
+            TypeError: `value` is not an ndarray of the layer's dtype.
             ValueError: its shape differs.
         """
         shape, offset = self._find(name)
@@ -184,7 +184,7 @@ class Params(_NamedArrays):
         """All parameters as one contiguous 1-D vector: a read-only live view; assigning copies in.
 
         Raises:
-            TypeError: what is assigned is no ndarray of the layer's dtype.
+            TypeError: the assigned value is not an ndarray of the layer's dtype.
             ValueError: its shape is not (size,).
         """
         return self._store.flat
@@ -196,18 +196,17 @@ class Params(_NamedArrays):
 
     @contextmanager
     def update(self) -> Iterator[Array]:
-        """`with params.update() as flat:` yields a copy of the flat vector, to be changed in place.
+        """`with params.update() as flat:` yields a copy of the flat vector, to change in place.
 
-        It is written back on leaving; if the body raises, it is dropped and nothing changes.
-        Writing to it later has no effect, and neither has giving its name another array (`flat =
-        flat * 0.9`).
+        The copy is written back on leaving; if the body raises, it is dropped and nothing changes.
+        Writing to it later has no effect, and neither has rebinding its name (`flat = flat * 0.9`).
         """
         flat = self._store.flat.copy()
         yield flat
         self._store.write(0, flat)
 
     def _step_by(self, step: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """step(parameters, *args, **kwargs), a step of an optimiser in the core, in place."""
+        """Calls step(parameters, *args, **kwargs), an optimiser's step in the core, in place."""
         store = self._store
         if isinstance(store, ArrayStore):
             step(store.memory, *args, **kwargs)
@@ -222,15 +221,15 @@ class Params(_NamedArrays):
         return {name: view.copy() for name, view in self.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
-        """Replaces all parameters by copies of the arrays of these names. All or nothing.
+        """Replaces all parameters by copies of the arrays with these names. All or nothing.
 
         Args:
             state_dict: exactly this layer's names, with its shapes and its dtype; an open `.npz`
                 file will do.
 
         Raises:
-            TypeError: `state_dict` is no mapping, or all that is wrong are dtypes.
-            ValueError: keys are missing, surplus or of another shape. The one message names every
+            TypeError: `state_dict` is not a mapping, or nothing but dtypes is wrong.
+            ValueError: keys are missing, surplus or of another shape. One message names every
                 problem.
         """
         wanted = {name: (shape, self.dtype) for name, shape in self.shapes.items()}
@@ -246,21 +245,21 @@ class Params(_NamedArrays):
         self._store.write(0, flat)
 
     def _detached(self, value: Array) -> Array:
-        """`value` as a contiguous vector that the store may read while it writes."""
+        """`value` as a contiguous vector that shares no memory with the store."""
         if np.may_share_memory(value, self._store.flat):
             value = value.copy()
         return np.ascontiguousarray(value).reshape(-1)
 
 
 class Gradients(_NamedArrays):
-    """Gradients by a layer's parameters: names -> writable views over one flat vector.
+    """Gradients for a layer's parameters: names -> writable views over one flat vector.
 
-    Names, shapes and order are the layer's own, so `grads.flat` lies beside `params.flat`. To
-    accumulate over several tapes: `total.flat += grads.flat`. Two Gradients are equal if they are
-    the same object.
+    Names, shapes and order are the layer's own, so `grads.flat` corresponds to `params.flat`. To
+    accumulate over several tapes: `total.flat += grads.flat`. Two Gradients are equal only if they
+    are the same object.
 
     Args:
-        specs: as Params'.
+        specs: as for Params.
         flat: the vector itself, not copied: 1-D, contiguous, writable.
     """
 
@@ -276,15 +275,15 @@ class Gradients(_NamedArrays):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> Gradients:
-        """Gradients of these names, shapes and values, in memory of their own.
+        """Gradients with these names, shapes and values, in memory of their own.
 
         Args:
             arrays: names and shapes of the parameters, in the same order; all of float32 or all of
                 float64; copied.
 
         Raises:
-            TypeError: `arrays` is no mapping of names to such arrays.
-            ValueError: there are none.
+            TypeError: `arrays` is not a mapping of names to such arrays.
+            ValueError: `arrays` is empty.
         """
         return cls(*_joined(arrays))
 
@@ -307,7 +306,7 @@ class Gradients(_NamedArrays):
         """All gradients as one contiguous 1-D vector: writable and live; assigning copies in.
 
         Raises:
-            TypeError: what is assigned is no ndarray of the gradients' dtype.
+            TypeError: the assigned value is not an ndarray of the gradients' dtype.
             ValueError: its shape is not (size,).
         """
         return self._flat

@@ -1,4 +1,4 @@
-# Types of the reference extension (reference.pyx). No documentation: that is at the functions.
+# Types of the reference extension. The functions are documented in reference.pyx.
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -12,7 +12,7 @@ _Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
 
 class Grads(NamedTuple):
     x: _Array
-    state: Any  # h, of an LSTM (h, c)
+    state: Any  # h, for an LSTM (h, c)
     params: dict[str, _Array]
 
 class Tape:

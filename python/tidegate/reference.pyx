@@ -1,15 +1,15 @@
-# The reference: LSTM, GRU and MGU in float64, naive loops straight from the equations. No code of csrc/.
+# The reference: LSTM, GRU and MGU in float64, naive loops straight from the equations. No code from csrc/.
 # cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True
 # cython: freethreading_compatible=True
-"""What Tidegate computes, written to be held against the equations line by line.
+"""What Tidegate computes, written for comparison with the equations line by line.
 
-Every feature, forward and backward, in float64, one row and one step at a time; no speed, no
-threads, no matrix library. The tests and ``tidegate selftest`` measure the C++ core against it.
+Every feature, forward and backward, in float64, one row and one step at a time; not optimised, no
+threads, no matrix library. The tests and ``tidegate selftest`` check the C++ core against it.
 
-Notation, throughout: ``t`` a step, ``b`` a row of the batch, ``j`` a hidden unit, ``k`` whatever is
-summed over. T steps, N rows, I the input size, H ``hidden_size``, S the size of h (``proj_size`` if
-there is a projection, else H), L layers, D directions. A derivative of the loss by ``v`` is ``dv``;
-the derivative of each function stands directly below it.
+Notation throughout: ``t`` a step, ``b`` a row of the batch, ``j`` a hidden unit, ``k`` a summation
+index. T steps, N rows, I the input size, H ``hidden_size``, S the size of h (``proj_size`` if there
+is a projection, else H), L layers, D directions. ``dv`` is the derivative of the loss with respect
+to ``v``; the derivative of each function follows directly below it.
 """
 
 import math
@@ -36,7 +36,7 @@ cdef struct Activation:
     double alpha, beta
 
 
-# Of each: the kind, and its parameters as they are if nothing is said (alpha, or alpha and beta).
+# For each activation: the kind, and the usual values of its parameters (alpha, or alpha and beta).
 _KINDS = {
     "sigmoid": (SIGMOID, ()),
     "tanh": (TANH, ()),
@@ -53,11 +53,11 @@ _KINDS = {
 
 
 def activation_parameters(activation):
-    """The name, alpha and beta that an activation of a network stands for; 0 for what it has not.
+    """The name, alpha and beta of a network's activation; 0 for a parameter that it does not have.
 
     Args:
-        activation: a network's attribute of that name, or `recurrent_activation`, or
-            `output_activation` if it is not None.
+        activation: a network's `activation`, `recurrent_activation`, or `output_activation` unless
+            it is None.
     """
     name, *own = (activation,) if isinstance(activation, str) else activation
     _, usual = _KINDS[name]
@@ -73,14 +73,14 @@ cdef Activation as_activation(given):
 
 
 cdef double sigmoid(double x) noexcept:
-    """1/(1 + exp(-x)), by whichever exp does not overflow: accurate in both tails."""
+    """1/(1 + exp(-x)), in the form whose exp does not overflow: accurate in both tails."""
     if x >= 0:
         return 1 / (1 + exp(-x))
     return exp(x) / (1 + exp(x))
 
 
 cdef double activate(Activation f, double x) noexcept:
-    """f(x), by ONNX's formulas; at infinity the limit. NaN passes through all of them."""
+    """f(x), by ONNX's formulas; the limit at infinity. NaN passes through all of them."""
     cdef double line
     if f.kind == SIGMOID:
         return sigmoid(x)
@@ -103,12 +103,12 @@ cdef double activate(Activation f, double x) noexcept:
         return f.alpha * expm1(x) if x < 0 else x
     if f.kind == SOFTSIGN:
         return copysign(1, x) if isinf(x) else x / (1 + fabs(x))
-    # SOFTPLUS: log(1 + exp(x)) = log(exp(x) * (exp(-x) + 1)), by whichever exp does not overflow.
+    # SOFTPLUS: log(1 + exp(x)) = log(exp(x) * (exp(-x) + 1)); whichever exp does not overflow.
     return (x if x > 0 else 0) + log1p(exp(-fabs(x)))
 
 
 cdef double slope(Activation f, double x) noexcept:
-    """f'(x); at a kink, as in PyTorch, that to the left of it, but of hard_sigmoid always 0."""
+    """f'(x); at a kink the left-hand slope, as in PyTorch, but always 0 for hard_sigmoid."""
     cdef double line
     if f.kind == SIGMOID:  # s (1 - s), and 1 - sigmoid(x) = sigmoid(-x)
         return sigmoid(x) * sigmoid(-x)
@@ -149,7 +149,7 @@ cdef double complement(Activation f, double clip, double a) noexcept:
 
 
 cdef double clipped_backward(Activation f, double clip, double a, double dy) noexcept:
-    """da, where y = clipped(f, clip, a); at the ends of the range that inside, as in PyTorch."""
+    """da, where y = clipped(f, clip, a); at the ends of the range the slope inside, as in PyTorch."""
     return 0 if fabs(a) > clip else dy * slope(f, a)
 
 
@@ -159,7 +159,7 @@ cdef class Direction:
     """The parameters of one direction of one layer. A second instance, ``dp``, holds derivatives.
 
     Gates are stacked along the first axis: i, f, g, o for an LSTM, r, z, n for a GRU, f, n for an MGU,
-    so that row ``gate*H + j`` belongs to unit j. Without ``bias`` the biases are zeros that nobody sees.
+    so that row ``gate*H + j`` belongs to unit j. Without ``bias`` the biases are hidden zeros.
     """
 
     cdef str cell
@@ -198,24 +198,24 @@ cdef class Direction:
 cdef class Steps:
     """What one direction of one layer computes at [t, b].
 
-    ``h_prev`` and ``c_prev`` are the state that the step starts from: the step before's, the
-    initial state, or zero after a reset. Padded steps are never written and stay zero. Without a
-    cell state c is of size 0. A second instance, ``ds``, holds the derivatives by all that is
-    used more than once; those by the rest are variables where they are needed.
+    ``h_prev`` and ``c_prev`` are the state from which the step starts: that of the previous step,
+    the initial state, or zero after a reset. Padded steps are never written and stay zero. Without
+    a cell state c is of size 0. A second instance, ``ds``, holds the derivatives of all quantities
+    that are used more than once; the other derivatives are local variables.
     """
 
     cdef double[:, :, ::1] x  # (T, N, I), shared by a layer's directions
     cdef double[:, :, ::1] h_prev, h  # (T, N, S)
     cdef double[:, :, ::1] c_prev, c  # (T, N, H)
     cdef double[:, :, ::1] i, f, g, o  # (T, N, H), LSTM; also:
-    cdef double[:, :, ::1] a_i, a_f, a_g, a_o  # what their activations are taken of, unclipped
+    cdef double[:, :, ::1] a_i, a_f, a_g, a_o  # the arguments of their activations, unclipped
     cdef double[:, :, ::1] m  # o*tanh(c): h before the projection
     cdef double[:, :, ::1] r, z, n  # (T, N, H), GRU; also:
     cdef double[:, :, ::1] a_r, a_z, a_n
-    cdef double[:, :, ::1] q  # U_n h + b_hn, which r multiplies if reset_after
-    cdef double[:, :, ::1] rh  # r*h, which U_n multiplies if not reset_after
-    cdef double[:, :, ::1] fh  # f*h, which U_n multiplies; MGU, which also has f, n, a_f, a_n
-    cdef dict shown  # the quantities that a tape shows, by name
+    cdef double[:, :, ::1] q  # U_n h + b_hn, multiplied by r if reset_after
+    cdef double[:, :, ::1] rh  # r*h, multiplied by U_n if not reset_after
+    cdef double[:, :, ::1] fh  # f*h, multiplied by U_n; MGU, which also has f, n, a_f and a_n
+    cdef dict tape_arrays  # the quantities that a tape returns, by name
 
     def __init__(self, network, x):
         steps, rows = x.shape[:2]
@@ -229,7 +229,7 @@ cdef class Steps:
             self.g, self.o = np.zeros(hidden), np.zeros(hidden)
             self.a_i, self.a_f = np.zeros(hidden), np.zeros(hidden)
             self.a_g, self.a_o = np.zeros(hidden), np.zeros(hidden)
-            self.shown = {"i": self.i, "f": self.f, "g": self.g, "o": self.o, "c": self.c}
+            self.tape_arrays = {"i": self.i, "f": self.f, "g": self.g, "o": self.o, "c": self.c}
         else:
             self.c_prev, self.c = np.zeros((steps, rows, 0)), np.zeros((steps, rows, 0))
             self.n, self.a_n = np.zeros(hidden), np.zeros(hidden)
@@ -237,15 +237,15 @@ cdef class Steps:
             self.r, self.z = np.zeros(hidden), np.zeros(hidden)
             self.a_r, self.a_z = np.zeros(hidden), np.zeros(hidden)
             self.q, self.rh = np.zeros(hidden), np.zeros(hidden)
-            self.shown = {"r": self.r, "z": self.z, "n": self.n}
+            self.tape_arrays = {"r": self.r, "z": self.z, "n": self.n}
         if network.cell == "MGU":
             self.f, self.a_f, self.fh = np.zeros(hidden), np.zeros(hidden), np.zeros(hidden)
-            self.shown = {"f": self.f, "n": self.n}
-        self.shown["h"] = self.h
+            self.tape_arrays = {"f": self.f, "n": self.n}
+        self.tape_arrays["h"] = self.h
 
     def arrays(self):
-        """The quantities that a tape shows, by name."""
-        return self.shown
+        """The quantities that a tape returns, by name."""
+        return self.tape_arrays
 
 
 # ---- Formulas that all cells use -----------------------------------------------------------------
@@ -272,7 +272,7 @@ cdef void affine_backward(double[:, ::1] weight, Py_ssize_t row,
 
 
 cdef double gate(Direction p, Steps s, Py_ssize_t row, Py_ssize_t t, Py_ssize_t b):
-    """Row `row` of: W x + b_ih + U h + b_hh, what a gate's activation is taken of."""
+    """Row `row` of: W x + b_ih + U h + b_hh, the argument of a gate's activation."""
     return (affine(p.weight_ih, p.bias_ih, row, s.x, t, b)
             + affine(p.weight_hh, p.bias_hh, row, s.h_prev, t, b))
 
@@ -297,11 +297,11 @@ cdef void lstm_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
 
     In brackets: peepholes (Gers and Schmidhuber 2000). Projection: Sak et al. 2014.
 
-    Instead of sigmoid, the tanh of g and that of c' there may be others: recurrent_activation,
-    activation and output_activation (ONNX's f, g and h). With clip, whatever stands in the
-    parentheses of i, f, g and o is clamped, after the bias and the peephole; c' is not, neither on
-    its way to the next step nor in h'. With input_forget W_f, U_f, p_f and f's biases are not read.
-    Both are as in ONNX Runtime.
+    Other activations may replace sigmoid, the tanh of g and the tanh of c': recurrent_activation,
+    activation and output_activation (ONNX's f, g and h). With clip, the arguments of i, f, g and o
+    are clamped, after adding the bias and the peephole; c' is not, neither on its way to the next
+    step nor in h'. With input_forget W_f, U_f, p_f and f's biases are not read. Both are as in ONNX
+    Runtime.
     """
     cdef Py_ssize_t H = s.i.shape[2], j, k
     for j in range(H):
@@ -335,7 +335,7 @@ cdef void lstm_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
 
 cdef void lstm_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
                             Direction dp, Steps ds):
-    """From ds.h, ds.c at [t, b] to ds.x, ds.h_prev, ds.c_prev there; adds the parameters' to dp."""
+    """From ds.h, ds.c at [t, b] to ds.x, ds.h_prev, ds.c_prev there; adds to the parameters' dp."""
     cdef Py_ssize_t H = s.i.shape[2], j, k
     cdef double c, dm, dc, di, df, dg, do, da_i, da_f, da_g, da_o
     for k in range(s.h.shape[2]):
@@ -387,8 +387,8 @@ cdef void gru_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
         h' = z*h + (1-z)*n                            update_gate "carry"
         h' = (1-z)*h + z*n                            update_gate "write" (Chung et al. 2014)
 
-    Instead of sigmoid and tanh there may be others: recurrent_activation and activation (ONNX's f
-    and g). With clip, whatever stands in their parentheses is clamped, as in ONNX Runtime.
+    Other activations may replace sigmoid and tanh: recurrent_activation and activation (ONNX's f
+    and g). With clip, their arguments are clamped, as in ONNX Runtime.
     """
     cdef Py_ssize_t H = s.r.shape[2], j
     cdef double h_prev, z, rest, n
@@ -417,7 +417,7 @@ cdef void gru_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
 
 cdef void gru_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
                            Direction dp, Steps ds):
-    """From ds.h at [t, b] to ds.x and ds.h_prev there; adds the parameters' to dp."""
+    """From ds.h at [t, b] to ds.x and ds.h_prev there; adds to the parameters' dp."""
     cdef Py_ssize_t H = s.r.shape[2], j
     cdef double h_prev, z, rest, n, dh, da_n, da_r, da_z
     for j in range(H):
@@ -460,7 +460,7 @@ cdef void mgu_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
         n  = tanh(W_n x + b_in + U_n (f*h) + b_hn)
         h' = (1-f)*h + f*n
 
-    Instead of sigmoid and tanh there may be others, and their arguments clipped, as in a GRU.
+    Other activations may replace sigmoid and tanh, and clip is applied, as in a GRU.
     """
     cdef Py_ssize_t H = s.f.shape[2], j
     cdef double rest
@@ -478,7 +478,7 @@ cdef void mgu_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
 
 cdef void mgu_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
                             Direction dp, Steps ds):
-    """From ds.h at [t, b] to ds.x and ds.h_prev there; adds the parameters' to dp."""
+    """From ds.h at [t, b] to ds.x and ds.h_prev there; adds to the parameters' dp."""
     cdef Py_ssize_t H = s.f.shape[2], j
     cdef double rest, dh, da_f, da_n
     for j in range(H):
@@ -514,16 +514,16 @@ cdef StepBackward step_backward_of(str cell):
 
 
 cdef Py_ssize_t time_of(Py_ssize_t step, Py_ssize_t length, bint reverse) noexcept:
-    """The t of a row's step-th step: a reverse direction starts at the row's own last valid one."""
+    """The t of a row's step-th step; a reverse direction starts at the row's last valid step."""
     return length - 1 - step if reverse else step
 
 
 cdef bint starts_from_zero(Py_ssize_t step, Py_ssize_t t, Py_ssize_t b, bint reverse,
                            unsigned char[:, ::1] reset):
-    """Whether a boundary lies between step t and the one taken before it (or the initial state).
+    """Whether a boundary lies between step t and the step before it (or the initial state).
 
-    reset[t] is a boundary between t-1 and t. A reverse direction comes to t from t+1, and nothing
-    lies between its initial state and the row's last valid step.
+    reset[t] is a boundary between t-1 and t. A reverse direction reaches t from t+1, and no
+    boundary lies between its initial state and the row's last valid step.
     """
     if reverse:
         return step > 0 and reset[t + 1, b]
@@ -532,7 +532,7 @@ cdef bint starts_from_zero(Py_ssize_t step, Py_ssize_t t, Py_ssize_t b, bint rev
 
 cdef void run(Direction p, Steps s, Py_ssize_t[::1] lengths, unsigned char[:, ::1] reset,
               bint reverse, double[:, ::1] h, double[:, ::1] c):
-    """Takes every row's h (N, S) and c (N, H) from the initial state to the last; skips padding."""
+    """Takes every row's h (N, S) and c (N, H) from the initial to the last state; skips padding."""
     cdef Py_ssize_t b, step, t, k
     cdef bint zero
     cdef Step take_step = step_of(p.cell)
@@ -554,9 +554,9 @@ cdef void run(Direction p, Steps s, Py_ssize_t[::1] lengths, unsigned char[:, ::
 cdef void run_backward(Direction p, Steps s, Py_ssize_t[::1] lengths, unsigned char[:, ::1] reset,
                        bint reverse, double[:, :, :] dy, double[:, ::1] dh, double[:, ::1] dc,
                        Direction dp, Steps ds):
-    """The same steps, last one first: dh and dc come by the last state and go by the initial one.
+    """The same steps, last one first: turns dh and dc of the last state into those of the initial.
 
-    dy (T, N, S) is by this direction's part of the layer's output.
+    dy (T, N, S) is the gradient of this direction's part of the layer's output.
     """
     cdef Py_ssize_t b, step, t, k
     cdef bint zero
@@ -588,12 +588,12 @@ cdef void scale_valid(double[:, :, ::1] v, double[:, :, ::1] scale, Py_ssize_t[:
 # ---- Layers: the public classes ------------------------------------------------------------------
 
 class Grads(NamedTuple):
-    """Derivatives by what a forward call read. A length-0 row's state passes its own straight on.
+    """Derivatives for a forward call's inputs. A row of length 0 passes its state's derivative on.
 
     Attributes:
         x: (T, N, I), zero at padded steps.
-        state: by the initial state: h (L*D, N, S), of an LSTM (h, c), c (L*D, N, H).
-        params: by each parameter, by name, in the order of `parameter_shapes`.
+        state: for the initial state: h (L*D, N, S), for an LSTM (h, c), c (L*D, N, H).
+        params: for each parameter, by name, in the order of `parameter_shapes`.
     """
 
     x: object
@@ -602,7 +602,7 @@ class Grads(NamedTuple):
 
 
 class Tape:
-    """What a forward call kept for `backward`: copies of what it read, and every step's values."""
+    """What a forward call kept for `backward`: copies of its inputs, and every step's values."""
 
     def __init__(self, network, params, lengths, reset, dropout_scale):
         self._network = network
@@ -617,12 +617,12 @@ class Tape:
 
         Args:
             layer: 0 is the one that reads x.
-            reverse: the second direction of a bidirectional network.
+            reverse: whether to return the second direction of a bidirectional network.
             name: "i" "f" "g" "o" "c" (LSTM), "r" "z" "n" (GRU), "f" "n" (MGU)
                 or "h"; z as the network's `update_gate` defines it.
 
         Returns:
-            A copy, (T, N, H), for "h" (T, N, S); zero at padded steps.
+            A copy, (T, N, H), or (T, N, S) for "h"; zero at padded steps.
 
         Raises:
             ValueError: there is no such layer, direction or quantity.
@@ -640,7 +640,7 @@ class Tape:
 
 
 class _Network:
-    """Layers and directions, written once for all cells; what differs is the cell's step."""
+    """Layers and directions, shared by all cells; each cell adds its step."""
 
     cell = ""
     gates = 0
@@ -687,7 +687,7 @@ class _Network:
                 self.output_activation, self.clip, self.input_forget)
 
     def _suffixes(self):
-        """The ends of the parameters' names, in the order of directions, layer-major."""
+        """The suffixes of the parameters' names, by direction, layer-major."""
         return [f"_l{layer}" + direction for layer in range(self.num_layers)
                 for direction in ("", "_reverse")[:self.num_directions]]
 
@@ -715,20 +715,20 @@ class _Network:
         Args:
             params: a mapping with exactly the names and shapes of `parameter_shapes`.
             x: (T, N, I).
-            state: the initial state, zero if None: h (L*D, N, S); of an LSTM the pair
+            state: the initial state, zero if None: h (L*D, N, S); for an LSTM the pair
                 (h, c), c (L*D, N, H).
-            lengths: (N,) integers in 0..T, each row's valid steps; all T if None. What lies behind
-                is never read.
+            lengths: (N,) integers in 0..T, each row's valid steps; T for all rows if None. Later
+                steps are never read.
             reset: (T, N) booleans; True at t is a boundary between t-1 and t, in both directions.
-            dropout_scale: (L-1, T, N, D*S), what every layer's output but the last's is
-                multiplied by.
+            dropout_scale: (L-1, T, N, D*S), the factors by which the outputs of all layers but the
+                last are multiplied.
 
         Returns:
             y (T, N, D*S), zero at padded steps; the last state, shaped as `state`; a `Tape`.
 
         Raises:
             ValueError: a name, a shape or a length is wrong.
-            TypeError: an array is not of real numbers, lengths not of integers, or reset not of
+            TypeError: an array does not hold real numbers, lengths not integers, or reset not
                 booleans.
         """
         params = self._check_params(params)
@@ -758,19 +758,19 @@ class _Network:
         return y, self._state(h, c), tape
 
     def backward(self, tape, dy=None, dstate=None):
-        """Derivatives of a scalar by what `forward` read, given those by what it returned.
+        """Derivatives of a scalar for the inputs of `forward`, given those for its results.
 
         Args:
-            tape: of a `forward` of this network, or one with the same options; left as it is.
-            dy: by y, (T, N, D*S), zero if None; padded steps are not read.
-            dstate: by the last state, shaped as it; zero if None.
+            tape: from `forward` of this network, or of one with the same options; not modified.
+            dy: the derivative for y, (T, N, D*S), zero if None; padded steps are not read.
+            dstate: the derivative for the last state, shaped like it; zero if None.
 
         Returns:
             `Grads`.
 
         Raises:
             ValueError: a shape is wrong, or the tape is another network's.
-            TypeError: an array is not of real numbers.
+            TypeError: an array does not hold real numbers.
         """
         if tape._network._options() != self._options():
             raise ValueError("tape: is of a network with other options")
@@ -794,11 +794,11 @@ class _Network:
                              dy[:, :, self._columns(direction)], dh[index], dc[index], dp, ds)
             if layer > 0 and dropout_scale is not None:
                 scale_valid(dx, dropout_scale[layer - 1], lengths)
-            dy = dx  # by the output of the layer below; below the first, by x
+            dy = dx  # for the output of the layer below; for x below the first layer
         return Grads(dy, self._state(dh, dc), dparams)
 
     def _columns(self, direction):
-        """Where a direction's h stands in its layer's output."""
+        """The columns of a direction's h in its layer's output."""
         return slice(direction * self.state_size, (direction + 1) * self.state_size)
 
     def _state(self, h, c):
@@ -831,15 +831,15 @@ class LSTM(_Network):
 
     Args:
         proj_size: the size of h if it is projected, below `hidden_size`; 0 for none.
-        peephole: i and f see c, o sees c'.
+        peephole: whether i and f depend on c, and o on c'.
         reverse: one direction, from each row's last valid step to its first; excludes
             bidirectional.
-        recurrent_activation: of the gates i, f and o: a name, (name, alpha) or (name, alpha, beta);
-            `activate` has the formulas, `_KINDS` the names and the usual parameters.
-        activation: of g, likewise.
-        output_activation: of c' in h', likewise; None: as `activation`.
-        clip: what gates and g are activated of, peepholes and biases included, is clamped to
-            [-clip, clip]; c' is not. None: nothing is.
+        recurrent_activation: the activation of the gates i, f and o: a name, (name, alpha) or
+            (name, alpha, beta); `activate` has the formulas, `_KINDS` the names and the usual parameters.
+        activation: the activation of g, in the same form.
+        output_activation: the activation of c' in h', in the same form; None: as `activation`.
+        clip: the arguments of the gates' and g's activations, including peepholes and biases, are
+            clamped to [-clip, clip]; c' is not. None: no clip.
         input_forget: f = 1 - i; the rows, bias and peephole of f have no effect.
 
     Raises:
@@ -874,11 +874,11 @@ class GRU(_Network):
         update_gate: z multiplies the old state ("carry") or the new ("write").
         reverse: one direction, from each row's last valid step to its first; excludes
             bidirectional.
-        recurrent_activation: of the gates r and z: a name, (name, alpha) or (name, alpha, beta);
-            `activate` has the formulas, `_KINDS` the names and the usual parameters.
-        activation: of n, likewise.
-        clip: what gates and n are activated of, biases included, is clamped to [-clip, clip]. None:
-            nothing is.
+        recurrent_activation: the activation of the gates r and z: a name, (name, alpha) or (name,
+            alpha, beta); `activate` has the formulas, `_KINDS` the names and the usual parameters.
+        activation: the activation of n, in the same form.
+        clip: the arguments of the gates' and n's activations, including biases, are clamped to
+            [-clip, clip]. None: no clip.
 
     Raises:
         ValueError: a size, a number or a name is out of range, or two options exclude each other.
@@ -905,11 +905,11 @@ class MGU(_Network):
     Args:
         reverse: one direction, from each row's last valid step to its first; excludes
             bidirectional.
-        recurrent_activation: of the gate f: a name, (name, alpha) or (name, alpha, beta);
-            `activate` has the formulas, `_KINDS` the names and the usual parameters.
-        activation: of n, likewise.
-        clip: what f and n are activated of, biases included, is clamped to [-clip, clip]. None:
-            nothing is.
+        recurrent_activation: the activation of the gate f: a name, (name, alpha) or (name, alpha,
+            beta); `activate` has the formulas, `_KINDS` the names and the usual parameters.
+        activation: the activation of n, in the same form.
+        clip: the arguments of f's and n's activations, including biases, are clamped to
+            [-clip, clip]. None: no clip.
 
     Raises:
         ValueError: a size, a number or a name is out of range, or two options exclude each other.
@@ -926,10 +926,10 @@ class MGU(_Network):
 
 
 def from_layer(layer):
-    """The twin of a layer of tidegate's: same cell and options, without parameters.
+    """The reference network of a layer: same cell and options, without parameters.
 
     Raises:
-        TypeError: `layer` is no recurrent layer.
+        TypeError: `layer` is not a recurrent layer.
     """
     shared = ("bias", "bidirectional", "reverse", "recurrent_activation", "activation", "clip")
     names = {base.__name__ for base in type(layer).__mro__}
@@ -948,7 +948,7 @@ def from_layer(layer):
 # ---- Arguments -----------------------------------------------------------------------------------
 
 def _check_activation(name, given):
-    """The bare name if its parameters are the usual ones, else (name, alpha[, beta])."""
+    """The bare name if the parameters are the usual ones, else (name, alpha[, beta])."""
     kind, *own = given if isinstance(given, tuple) and given else (given,)
     if not isinstance(kind, str):
         raise TypeError(f"{name}: got {given!r}, wanted a name, (name, alpha) or "
@@ -971,7 +971,7 @@ def _check_number(name, number):
 
 
 def _array(name, values, shape):
-    """A C-contiguous float64 copy of that shape; None in it stands for any size."""
+    """A C-contiguous float64 copy, checked for this shape, in which None means any size."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: got dtype {array.dtype}, wanted real numbers")

@@ -1,8 +1,8 @@
-"""The self-test: is what the kernels of this machine compute what the equations say?
+"""The self-test: compares the results of this machine's kernels with the reference.
 
 Every instruction set runs a sweep of networks and shapes, forward and backward, in float32 and
-float64, and each result is held against the reference: it must lie within a bound that follows from
-the arithmetic (_bounds.py). Threads, dividing rows or units, must then change no bit.
+float64, and each result must lie within a bound around the reference that follows from the
+arithmetic (_bounds.py). Threads, dividing rows or units, must then change no bit.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ NETWORKS: list[tuple[type[Any], dict[str, Any]]] = [
     (tg.MGU, {}),
     (tg.MGU, {"num_layers": 2, "bidirectional": True, "recurrent_activation": "hard_sigmoid"}),
 ]
-# I, H, N, T: parts of vectors and whole ones, tiles of one row and of many, sums longer than a
-# block of a panel, sequences longer than what is projected and summed up at once.
+# I, H, N, T: partial and whole vectors, tiles of one row and of many, sums longer than a block of a
+# panel, sequences longer than the steps that are projected and summed up at once.
 SHAPES = [(5, 3, 1, 6), (3, 17, 5, 7), (150, 33, 7, 3), (7, 100, 13, 4), (4, 16, 32, 35)]
 DIVISIONS = [(2, "rows"), (2, "units"), (3, "units")]
 DTYPES = (np.float32, np.float64)
@@ -60,7 +60,7 @@ DTYPES = (np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, what is given to it, and the gradients by what it gives."""
+    """A layer, its inputs, and the gradients of its results."""
 
     layer: Any
     x: Array
@@ -73,12 +73,12 @@ class Case:
 
 @dataclass
 class Tally:
-    """What came of one instruction set and dtype; errors are relative to their bounds."""
+    """The results of one instruction set and dtype; errors are relative to their bounds."""
 
     cases: int = 0
     forward: float = 0.0
     backward: float = 0.0
-    other_bits: int = 0
+    changed_bits: int = 0
     misses: list[str] = field(default_factory=list)
 
 
@@ -94,7 +94,7 @@ def make_case(number: int, dtype: DTypeLike, seed: int) -> Case:
 
 
 def draw_case(layer: Any, steps: int, batch: int, ragged: bool, rng: np.random.Generator) -> Case:
-    """Random input; if ragged, with states, lengths and resets."""
+    """Random inputs for a layer; if ragged, with states, lengths and resets."""
     network = reference.from_layer(layer)
     rows, size = network.num_layers * network.num_directions, network.state_size
 
@@ -117,7 +117,7 @@ def draw_case(layer: Any, steps: int, batch: int, ragged: bool, rng: np.random.G
 
 
 def results(case: Case, num_threads: int) -> tuple[dict[str, Array], dict[str, Array]]:
-    """All that the layer gives, forward and backward, by name."""
+    """All results of the layer, forward and backward, by name."""
     layer = case.layer
     y, state, tape = layer.forward(
         case.x, case.state, case.lengths, case.reset, num_threads=num_threads
@@ -137,14 +137,14 @@ def _state(name: str, state: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the reference gives, with bounds, under the names of `results`."""
+    """The reference's results with their bounds, under the names of `results`."""
 
     forward: dict[str, tuple[Array, Bounded]]
     backward: dict[str, tuple[Array, Bounded]]
 
 
 def expect(case: Case) -> Expected:
-    """Asks the reference and the bounds."""
+    """Computes the reference's results and their bounds."""
     network = reference.from_layer(case.layer)
     options = {"lengths": case.lengths, "reset": case.reset}
     params = case.layer.params
@@ -163,7 +163,7 @@ def expect(case: Case) -> Expected:
 
 
 def check(case: Case, expected: Expected, tally: Tally) -> None:
-    """Runs a case on the instruction set in force and adds what came of it."""
+    """Runs a case on the instruction set in force and adds its errors to the tally."""
     tally.cases += 1
     forward, backward = results(case, 1)
     for got, wanted, way in (
@@ -175,12 +175,14 @@ def check(case: Case, expected: Expected, tally: Tally) -> None:
             setattr(tally, way, max(getattr(tally, way), ratio))
             if ratio > 1:
                 tally.misses.append(f"{name} is off by {ratio:.3g} times its bound")
-    one = {**forward, **backward}
+    single_threaded = {**forward, **backward}
     for threads, division in DIVISIONS:
         with dividing(division):
             for part in results(case, threads):
-                changed = [name for name in part if not same_bits(part[name], one[name])]
-                tally.other_bits += len(changed)
+                changed = [
+                    name for name in part if not same_bits(part[name], single_threaded[name])
+                ]
+                tally.changed_bits += len(changed)
                 how = f"on {threads} threads dividing {division}"
                 tally.misses += [f"{name} has other bits {how}" for name in changed]
 
@@ -195,7 +197,7 @@ def same_bits(left: Array, right: Array) -> bool:
 
 @contextmanager
 def dividing(division: str) -> Iterator[None]:
-    """Calls use all threads that they are given, and divide "rows" or "units"."""
+    """Makes calls use all threads that they are given, and divide "rows" or "units"."""
     _core.select_division(division)
     try:
         yield
@@ -204,8 +206,8 @@ def dividing(division: str) -> Iterator[None]:
 
 
 @contextmanager
-def settings_kept() -> Iterator[None]:
-    """Puts back the instruction set, and lets a call have all threads that it asks for."""
+def preserved_settings() -> Iterator[None]:
+    """Allows the threads that the sweep needs; restores them and the instruction set at the end."""
     isa = _core.isa()
     threads = _core.num_threads()
     most = max(count for count, _ in DIVISIONS)
@@ -222,7 +224,7 @@ def settings_kept() -> Iterator[None]:
 def sweep(
     isas: Sequence[str], numbers: Sequence[int], seed: int
 ) -> Iterator[tuple[str, DTypeLike, Tally]]:
-    """Runs the cases; yields what came of each instruction set and dtype."""
+    """Runs the cases; yields the tally of each instruction set and dtype."""
     done = 0
     total = len(isas) * len(DTYPES) * len(numbers)
     known: dict[tuple[int, DTypeLike], tuple[Case, Expected]] = {}
@@ -250,7 +252,7 @@ def sweep(
 
 
 def run(isas: Sequence[str], numbers: Sequence[int], seed: int) -> bool:
-    """Sweeps, prints a line for each instruction set and dtype and all misses; True if none."""
+    """Sweeps; prints a line for each instruction set and dtype, and all misses; True if none."""
     start = time.perf_counter()
     cases = "worst error / bound"
     print(f"{'':10}{'':9}{'':>7}   {cases:^21}   {'changed by':>10}")
@@ -260,7 +262,7 @@ def run(isas: Sequence[str], numbers: Sequence[int], seed: int) -> bool:
         clear_progress()
         print(
             f"{isa:10}{np.dtype(dtype)!s:9}{tally.cases:7}   {tally.forward:10.3f} "
-            f"{tally.backward:10.3f}   {tally.other_bits:10}",
+            f"{tally.backward:10.3f}   {tally.changed_bits:10}",
             flush=True,
         )
         misses += tally.misses
@@ -278,15 +280,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Checks every instruction set of this machine against the reference.",
     )
     available = _core.available_isas()
-    parser.add_argument("--isa", choices=available, help="this instruction set alone")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default: 0)")
-    parser.add_argument("--case", type=int, help="this case alone, as a miss names it")
+    parser.add_argument("--isa", choices=available, help="only this instruction set")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of weights and inputs (default: 0)"
+    )
+    parser.add_argument("--case", type=int, help="only this case, by its number in a miss")
     args = parser.parse_args(argv)
     for name in ("seed", "case"):
         if (getattr(args, name) or 0) < 0:
             parser.error(f"argument --{name}: got {getattr(args, name)}, wanted at least 0")
     numbers = range(len(NETWORKS) * len(SHAPES)) if args.case is None else [args.case]
-    with settings_kept():
+    with preserved_settings():
         passed = run([args.isa] if args.isa else available, numbers, args.seed)
     return 0 if passed else 1
 

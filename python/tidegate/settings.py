@@ -1,4 +1,4 @@
-"""Threads, and what this build and this machine are."""
+"""The number of threads, and a description of this build and this machine."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ def _check_count(count: object) -> int:
 
 
 def set_num_threads(num_threads: int) -> None:
-    """Sets how many threads a call may use, in the whole process.
+    """Sets how many threads a call may use, for the whole process.
 
-    A call uses them only as far as its work is worth it, and never more than there are processors
-    that the process may run on. `with tidegate.num_threads(n):` and a call's own `num_threads` come
-    first.
+    A call uses them only as far as its work justifies it, and never more than the processors that
+    the process may run on. `with tidegate.num_threads(n):` and a call's own `num_threads` take
+    precedence.
 
     Args:
         num_threads: at least 1.
 
     Raises:
-        TypeError: it is no integer. ValueError: it is below 1.
+        TypeError: num_threads is not an integer. ValueError: it is below 1.
     """
     _core.set_num_threads(_check_count(num_threads))
 
 
 def get_num_threads() -> int:
-    """How many threads a call from here may use.
+    """Returns how many threads a call from this Python thread may use.
 
     This Python thread's setting (`with tidegate.num_threads(n):`), else the process's
     (`set_num_threads`), else the environment's (`TIDEGATE_NUM_THREADS`), else the least of the CPU
-    affinity, the container's CPU quota and OpenMP's own limit. `show_config` says which it is.
+    affinity, the container's CPU quota and OpenMP's own limit. `show_config` tells which.
     """
     return _core.num_threads()
 
@@ -50,13 +50,13 @@ def get_num_threads() -> int:
 def num_threads(num_threads: int) -> Iterator[None]:
     """`with tidegate.num_threads(n):` sets how many threads this Python thread's calls may use.
 
-    On leaving, whatever held before holds again, so such blocks nest.
+    The previous setting is restored on leaving, so such blocks nest.
 
     Args:
         num_threads: at least 1.
 
     Raises:
-        TypeError: it is no integer. ValueError: it is below 1.
+        TypeError: num_threads is not an integer. ValueError: it is below 1.
     """
     before = _core.set_thread_num_threads(_check_count(num_threads))
     try:
@@ -66,16 +66,17 @@ def num_threads(num_threads: int) -> Iterator[None]:
 
 
 def config() -> dict[str, Any]:
-    """What `show_config` prints.
+    """Returns what `show_config` prints.
 
     Returns:
         `version`, `isa` (the instruction set in use), `available_isas` (those of this build that
         this machine can run, best last), `num_threads` and `num_threads_reason`, `compiler`,
-        `numpy`, `python`, and `machine`: the figures that the choice of threads rests on, as far as
-        calls have measured them. `gflop_per_s` of float32 multiply-adds on one thread (0: not yet
-        measured); `teams`, a list of `threads`, `barrier_ns` (the time until all have met) and
-        `speedup` (of arithmetic that they divide); `read_rates`, a list of `bytes`, `threads` and
-        `gb_per_s`: what each thread reads of its part of an array of that size.
+        `numpy`, `python`, and `machine`: the figures that determine the choice of threads, as far
+        as calls have measured them. `gflop_per_s` for float32 multiply-adds on one thread (0: not
+        yet measured); `teams`, a list of `threads`, `barrier_ns` (the cost of a barrier between
+        them) and `speedup` (for arithmetic divided among them); `read_rates`, a list of `bytes`,
+        `threads` and `gb_per_s`: the rate at which each thread reads its part of an array of that
+        size.
     """
     return {
         "version": _core.version(),
@@ -110,8 +111,8 @@ def _machine_rows(machine: dict[str, Any]) -> dict[str, str]:
 def show_config() -> None:
     """Prints version, instruction sets, threads and their reason, compiler, NumPy, Python, machine.
 
-    The machine's figures are those that the choice of threads rests on (`config()["machine"]`);
-    what no call has needed yet is measured now, in some 50 ms.
+    The machine's figures are those that determine the choice of threads (`config()["machine"]`);
+    figures that no call has needed yet are measured now, in some 50 ms.
     """
     _core.machine_figures(True)
     c = config()

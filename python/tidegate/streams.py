@@ -1,4 +1,4 @@
-"""Live input: what Python adds to the C++ stream, which does the work."""
+"""Live input: the Python side of the C++ stream, which does the work."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 class Stream(_core.Stream):
-    """A batch of live sequences whose states stay inside, made by `layer.stream(batch)`.
+    """A batch of live sequences, whose states are kept inside; made by `layer.stream(batch)`.
 
-    However the steps come, one at a time or in chunks, they give the bits of one whole call, the
-    sign and payload of a NaN excepted. New parameters of the layer are taken at the next step.
+    Steps taken one at a time or in chunks have the same bits as one whole call, except for the sign
+    and payload of a NaN. New parameters of the layer are used from the next step on.
     `step(x, out=y)` allocates nothing. A stream serves one thread at a time; streams of one layer
     are independent of each other.
 
-    `batch_first` has no say here: a step is (batch, I), a chunk (T, batch, I). Pickled or copied, a
-    stream takes its state along; `copy.copy` shares the layer, `copy.deepcopy` and a pickle hold a
-    layer of their own.
+    `batch_first` has no effect here: a step is (batch, I), a chunk (T, batch, I). A pickled or
+    copied stream includes its state; `copy.copy` shares the layer, `copy.deepcopy` and a pickle
+    have a layer of their own.
 
     Args:
         layer: a recurrent layer with one direction, which is not `reverse`.
-        batch: how many sequences.
+        batch: the number of sequences.
 
     Raises:
-        TypeError: layer is no recurrent layer, or batch is no integer.
+        TypeError: layer is not a recurrent layer, or batch is not an integer.
         ValueError: the layer is bidirectional or reverse (it would need the future), or batch is
             negative.
     """
@@ -49,7 +49,7 @@ class Stream(_core.Stream):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The layer's."""
+        """The layer's dtype."""
         return self._layer.dtype
 
     def __reduce__(self) -> tuple[Any, ...]:

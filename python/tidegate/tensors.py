@@ -1,8 +1,8 @@
-"""The memory of PyTorch's tensors as arrays. PyTorch is not imported here.
+"""PyTorch tensors' memory as arrays, without importing PyTorch.
 
-`Tensor.numpy` and `torch.from_numpy` mark a storage as not resizable, which FSDP and growing `out=`
-tensors rely on, and read a storage that was freed or shortened beyond its end. So memory is taken
-by address, and its extent is checked.
+`Tensor.numpy` and `torch.from_numpy` mark a storage as not resizable, which breaks FSDP and growing
+`out=` tensors, and they read a freed or shortened storage beyond its end. So memory is accessed by
+address here, and its extent is checked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tidegate.checks import Array
 
-# The dtypes that NumPy and PyTorch have in common and that are read here.
+# The dtypes, common to NumPy and PyTorch, that are read here.
 _NAMES = (
     *("float16", "float32", "float64", "bool", "int8", "int16", "int32", "int64"),
     *("uint8", "uint16", "uint32", "uint64"),
@@ -31,12 +31,12 @@ _NAMES = (
 @functools.cache
 def _dtypes() -> Mapping[Any, np.dtype[Any]]:
     torch = sys.modules["torch"]
-    # The wider unsigned integers are newer than the oldest PyTorch that is supported.
+    # The oldest supported PyTorch does not have the wider unsigned integers.
     return {getattr(torch, name): np.dtype(name) for name in _NAMES if hasattr(torch, name)}
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether it is a torch.Tensor. If PyTorch is not imported yet, nothing can be one."""
+    """Whether it is a torch.Tensor, which it cannot be if PyTorch is not imported yet."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -44,12 +44,12 @@ def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
 def array_of(name: str, tensor: torch.Tensor) -> Array:
     """A dense CPU tensor's memory as an array of its shape and strides.
 
-    It is a new array if the memory does not hold the values: those of a negative view, or of a
+    The result is a new array if the memory does not hold the values: for a negative view, or a
     tensor of zeros without memory.
 
     Args:
         name: the tensor's name in messages.
-        tensor: of a dtype that NumPy has, without complex ones.
+        tensor: a tensor with a dtype that NumPy has and that is not complex.
 
     Raises:
         TypeError: another dtype.
@@ -63,7 +63,7 @@ def array_of(name: str, tensor: torch.Tensor) -> Array:
 
 
 def values_of(name: str, tensor: torch.Tensor) -> Array:
-    """As `array_of`, of any tensor: what has no such memory is refused.
+    """As `array_of`, for any tensor; raises if the tensor has no such memory.
 
     bfloat16 becomes float32, which holds its values exactly.
 
@@ -86,10 +86,10 @@ def values_of(name: str, tensor: torch.Tensor) -> Array:
 
 
 def check_storage(name: str, tensor: torch.Tensor) -> None:
-    """Raises if the storage of a dense CPU tensor is too small for it; others are not looked at.
+    """Checks that the storage of a dense CPU tensor is large enough; ignores other tensors.
 
     Raises:
-        ValueError: it is.
+        ValueError: the storage is too small.
     """
     torch: Any = sys.modules["torch"]
     if (
@@ -101,7 +101,7 @@ def check_storage(name: str, tensor: torch.Tensor) -> None:
 
 
 def from_bfloat16(bits: Array) -> Array:
-    """Numbers of bfloat16, given as their bits in uint16: a new float32 array of this shape."""
+    """A new float32 array of bfloat16 numbers, which are given as their bits in uint16."""
     values: Array = (bits.astype(np.uint32) << 16).view(np.float32)
     return values
 
