@@ -934,8 +934,8 @@ def test_a_tape_lives_as_long_as_its_tensor():
     from tidegate.torch import operator
 
     tape = torch.ops.tidegate.recurrence(*operator_arguments("GRU", True))[-1]
-    recorded = weakref.ref(operator._recorded[tape.data_ptr()])
-    with pytest.raises(RuntimeError, match="tape: got a tensor that stands for no tape"):
+    recorded = weakref.ref(operator._tape_memories[tape.data_ptr()])
+    with pytest.raises(RuntimeError, match="tape: got a tensor that represents no tape"):
         operator.recurrence_backward(None, None, None, tape.clone(), torch.ones(1), [], [])
     assert recorded() is not None
     del tape
@@ -1116,7 +1116,7 @@ def test_restored_models_load_without_tidegate(frozen):
 def test_accelerate_logs_what_it_leaves(caplog):
     parametrized = nn.utils.parametrizations.weight_norm(nn.GRU(IN, H), "weight_hh_l0")
     left = {
-        "0": (nn.LSTMCell(IN, H), "cells are not taken"),
+        "0": (nn.LSTMCell(IN, H), "cells are not supported"),
         "1": (nn.RNN(IN, H), "neither LSTM nor GRU"),
         "2": (Model.Own(IN, H), "a subclass of torch.nn.GRU"),
         "3": (parametrized, "it has parametrizations"),

@@ -19,19 +19,19 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Call(NamedTuple):
-    """One call of a module: what is not a floating point tensor."""
+    """The arguments of one call of a module that are not floating-point tensors."""
 
     key: ModelKey
-    model: _core.Model  # with the module's parameters in it
-    batch_sizes: torch.Tensor | None  # of a PackedSequence
-    dropout: float  # 0 unless it is to be drawn
+    model: _core.Model  # holds the module's parameters
+    batch_sizes: torch.Tensor | None  # those of a PackedSequence
+    dropout: float  # 0 unless dropout has to be drawn
     num_threads: int
     frozen: bool = False
 
     def run(
         self, x: torch.Tensor, states: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """y and the last states, and nothing for a gradient."""
+        """Returns y and the last states; keeps nothing for a gradient."""
         if self.dropout > 0:
             y, state, _ = self.record(x, states)
             return y, state
@@ -46,7 +46,7 @@ class Call(NamedTuple):
     def record(
         self, x: torch.Tensor, states: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], _core.Tape]:
-        """y, the last states, and what the gradient needs."""
+        """Returns y, the last states, and the tape for the gradient."""
         draw = self._draw_dropout if self.dropout > 0 else None
         model, array, state_0, empty = self._arguments(x, states)
         if self.batch_sizes is None:
@@ -66,9 +66,9 @@ class Call(NamedTuple):
         want_x: bool,
         want_weights: bool,
     ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...], list[torch.Tensor]]:
-        """Gradients by x, the initial states, and the parameters; none where not wanted.
+        """Gradients for x, the initial states, and the parameters; None where not wanted.
 
-        Each has a storage of its own: saving or resizing one concerns no other.
+        Each has its own storage, so that saving or resizing one does not affect the others.
         """
         dx, dstate_0, dweights = self.model.backward(
             tape,
@@ -116,32 +116,32 @@ class Call(NamedTuple):
         return self.model, array_of("input", x), state, ALLOCATORS[self.key.dtype]
 
     def _state(self, name: str, states: Sequence[torch.Tensor | None]) -> Any:
-        """A state, or its gradient, as the core takes it."""
+        """A state, or its gradient, in the form that the core takes."""
         arrays = tuple(None if state is None else array_of(name, state) for state in states)
         if self.key.cell == "LSTM":
             return arrays or None
         return arrays[0] if arrays else None
 
     def _draw_dropout(self, shape: tuple[int, ...]) -> Array:
-        """(L-1, T, N, D*S): 0 for what is dropped, 1/(1 - dropout) for what is kept."""
+        """(L-1, T, N, D*S): 0 for dropped elements, 1/(1 - dropout) for the others."""
         scale = np.zeros(shape, DTYPES[self.key.dtype])
-        live: Any = ...  # where there is something to drop
+        valid: Any = ...  # selects the elements that are not padding
         if self.batch_sizes is not None:
             sizes = array_of("batch_sizes", self.batch_sizes)
-            live = np.arange(shape[2]) < sizes[:, np.newaxis]
-        ones = torch.from_numpy(np.ones_like(scale[0][live]))
+            valid = np.arange(shape[2]) < sizes[:, np.newaxis]
+        ones = torch.from_numpy(np.ones_like(scale[0][valid]))
         for layer in scale:
-            layer[live] = torch.dropout(ones, self.dropout, True).numpy()
+            layer[valid] = torch.dropout(ones, self.dropout, True).numpy()
         return scale
 
 
 def _tensors(state: Any) -> tuple[torch.Tensor, ...]:
-    """A state of one or two arrays."""
+    """A state of one or two arrays, as tensors."""
     return tuple(tensor_of(array) for array in (state if isinstance(state, tuple) else (state,)))
 
 
 def _is_plain(tensor: torch.Tensor | None) -> bool:
-    """Whether a gradient is one tensor with memory; `is_grads_batched` brings many in one."""
+    """Whether a gradient is one tensor with memory; with `is_grads_batched` it holds several."""
     return tensor is None or (
         type(tensor) in PLAIN and not torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
@@ -164,7 +164,7 @@ class Recurrence(torch.autograd.Function):
             if call.dropout > 0:
                 ctx.rng_state = torch.get_rng_state()
             y, states_n, ctx.tape = call.record(x, states)
-            # For `_by_torch` alone: the tape has copies, which later in-place writes cannot spoil.
+            # Only for `_by_torch`: the tape has copies, which later in-place writes cannot spoil.
             ctx.save_for_backward(x, *tensors)
         return (y, *states_n)
 
@@ -172,11 +172,11 @@ class Recurrence(torch.autograd.Function):
     def backward(
         ctx: Any, dy: torch.Tensor | None, *dstates: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        """Gradients by what `forward` was given, where they are wanted."""
+        """Gradients for the inputs of `forward`, where they are wanted."""
         call: Call = ctx.call
         if call.frozen:
             raise RuntimeError(
-                "tidegate.torch: the module is frozen, and a frozen one has no gradient; "
+                "tidegate.torch: the module is frozen, and a frozen module has no gradient; "
                 "accelerate(model, freeze=False) makes it trainable"
             )
         if all(grad is None for grad in (dy, *dstates)):
@@ -190,10 +190,10 @@ class Recurrence(torch.autograd.Function):
         tape = ctx.tape
         if tape is None:
             raise RuntimeError(
-                "tidegate.torch: trying to backward through the graph a second time, but what it "
-                "needs has been freed; the first time wants retain_graph=True"
+                "tidegate.torch: trying to backward through the graph a second time, but the saved "
+                "tape has been freed; pass retain_graph=True to the first backward"
             )
-        # As PyTorch's own nodes: memory is free once the graph is used up, not when it is dropped.
+        # Like PyTorch's own nodes, free the memory once the graph is used, not when it is dropped.
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.tape = None
         _, _, x_wanted, *wanted = ctx.needs_input_grad
@@ -210,9 +210,9 @@ class Recurrence(torch.autograd.Function):
 
 
 def _by_torch(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """`Recurrence.backward` through PyTorch's own path: the forward call is computed again.
+    """`Recurrence.backward` by PyTorch's own functions: repeats the forward call.
 
-    Serves what the kernels cannot: gradients of gradients, and batches of gradients.
+    Needed for what the kernels cannot compute: gradients of gradients, and batches of gradients.
     """
     call: Call = ctx.call
     wanted = ctx.needs_input_grad[2:]
@@ -223,7 +223,7 @@ def _by_torch(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tens
     with torch.enable_grad(), replay:
         if ctx.rng_state is not None:
             torch.set_rng_state(ctx.rng_state)
-        # Views, so that a tensor that was passed twice gets two gradients.
+        # Views, so that a tensor that was passed twice has two gradients.
         inputs = [tensor.view_as(tensor) for tensor in ctx.saved_tensors]
         end = 1 + ctx.state_count
         results = call.by_torch(inputs[0], inputs[1:end], inputs[end:])

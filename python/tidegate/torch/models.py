@@ -16,7 +16,7 @@ _Refs: TypeAlias = list[weakref.ref[torch.Tensor]]
 
 
 class ModelKey(NamedTuple):
-    """What decides which model a call needs."""
+    """The properties of a call that determine its model."""
 
     cell: str  # "LSTM" or "GRU"
     input_size: int
@@ -43,7 +43,7 @@ class ModelKey(NamedTuple):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """Features of h_n, and of c_n of an LSTM."""
+        """The last axis of h_n, and for an LSTM of c_n."""
         sizes = (self.proj_size or self.hidden_size, self.hidden_size)
         return sizes if self.cell == "LSTM" else sizes[:1]
 
@@ -56,8 +56,8 @@ class ModelKey(NamedTuple):
 class Models:
     """The models of one module. Never copied or pickled with it.
 
-    A call takes an idle model, or makes one, and copies the parameters in; so calls from several
-    threads do not wait for each other, and each runs with the parameters that it found.
+    A call takes an idle model, or makes one, and copies the parameters into it. Calls from several
+    threads therefore do not wait for each other, and each runs with the parameters at its start.
     """
 
     def __init__(self) -> None:
@@ -66,11 +66,11 @@ class Models:
         self._views: tuple[ModelKey | None, _Refs, list[Any], list[Array]] = (None, [], [], [])
 
     def take(self, key: ModelKey, weights: list[torch.Tensor]) -> _core.Model:
-        """A model with these parameters in it, for one call; `give_back` it afterwards.
+        """Takes a model for one call, with these parameters in it; `give_back` returns it.
 
         Raises:
-            ValueError: a parameter has another shape than the module's sizes want, or a storage
-                that is too small.
+            ValueError: a parameter's shape does not match the module's sizes, or its storage is too
+                small.
         """
         idle = self._idle.setdefault(key, [])
         try:
@@ -81,19 +81,19 @@ class Models:
         return model
 
     def give_back(self, key: ModelKey, model: _core.Model) -> None:
-        """Makes a model available to the next call; a tape keeps what it needs by itself."""
+        """Makes a model available to the next call; tapes do not need it any more."""
         self._idle[key].append(model)
 
     def frozen(self, key: ModelKey, weights: list[torch.Tensor]) -> _core.Model:
-        """The one model of all calls. Made anew if a parameter was visibly changed or replaced.
+        """The one model of all calls; made again if a parameter was visibly changed or replaced.
 
         Raises:
             ValueError: as `take`.
         """
-        # An address and a version say nothing of writes to `parameter.data`; see `accelerate`.
+        # Addresses and versions do not reveal writes to `parameter.data`; see `accelerate`.
         marks = [(w.data_ptr(), w.shape, 0 if w.is_inference() else w._version) for w in weights]
         model, refs, kept_marks = self._frozen.get(key, (None, [], []))
-        if model is None or marks != kept_marks or not _are(weights, refs):
+        if model is None or marks != kept_marks or not _are_same(weights, refs):
             model = key.make()
             self._write(key, model, weights)
             self._frozen[key] = model, [weakref.ref(weight) for weight in weights], marks
@@ -108,15 +108,15 @@ class Models:
     def _flat_views(
         self, key: ModelKey, model: _core.Model, weights: list[torch.Tensor]
     ) -> list[Array]:
-        """The parameters' memory. Kept, since making the views takes as long as a short call."""
+        """The parameters' memory. Cached, since making the views takes as long as a short call."""
         kept_key, refs, marks, views = self._views
         found = [
             (w.data_ptr(), w.shape, w.untyped_storage().nbytes(), _is_as_stored(w)) for w in weights
         ]
-        if key == kept_key and found == marks and _are(weights, refs):
+        if key == kept_key and found == marks and _are_same(weights, refs):
             return views
         views = _checked_views(model, weights)
-        if all(map(_is_as_stored, weights)):  # else some views are copies
+        if all(map(_is_as_stored, weights)):  # otherwise some views are copies
             self._views = key, [weakref.ref(weight) for weight in weights], found, views
         return views
 
@@ -134,17 +134,17 @@ def _checked_views(model: _core.Model, weights: list[torch.Tensor]) -> list[Arra
                 f"{name}: got shape {tuple(weight.shape)}, wanted {shape} for input_size "
                 f"{model.config.input_size} and hidden_size {model.config.hidden_size}"
             )
-    # Detached: a view that is kept must not hold on to the graph of a computed weight.
+    # Detached: a cached view must not keep the graph of a computed weight alive.
     return [
         array_of(name, weight.detach()).reshape(-1) for weight, (name, _, _) in zip(weights, specs)
     ]
 
 
 def _is_as_stored(weight: torch.Tensor) -> bool:
-    """Whether the memory is the values, one after another."""
+    """Whether the memory holds the values, one after another."""
     return weight.is_contiguous() and not weight.is_neg()
 
 
-def _are(weights: list[torch.Tensor], refs: _Refs) -> bool:
-    # Weakly held: a weight that was computed holds on to its graph.
+def _are_same(weights: list[torch.Tensor], refs: _Refs) -> bool:
+    # Weak references: a computed weight keeps its graph alive.
     return len(weights) == len(refs) and all(ref() is w for ref, w in zip(refs, weights))

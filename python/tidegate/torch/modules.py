@@ -1,4 +1,4 @@
-"""LSTM and GRU in the place of torch.nn's: what a call is checked for, and where it is computed."""
+"""Replacements of torch.nn's LSTM and GRU: the checks of a call, and where it is computed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tidegate.torch.models import ModelKey, Models
 
 
 def kind_of(value: object) -> str:
-    """The class of a value, for messages."""
+    """The qualified name of a value's class, for messages."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _refusal(name: str, tensor: Any, dtype: Any) -> Exception:
-    """What to raise for a tensor that the kernels cannot read; the parameters are of `dtype`."""
+    """The error for a tensor that the kernels cannot read; the parameters are of `dtype`."""
     if type(tensor) not in PLAIN:
         return TypeError(f"{name}: got {kind_of(tensor)}, wanted a plain torch.Tensor")
     if not tensor.is_cpu:
@@ -36,7 +36,7 @@ def _refusal(name: str, tensor: Any, dtype: Any) -> Exception:
 
 
 def _mode_in_force(tensors: list[torch.Tensor]) -> str | None:
-    """A mode of PyTorch in which a call is more than its arithmetic; None: there is none."""
+    """The mode of PyTorch, if any, that makes a call more than its arithmetic, or None."""
     if torch.is_autocast_enabled("cpu"):
         return "autocast, which wants a lower precision"
     if torch._C._are_functorch_transforms_active():
@@ -50,56 +50,59 @@ def _mode_in_force(tensors: list[torch.Tensor]) -> str | None:
     return None
 
 
-class _StandsFor(type):
-    """The class of modules that are equal to a class of torch.nn in tables keyed by class.
+class _EqualToTorchClass(type):
+    """Metaclass of modules that are equal to a class of torch.nn in tables keyed by class.
 
-    `quantize_dynamic` looks modules up by their exact class; by this it finds those that were
-    swapped. A subclass is equal to itself alone, as is one of torch.nn's.
+    `quantize_dynamic` looks modules up by their exact class, and finds swapped modules in this way.
+    A subclass is equal only to itself, as is a subclass of torch.nn's.
     """
 
     def __eq__(cls, other: object) -> bool:
-        return cls is other or (other is not None and cls.__dict__.get("_stands_for") is other)
+        return cls is other or (other is not None and cls.__dict__.get("_torch_class") is other)
 
     def __hash__(cls) -> int:
-        return type.__hash__(cls.__dict__.get("_stands_for", cls))
+        return type.__hash__(cls.__dict__.get("_torch_class", cls))
 
 
 class Recurrent(torch.nn.Module):
-    """What LSTM and GRU have in place of torch.nn's forward."""
+    """The implementation of `forward` that LSTM and GRU have in place of torch.nn's."""
 
-    num_threads: int | None = None  # of a call; None: the lesser of PyTorch's and Tidegate's
+    num_threads: int | None = (
+        None  # at most, for a call; None: the lesser of both libraries' limits
+    )
     _cell: str  # the name of the class
     _is_frozen = False
-    _uncompiled: Callable[..., Any] | None = None  # _forward, where there is a compiler
-    _falls_back = False  # to PyTorch's own forward, where this module's refuses
+    _uncompiled: Callable[..., Any] | None = None  # _forward, excluded from torch.compile
+    _falls_back = False  # whether calls that the kernels cannot run go to PyTorch's own forward
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002
-        """As the module of torch.nn: the same arguments, results, and errors of shape.
+        """As the module of torch.nn: the same arguments, results, and errors for shapes.
 
         T steps, N rows, I input_size, D 2 if bidirectional else 1, S the size of h.
 
         Args:
             input: (T, N, I), (N, T, I) with `batch_first`, unbatched (T, I), or a PackedSequence
                 (with `batch_first` too). T is at least 1; N may be 0.
-            hx: the initial state, h_0 (L*D, N, S) of a GRU, a pair (h_0, c_0) of an LSTM; of
-                unbatched input without N; in the order of the unsorted rows of a PackedSequence.
-                None is zeros.
+            hx: the initial state, h_0 (L*D, N, S) for a GRU, a pair (h_0, c_0) for an LSTM; without
+                N for unbatched input; in the order of the unsorted rows for a PackedSequence. None
+                is zeros.
 
         Returns:
-            y, h_n of a GRU; y, (h_n, c_n) of an LSTM. y (T, N, D*S), laid out like `input`, or a
+            y, h_n for a GRU; y, (h_n, c_n) for an LSTM. y (T, N, D*S), laid out like `input`, or a
             PackedSequence.
 
         Raises:
-            TypeError: something is no plain tensor, or not of the parameters' dtype.
-            ValueError, RuntimeError: a wrong shape, as PyTorch has it, of a parameter too; a tensor
-                that is not dense or not on the CPU, or whose storage is too small for it; a frozen
-                module in training.
+            TypeError: an argument is not a plain tensor, or not of the parameters' dtype.
+            ValueError, RuntimeError: a wrong shape, with PyTorch's error, also of a parameter; a
+                tensor that is not dense or not on the CPU, or whose storage is too small for it; a
+                frozen module in training.
             NotImplementedError: autocast, torch.func, forward-mode AD or tracing.
         """
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
             return self._traced(input, hx)
-        # Where a compiler leaves the module alone, it must leave alone what the module calls: it
-        # would take NumPy's arrays for tensors. Importing it here would take seconds.
+        # If a compiler leaves this module uncompiled, it must not compile the functions that the
+        # module calls either, as it would take NumPy's arrays for tensors. Importing the compiler
+        # here would take seconds.
         if "torch._dynamo" in sys.modules:
             if Recurrent._uncompiled is None:
                 Recurrent._uncompiled = staticmethod(torch.compiler.disable(Recurrent._forward))
@@ -139,9 +142,9 @@ class Recurrent(torch.nn.Module):
         return self._results(y, states_n, batch_sizes, order, unorder)
 
     def _traced(self, input: Any, hx: Any) -> tuple[Any, Any]:  # noqa: A002
-        """A call whose operations are recorded (torch.compile, torch.export) or looked at.
+        """A call under torch.compile, torch.export or a TorchDispatchMode.
 
-        It is one operator of PyTorch; or, for what must run without Tidegate, PyTorch's own.
+        It is one operator, or PyTorch's own operators where it must run without Tidegate.
         """
         if self._falls_back and (
             torch.compiler.is_exporting() or not torch.compiler.is_compiling()
@@ -181,10 +184,10 @@ class Recurrent(torch.nn.Module):
         return self._results(y, states_n, batch_sizes, order, unorder)
 
     def _obstacle_to_tracing(self, tensors: list[Any]) -> Exception | None:
-        """What keeps the operator from standing for a call; None if nothing does."""
+        """Why the operator cannot replace this call; None if it can."""
         found = None
         if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-            found = "an argument that is no tensor"
+            found = "an argument that is not a tensor"
         elif any(t.dtype not in DTYPES or t.dtype is not tensors[-1].dtype for t in tensors):
             found = f"dtypes {', '.join(sorted({str(t.dtype) for t in tensors}))}"
         elif any(t.device.type != "cpu" for t in tensors):
@@ -206,17 +209,17 @@ class Recurrent(torch.nn.Module):
         order: torch.Tensor | None,
         unorder: torch.Tensor | None,
     ) -> tuple[Any, Any]:
-        """What `forward` returns."""
+        """Assembles what `forward` returns."""
         if unorder is not None:
             states_n = [state.index_select(1, unorder) for state in states_n]
         result = y if batch_sizes is None else PackedSequence(y, batch_sizes, order, unorder)
         return result, tuple(states_n) if self.mode == "LSTM" else states_n[0]
 
     def _leaf(self, input: Any, hx: Any) -> Any:  # noqa: A002
-        """The module's call in a graph of torch.fx, which has torch.nn's modules as leaves."""
+        """The module's call in a torch.fx graph, where modules of torch.nn are leaves."""
         tracer = (input if isinstance(input, torch.fx.Proxy) else hx).tracer
         target = tracer.path_of_module(self)
-        if not target:  # the root itself is traced: as torch.nn's, it cannot be
+        if not target:  # the root itself is traced, and a root cannot be a leaf
             return super().forward(input, hx)
         arguments = (input,) if hx is None else (input, hx)
         return tracer.create_proxy("call_module", target, arguments, {})
@@ -227,7 +230,7 @@ class Recurrent(torch.nn.Module):
         raise obstacle
 
     def _weights(self) -> list[torch.Tensor]:
-        # Read by name: torch.func.functional_call and weight_norm replace them.
+        # Looked up by name, because torch.func.functional_call and weight_norm replace them.
         own = self._parameters
         return [
             own[name] if name in own else getattr(self, name) for name in self._flat_weights_names
@@ -249,7 +252,7 @@ class Recurrent(torch.nn.Module):
         )
 
     def _dropout(self) -> float:
-        """What a call is to draw."""
+        """The dropout probability of a call."""
         return self.dropout if self.training and self.num_layers > 1 else 0.0
 
     def _check_frozen(self, differentiable: bool, dropout: float) -> None:
@@ -277,7 +280,7 @@ class Recurrent(torch.nn.Module):
         return tuple(hx)
 
     def _obstacle(self, tensors: list[Any], state_count: int) -> Exception | None:
-        """What keeps our kernels from running this call; None if nothing does."""
+        """Why the kernels cannot run this call; None if they can."""
         dtype = getattr(tensors[-1], "dtype", None)  # the parameters'
         for i, tensor in enumerate(tensors):
             if (
@@ -285,7 +288,7 @@ class Recurrent(torch.nn.Module):
                 and tensor.is_cpu
                 and tensor.layout is torch.strided
                 and tensor.dtype in DTYPES
-                and (tensor.dtype is dtype or i == 0)  # of the input PyTorch's check says it
+                and (tensor.dtype is dtype or i == 0)  # PyTorch's own check covers the input
             ):
                 continue
             states = ["hx"] if state_count == 1 else ["hx[0]", "hx[1]"]
@@ -302,7 +305,7 @@ class Recurrent(torch.nn.Module):
     def _check_shapes(
         self, x: torch.Tensor, states: tuple[torch.Tensor, ...], batch_sizes: torch.Tensor | None
     ) -> None:
-        """PyTorch's own checks where they can be called, and its kinds of error."""
+        """Runs PyTorch's own checks where they can be called, and raises its kinds of error."""
         if batch_sizes is None:
             if x.dim() not in (2, 3):
                 raise ValueError(
@@ -331,15 +334,15 @@ class Recurrent(torch.nn.Module):
             )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        # PyTorch swaps a parameter's content only if there is no weak reference to it.
+        # PyTorch swaps a parameter's content only if it has no weak references.
         self.__dict__.pop("_models", None)
         return super()._apply(fn, recurse)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What `torch.jit.script` compiles: the module, which becomes torch.nn's."""
+        """What `torch.jit.script` compiles: the module, converted back to torch.nn's."""
         if not self._falls_back:
             raise NotImplementedError(
-                f"{self._name()}: got torch.jit.script, which compiles torch.nn's modules alone: "
+                f"{self._name()}: got torch.jit.script, which compiles only torch.nn's modules: "
                 "call tidegate.torch.restore(model) first"
             )
         restore_module(self)
@@ -351,28 +354,28 @@ class Recurrent(torch.nn.Module):
         return state
 
 
-class LSTM(Recurrent, torch.nn.LSTM, metaclass=_StandsFor):
+class LSTM(Recurrent, torch.nn.LSTM, metaclass=_EqualToTorchClass):
     """`torch.nn.LSTM` on Tidegate's kernels, forward and backward; `proj_size` too.
 
     Attributes:
-        num_threads: how many threads a call may use at most. None, the default: as many as both
-            `torch.get_num_threads()` and `tidegate.get_num_threads()` allow.
+        num_threads: the most threads that a call may use. None, the default: the lesser of
+            `torch.get_num_threads()` and `tidegate.get_num_threads()`.
     """
 
 
-class GRU(Recurrent, torch.nn.GRU, metaclass=_StandsFor):
+class GRU(Recurrent, torch.nn.GRU, metaclass=_EqualToTorchClass):
     """`torch.nn.GRU` on Tidegate's kernels, forward and backward.
 
     Attributes:
-        num_threads: how many threads a call may use at most. None, the default: as many as both
-            `torch.get_num_threads()` and `tidegate.get_num_threads()` allow.
+        num_threads: the most threads that a call may use. None, the default: the lesser of
+            `torch.get_num_threads()` and `tidegate.get_num_threads()`.
     """
 
 
 PAIRS = {"LSTM": (torch.nn.LSTM, LSTM), "GRU": (torch.nn.GRU, GRU)}
-for _theirs, _ours in PAIRS.values():
-    _ours._stands_for, _ours._cell = _theirs, _theirs.__name__
-    _ours.__module__ = "tidegate.torch"  # the public name, in pickles
+for _torch_class, _own_class in PAIRS.values():
+    _own_class._torch_class, _own_class._cell = _torch_class, _torch_class.__name__
+    _own_class.__module__ = "tidegate.torch"  # the public name, in pickles
 
 
 def swap_module(module: torch.nn.Module, freeze: bool) -> None:
@@ -383,13 +386,13 @@ def swap_module(module: torch.nn.Module, freeze: bool) -> None:
 
 
 def freeze_module(module: torch.nn.Module, freeze: bool) -> None:
-    """Sets whether the parameters are packed once, from now on."""
+    """Sets whether the parameters are packed only once, from now on."""
     module._is_frozen = freeze
     module.__dict__.pop("_models", None)
 
 
 def restore_module(module: torch.nn.Module) -> None:
-    """Turns a module of this package back into torch.nn's, in place, without a trace."""
+    """Turns a module of this package back into torch.nn's, in place, removing all attributes."""
     module.__class__ = PAIRS[module.mode][0]
     for name in ("_falls_back", "_is_frozen", "_models", "num_threads"):
         module.__dict__.pop(name, None)

@@ -1,8 +1,8 @@
-"""The kernels as operators of PyTorch, for what traces calls: torch.compile and torch.export.
+"""The kernels as operators of PyTorch, for tracing by torch.compile and torch.export.
 
-`tidegate::recurrence` has a fake kernel, so that a compiler knows its results' shapes, and a
-gradient, `tidegate::recurrence_backward`. Eager calls do not come here: dispatch costs more than a
-short call.
+`tidegate::recurrence` has a fake kernel, so that a compiler knows the shapes of its results, and a
+gradient, `tidegate::recurrence_backward`. Eager calls bypass the operators: dispatch costs more
+than a short call.
 """
 
 from __future__ import annotations
@@ -21,29 +21,27 @@ from tidegate.torch.calls import Call
 from tidegate.torch.models import ModelKey, Models
 
 
-class _Recorded(np.ndarray[Any, Any]):
-    """The memory of a tensor that stands for a tape in a graph: as long as it lives, so does the
-    tape.
-    """
+class _TapeMemory(np.ndarray[Any, Any]):
+    """The memory of a tensor that represents a tape in a graph, and keeps the tape alive."""
 
     call: Call
     tape: _core.Tape
 
 
-# By the address of the tensor that stands for it.
-_recorded: weakref.WeakValueDictionary[int, _Recorded] = weakref.WeakValueDictionary()
+# The tapes, by the address of the tensor that represents each.
+_tape_memories: weakref.WeakValueDictionary[int, _TapeMemory] = weakref.WeakValueDictionary()
 
 
 def _tensor_of_tape(call: Call, tape: _core.Tape) -> Tensor:
-    memory = np.zeros(1, np.uint8).view(_Recorded)
+    memory = np.zeros(1, np.uint8).view(_TapeMemory)
     memory.call, memory.tape = call, tape
-    _recorded[memory.ctypes.data] = memory
+    _tape_memories[memory.ctypes.data] = memory
     return torch.from_numpy(memory)
 
 
 @functools.lru_cache(maxsize=32)
 def _models(address: int) -> Models:  # noqa: ARG001
-    """The models for the network whose first parameter is at an address: kept between calls."""
+    """The models of the network whose first parameter is at this address, kept between calls."""
     return Models()
 
 
@@ -51,7 +49,7 @@ def _models(address: int) -> Models:  # noqa: ARG001
     "tidegate::recurrence",
     mutates_args=(),
     device_types="cpu",
-    tags=torch.Tag.nondeterministic_seeded,  # of dropout
+    tags=torch.Tag.nondeterministic_seeded,  # because of dropout
     schema=(
         "(Tensor x, Tensor? batch_sizes, Tensor[] states, Tensor[] weights, str cell, "
         "int input_size, int hidden_size, int num_layers, bool bias, bool bidirectional, "
@@ -79,20 +77,21 @@ def recurrence(
     """A call of an LSTM or GRU.
 
     Args:
-        x: (T, N, I), (N, T, I) with `batch_first`, or (T, I); of a PackedSequence its data.
-        batch_sizes: of a PackedSequence, or None.
-        states: h_0, and c_0 of an LSTM, in the order of the rows; or none, for zeros.
+        x: (T, N, I), (N, T, I) with `batch_first`, or (T, I); for a PackedSequence its data.
+        batch_sizes: those of a PackedSequence, or None.
+        states: h_0, and c_0 for an LSTM, in the order of the rows; empty for zeros.
         weights: the parameters in torch.nn's order.
         cell: "LSTM" or "GRU".
         input_size, hidden_size, num_layers, bias, bidirectional, proj_size, batch_first: the
             module's options.
-        dropout: the probability, 0 unless it is to be drawn.
-        num_threads: how many threads the call may use at most; 0: as many as both PyTorch and
-            Tidegate allow.
+        dropout: the probability, 0 unless dropout has to be drawn.
+        num_threads: the most threads that the call may use; 0: the lesser of PyTorch's and
+            Tidegate's limits.
         record: whether a gradient is wanted.
 
     Returns:
-        y and h_n; c_n, without elements for a GRU; and, if `record`, what stands for the tape.
+        y and h_n; c_n, without elements for a GRU; and a tensor that represents the tape if
+        `record`.
     """
     key = ModelKey(
         cell=cell,
@@ -142,7 +141,7 @@ def _(
     directions = 2 if bidirectional else 1
     output_size = proj_size or hidden_size
     batch: tuple[Any, ...]
-    if batch_sizes is not None:  # the first of them, which is not known here
+    if batch_sizes is not None:  # N is the first of them, which is not known here
         batch = (states[0].shape[1] if states else torch.library.get_ctx().new_dynamic_size(),)
     else:
         batch = () if x.dim() == 2 else (x.shape[0 if batch_first else 1],)
@@ -173,16 +172,16 @@ def recurrence_backward(
     states: Sequence[Tensor],
     weights: Sequence[Tensor],  # noqa: ARG001
 ) -> list[Tensor]:
-    """Gradients by x, the states and the weights of a `recurrence` that recorded `tape`.
+    """Gradients for x, the states and the weights of a `recurrence` that recorded `tape`.
 
     Raises:
         RuntimeError: `tape` is not the tensor that `recurrence` returned, but a copy of it.
     """
-    recorded = _recorded.get(tape.data_ptr())
+    recorded = _tape_memories.get(tape.data_ptr())
     if recorded is None:
         raise RuntimeError(
-            "tidegate::recurrence_backward: tape: got a tensor that stands for no tape, wanted the "
-            "one that tidegate::recurrence returned; a copy of it does not do"
+            "tidegate::recurrence_backward: tape: got a tensor that represents no tape, wanted the "
+            "one that tidegate::recurrence returned; a copy of it does not work"
         )
     call = recorded.call
     dstates = (dh_n, dc_n) if call.key.cell == "LSTM" else (dh_n,)
@@ -226,5 +225,5 @@ recurrence.register_autograd(_backward, setup_context=_setup_context)
 
 
 def threads() -> int:
-    """How many threads both PyTorch and Tidegate allow."""
+    """The lesser of PyTorch's and Tidegate's limits on threads."""
     return min(torch.get_num_threads(), _core.num_threads())

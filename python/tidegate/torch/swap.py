@@ -1,4 +1,4 @@
-"""Models whose recurrent modules run on Tidegate, and back."""
+"""Switches the recurrent modules of a model to Tidegate, and back."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ _RECURRENT_NAMES = {"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"}
 
 
 def accelerate(model: torch.nn.Module, freeze: bool = False) -> torch.nn.Module:
-    """Lets every `torch.nn.LSTM` and `torch.nn.GRU` in a model run on Tidegate, in place.
+    """Makes every `torch.nn.LSTM` and `torch.nn.GRU` in a model run on Tidegate, in place.
 
-    The modules stay the objects that they are, and so do their parameters, hooks, and whatever
-    refers to them (an optimiser, another module): they become `tidegate.torch.LSTM` and `GRU`.
-    Subclasses of torch.nn's, and modules with parametrizations, are left alone. How many modules
-    were taken, and which recurrent ones were left and why, is logged by the logger
-    "tidegate.torch": as information, or as a warning where none was taken.
+    The modules keep their identity, parameters and hooks, and other objects that refer to them (an
+    optimiser, another module) keep doing so: they become `tidegate.torch.LSTM` and `GRU`.
+    Subclasses of torch.nn's, and modules with parametrizations, are left unchanged. The logger
+    "tidegate.torch" reports how many modules were swapped, and which recurrent ones were left and
+    why: as information, or as a warning if none was swapped.
 
-    Where Tidegate would refuse a call (another device or dtype, autocast, torch.func, tracing,
+    Where Tidegate cannot run a call (another device or dtype, autocast, torch.func, tracing,
     torch.export), a module swapped here runs PyTorch's own forward instead, unless it is frozen;
-    one that was made as `tidegate.torch.LSTM` raises. `torch.compile` with
+    one that was made as `tidegate.torch.LSTM` raises an error. `torch.compile` with
     `torch._dynamo.config.allow_rnn` sees one operator; `torch.fx` a leaf; `quantize_dynamic` a
-    module of torch.nn. `torch.jit.script` restores the modules of the model it is given: call
-    `accelerate` again to go on with that.
+    module of torch.nn. `torch.jit.script` restores the modules of the model that it compiles: call
+    `accelerate` again before using that model further.
 
     A pickle of an accelerated model (`torch.save(model)`) names Tidegate's classes and loads only
-    where it is installed. Elsewhere a `state_dict` loads, or a pickle of
+    where Tidegate is installed. For other machines save a `state_dict`, or a pickle of
     `restore(copy.deepcopy(model))`.
 
     Args:
-        model: whose modules are swapped, itself included.
-        freeze: for serving. False: parameters are copied and packed at every call. True: once, and
-            again only when a parameter is replaced or its version counter has moved
-            (`load_state_dict`, an optimiser's step). A write to `parameter.data`, which moves none,
-            is not seen until `accelerate(model, freeze=True)` is called again. A frozen module has
-            no gradient: backward through it raises, and so does a call in training mode that would
-            need a gradient or draw dropout. `freeze=False` undoes it.
+        model: the model whose modules are swapped, itself included.
+        freeze: for serving. False: parameters are copied and packed at every call. True: they are
+            packed once, and again only when a parameter is replaced or its version counter has
+            changed (`load_state_dict`, an optimiser's step). A write to `parameter.data` does not
+            change it, and has no effect until `accelerate(model, freeze=True)` is called again. A
+            frozen module has no gradient: backward through it raises an error, and so does a call
+            in training mode that would need a gradient or draw dropout. `freeze=False` undoes it.
 
     Returns:
         The model itself.
 
     Raises:
-        TypeError: model is no Module, or freeze no bool.
+        TypeError: model is not a Module, or freeze is not a bool.
     """
     _check_module(model)
     freeze = check_bool("freeze", freeze)
@@ -83,19 +83,19 @@ def accelerate(model: torch.nn.Module, freeze: bool = False) -> torch.nn.Module:
 def restore(model: torch.nn.Module) -> torch.nn.Module:
     """Undoes `accelerate`: every `tidegate.torch.LSTM` and `GRU` becomes torch.nn's, in place.
 
-    The modules stay the objects that they are, with their parameters and hooks. What it returns can
-    be pickled for a machine without Tidegate. A model from a pickle may be restored, too. Left
-    alone are subclasses of Tidegate's modules, and modules parametrised since: remove their
-    parametrizations first.
+    The modules keep their identity, parameters and hooks. The result can be pickled for a machine
+    without Tidegate. A model from a pickle may be restored, too. Subclasses of Tidegate's modules,
+    and modules that have been parametrised since, are left unchanged: remove their parametrizations
+    first.
 
     Args:
-        model: whose modules are swapped, itself included.
+        model: the model whose modules are swapped, itself included.
 
     Returns:
         The model itself.
 
     Raises:
-        TypeError: model is no Module.
+        TypeError: model is not a Module.
     """
     _check_module(model)
     restored, left = 0, []
@@ -120,7 +120,7 @@ def _check_module(model: object) -> None:
 
 
 def _why_left(module: torch.nn.Module) -> str | None:
-    """Why a recurrent module is not swapped; None if it is no recurrent module."""
+    """Why a recurrent module is not swapped; None if the module is not recurrent."""
     if isinstance(module, torch.jit.ScriptModule):
         is_recurrent = getattr(module, "original_name", None) in _RECURRENT_NAMES
         return "it is scripted" if is_recurrent else None
@@ -128,10 +128,10 @@ def _why_left(module: torch.nn.Module) -> str | None:
         if type(module).__name__ not in _RECURRENT_NAMES:
             return None
         if type(module).__module__.startswith("torch.ao.nn.quantizable"):
-            return "a float module made to be quantised, which is no torch.nn.LSTM"
+            return "a float module made to be quantised, which is not a torch.nn.LSTM"
         return "it is quantised"
     if isinstance(module, torch.nn.RNNCellBase):
-        return "cells are not taken"
+        return "cells are not supported"
     if isinstance(module, torch.nn.RNN):
         return "neither LSTM nor GRU"
     if isinstance(module, torch.nn.RNNBase):
