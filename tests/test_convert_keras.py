@@ -172,10 +172,10 @@ def test_refused_arrays() -> None:
     refused(ValueError, r"bias: got shape \(5,\), wanted \(12,\), or two", *arrays()[:2], bias[:5])
     refused(TypeError, "go_backwards: got 1", kernel, recurrent, go_backwards=1)
     refused(TypeError, "time_major: got None", kernel, recurrent, time_major=None)
-    refused(TypeError, "backward: wanted kernel", kernel, recurrent, backward=kernel)
+    refused(TypeError, "backward: wanted a sequence of kernel", kernel, recurrent, backward=kernel)
     both = {"backward": arrays(), "go_backwards": True}
     refused(ValueError, "go_backwards: got True in a Bidirectional", *arrays(), **both)
-    refused(ValueError, "backward bias: is of another form", *arrays(), backward=arrays()[:2])
+    refused(ValueError, "backward bias: has another form", *arrays(), backward=arrays()[:2])
     wide = arrays(units=4)
     refused(ValueError, "weight_ih_l0_reverse: got shape", *arrays(), backward=wide)
     with pytest.raises(ValueError, match=r"for the 3 gates of 3 units of a GRU"):

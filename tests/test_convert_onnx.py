@@ -311,7 +311,7 @@ def no_node(nodes: list[Any], tensors: dict[str, np.ndarray], **options: Any) ->
 def test_no_node_but_others_of_the_kind() -> None:
     pytest.importorskip("onnx")
     rnn = make_node("RNN", ["X", "W", "R"], ["Y"], name="r", hidden_size=3)
-    message = "the RNN node 'r' is a plain recurrent network without gates, of which Tidegate has "
+    message = "the RNN node 'r' is a plain recurrent network without gates, a cell that Tidegate "
     assert no_node([rnn], weights()).startswith(message)
     quantised = make_node("DynamicQuantizeLSTM", ["X"], ["Y"], name="q", domain="com.microsoft")
     message = (
@@ -321,7 +321,7 @@ def test_no_node_but_others_of_the_kind() -> None:
     assert no_node([quantised], {}).startswith(message)
     foreign = make_node("LSTM", ["X", "W", "R"], ["Y"], domain="com.example", hidden_size=3)
     message = (
-        "the com.example.LSTM node 'Y' is no operator of ONNX, but of the domain 'com.example'"
+        "the com.example.LSTM node 'Y' is not an ONNX operator, but one of the domain 'com.example'"
     )
     assert no_node([foreign], weights()).startswith(message)
     aten = make_node("ATen", ["X"], ["Y"], domain="org.pytorch.aten", operator="lstm")
@@ -329,7 +329,7 @@ def test_no_node_but_others_of_the_kind() -> None:
     many = [make_node("RNN", ["X"], [f"Y{i}"]) for i in range(9)]
     assert no_node(many, {}).endswith("; and 4 more")
     nothing = no_node([make_node("Identity", ["X"], ["Y"])], {})
-    assert nothing == "nor has it any other operator of a gated recurrent network"
+    assert nothing == "it has no other operator of a gated recurrent network either"
 
     model = make_model([quantised, lstm_node("Y2")], weights())
     same(convert.from_onnx(model), convert.onnx_lstm(**weights()))
@@ -382,7 +382,7 @@ def test_no_node_but_unrolled_cells(cell: str) -> None:
     # A gate alone makes no recurrent network, nor do the activations.
     gates = cell_nodes(cell, "h", "Y")[1:]
     for nodes in (gates, cell_nodes(cell, "h", "Y")[:-1]):
-        assert no_node(nodes, {}).startswith("nor has it any other operator")
+        assert no_node(nodes, {}).startswith("it has no other operator")
 
 
 def test_pytorchs_exports_of_cells_are_recognised(tmp_path: pathlib.Path) -> None:
@@ -436,7 +436,7 @@ def test_constant_states_come_beside_the_layer(rng: np.random.Generator) -> None
     x = rng.normal(size=(5, 4, 2)).astype(np.float32)
     y, _ = got.layer(x, got.state)
     np.testing.assert_array_equal(y, got.layer(x, (h_0, np.zeros_like(h_0)))[0])
-    with pytest.raises(ValueError, match="'n': has a constant initial state, which is no part"):
+    with pytest.raises(ValueError, match="'n': has a constant initial state, which is not part"):
         convert.from_onnx(nodes(["", "h"]))
 
     zero = convert.onnx_nodes(nodes(["", "z", "z"]))["n"]
@@ -915,7 +915,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("activations: got 2, wanted 3 for each", {"activations": ["Sigmoid", "Tanh"]}),
     ("activations: got 'Swish', wanted one of 'Sigmoid', ", {"activations": ["Swish"] * 3}),
     (
-        "activation_alpha: got none for Affine, of which implementations disagree",
+        "activation_alpha: got none for Affine, for which implementations have different",
         {"activations": ["Sigmoid", "Affine", "Tanh"]},
     ),
     ("alpha: got none for ThresholdedRelu", {"activations": ["ThresholdedRelu"] * 3}),
@@ -1014,7 +1014,7 @@ def test_refused_models(tmp_path: pathlib.Path) -> None:
     refused(f"{message} of the graph in loop/body", [loop], w)
     reshape = make_node("Reshape", ["a", "s"], ["W"])
     tensors = {"a": w["W"], "R": w["R"], "s": np.array([7])}
-    refused("Reshape node 'W': cannot be worked out: ", [reshape, lstm], tensors)
+    refused("Reshape node 'W': cannot be evaluated: ", [reshape, lstm], tensors)
     ring = [make_node("Identity", ["W"], ["a"]), make_node("Identity", ["a"], ["W"])]
     refused("'n': 'W': depends on itself", [*ring, lstm], {"R": w["R"]})
 

@@ -323,7 +323,7 @@ ARITHMETIC: dict[str, tuple[int, list[str], dict[str, np.ndarray]]] = {
 
 
 def arithmetic_model(name: str) -> Any:
-    """An LSTM node whose W is worked out."""
+    """An LSTM node whose W is evaluated."""
     opset, texts, tensors = ARITHMETIC[name]
     w = weights()
     lstm = make_node("LSTM", ["X", "W", "R", "B"], ["Y"], hidden_size=3)
@@ -514,7 +514,7 @@ def test_damaged_tensors() -> None:
     refused("cannot be read: got elements of type STRING", data_type=8, string_data=[b"a"])
     refused("cannot be read: got elements of type UNDEFINED", dims=[1], raw_data=data)
     refused("cannot be read: ", data_type=99, dims=[1], raw_data=data)
-    held = "cannot be read: got data in float_data and raw_data, wanted one of these fields alone"
+    held = "cannot be read: got data in float_data and raw_data, wanted only one of these fields"
     floats = weights()["W"].ravel().tolist()
     refused(held, data_type=1, dims=[1, 12, 2], raw_data=data, float_data=floats)
     both = "cannot be read: got data in float_data and double_data"
@@ -580,7 +580,7 @@ def test_what_is_made_is_bounded_before_it_is_made(operator: str, little_memory:
     lstm = make_node("LSTM", ["X", "W", "R"], ["Y"], hidden_size=3)
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
     model = make_model([*nodes, lstm], {**arrays, "R": weights()["R"]}, opset=18)
-    with pytest.raises(ValueError, match=f"{operator} node .*makes too much of the"):
+    with pytest.raises(ValueError, match=f"{operator} node .*makes too much from the"):
         convert.from_onnx(model)
 
 
@@ -589,22 +589,20 @@ def made_wrong(text: str, opset: int = 18, **tensors: Any) -> str:
     lstm = make_node("LSTM", ["X", "W", "R"], ["Y"], hidden_size=3)
     nodes = [onnx.parser.parse_node(text), lstm]
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
-    with pytest.raises(
-        ValueError, match=r"node 'Y': .* node 'W': cannot be worked out: "
-    ) as caught:
+    with pytest.raises(ValueError, match=r"node 'Y': .* node 'W': cannot be evaluated: ") as caught:
         convert.from_onnx(make_model(nodes, {**arrays, "R": weights()["R"]}, opset=opset))
-    return str(caught.value).partition("worked out: ")[2]
+    return str(caught.value).partition("evaluated: ")[2]
 
 
 def test_contradictory_operators(little_memory: None) -> None:
     a = np.arange(12, dtype=np.float32)
     split = "W, b = Split<num_outputs = 1000000000>(a)"
-    assert made_wrong(split, a=a) == "it has 2 outputs, but is told to make 1000000000"
+    assert made_wrong(split, a=a) == "it has 2 outputs, but is asked for 1000000000"
     assert (
         made_wrong("W, b = Split(a, s)", a=a, s=[20, -8]) == "split: got [20, -8] for an axis of 12"
     )
     assert made_wrong("W, b = Split(a, s)", a=a, s=[9, 9]) == "split: got [9, 9] for an axis of 12"
-    assert "outputs, but is told to make 1" in made_wrong("W, b = Split(a, s)", a=a, s=[12])
+    assert "outputs, but is asked for 1" in made_wrong("W, b = Split(a, s)", a=a, s=[12])
     assert "differ in length: [1, 2]" in made_wrong("W = Slice(a, s, s, t)", a=a, s=[0, 0], t=[0])
     assert "wanted none below 0" in made_wrong("W = Tile(a, s)", a=a, s=[-1])
     assert "wanted none below 0" in made_wrong("W = Expand(a, s)", a=a, s=[-1])
@@ -688,7 +686,7 @@ def test_tensors_that_share_external_data(tmp_path: pathlib.Path, little_memory:
     model.graph.initializer.extend(tensors)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ValueError, match="external data 'data': makes too much of the 262144"):
+    with pytest.raises(ValueError, match="external data 'data': makes too much from the 262144"):
         convert.from_onnx(path)
 
 
@@ -750,7 +748,7 @@ def test_functions_that_call_each_other_twice(length: int, little_memory: None) 
     if length <= 5:
         same(convert.from_onnx(model), convert.onnx_lstm(**weights()))
         return
-    message = r"local functions: inlining them makes too much of the \d+ nodes stored: \d+ nodes"
+    message = r"local functions: inlining makes too much from the \d+ nodes stored: \d+ nodes"
     for read in (convert.from_onnx, convert.onnx_nodes):
         with pytest.raises(ValueError, match=message):
             read(model)
@@ -766,7 +764,9 @@ def test_functions_that_repeat_much(little_memory: None) -> None:
     infos = [onnx.helper.make_tensor_value_info(name, 1, None) for name in ("b0", "b1")]
     body = onnx.helper.make_graph(calls, "body", [], infos[:1])
     functions["G"] = [make_node("If", ["a"], ["b"], then_branch=body, else_branch=body)]
-    with pytest.raises(ValueError, match=r"makes too much of the .* nodes stored: .* \d{9} bytes"):
+    with pytest.raises(
+        ValueError, match=r"makes too much from the .* nodes stored: .* \d{9} bytes"
+    ):
         convert.from_onnx(function_model(functions, "G"))
 
 
@@ -785,9 +785,7 @@ def test_functions_of_another_opset() -> None:
     """These the onnx package does not inline."""
     model = function_model({"F": [make_node("LSTM", ["a", "a", "a"], ["b"])]}, "F")
     model.functions[0].opset_import[0].version = 11
-    message = (
-        "local function 'F': uses opset 11, the model 18, so that it cannot be inlined: bring "
-    )
+    message = "local function 'F': uses opset 11, the model 18, so it cannot be inlined: convert "
     with pytest.raises(ValueError, match=message):
         convert.from_onnx(model)
 

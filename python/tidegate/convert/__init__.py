@@ -1,12 +1,12 @@
-"""Weights from elsewhere, exactly: PyTorch, Keras and ONNX to layers, and back.
+"""Conversion of weights, exactly: from PyTorch, Keras and ONNX to layers, and back.
 
     layer = tidegate.convert.from_torch(module)              # or a state_dict, a file
     layer = tidegate.convert.from_keras("model.keras", "encoder")
     layer = tidegate.convert.from_onnx("model.onnx", "encoder/LSTM")
 
-What a layer cannot do exactly is refused by name. No framework is imported but by the call that
-needs it; arrays and Keras's files need none: a PyTorch state_dict of ndarrays, `keras_lstm`,
-`keras_gru`, `onnx_lstm`, `onnx_gru`.
+What a layer cannot do exactly is refused with an error that names it. A framework is imported only
+by the calls that need it; arrays and Keras's files need none: a PyTorch state_dict of ndarrays,
+`keras_lstm`, `keras_gru`, `onnx_lstm`, `onnx_gru`.
 """
 
 from tidegate.convert._keras import Merged, from_keras, keras_gru, keras_lengths, keras_lstm

@@ -1,7 +1,7 @@
-"""What a file or folder of weights is, whatever its name says, and what reads it.
+"""Recognises the format of a file or folder of weights, whatever its name says, and what reads it.
 
-The converters recognise each other's formats and what else is mistaken for theirs, so that a
-refusal says what to do.
+The converters recognise each other's formats and those that are commonly mistaken for theirs, so
+that their errors say what to do.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 _HEADER_BYTES = 512
-# torch.save begins with a pickled number, if it does not write a zip archive.
+# torch.save begins with this pickled number, unless it writes a zip archive.
 _TORCH_PICKLE = re.compile(rb"\x80.(\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
-# The safetensors format limits its description of the tensors to this.
+# The safetensors format limits the length of its header to this.
 _LONGEST_DESCRIPTION = 100_000_000
 # Suffixes of text; the parsers of some of them in the onnx package recurse without a limit.
 _TEXTS = (".onnxtxt", ".onnxtext", ".onnxjson", ".json", ".textproto", ".txtpb", ".prototxt")
@@ -28,11 +28,11 @@ _TENSORFLOW = (
 
 @dataclass(frozen=True)
 class Format:
-    """What a path holds.
+    """The format of a file or folder.
 
     Attributes:
-        name: a noun phrase, "a TorchScript file".
-        advice: what to do with it.
+        name: a noun phrase, such as "a TorchScript file".
+        advice: what to do with such a file.
     """
 
     name: str
@@ -95,7 +95,7 @@ _DISTRIBUTED = Format(
     "from_torch",
 )
 
-# Bytes at an offset.
+# (offset, bytes at this offset, format)
 _SIGNATURES = (
     (0, b"\x89HDF\r\n\x1a\n", HDF5),
     (0, b"\x80", _PICKLE),
@@ -122,15 +122,15 @@ def refuse_other(path: pathlib.Path, wanted: str, own: Container[Format]) -> For
     """Raises if a path holds a known format that is not one of `own`.
 
     Args:
-        path: of anything, or of nothing: the prefix of a checkpoint is no file.
-        wanted: what was expected, "an ONNX model".
+        path: a path of anything; it need not exist, as the prefix of a checkpoint is not a file.
+        wanted: the expected format, such as "an ONNX model".
         own: the formats that the caller reads, or refuses with more detail.
 
     Returns:
-        Which of `own` it is; None: unknown.
+        The one of `own` that it is; None if it is unknown.
 
     Raises:
-        ValueError: it does; the message names it and says what to do.
+        ValueError: another known format; the message names it and says what to do.
         OSError: the file cannot be read.
     """
     found = recognised(path)
@@ -140,21 +140,25 @@ def refuse_other(path: pathlib.Path, wanted: str, own: Container[Format]) -> For
 
 
 def recognised(path: pathlib.Path) -> Format | None:
-    """What a path holds, by its name, the files beside it and its first bytes; None: unknown.
+    """The format of a path, by its name, the files beside it and its first bytes; None: unknown.
 
     Special files, which may block or be endless, are not opened.
     """
     if path.is_dir():
-        return _of_folder(path)
+        return _format_of_folder(path)
     if not path.exists():
         is_prefix = path.with_name(path.name + ".index").is_file()
         return _CHECKPOINT_PREFIX if is_prefix else None
     if not path.is_file():
         return None
-    return _of_name(path) or _of_content(path) or (ONNX if path.suffix == ".onnx" else None)
+    return (
+        _format_of_name(path)
+        or _format_of_content(path)
+        or (ONNX if path.suffix == ".onnx" else None)
+    )
 
 
-def _of_folder(path: pathlib.Path) -> Format | None:
+def _format_of_folder(path: pathlib.Path) -> Format | None:
     if any((path / f"saved_model.{suffix}").is_file() for suffix in ("pb", "pbtxt")):
         return _SAVED_MODEL
     if (path / "model.weights.h5").is_file():
@@ -164,7 +168,7 @@ def _of_folder(path: pathlib.Path) -> Format | None:
     return _DISTRIBUTED if (path / ".metadata").is_file() else None
 
 
-def _of_name(path: pathlib.Path) -> Format | None:
+def _format_of_name(path: pathlib.Path) -> Format | None:
     if path.name in ("saved_model.pb", "saved_model.pbtxt"):
         return _SAVED_MODEL_PART
     if path.suffix in (".index", ".meta") or re.search(r"\.data-\d+-of-\d+$", path.name):
@@ -173,23 +177,23 @@ def _of_name(path: pathlib.Path) -> Format | None:
         return _FROZEN_GRAPH
     if path.suffix in _TEXTS:
         return _TEXT
-    # As Keras names the shards of weights; their index lies beside them.
+    # Keras names the shards of weights in this way; their index lies beside them.
     shard = re.fullmatch(r"(.*)_\d{5}\.weights\.h5", path.name)
     indices = [f"{shard[1]}{suffix}" for suffix in (".weights.json", ".json")] if shard else []
     return _KERAS_SHARD if any(path.with_name(index).exists() for index in indices) else None
 
 
-def _of_content(path: pathlib.Path) -> Format | None:
+def _format_of_content(path: pathlib.Path) -> Format | None:
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     if not header:
         return _EMPTY
-    # A file of tensors first: its length in the first bytes may look like any signature.
+    # Safetensors come first: the length in their first bytes may look like any other signature.
     is_description = header[8:9] == b"{"
     if is_description and int.from_bytes(header[:8], "little") <= _LONGEST_DESCRIPTION:
         return SAFETENSORS
     if header.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _of_archive(path)
+        return _format_of_archive(path)
     if _TORCH_PICKLE.match(header):
         return TORCH
     for offset, signature, kind in _SIGNATURES:
@@ -200,13 +204,13 @@ def _of_content(path: pathlib.Path) -> Format | None:
 
 def _is_text(beginning: bytes) -> bool:
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(beginning)  # the end may be cut
+        text = codecs.getincrementaldecoder("utf-8")().decode(beginning)  # may end in mid-character
     except UnicodeDecodeError:
         return False
     return text != "" and all(character.isprintable() or character.isspace() for character in text)
 
 
-def _of_archive(path: pathlib.Path) -> Format:
+def _format_of_archive(path: pathlib.Path) -> Format:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -216,7 +220,7 @@ def _of_archive(path: pathlib.Path) -> Format:
         return KERAS
     if names and all(name.endswith(".npy") for name in names):
         return _NPZ
-    # PyTorch's members lie in a folder of the archive.
+    # PyTorch's members are in a folder of the archive.
     members = {name.partition("/")[2] for name in names}
     if "constants.pkl" in members:
         return _TORCHSCRIPT

@@ -1,12 +1,12 @@
 """A bounded reader of HDF5 files: groups, datasets of numbers, and attributes that are text.
 
 Model files are downloaded, so they are not trusted. On some damaged files the HDF5 library loops
-for ever or reads memory that is not its own, which a caller in the same process can neither time
-out nor catch. A subprocess with a time limit would contain that, but it needs a Python executable
-(an embedded interpreter has none, a frozen application is its own), costs the imports at each call,
-and its limit is wrong on a slow disk. What Keras writes is a small part of the format, so it is
-read here, with NumPy alone. Nothing is followed out of the file, each allocation is checked against
-what is stored, and the work is bounded by the file's size: structures that overlap or form a cycle
+for ever or reads memory out of bounds, and a caller in the same process can neither time out nor
+catch that. A subprocess with a time limit would contain it, but it needs a Python executable (an
+embedded interpreter has none, a frozen application is its own), repeats the imports at each call,
+and its limit is wrong on a slow disk. Keras writes only a small part of the format, so it is read
+here, with NumPy alone. No link out of the file is followed, each allocation is checked against what
+is stored, and the work is bounded by the file's size: structures that overlap or form a cycle
 exceed a budget, which a valid file cannot.
 
 Superblocks of version 0 to 3, both kinds of object headers and of groups, and compact, contiguous
@@ -30,13 +30,13 @@ from tidegate.checks import Array
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
-_UNDEFINED = 2**64 - 1  # an address of nothing
-_DEEPEST = 256  # groups within groups; Keras nests two for each model within a model
-_LARGEST_METADATA = 2**26  # bytes of structures and text that are read of one file
+_UNDEFINED = 2**64 - 1  # the address of an object that does not exist
+_DEEPEST = 256  # nested groups; Keras nests two for each model within a model
+_LARGEST_METADATA = 2**26  # bytes of structures and text that are read from one file
 _LARGEST_RANK = 32
-_DEEPEST_TREE = 16  # levels of a B-tree; each holds at least twice as many as the next
+_DEEPEST_TREE = 16  # levels of a B-tree; each has at least twice as many nodes as the one above
 
-# Messages of object headers.
+# Types of the messages in object headers.
 _DATASPACE = 0x01
 _LINK_INFO = 0x02
 _DATATYPE = 0x03
@@ -49,14 +49,14 @@ _CONTINUATION = 0x10
 _SYMBOL_TABLE = 0x11
 _ATTRIBUTE_INFO = 0x15
 
-_SHARED = 2  # a message's flag: its content lies elsewhere
+_SHARED = 2  # a message's flag: its content is stored elsewhere
 
 
 def largest_expansion(stored: int) -> int:
-    """The most bytes that this many compressed bytes may claim to hold.
+    """The most bytes that this many compressed bytes may claim to expand to.
 
-    Deflate reaches a ratio of 1032 on constants, trained weights hardly 2. A small array of zeros
-    is legitimate, a large one takes memory that the file is too small for.
+    Deflate reaches a ratio of 1032 on constants, and hardly 2 on trained weights. A small array of
+    zeros is legitimate; a large one would take memory that the file is too small for.
     """
     return 2**24 + 64 * stored
 
@@ -65,12 +65,12 @@ def largest_expansion(stored: int) -> int:
 
 
 class _Source:
-    """The file's bytes. What is read as structure is charged to a budget."""
+    """The file's bytes. Structures, but not the data of datasets, are charged to a budget."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.size = stream.seek(0, 2)
-        # A valid file's structures lie side by side; some are read twice.
+        # The structures of a valid file do not overlap; some are read twice.
         self._budget = min(4 * self.size + 2**16, _LARGEST_METADATA)
 
     def charge(self, count: int) -> None:
@@ -89,12 +89,12 @@ class _Source:
         return found
 
     def structure(self, address: int, count: int) -> _Fields:
-        self.charge(count + 16)  # an empty one takes time too
+        self.charge(count + 16)  # an empty structure takes time too
         return _Fields(self.data(address, count))
 
 
 class _Fields:
-    """Consecutive fields of a structure; little-endian, as all of HDF5's."""
+    """Consecutive fields of a structure; little-endian, as everywhere in HDF5."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -118,7 +118,7 @@ class _Fields:
         return [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
 
     def expect(self, *wanted: bytes) -> bytes:
-        """A signature or a version."""
+        """Reads a signature or a version, and checks that it is one of `wanted`."""
         found = self.take(len(wanted[0]))
         if found not in wanted:
             raise ValueError(f"got {found!r}, wanted {' or '.join(map(repr, wanted))}")
@@ -137,8 +137,8 @@ class Dataset:
     """An array in a file.
 
     Attributes:
-        shape: as the file has it.
-        attributes: those that are text.
+        shape: the shape in the file.
+        attributes: its text attributes.
     """
 
     shape: tuple[int, ...]
@@ -150,7 +150,7 @@ class Dataset:
         """The values, in native byte order, maybe read-only; two opaque bytes as dtype "V2".
 
         Raises:
-            ValueError: the file does not hold them all, or in a way that is not understood.
+            ValueError: the file does not hold all values, or stores them in an unsupported way.
         """
         missing = {_DATATYPE, _LAYOUT} - self._messages.keys()
         if missing or _EXTERNAL_FILES in self._messages:
@@ -227,7 +227,7 @@ def _number_type(fields: _Fields) -> np.dtype[np.generic]:
     if kind == 5:  # opaque
         if size == 2:
             return np.dtype("V2")
-    elif kind in (0, 1) and size in (1, 2, 4, 8) and not bits & 64:  # 64: the order of a VAX
+    elif kind in (0, 1) and size in (1, 2, 4, 8) and not bits & 64:  # 64: VAX byte order
         offset, precision = fields.uints(2, 2)
         whole = offset == 0 and precision == 8 * size
         if kind == 0 and whole:
@@ -247,7 +247,7 @@ def _number_type(fields: _Fields) -> np.dtype[np.generic]:
 
 
 def _filters(message: bytes | None) -> list[tuple[str, int]]:
-    """Names and first parameters, in the order of writing."""
+    """The filters' names and first parameters, in the order of writing."""
     if message is None:
         return []
     fields = _Fields(message)
@@ -273,7 +273,7 @@ def _filters(message: bytes | None) -> list[tuple[str, int]]:
 
 
 def _undo(name: str, value: int, data: bytes, size: int) -> bytes:
-    """Undoes a filter; the result has no more than `size` bytes."""
+    """Undoes a filter; the result has at most `size` bytes."""
     if name == "shuffle":
         whole = len(data) // value * value if value else 0
         planes = np.frombuffer(data[:whole], np.uint8).reshape(max(value, 1), -1)
@@ -291,9 +291,9 @@ def _undo(name: str, value: int, data: bytes, size: int) -> bytes:
 def _chunks(
     source: _Source, address: int, rank: int, above: int = _DEEPEST_TREE
 ) -> Iterator[tuple[list[int], int, int, int]]:
-    """Corner, stored bytes, mask of skipped filters and address of each chunk.
+    """The corner, stored bytes, mask of skipped filters and address of each chunk.
 
-    From a version 1 B-tree, whose levels fall from the root to the leaves.
+    They are read from a version 1 B-tree, whose levels count down from the root to the leaves.
     """
     level, used, fields = _tree_node(source, address, 1, above, 8 + 8 * (rank + 1))
     for _ in range(used):
@@ -309,7 +309,7 @@ def _chunks(
 def _tree_node(
     source: _Source, address: int, kind: int, above: int, key_size: int
 ) -> tuple[int, int, _Fields]:
-    """Level, used entries and these, each a key and an address, of a version 1 B-tree's node."""
+    """The level, entry count and entries (key, address) of a version 1 B-tree node."""
     fields = source.structure(address, 24)
     fields.expect(b"TREE")
     found, level, used = fields.uint(1), fields.uint(1), fields.uint(2)
@@ -323,13 +323,13 @@ def _tree_node(
 
 @dataclass(eq=False)
 class File:
-    """The tree of a file; paths have no leading slash, and the root's is "".
+    """The objects of a file; paths have no leading slash, and the root's is "".
 
-    Links to other places are not followed; an object with several names has the first.
+    Soft links and links to other files are ignored; an object with several names has the first.
 
     Attributes:
-        datasets: by path.
-        groups: their attributes that are text, by path.
+        datasets: the datasets, by path.
+        groups: the groups' text attributes, by path.
     """
 
     datasets: dict[str, Dataset] = field(default_factory=dict)
@@ -337,13 +337,13 @@ class File:
 
 
 def read(stream: BinaryIO) -> File:
-    """The tree of the file; a dataset's values are read when they are asked for.
+    """The objects of the file; the values of a dataset are read when its `read` is called.
 
     Args:
-        stream: seekable; it stays open as long as datasets are read.
+        stream: seekable; it must stay open as long as datasets are read.
 
     Raises:
-        ValueError: it is no HDF5 file, is truncated, damaged, or has a feature that is not read.
+        ValueError: it is not an HDF5 file, is truncated, damaged, or has an unsupported feature.
     """
     source = _Source(stream)
     file = File()
@@ -397,7 +397,7 @@ def _root(source: _Source) -> int:
 
 
 def _messages(source: _Source, address: int) -> Iterator[tuple[int, int, bytes]]:
-    """Kind, flags and content of each message of an object's header."""
+    """The type, flags and content of each message of an object's header."""
     prefix = source.structure(address, 16)
     old = prefix.take(4) != b"OHDR"
     if old:
@@ -418,7 +418,7 @@ def _messages(source: _Source, address: int) -> Iterator[tuple[int, int, bytes]]
         fields = source.structure(*blocks.pop(0))
         if not old and not first:
             fields.expect(b"OCHK")
-        # The last four bytes of a later block are its checksum; the first block's lie behind it.
+        # A later block ends with its checksum of four bytes; the first block's comes after it.
         end = 0 if old or first else 4
         first = False
         header = 8 if old else 6 if ordered else 4
@@ -467,7 +467,7 @@ def _attributes(
 def _attribute(
     source: _Source, heaps: _GlobalHeaps, fields: _Fields
 ) -> tuple[str, str | list[str] | None]:
-    """Name and text; None for an attribute of another type."""
+    """An attribute's name and text; None for an attribute of another type."""
     version, flags = fields.uints(2, 1)
     if version not in (1, 2, 3):
         raise ValueError(f"an attribute is of version {version}")
@@ -477,7 +477,7 @@ def _attribute(
         fields.take(_padded(size) if version == 1 else size) for size in sizes
     )
     text = name.partition(b"\0")[0].decode("utf-8", "replace")
-    if version > 1 and flags & 3:  # a type or a shape that lies elsewhere
+    if version > 1 and flags & 3:  # a type or a shape that is stored elsewhere
         return text, None
     if dataspace[:1] == b"\2" and dataspace[3:4] == b"\2":  # no value at all
         return text, None
@@ -499,7 +499,7 @@ def _attribute(
 
 
 class _GlobalHeaps:
-    """Collections of text of variable length, each parsed once."""
+    """Collections of texts of variable length, each parsed once."""
 
     def __init__(self, source: _Source) -> None:
         self._source = source
@@ -525,7 +525,7 @@ class _GlobalHeaps:
             index = fields.uint(2)
             fields.take(6)
             size = fields.uint(8)
-            if index == 0:  # the free space, at the end
+            if index == 0:  # the free space, which comes last
                 break
             objects[index] = fields.take(size)
             fields.take(min(_padded(size) - size, fields.left))
@@ -536,7 +536,7 @@ class _GlobalHeaps:
 
 
 def _links(source: _Source, messages: list[tuple[int, int, bytes]]) -> Iterator[tuple[str, int]]:
-    """Name and address of each object in a group, by whichever way they are stored."""
+    """The name and address of each object in a group, for both kinds of groups."""
     for kind, _, body in messages:
         if kind == _SYMBOL_TABLE:
             tree, heap = _Fields(body).uints(2)
@@ -560,7 +560,7 @@ def _local_heap(source: _Source, address: int) -> bytes:
 def _symbols(
     source: _Source, address: int, names: bytes, above: int = _DEEPEST_TREE
 ) -> Iterator[tuple[str, int]]:
-    """From the B-tree of a group's symbol table."""
+    """The name and address of each object in the B-tree of a group's symbol table."""
     level, used, fields = _tree_node(source, address, 0, above, 8)
     for _ in range(used):
         _, child = fields.uints(2)
@@ -599,7 +599,7 @@ def _link(fields: _Fields) -> Iterator[tuple[str, int]]:
 
 
 def _dense(source: _Source, body: bytes, kind: int, order_size: int) -> Iterator[bytes]:
-    """The messages in the heap that a link info or attribute info message tells of."""
+    """The messages in the heap that a link info or attribute info message refers to."""
     fields = _Fields(body)
     fields.expect(b"\0")
     fields.take(order_size if fields.uint(1) & 1 else 0)
@@ -629,7 +629,7 @@ def _records(source: _Source, address: int, kind: int) -> Iterator[bytes]:
         return
     if not record_size or node_size <= 10 or depth > _DEEPEST_TREE:
         raise ValueError("a B-tree's sizes are impossible")
-    # The widths of the counts in a pointer follow from how many records the nodes below can hold.
+    # The widths of the counts in a pointer follow from how many records the nodes below may hold.
     most = (node_size - 10) // record_size
     width = _bytes_for(most)
     totals, total = [0], most
@@ -654,7 +654,7 @@ def _records(source: _Source, address: int, kind: int) -> Iterator[bytes]:
 
 
 class _FractalHeap:
-    """Objects by their identifiers; those alone that the heap's table of blocks holds."""
+    """Objects by their identifiers, restricted to those within the heap's table of blocks."""
 
     def __init__(self, source: _Source, address: int) -> None:
         self._source = source
@@ -684,7 +684,7 @@ class _FractalHeap:
         return self._find(self._root, self._rows, offset, length)
 
     def _find(self, block: int, rows: int, offset: int, length: int) -> bytes:
-        """The object at an offset in a block; one without rows is direct, and holds the bytes."""
+        """The object at an offset in a block; without rows it is direct: it holds the bytes."""
         if rows == 0:
             return self._source.structure(block + offset, length).take(length)
         for row in range(rows):

@@ -1,6 +1,6 @@
-"""Keras: arrays, layer configurations and layer objects to layers. How files are read is next door.
+"""Keras: arrays, layer configurations and layer objects as layers. `_keras_files` reads files.
 
-Keras itself is never imported: a caller that passes an object of it has done so.
+Keras itself is never imported here: a caller that passes a Keras object has already imported it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tidegate.convert._weights import (
 from tidegate.layers import GRU, LSTM, Activation
 
 _ORDERS = {"LSTM": KERAS_LSTM, "GRU": ZRH_GRU}
-# What Keras calls its layers and cells.
+# Keras's names of its layers and cells.
 _CELLS = {
     "LSTM": "LSTM",
     "GRU": "GRU",
@@ -47,7 +47,7 @@ _CONVERTIBLE = (*_CELLS, "RNN", "Bidirectional")
 _MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 _FRAMEWORKS = ("keras", "tf_keras", "tensorflow")
 
-# Options of Keras's layers and cells that a conversion takes into account; `num_constants` and
+# Options of Keras's layers and cells that a conversion takes into account. `num_constants` and
 # `quantization_config` are refused unless they are empty.
 _READ = frozenset(
     [
@@ -56,11 +56,11 @@ _READ = frozenset(
         *("num_constants", "quantization_config"),
     ]
 )
-# Options that change no result of inference, and why.
+# Options that do not change the results of inference, and why.
 _WITHOUT_EFFECT = {
     option: reason
     for reason, options in {
-        "where the layer is in its model": (
+        "position of the layer in its model": (
             "name trainable batch_input_shape batch_shape input_shape input_dim input_length "
             "batch_size ragged sparse"
         ),
@@ -69,17 +69,17 @@ _WITHOUT_EFFECT = {
             "kernel_regularizer recurrent_regularizer bias_regularizer activity_regularizer "
             "kernel_constraint recurrent_constraint bias_constraint dropout recurrent_dropout seed"
         ),
-        "which of its results the layer returns: a layer here returns y and the state": (
+        "which of its results the layer returns; a layer here returns y and the state": (
             "return_sequences return_state"
         ),
         "how the results are computed": "implementation unroll use_cudnn autocast",
-        "what is kept between calls, as a stream does": "stateful",
-        "padded steps, at which y is zero here": "zero_output_for_mask",
+        "state that is kept between calls; a stream keeps it": "stateful",
+        "output at padded steps; y is zero there": "zero_output_for_mask",
     }.items()
     for option in options.split()
 }
 
-# Keras's activations that the layers have too. hard_sigmoid depends on the version.
+# Keras's activations that layers have. The meaning of hard_sigmoid depends on Keras's version.
 _ACTIVATIONS: dict[str, Activation] = {
     "tanh": "tanh",
     "sigmoid": "sigmoid",
@@ -99,7 +99,7 @@ class Merged(NamedTuple):
 
     Attributes:
         layer: bidirectional; its y is concatenated, forward first.
-        merge_mode: what Keras does with the halves instead, `forward, backward = numpy.split(y, 2,
+        merge_mode: how Keras merges the halves instead, `forward, backward = numpy.split(y, 2,
             axis=-1)`: "sum" adds, "mul" multiplies, "ave" takes their mean, None keeps both.
     """
 
@@ -123,23 +123,23 @@ def keras_lstm(
 ) -> LSTM:
     """An LSTM from the arrays of Keras's LSTM or CuDNNLSTM, as `get_weights()` gives them.
 
-    Like Keras's, the layer is batch first. With `go_backwards` it becomes a `reverse` layer, whose
-    y is in the order of x; Keras's is in the order of its steps, which is the opposite.
+    As in Keras, the layer is batch first. With `go_backwards` it becomes a `reverse` layer, whose y
+    is in the order of x, whereas Keras's is in the order of its steps, which is the opposite.
 
     Args:
         kernel: (I, 4*H); gates in the order i, f, c, o.
         recurrent_kernel: (H, 4*H).
-        bias: (4*H,); or (8*H,), which tells that all three have CuDNNLSTM's layout; None: none.
+        bias: (4*H,); or (8*H,), which means that all three have CuDNNLSTM's layout; None: no bias.
         backward: the arrays of a Bidirectional's backward layer.
-        recurrent_activation: of the gates, in tidegate's names: "hard_sigmoid" is that of Keras 1
-            and 2, ("hard_sigmoid", 1/6, 0.5) that of Keras 3.
-        activation: of the candidate and of c'.
+        recurrent_activation: the gates' activation, by its name in tidegate: "hard_sigmoid" is that
+            of Keras 1 and 2, ("hard_sigmoid", 1/6, 0.5) that of Keras 3.
+        activation: the activation of the candidate and of c'.
         go_backwards: whether the layer runs from the last step to the first.
         time_major: whether x and y are (T, N, ...) instead of (N, T, ...).
 
     Raises:
-        TypeError: an array is no float32, float64, float16 or bfloat16 ndarray.
-        ValueError: a shape does not fit, or an option is none of the layer's.
+        TypeError: an array is not a float32, float64, float16 or bfloat16 ndarray.
+        ValueError: a shape does not fit, or a layer does not have an option's value.
     """
     options = {"recurrent_activation": recurrent_activation, "activation": activation}
     arrays = _given_arrays((kernel, recurrent_kernel, bias), backward)
@@ -160,23 +160,24 @@ def keras_gru(
     go_backwards: bool = False,
     time_major: bool = False,
 ) -> GRU:
-    """A GRU from the arrays of Keras's GRU or CuDNNGRU; `keras_lstm` tells the rest.
+    """A GRU from the arrays of Keras's GRU or CuDNNGRU, as `get_weights()` gives them.
 
     Args:
         kernel: (I, 3*H); gates in the order z, r, h.
         recurrent_kernel: (H, 3*H).
-        bias: (2, 3*H) with reset_after, (3*H,) without; or (6*H,), which tells that all three have
-            CuDNNGRU's layout; None: none.
-        backward: as `keras_lstm`'s, and likewise the others.
-        reset_after: None is what the bias says, and True without one, as in Keras 2 and 3.
-        recurrent_activation: as `keras_lstm`'s.
-        activation: of the candidate.
-        go_backwards: as `keras_lstm`'s.
-        time_major: as `keras_lstm`'s.
+        bias: (2, 3*H) with reset_after, (3*H,) without; or (6*H,), which means that all three have
+            CuDNNGRU's layout; None: no bias.
+        backward: as for `keras_lstm`.
+        reset_after: None takes it from the bias's shape, and True if there is no bias, as in Keras
+            2 and 3.
+        recurrent_activation: as for `keras_lstm`.
+        activation: the candidate's activation.
+        go_backwards: as for `keras_lstm`.
+        time_major: as for `keras_lstm`.
 
     Raises:
-        TypeError, ValueError: as `keras_lstm`.
-        ValueError: reset_after is not what the bias says.
+        TypeError, ValueError: as for `keras_lstm`.
+        ValueError: reset_after contradicts the bias's shape.
     """
     options: dict[str, Any]
     options = {"recurrent_activation": recurrent_activation, "activation": activation}
@@ -191,7 +192,9 @@ def _given_arrays(forward: Sequence[Any], backward: Sequence[Any] | None) -> lis
     if backward is None:
         return [forward]
     if not isinstance(backward, (list, tuple)) or len(backward) not in (2, 3):
-        raise TypeError("backward: wanted kernel, recurrent_kernel and maybe bias, as a sequence")
+        raise TypeError(
+            "backward: wanted a sequence of kernel, recurrent_kernel and optionally bias"
+        )
     return [forward, backward]
 
 
@@ -202,7 +205,7 @@ def _from_arrays(
     time_major: bool,
     options: dict[str, Any],
 ) -> RecurrentLayer:
-    """`directions`: one or two of kernel, recurrent_kernel and, maybe, bias."""
+    """`directions`: for each direction kernel, recurrent_kernel and optionally bias."""
     names = ("kernel", "recurrent_kernel", "bias")
     prefixes = ("", "backward ")
     arrays = as_weights(
@@ -226,7 +229,7 @@ def _from_arrays(
         reset_after.add(after)
     bias = "bias_ih" in parameters[0]
     if any(("bias_ih" in converted) != bias or len(reset_after) > 1 for converted in parameters):
-        raise ValueError("backward bias: is of another form than the forward layer's")
+        raise ValueError("backward bias: has another form than the forward layer's")
     options = {key: value for key, value in options.items() if value is not None}
     if cell == "GRU" and None not in reset_after:
         (found,) = reset_after
@@ -252,7 +255,7 @@ def _from_arrays(
 def _direction_parameters(
     cell: str, prefix: str, arrays: Mapping[str, Array]
 ) -> tuple[dict[str, Array], bool | None]:
-    """One direction's parameters in our order, and the reset_after that the bias tells."""
+    """One direction's parameters in Tidegate's gate order, and the bias shape's reset_after."""
     gates, order = GATES[cell], _ORDERS[cell]
     kernel, recurrent = arrays["kernel"], arrays["recurrent_kernel"]
     check_rank(f"{prefix}kernel", kernel, 2, "two axes, none of them empty")
@@ -285,7 +288,7 @@ def _direction_parameters(
 def _cudnn_weight(kernel: Array, gates: int) -> Array:
     """(G*H, in) of a CuDNN layer's (in, G*H).
 
-    Its columns of one gate, read row by row, are cuDNN's own matrix (H, in), read row by row.
+    The columns of one gate, in row-major order, hold cuDNN's own matrix (H, in) in row-major order.
     """
     inputs = kernel.shape[0]
     blocks = [np.ascontiguousarray(block) for block in np.split(kernel, gates, axis=1)]
@@ -295,11 +298,11 @@ def _cudnn_weight(kernel: Array, gates: int) -> Array:
 def keras_lengths(mask: Array) -> Array:
     """The `lengths` (N,) of a layer's call for a Keras mask (N, T), bool, True at valid steps.
 
-    A layer's y is zero at padded steps; Keras's is what its `zero_output_for_mask` says.
+    A layer's y is zero at padded steps; Keras's depends on its `zero_output_for_mask`.
 
     Raises:
-        TypeError: mask is no ndarray of bool.
-        ValueError: it is not (N, T), or a row is not right-padded: steps come after masked ones.
+        TypeError: mask is not an ndarray of bool.
+        ValueError: it is not (N, T), or a row is not right-padded: valid steps follow masked ones.
     """
     dtype = getattr(mask, "dtype", type(mask).__name__)
     if dtype != np.bool_:
@@ -319,29 +322,29 @@ def keras_lengths(mask: Array) -> Array:
 def from_keras(
     layer_or_path: Any | Path, name: str | None = None, *, config: Mapping[str, Any] | None = None
 ) -> RecurrentLayer | Merged:
-    """An LSTM or a GRU with the weights and options of one of Keras's; see `keras_lstm`.
+    """An LSTM or a GRU with the weights and options of a Keras layer; see `keras_lstm`.
 
-    Converted are LSTM, GRU, CuDNNLSTM, CuDNNGRU, `RNN` of an LSTMCell or a GRUCell, `Bidirectional`
-    of any of them, and what `TimeDistributed` applies to each element of its second axis. What
-    changes no output is left out (dropout, initialisers, `return_sequences`, `stateful`: a stream
-    keeps its state), and so is the precision of a mixed dtype policy: the layer computes in the
-    dtype of the weights. A layer takes `lengths`, not masks: `keras_lengths` turns one into the
-    other where it can. Nothing of a file is executed, no link in it followed, and the time and
-    memory that reading takes are bounded by the file's size.
+    LSTM, GRU, CuDNNLSTM, CuDNNGRU, `RNN` of an LSTMCell or a GRUCell, and `Bidirectional` of any of
+    them can be converted, also inside `TimeDistributed`, which applies them to each element of its
+    second axis. Options that do not change the output are ignored (dropout, initialisers,
+    `return_sequences`, `stateful`: a stream keeps its state), and so is the precision of a mixed
+    dtype policy: the layer computes in the dtype of the weights. A layer takes `lengths`, not
+    masks: `keras_lengths` converts masks where it can. No content of a file is executed, no link in
+    it is followed, and the time and memory for reading it are bounded by its size.
 
-    A file that holds weights alone (`.weights.h5`, what `save_weights` wrote, or a subclassed
-    model) does not tell a layer's activations or direction, so it needs `config`.
+    A file with nothing but weights (`.weights.h5`, a file of `save_weights`, or a subclassed model)
+    does not record a layer's activations or direction, so it needs `config`.
 
     Args:
         layer_or_path: a layer or a model of Keras 2 or 3; or a file: `.keras`, `.weights.h5`, or
             the `.h5` (`.hdf5`) of Keras 2 and TensorFlow 1, with or without the architecture.
-        name: the layer's name, at any depth of the model; None if there is just one. If several
-            have it, the path with the names of the models, as in "encoder/lstm_1", where "lstm_1"
-            is one of the outermost model. In a `.weights.h5` also the place of the weights, as in
-            "layers/lstm_1"; some have no names.
-        config: for a file that holds weights alone: what `layer.get_config()` tells, or those of
-            its entries that are not the defaults of the Keras that wrote the file, {} if all are.
-            Activations may be tidegate's, as ("hard_sigmoid", 0.2, 0.5).
+        name: the layer's name, at any depth of the model; None if there is just one layer. If
+            several have the name, the path with the names of the models, as in "encoder/lstm_1",
+            where "lstm_1" alone is a layer of the outermost model. For a `.weights.h5` also the
+            group of the weights, as in "layers/lstm_1"; some layers have no names.
+        config: for a file with nothing but weights: `layer.get_config()`, or those of its entries
+            that differ from the defaults of the Keras that wrote the file, {} if none does.
+            Activations may be tidegate's, such as ("hard_sigmoid", 0.2, 0.5).
 
     Returns:
         layer: batch first, unless it is time-major; a `Merged` for a Bidirectional whose merge_mode
@@ -351,11 +354,11 @@ def from_keras(
         TypeError: neither a layer, a model nor a path; weights of another dtype.
         OSError: the file cannot be opened.
         ValueError: there is no such layer, or several and no name (the message lists them); an
-            option that a layer does not have; weights that do not fit the options; weights alone
-            without config; a file that is damaged, of another format, or no regular file.
+            option that a layer does not have; weights that do not fit the options; nothing but
+            weights and no config; a file that is damaged, of another format, or not a regular file.
 
     Warns:
-        UserWarning: the configuration has an option that is not known here and is ignored.
+        UserWarning: the configuration has an unknown option, which is ignored.
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name: got {type(name).__name__}, wanted a str or None")
@@ -381,9 +384,7 @@ def from_keras(
 
 
 def _framework_class(given: Any) -> tuple[str, str] | None:
-    """The name of an object's class, or of the one of Keras's that it derives from, and Keras's
-    version; None if it is none of Keras's objects.
-    """
+    """The name of an object's nearest Keras class, and Keras's version; None without one."""
     for kind in type(given).__mro__:
         root = kind.__module__.partition(".")[0]
         if root in _FRAMEWORKS:
@@ -405,7 +406,7 @@ def _object_layers(given: Any) -> list[LayerWeights]:
 def _walk_objects(
     given: Any, models: tuple[str, ...], outermost: bool
 ) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """The layers that convert in an object, and the names of the models that each is in."""
+    """The convertible layers in an object, and the names of the models that contain each."""
     class_name, _ = _framework_class(given) or ("", "")
     if class_name in _CONVERTIBLE:
         yield given, models
@@ -429,16 +430,16 @@ def _layer_weights(given: Any, models: tuple[str, ...]) -> LayerWeights:
         given.get_config(),
         version=version,
         numbered=False,
-        # A stateful layer's states would come with its own weights.
+        # The layer's own weights would include the states of a stateful layer.
         weights=[list(getattr(part, "cell", part).get_weights()) for part in parts],
     )
 
 
-# ---- What the file leaves out --------------------------------------------------------------------
+# ---- Defaults of options -------------------------------------------------------------------------
 
 
 class _Defaults(NamedTuple):
-    """What Keras takes for options that are not given; None where the file leaves it open."""
+    """Keras's defaults of omitted options; None if they depend on an unknown version."""
 
     recurrent_activation: str | None
     reset_after: bool | None
@@ -450,7 +451,7 @@ def _release(version: str) -> tuple[int, int] | None:
 
 
 def _defaults(layer: LayerWeights) -> _Defaults:
-    """The defaults of the Keras that wrote a layer, as the signatures of its LSTM and GRU are.
+    """The defaults in the signatures of LSTM and GRU of the Keras that wrote a layer.
 
     | keras_version | recurrent_activation | reset_after |
     | --- | --- | --- |
@@ -460,8 +461,9 @@ def _defaults(layer: LayerWeights) -> _Defaults:
     | 2.3.0, 2.3.1 | sigmoid | False |
     | 2.3.0-tf (TensorFlow 2.2), and 2.4 and later | sigmoid | True |
 
-    The newer layout without a version is younger than all of these changes. CuDNN's layers have no
-    choice. The layers of `tf.compat.v1` kept the older defaults; their files are like the others.
+    The newer layout is younger than all of these changes, even if a file has no version. CuDNN's
+    layers have no such options. The layers of `tf.compat.v1` kept the older defaults, but their
+    files cannot be told from the others.
     """
     if layer.class_name.startswith("CuDNN") or (layer.numbered and not layer.version):
         return _Defaults("sigmoid", True)
@@ -474,7 +476,7 @@ def _defaults(layer: LayerWeights) -> _Defaults:
 
 
 def _with_config(layer: LayerWeights, config: Mapping[str, Any] | None) -> LayerWeights:
-    """A layer of a file that holds weights alone: as if `config` were the layer's own."""
+    """A layer of a file with nothing but weights, with `config` as its configuration."""
     if config is None:
         gates = _defaults(layer).recurrent_activation
         merge = ", merge_mode='concat'" if len(layer.weights) > 1 else ""
@@ -511,12 +513,12 @@ _UNTOLD = (
 )
 
 
-# ---- What a configuration means ------------------------------------------------------------------
+# ---- Configurations ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Options:
-    """What a layer's configuration says about its outputs."""
+    """The options in a layer's configuration that determine its outputs."""
 
     cell: str
     units: int | None
@@ -563,7 +565,7 @@ def _read_child(key: str, layer: LayerWeights, config: Mapping[str, Any]) -> _Op
 
 
 def _check_options(class_name: object, config: Mapping[str, Any]) -> None:
-    """Refuses options that no layer here has; warns of those that are not known."""
+    """Refuses options that no layer here has; warns about unknown ones."""
     if {"inner_activation", "output_dim"} & config.keys():
         raise ValueError(
             "was written by Keras 1, whose layers have other arrays: load it with Keras 2.2, and "
@@ -616,7 +618,7 @@ def _read_options(layer: LayerWeights, class_name: Any, config: Mapping[str, Any
     if reset_after is None and cell == "GRU" and any(len(arrays) == 2 for arrays in layer.weights):
         if defaults.reset_after is None:
             raise ValueError("reset_after: without a bias nothing tells it: give it in config")
-        reset_after = defaults.reset_after  # else the bias tells
+        reset_after = defaults.reset_after  # otherwise the bias's shape tells
     return _Options(
         cell=cell,
         units=config.get("units"),
@@ -630,7 +632,7 @@ def _read_options(layer: LayerWeights, class_name: Any, config: Mapping[str, Any
 
 
 def _read_cell(cell: object) -> tuple[str, Mapping[str, Any]]:
-    """Class and configuration of an RNN's cell."""
+    """The class and the configuration of an RNN's cell."""
     cell = cell if isinstance(cell, Mapping) else {}
     class_name, config = cell.get("class_name"), cell.get("config")
     if class_name in ("LSTMCell", "GRUCell") and isinstance(config, Mapping):
@@ -661,15 +663,15 @@ def _read_activation(option: str, value: Any, version: str) -> Activation:
         return _HARD_SIGMOID if release < (3, 0) else _HARD_SIGMOID_3
     if not isinstance(value, str) or value not in _ACTIVATIONS:
         raise ValueError(
-            f"{option}: got {_shown(value)}, which no layer has: wanted one of "
+            f"{option}: got {_activation_text(value)}, which no layer has: wanted one of "
             f"{listed((*_ACTIVATIONS, 'hard_sigmoid'))}; a layer with another must stay in Keras, "
             "or be trained again with one of these"
         )
     return _ACTIVATIONS[value]
 
 
-def _shown(activation: object) -> str:
-    """An activation for a message: its name, or an object's class and options."""
+def _activation_text(activation: object) -> str:
+    """A description of an activation: its name, or an object's class and options."""
     if not isinstance(activation, Mapping):
         return repr(activation)
     class_name, config = activation.get("class_name"), activation.get("config", activation)

@@ -1,9 +1,9 @@
-"""Keras files: the recurrent layers in them, options and arrays. What they mean is next door.
+"""Keras files: their recurrent layers, with options and arrays. `_keras` interprets them.
 
-Two layouts: that of Keras 3 (and of TensorFlow's Keras from 2.12 on), where a layer's variables are
-numbered in a group `vars`, and the older one, where groups list `weight_names`.
+There are two layouts: that of Keras 3 (and of TensorFlow's Keras from 2.12 on), where a layer's
+variables are numbered in a group `vars`, and the older one, where groups list `weight_names`.
 
-Files are not trusted. Archives may be stored or deflated only, each member's size is checked
+Files are not trusted. Members of archives must be stored or deflated, each member's size is checked
 against its compressed size before it is read, JSON is limited in size and in items, and HDF5 is
 read by the bounded reader `_hdf5`.
 """
@@ -29,13 +29,13 @@ from tidegate.convert._formats import HDF5, KERAS, ZIP, refuse_other
 from tidegate.convert._paths import check_regular_file
 from tidegate.convert._weights import listed
 
-# Models nest a few levels; Python's recursion ends at about 1000 calls.
+# Real models nest a few levels; Python's recursion ends at about 1000 calls.
 _DEEPEST = 100
-# Of a `.keras` archive: whole models and their descriptions are far smaller.
+# Limits on a `.keras` archive: real models and their descriptions are far smaller.
 _LARGEST_MEMBER = {"metadata.json": 2**16, "config.json": 2**24, "model.weights.h5": 2**34}
 _LARGEST_JSON = 2**24
-_MOST_ITEMS = 2**20  # of JSON: each takes up to a hundred bytes of memory
-_MOST_LAYERS = 2**10  # recurrent ones; each is compared with each group of arrays
+_MOST_ITEMS = 2**20  # of JSON; each takes up to a hundred bytes of memory
+_MOST_LAYERS = 2**10  # recurrent layers; each is compared with each group of arrays
 _LONGEST_NAME = 2**10
 
 
@@ -44,12 +44,12 @@ _LONGEST_NAME = 2**10
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A recurrent layer, as a file or an object holds it.
+    """A recurrent layer in a file or an object.
 
     Attributes:
-        name: its own.
+        name: the layer's own name.
         path: the names of the models that it is in, without the outermost, and its own: "enc/rnn".
-        place: where its weights lie in a file, as "layers/lstm"; "" in an object.
+        place: the group of its weights in a file, such as "layers/lstm"; "" for an object.
         class_name: Keras's; without a configuration "LSTM" or "GRU", from the shapes.
         config: its configuration; None if the file has none.
     """
@@ -63,12 +63,12 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights(Layer):
-    """A layer with its arrays.
+    """A recurrent layer with its arrays.
 
     Attributes:
-        version: Keras's, as it is written; "" if it is unknown.
-        numbered: whether it comes from the newer layout, which is that of Keras 2.12 and later.
-        weights: kernel, recurrent_kernel and maybe bias, for each direction.
+        version: Keras's version, as written in the file; "" if it is unknown.
+        numbered: whether it comes from the newer layout, that of Keras 2.12 and later.
+        weights: kernel, recurrent_kernel and optionally bias, for each direction.
     """
 
     version: str
@@ -80,18 +80,18 @@ _AnyLayer = TypeVar("_AnyLayer", bound=Layer)
 
 
 def select(layers: Sequence[_AnyLayer], name: str | None, where: str) -> _AnyLayer:
-    """The layer of this path, place or name; the only one if that is None.
+    """The layer with this path, place or name; the only layer if `name` is None.
 
-    A path precedes a name, so "rnn" is a layer of the outermost model if there is one, as in
-    Keras's `get_layer`, though a model inside may have one of that name too.
+    Paths take precedence over names: "rnn" is a layer of the outermost model if it has one, as in
+    Keras's `get_layer`, even if an inner model has a layer of that name too.
 
     Raises:
-        ValueError: there is none, or several; the message lists them.
+        ValueError: there is none, or there are several; the message lists them.
     """
     names = collections.Counter(layer.name for layer in layers)
     paths = collections.Counter(layer.path for layer in layers)
-    # The shortest of these that only one layer has.
-    shown = [
+    # For each layer, the shortest of its name, path and place that no other layer has.
+    labels = [
         layer.name
         if names[layer.name] == 1
         else layer.path
@@ -102,7 +102,7 @@ def select(layers: Sequence[_AnyLayer], name: str | None, where: str) -> _AnyLay
     if name is None:
         if len(layers) == 1:
             return layers[0]
-        raise ValueError(f"name: got None, but {where} has several: {listed(shown)}")
+        raise ValueError(f"name: got None, but {where} has several: {listed(labels)}")
     for found in (
         [layer for layer in layers if layer.path == name],
         [layer for layer in layers if layer.place == name],
@@ -113,21 +113,21 @@ def select(layers: Sequence[_AnyLayer], name: str | None, where: str) -> _AnyLay
         if found:
             raise ValueError(
                 f"name: got {name!r}, which several layers of {where} have: wanted one of "
-                f"{listed(shown)}"
+                f"{listed(labels)}"
             )
-    raise ValueError(f"name: got {name!r}, wanted one of {listed(shown)}")
+    raise ValueError(f"name: got {name!r}, wanted one of {listed(labels)}")
 
 
 def read_layer(path: pathlib.Path, name: str | None, class_names: Sequence[str]) -> LayerWeights:
-    """The layer of a file that has this name and one of these classes; `select` tells the rest.
+    """The layer of a file that has this name (see `select`) and one of these classes.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: there is no such layer; it is no file of Keras, or damaged.
+        ValueError: there is no such layer; it is not a file of Keras, or damaged.
     """
     _check_kind(path)
     with _open(path) as file:
-        # A subclassed model has a configuration, but none of its layers.
+        # The configuration of a subclassed model describes none of its layers.
         found = list(_described(file, class_names)) or list(_undescribed(file))
         if not found:
             raise ValueError(f"{path}: no LSTM or GRU{_what_else(file)}")
@@ -144,7 +144,7 @@ def read_layer(path: pathlib.Path, name: str | None, class_names: Sequence[str])
         )
 
 
-# ---- What a path is ------------------------------------------------------------------------------
+# ---- Formats -------------------------------------------------------------------------------------
 
 
 def _check_kind(path: pathlib.Path) -> None:
@@ -160,14 +160,14 @@ def _check_kind(path: pathlib.Path) -> None:
 
 @dataclass(eq=False)
 class _File:
-    """Weights and the architecture, if it is there.
+    """An open file: the weights, and the architecture if the file has it.
 
     Attributes:
-        path: for messages.
-        datasets: by path.
-        attributes: of every group, by path.
-        version: Keras's, as it is written.
-        config: that of the model.
+        path: the file's path, for messages.
+        datasets: the datasets, by path.
+        attributes: the attributes of every group, by path.
+        version: Keras's version, as written in the file.
+        config: the model's configuration.
     """
 
     path: pathlib.Path
@@ -183,13 +183,13 @@ class _File:
         return any(_names(attributes, "layer_names") for attributes in places)
 
     def array(self, name: str, layer: Layer) -> Array:
-        """A dataset's values; nothing is read that the file itself does not hold."""
+        """The values of a dataset; allocates no more than the file itself holds."""
         dataset = self.datasets[name]
         try:
             array = dataset.read()
         except ValueError as error:
             raise ValueError(f"{self.path}: {name!r}: cannot be read: {error}") from error
-        # Stored as two bytes without meaning; the older layout has no attribute that tells it.
+        # bfloat16 is stored as two opaque bytes; the older layout has no attribute that tells it.
         kinds = (dataset.attributes.get("dtype"), dtype_name(layer.config or {}))
         if array.dtype == "V2" and "bfloat16" in kinds:
             return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -219,13 +219,13 @@ def _open(path: pathlib.Path) -> Iterator[_File]:
             tree = _hdf5.read(source)
             file.datasets, file.attributes = tree.datasets, tree.groups
             _read_description(file)
-        except Exception as error:  # zipfile's, zlib's and json's, of many types
+        except Exception as error:  # zipfile, zlib and json raise many types
             raise ValueError(f"{path}: not a file of Keras: {error}") from error
         yield file
 
 
 def _unpack(file: _File, stream: BinaryIO) -> BinaryIO:
-    """The weights of a `.keras` archive; its version and configuration go to `file`."""
+    """The weights of a `.keras` archive; also sets the version and configuration of `file`."""
     with zipfile.ZipFile(stream) as archive:
         missing = [name for name in _LARGEST_MEMBER if name not in archive.NameToInfo]
         if missing:
@@ -261,7 +261,7 @@ def _object(text: str | bytes) -> dict[str, Any]:
 
 
 def _read_description(file: _File) -> None:
-    """The configuration and the version that an `.h5` file has among its attributes."""
+    """Reads the configuration and the version from the attributes of an `.h5` file."""
     root = file.attributes[""]
     if file.config is None and "model_config" in root:
         file.config = _object(_text(root["model_config"]))
@@ -274,7 +274,7 @@ def _text(value: str | list[str]) -> str:
 
 
 def _names(attributes: Mapping[str, str | list[str]], key: str) -> list[str]:
-    """A list of names; Keras splits a long one into key0, key1 and so on."""
+    """A list of names, which Keras splits into key0, key1 and so on if it is long."""
     parts = [attributes[key]] if key in attributes else []
     while f"{key}{len(parts)}" in attributes:
         parts.append(attributes[f"{key}{len(parts)}"])
@@ -286,14 +286,14 @@ def _names(attributes: Mapping[str, str | list[str]], key: str) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class _StoredLayer(Layer):
-    """A layer before its arrays are read: `directions` are lists of datasets' paths."""
+    """A layer whose arrays have not been read: `directions` are lists of datasets' paths."""
 
     directions: list[list[str]]
 
 
 @dataclass(frozen=True, eq=False)
 class _Described(Layer):
-    """A layer of the configuration, before its arrays are found.
+    """A layer of the configuration whose arrays have not been located.
 
     Attributes:
         group: the outermost model's layer that it is, or is in: a group of the older layout.
@@ -305,7 +305,7 @@ class _Described(Layer):
 
 
 def _described(file: _File, class_names: Sequence[str]) -> Iterator[_StoredLayer]:
-    """Those of the configuration, each with its arrays."""
+    """The configuration's recurrent layers, each with its arrays."""
     described = _walk(file.config or {}, "", ())
     layers = [layer for layer in described if layer.class_name in class_names]
     if len(layers) > _MOST_LAYERS:
@@ -317,7 +317,7 @@ def _described(file: _File, class_names: Sequence[str]) -> Iterator[_StoredLayer
         found = [(layer.place,) if layer.place in blocks else () for layer in layers]
     claims = collections.Counter(found)
     for layer, places in zip(layers, found):
-        # If two layers match the same arrays, it is not known which of them has these.
+        # If two layers match the same arrays, it is ambiguous which of them has these.
         own = layer.alone or claims[places] == 1
         block = _joined([blocks[place] for place in places if own])
         yield _StoredLayer(
@@ -326,13 +326,13 @@ def _described(file: _File, class_names: Sequence[str]) -> Iterator[_StoredLayer
 
 
 def _walk(model: Mapping[str, Any], place: str, names: tuple[str, ...]) -> Iterator[_Described]:
-    """Every layer that is no model, in the order of the configuration.
+    """Every layer that is not a model, in the order of the configuration.
 
-    A group of the newer layout is named by the class and the number of such before it. A layer
-    inside TimeDistributed is found as if it were in a model.
+    A group of the newer layout is named by the class and the number of such layers before it. A
+    layer inside TimeDistributed is handled as if it were in a model.
     """
     config = model.get("config")
-    # Before Keras 2.2 a Sequential's configuration was the list itself.
+    # Before Keras 2.2 the configuration of a Sequential was just the list of layers.
     layers = config.get("layers") if isinstance(config, Mapping) else config
     if not isinstance(layers, list) or len(names) > _DEEPEST:
         return
@@ -349,7 +349,7 @@ def _walk(model: Mapping[str, Any], place: str, names: tuple[str, ...]) -> Itera
 def _walk_layer(
     layer: Mapping[str, Any], place: str, names: tuple[str, ...], inside: bool
 ) -> Iterator[_Described]:
-    """One layer; `inside` a model that is not the outermost."""
+    """One layer; `inside` tells whether its model is inside another one."""
     class_name, own = layer["class_name"][:_LONGEST_NAME], layer.get("config")
     name = own.get("name") if isinstance(own, Mapping) else layer.get("name")
     name = name[:_LONGEST_NAME] if isinstance(name, str) else place
@@ -366,14 +366,14 @@ def _walk_layer(
 
 
 def _snake_case(class_name: str) -> str:
-    """As Keras names groups after classes: CuDNNLSTM is cu_dnnlstm."""
+    """The name of a class as Keras uses it for groups: CuDNNLSTM becomes cu_dnnlstm."""
     name = re.sub(r"\W+", "", class_name)
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _what_else(file: _File) -> str:
-    """For a message about a file that has no layer which converts."""
+    """The end of a message about a file without a convertible layer: what the file has instead."""
     if file.version.startswith("1.") or any(
         re.search(r"_[UW]_\w(:0)?$", name) for name in file.datasets
     ):
@@ -387,11 +387,11 @@ def _what_else(file: _File) -> str:
 
 @dataclass(eq=False)
 class _Block:
-    """The arrays of one layer: of each direction's cell, by the path that leads to it.
+    """The arrays of one layer: those of each direction's cell, by the path of the cell.
 
     Attributes:
         group: in the older layout, the outermost model's layer; in the newer one "".
-        names: those of the models and of the layer, as far as the file tells.
+        names: the names of the models and of the layer, as far as the file tells.
     """
 
     group: str
@@ -399,19 +399,19 @@ class _Block:
     cells: dict[str, list[str]] = field(default_factory=dict)
 
     def in_order(self) -> list[list[str]]:
-        """Forward before backward."""
+        """The arrays of the forward cell, then of the backward cell."""
 
         def rank(path: str) -> int:
             for part in reversed(path.split("/")):
                 if part.startswith(("forward_", "backward_")):
                     return 0 if part.startswith("forward_") else 2
-            return 1  # a backward layer of its own has any name
+            return 1  # a backward layer that the user passed may have any name
 
-        return [self.cells[path] for path in sorted(self.cells, key=rank)]  # keeps the file's order
+        return [self.cells[path] for path in sorted(self.cells, key=rank)]  # stable sort
 
 
 def _undescribed(file: _File) -> Iterator[_StoredLayer]:
-    """Those whose shapes are an LSTM's or a GRU's, in a file without configurations."""
+    """The layers of a file without configurations, recognised by the shapes of LSTMs and GRUs."""
     blocks = _blocks(file)
     groups = collections.Counter(block.group for block in blocks.values())
     for place, block in blocks.items():
@@ -434,9 +434,9 @@ def _joined(blocks: Sequence[_Block]) -> _Block:
 
 
 def _find_old(blocks: Mapping[str, _Block], layer: _Described) -> list[str]:
-    """The places of a layer's arrays in the older layout; none if several would do.
+    """The places of a layer's arrays in the older layout; none if several match equally.
 
-    That layout has names alone, and those of the models are often left out.
+    The older layout identifies arrays only by names, and often omits those of the models.
     """
     inside = {place: block for place, block in blocks.items() if block.group == layer.group}
     if layer.alone:
@@ -446,7 +446,7 @@ def _find_old(blocks: Mapping[str, _Block], layer: _Described) -> list[str]:
     found = [place for place in inside if most > 0 and likeness[place] == most]
     if len(found) != 1:
         return []
-    # A backward layer of its own does not have the name of the Bidirectional.
+    # A backward layer that the user passed does not have the name of the Bidirectional.
     own = (layer.config or {}).get("backward_layer")
     own_config = own.get("config") if isinstance(own, Mapping) else None
     backward = f"{found[0]}/{own_config.get('name')}" if isinstance(own_config, Mapping) else ""
@@ -454,7 +454,7 @@ def _find_old(blocks: Mapping[str, _Block], layer: _Described) -> list[str]:
 
 
 def _likeness(path: Sequence[str], block: _Block) -> int:
-    """How many names agree from the last one on, twice; a block's may end in its cell's."""
+    """Twice the number of trailing names that agree; a block's names may end in its cell's."""
 
     def agreeing(names: Sequence[str]) -> int:
         pairs = list(zip(reversed(path), reversed(names)))
@@ -464,7 +464,7 @@ def _likeness(path: Sequence[str], block: _Block) -> int:
 
 
 def _blocks(file: _File) -> dict[str, _Block]:
-    """Place -> arrays of each layer that has those of an LSTM or a GRU."""
+    """The arrays of each layer whose shapes are an LSTM's or a GRU's, by place."""
     found = _old_blocks(file) if file.old else _new_blocks(file)
     for block in found.values():
         block.cells = {
@@ -497,22 +497,22 @@ def _new_blocks(file: _File) -> dict[str, _Block]:
         if parts and parts[-1] == "cell":
             parts.pop()
         elif "/".join((*parts, "cell", "vars")) in counts:
-            continue  # a stateful layer's states
+            continue  # the states of a stateful layer
         cell = "/".join(parts)
         if parts and parts[-1] in ("forward_layer", "backward_layer"):
             parts.pop()
         names = [f"{group}/{number}" for number in range(counts[group])]
         if all(dataset in file.datasets for dataset in names):
-            # Keras 2.13 had another name for the list of a model's layers.
+            # Keras 2.13 used another name for the list of a model's layers.
             place = "/".join(parts).replace("_layer_checkpoint_dependencies", "layers")
             found.setdefault(place, _Block("", _new_names(file, parts))).cells[cell] = names
     return found
 
 
 def _new_names(file: _File, parts: Sequence[str]) -> list[str]:
-    """The names of a layer and of the models that it is in; none if the file does not tell its own.
+    """The names of a layer and of the models that it is in; none if the file has no name for it.
 
-    Every layer's and model's group has one `vars`, which tells the name.
+    The group of every layer and model has one `vars`, whose attribute is the name.
     """
     names = [
         _text(file.attributes.get("/".join((*parts[:depth], "vars")), {}).get("name", ""))
@@ -522,7 +522,7 @@ def _new_names(file: _File, parts: Sequence[str]) -> list[str]:
 
 
 def _old_blocks(file: _File) -> dict[str, _Block]:
-    """<layer>/<name of a weight>, where names end in kernel:0, recurrent_kernel:0 and bias:0."""
+    """Reads <layer>/<name of a weight>; names end in kernel:0, recurrent_kernel:0 and bias:0."""
     root = "model_weights/" if "model_weights" in file.attributes else ""
     found: dict[str, _Block] = {}
     for group in _names(file.attributes[root.rstrip("/")], "layer_names"):
@@ -540,7 +540,7 @@ def _old_blocks(file: _File) -> dict[str, _Block]:
 
 
 def _old_names(parts: list[str]) -> list[str]:
-    """The path of a layer, from that of a cell: without the cell and its direction."""
+    """The path of a layer: that of its cell, without the cell's name and its direction."""
     if len(parts) > 2 and re.search(r"_cell(_\d+)?$", parts[-1]):
         parts = parts[:-1]
     if len(parts) > 2 and parts[-1].startswith(("forward_", "backward_")):

@@ -1,7 +1,7 @@
 """LSTM and GRU nodes of ONNX models as layers.
 
-Graphs are read in `_onnx_graph` and constants worked out in `_onnx_fold`; what the operators mean
-is in `_onnx_operators`.
+`_onnx_graph` reads graphs, `_onnx_fold` evaluates constants, and `_onnx_operators` converts the
+operators.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ if TYPE_CHECKING:
 class OnnxNode:
     """An LSTM or GRU node of a model.
 
-    Its `repr` shows the layer with its sizes, where the node lies, and what comes beside the layer.
+    Its `repr` shows the layer with its sizes, the node's path, and the other attributes.
 
     Attributes:
-        layer: what the node does; its `input_size`, `hidden_size` and `bidirectional` are the
-            node's sizes.
-        state: its initial state, if that is constant and not zero, as the layer's call takes it:
-            h_0 (D, N, H), or (h_0, c_0) with None for what is zero or not constant. Else None.
-        lengths: its sequence_lens (N,), if they are constant; else None.
-        fed: which of "sequence_lens", "initial_h" and "initial_c" the graph itself works out or
-            is given: the caller of the layer must pass them on.
-        path: where the node lies: the names of the nodes around it, each followed by the name of
-            the branch or body, as in ("If_25", "then_branch"). Empty in the main graph.
+        layer: the layer that computes what the node does; its `input_size`, `hidden_size` and
+            `bidirectional` are the node's sizes.
+        state: the node's initial state, if it is constant and not zero, as the layer's call takes
+            it: h_0 (D, N, H), or (h_0, c_0), None for a member that is zero or not constant. Else
+            None.
+        lengths: the node's sequence_lens (N,), if they are constant; else None.
+        fed: which of "sequence_lens", "initial_h" and "initial_c" the graph computes or takes as
+            inputs: the caller of the layer must pass them to it.
+        path: the names of the nodes that contain the node, each followed by the name of the branch
+            or body, as in ("If_25", "then_branch"). Empty in the main graph.
     """
 
     layer: RecurrentLayer
@@ -66,32 +67,32 @@ class OnnxNode:
 
 
 def from_onnx(path_or_model: onnx.ModelProto | Path, node: str | None = None) -> RecurrentLayer:
-    """The layer of one LSTM or GRU node of an ONNX model; `onnx_lstm` tells how the two compare.
+    """The layer of one LSTM or GRU node of an ONNX model; `onnx_lstm` compares the two.
 
     Nodes are found at any depth, in the bodies of If, Loop and Scan and in local functions too.
-    Their weights may be initialisers, external data, or what common operators make of those:
-    Constant, Cast, Transpose, Concat, Mul, DequantizeLinear, ReduceL2 and others. The onnx package
-    works these out, in the precision that the graph asks for. Initialisers that are inputs too,
-    which a caller of the graph may replace, are taken as they are stored. float16 and bfloat16
-    weights become float32, which holds them exactly.
+    Their weights may be initialisers, external data, or results that common operators compute from
+    these: Constant, Cast, Transpose, Concat, Mul, DequantizeLinear, ReduceL2 and others. The onnx
+    package evaluates the operators, in the precision of the graph. Initialisers that are inputs as
+    well, which a caller of the graph may replace, are used as stored. float16 and bfloat16 weights
+    become float32, which holds them exactly.
 
     Args:
         path_or_model: a file, or an `onnx.ModelProto`. External data are read from the file's
             folder.
-        node: the name of the node, or of its first output if it has none (`onnx_nodes` gives all);
-            None if the model has just one.
+        node: the name of the node, or of its first output if it has none (`onnx_nodes` lists
+            all); None if the model has just one.
 
     Raises:
         TypeError: neither a path nor a model; weights of another dtype.
         OSError: the file cannot be read.
-        ValueError: the file is none of ONNX (the message names some other formats), or no regular
-            file; there is no such node, or several and no name (the message lists them with their
-            sizes and places), or none at all (the message says what else there is); weights that
-            are not constant (it names the operator at which constants end); inputs whose shapes
+        ValueError: the file is not an ONNX model (the message names some other formats), or not a
+            regular file; there is no such node, or several and no name (the message lists them with
+            their sizes and places), or none at all (the message says what the model has instead);
+            weights that are not constant (it names the operator that is not); inputs whose shapes
             disagree; an attribute that the opset does not have or a layer cannot represent; a
-            constant initial state other than zero, or constant sequence_lens, which are no part of
-            a layer: `onnx_nodes` gives them beside it; a model that asks for far more than it
-            stores.
+            constant initial state other than zero, or constant sequence_lens, which a layer does
+            not have: `onnx_nodes` returns them beside it; a model that makes far more elements than
+            it stores.
         ImportError: onnx is not installed.
     """
     if node is not None and not isinstance(node, str):
@@ -109,24 +110,25 @@ def from_onnx(path_or_model: onnx.ModelProto | Path, node: str | None = None) ->
     for what, value in beside.items():
         if value is not None:
             raise ValueError(
-                f"node {node!r}: has a constant {what}, which is no part of a layer: onnx_nodes "
-                "gives it beside the layer"
+                f"node {node!r}: has a constant {what}, which is not part of a layer: "
+                "onnx_nodes returns it beside the layer"
             )
     return converted.layer
 
 
 def onnx_nodes(path_or_model: onnx.ModelProto | Path) -> dict[str, OnnxNode]:
-    """All LSTM and GRU nodes of an ONNX model, by name: layers, sizes, and where each node lies.
+    """All LSTM and GRU nodes of an ONNX model, by name: layers, sizes and paths.
 
-    A node without a name, or with the name of another one, goes by its first output, and failing
-    that by the names of the nodes and branches around it too. Printing the result shows what there
-    is: a model with networks for two rates of sampling, in the branches of an If node, gives
+    The key of a node without a name, or with a name that another node has, is its first output, and
+    if that is not unique either, the names of the nodes and branches around it are added. Printing
+    the result gives an overview: a model with networks for two sampling rates, in the branches of
+    an If node, gives
 
         {"lstm": OnnxNode(LSTM(128, 128), path='If_0/then_branch', fed=('initial_h', 'initial_c')),
          "lstm_1": OnnxNode(LSTM(64, 128), path='If_0/else_branch', fed=...)}
 
     Raises:
-        TypeError, OSError, ValueError, ImportError: as `from_onnx`; also if just one node cannot be
+        TypeError, OSError, ValueError, ImportError: as `from_onnx`; also if any one node cannot be
             converted (`from_onnx` can still convert the others).
     """
     reader = _Reader(path_or_model)
@@ -151,7 +153,7 @@ class _Reader:
         self._constants = Constants(self.model)
 
     def listed(self) -> str:
-        """The nodes for a message: names, sizes as far as they are stored, places."""
+        """The nodes, for a message: names, sizes as far as they are stored, and paths."""
         return ", ".join(
             f"{name!r} ({_outline(node, scope)})" for name, (node, scope) in self.nodes.items()
         )
@@ -188,7 +190,7 @@ def _first_output(node: onnx.NodeProto) -> str:
 
 
 def _outline(node: onnx.NodeProto, scope: _onnx_graph.Scope) -> str:
-    """A node's sizes and place, without working anything out."""
+    """A node's sizes and path, without evaluating constants."""
     w, r = ([*_stored_sizes(scope, key), "?", "?", "?"] for key in [*node.input, "", ""][1:3])
     attributes = _attributes(node)
     hidden = attributes.get("hidden_size", r[2])
@@ -214,7 +216,7 @@ class _Converter:
     """One node with its inputs.
 
     Args:
-        node: an LSTM or GRU node that keeps to its operator's rules.
+        node: an LSTM or GRU node that satisfies its operator's rules.
         scope: the scope that it is in.
         constants: the constants of the model.
     """
@@ -242,7 +244,7 @@ class _Converter:
         fed = []
         for role in ("sequence_lens", "initial_h", "initial_c"):
             if role in self._keys:
-                value = self._beside(role)
+                value = self._constant_input(role)
                 if value is not None:
                     constant[role] = value
                 elif role == "sequence_lens" or not self._is_zero(role):
@@ -268,8 +270,8 @@ class _Converter:
             raise ValueError(f"{role}: got {key!r}, which is not constant: {ending}")
         return value
 
-    def _beside(self, role: str) -> Array | None:
-        """The value of an input that may also be given from outside, if it is constant."""
+    def _constant_input(self, role: str) -> Array | None:
+        """The value of an optional input, if it is constant; it may also be given from outside."""
         key = self._keys[role]
         if self._scope.is_input(key):
             return None
@@ -279,7 +281,7 @@ class _Converter:
         return self._constants.is_zero(self._scope, self._keys[role])
 
     def _check_types(self, w: Array) -> None:
-        """Raises if an input is declared to have other elements than the node takes."""
+        """Raises if an input is declared with an element type that the node does not take."""
         types = import_extra("onnx", "onnx").TensorProto.DataType
         own = import_extra("onnx.helper", "onnx").np_dtype_to_tensor_dtype(w.dtype)
         wanted = dict.fromkeys(("X", "initial_h", "initial_c"), own)
@@ -294,9 +296,9 @@ class _Converter:
                 )
 
     def _check_sizes(self, layer: RecurrentLayer, weights: dict[str, Array]) -> None:
-        """Raises unless all sizes agree that are known: of constants, and of declared inputs.
+        """Raises unless all known sizes agree: those of constants, and of declared inputs.
 
-        T and N of the sizes that are wanted are bound by the first input that has them.
+        The wanted values of T and N are those of the first input that has them.
         """
         steps: tuple[int | str, ...] = ("N", "T") if layer.batch_first else ("T", "N")
         directions = DIRECTIONS[self._attributes.get("direction", "forward")]
@@ -332,13 +334,13 @@ class _Converter:
                         )
 
     def _state(self, role: str, value: Array, layer: RecurrentLayer, w: Array) -> Array | None:
-        """(D, N, H) of the layer's dtype, None for zeros; its shape has been checked."""
+        """A state (D, N, H) in the layer's dtype, or None for zeros; its shape has been checked."""
         if value.dtype != w.dtype:
             raise TypeError(f"{role}: got {value.dtype}, but W is {w.dtype}, wanted one dtype")
         if not np.any(value):
             return None
         array = as_weights({role: value})[role]
-        if layer.batch_first:  # ONNX's layout 1 has the batch first in states too
+        if layer.batch_first:  # in ONNX's layout 1 states are batch first too
             array = array.transpose(1, 0, 2)
         return np.ascontiguousarray(array, layer.dtype)
 

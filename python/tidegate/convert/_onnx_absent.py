@@ -1,4 +1,4 @@
-"""Why an ONNX model has no LSTM or GRU node: what there is instead, and what to do about it."""
+"""Explains why an ONNX model has no LSTM or GRU node: what it has instead, and what to do."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _QUANTISED = (
     "is quantised, which conversion does not support: convert the float model that it was made "
     "from, before quantize_dynamic"
 )
-_RNN = "is a plain recurrent network without gates, of which Tidegate has no cell"
-_PYTORCH = "is PyTorch's own operator: export the module again, to operators of ONNX"
+_RNN = "is a plain recurrent network without gates, a cell that Tidegate does not have"
+_PYTORCH = "is PyTorch's own operator: export the module again, to ONNX operators"
 
-# A cell in operators of its own: gates are products of these, reached through operators that move
-# their first input, and through differences: 1 - z, h - n.
+# A cell made of separate operators has gates that multiply the results of these, reached through
+# operators that move their first input, and through differences: 1 - z, h - n.
 _SIGMOIDS = ("Sigmoid", "HardSigmoid")
 _MOVES = ("Split", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Gather")
 _MATRIX_PRODUCTS = (
@@ -31,14 +31,14 @@ _LISTED = 5
 
 
 def why(model: Model) -> str:
-    """A model without LSTM and GRU nodes: what it has instead, as the end of a sentence."""
+    """What a model without LSTM and GRU nodes has instead, as the end of a sentence."""
     others = [f"the {title} {reason}" for _, title, reason in _others(model)]
     if others:
         more = f"; and {len(others) - _LISTED} more" if len(others) > _LISTED else ""
         return "; ".join(others[:_LISTED]) + more
     cells = _cells(model)
     if not cells:
-        return "nor has it any other operator of a gated recurrent network"
+        return "it has no other operator of a gated recurrent network either"
     places = "; ".join(
         f"{count} in {'/'.join(path) or 'the main graph'} (the first: {title})"
         for path, (count, title) in list(cells.items())[:_LISTED]
@@ -52,7 +52,7 @@ def why(model: Model) -> str:
 
 
 def why_unknown(model: Model, name: str) -> str:
-    """Why a node that has this name cannot be converted, as a relative clause; else nothing."""
+    """Why a node with this name cannot be converted, as the end of a message; else ""."""
     for label, title, reason in _others(model):
         if label == name:
             return f", but that {title} {reason}"
@@ -60,7 +60,7 @@ def why_unknown(model: Model, name: str) -> str:
 
 
 def _others(model: Model) -> Iterator[tuple[str, str, str]]:
-    """The label and title of each other recurrent operator, and what it is."""
+    """The label and title of each other recurrent operator, and the reason to refuse it."""
     for node, _ in model.nodes():
         reason = _other(node)
         if reason is not None:
@@ -80,12 +80,12 @@ def _other(node: onnx.NodeProto) -> str | None:
     if "Quant" in node.op_type or node.op_type.startswith("Q"):
         return _QUANTISED
     return (
-        f"is no operator of ONNX, but of the domain {node.domain!r}, which conversion cannot read"
+        f"is not an ONNX operator, but one of the domain {node.domain!r}, which cannot be converted"
     )
 
 
 def _cells(model: Model) -> dict[tuple[str, ...], tuple[int, str]]:
-    """Graphs that look like hand-written cells: path -> products of gates, title of the first."""
+    """Graphs that look like hand-written cells: path -> (number of gates, title of the first)."""
     types: dict[Scope, set[str]] = collections.defaultdict(set)
     gates: dict[Scope, list[str]] = collections.defaultdict(list)
     for node, scope in model.nodes():
@@ -100,7 +100,7 @@ def _cells(model: Model) -> dict[tuple[str, ...], tuple[int, str]]:
 
 
 def _is_gate(node: onnx.NodeProto, scope: Scope) -> bool:
-    """Whether it multiplies a sigmoid with a tanh."""
+    """Whether the node multiplies a sigmoid by a tanh."""
     a, b = (_sources(name, scope) for name in node.input)
     return bool(
         (a.intersection(_SIGMOIDS) and "Tanh" in b) or (b.intersection(_SIGMOIDS) and "Tanh" in a)
@@ -108,7 +108,7 @@ def _is_gate(node: onnx.NodeProto, scope: Scope) -> bool:
 
 
 def _sources(name: str, scope: Scope, distance: int = 0) -> set[str]:
-    """The operators that a name comes from, beyond those that only move values."""
+    """The operators that compute a name, ignoring those that only move values."""
     owner = scope.owner(name)
     if owner is None or name not in owner.makers or distance > _FARTHEST:
         return set()

@@ -1,7 +1,7 @@
-"""Constants of ONNX graphs: stored tensors, and what operators make of them, within bounds.
+"""Evaluates constants of ONNX graphs: stored tensors and operators on them, within bounds.
 
-The operators are run by the reference implementation of the onnx package. What each of them makes
-is computed from its inputs before it runs, so that a small file cannot ask for gigabytes.
+The reference implementation of the onnx package runs the operators. The size of each result is
+computed from the operator's inputs before it runs, so that a small file cannot make gigabytes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from tidegate.convert._weights import import_extra
 if TYPE_CHECKING:
     import onnx
 
-# Operators and layers may make this many elements for one model, and this many times the elements
-# that it stores.
+# The most elements that operators and layers may make for one model: a constant, and a multiple of
+# the elements that the model stores.
 _MADE_ELEMENTS = 1 << 22
 _MADE_PER_STORED = 16
-# An operator costs one or two milliseconds whatever it makes: as many elements as this.
+# The fixed cost of running an operator, one or two milliseconds, as a number of elements.
 _ELEMENTS_PER_NODE = 1024
-# Products and sums of a MatMul that take as long as making one element.
+# The number of multiply-adds of a MatMul that takes as long as making one element.
 _PRODUCTS_PER_ELEMENT = 64
-# The search for zeros ends at longer chains: it is recursive, and no exporter writes such.
+# The search for zeros is recursive and gives up on longer chains, which no exporter writes.
 _LONGEST_CHAIN = 200
 
 # Bits of the elements that share bytes.
@@ -39,10 +39,10 @@ _PACKED_BITS = {
     **dict.fromkeys(("INT4", "UINT4", "FLOAT4E2M1"), 4),
     **dict.fromkeys(("FLOAT6E2M3", "FLOAT6E3M2"), 6),
 }
-# Operators with a tensor as an attribute, which are worked out here: the onnx package would look
-# for its external data in the current folder.
+# Operators with a tensor as an attribute. They are evaluated here, as the onnx package would look
+# for the tensor's external data in the current folder.
 _HOLDS_TENSOR = ("Constant", "ConstantOfShape")
-# The fields of a stored tensor for elements of some types; those of all others are in raw_data.
+# The typed fields of a stored tensor; elements of all other types are in raw_data.
 _DATA_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 # NumPy's kinds of arrays of strings.
 _TEXT = "OSU"
@@ -58,9 +58,9 @@ class _Call:
     """A node with the values of its inputs.
 
     Attributes:
-        inputs: the values; None for an input that is left out.
-        attributes: those that are no tensors.
-        outputs: how many outputs the node has.
+        inputs: the values; None for an omitted input.
+        attributes: the attributes that are not tensors.
+        outputs: the number of outputs of the node.
     """
 
     inputs: Sequence[Array | None]
@@ -69,19 +69,19 @@ class _Call:
 
     @property
     def given(self) -> list[Array]:
-        """The inputs that are not left out."""
+        """The inputs that are not omitted."""
         return [array for array in self.inputs if array is not None]
 
 
 @dataclass(frozen=True)
 class _Operator:
-    """An operator that makes constants of constants.
+    """An operator that makes constants from constants.
 
     Attributes:
-        made: the number of elements that it makes; raises where the reference implementation would
-            pass over a contradiction.
+        made: returns the number of elements that it makes; raises where the reference
+            implementation would ignore a contradiction.
         since: the first opset whose rules the reference implementation follows.
-        keeps_zeros: whether it makes zeros of a first input of zeros, whatever the other inputs.
+        keeps_zeros: whether it makes zeros if its first input is zero, for any other inputs.
     """
 
     made: Callable[[_Call], int]
@@ -89,59 +89,59 @@ class _Operator:
     keeps_zeros: bool = False
 
 
-def _of_first(call: _Call) -> int:
+def _elements_of_first(call: _Call) -> int:
     return call.given[0].size
 
 
-def _of_all(call: _Call) -> int:
+def _elements_of_all(call: _Call) -> int:
     return sum(array.size for array in call.given)
 
 
-def _of_broadcast(call: _Call) -> int:
+def _elements_of_broadcast(call: _Call) -> int:
     return math.prod(np.broadcast_shapes(*(array.shape for array in call.given)))
 
 
-def _of_division(call: _Call) -> int:
-    made = _of_broadcast(call)
+def _elements_of_division(call: _Call) -> int:
+    made = _elements_of_broadcast(call)
     divisor = call.given[1]
     if divisor.dtype.kind in "iu" and not np.all(divisor):
         raise ValueError("got a 0 in the divisor of integers")
     return made
 
 
-def _of_rank(call: _Call) -> int:
+def _elements_of_rank(call: _Call) -> int:
     return call.given[0].ndim
 
 
-def _of_expand(call: _Call) -> int:
+def _elements_of_expand(call: _Call) -> int:
     data, shape = call.given
     return math.prod(np.broadcast_shapes(data.shape, _sizes(shape)))
 
 
-def _of_fill(call: _Call) -> int:
+def _elements_of_fill(call: _Call) -> int:
     return math.prod(_sizes(call.given[0]))
 
 
-def _of_tile(call: _Call) -> int:
+def _elements_of_tile(call: _Call) -> int:
     data, repeats = call.given
     if repeats.shape != (data.ndim,):
         raise ValueError(f"repeats: got shape {repeats.shape}, wanted one for each of {data.shape}")
     return data.size * math.prod(_sizes(repeats))
 
 
-def _of_gather(call: _Call) -> int:
+def _elements_of_gather(call: _Call) -> int:
     data, indices = call.given
     length: int = data.shape[call.attributes.get("axis", 0)]
     return data.size // max(1, length) * indices.size
 
 
-def _of_range(call: _Call) -> int:
+def _elements_of_range(call: _Call) -> int:
     start, limit, delta = (array.item() for array in call.given)
     steps: int = math.ceil((limit - start) / delta)
     return max(0, steps)
 
 
-def _of_matmul(call: _Call) -> int:
+def _elements_of_matmul(call: _Call) -> int:
     a, b = call.given
     if a.ndim == 0 or b.ndim == 0:
         raise ValueError(f"got shapes {a.shape} and {b.shape}, wanted at least one axis")
@@ -153,7 +153,7 @@ def _of_matmul(call: _Call) -> int:
     return max(elements, products // _PRODUCTS_PER_ELEMENT)
 
 
-def _of_split(call: _Call) -> int:
+def _elements_of_split(call: _Call) -> int:
     data = call.given[0]
     length = data.shape[call.attributes.get("axis", 0)]
     parts = call.attributes.get("split", call.given[1] if len(call.given) > 1 else None)
@@ -164,11 +164,11 @@ def _of_split(call: _Call) -> int:
         if min(lengths, default=0) < 0 or sum(lengths) != length:
             raise ValueError(f"split: got {lengths} for an axis of {length}")
     if wanted not in (None, call.outputs):
-        raise ValueError(f"it has {call.outputs} outputs, but is told to make {wanted}")
+        raise ValueError(f"it has {call.outputs} outputs, but is asked for {wanted}")
     return data.size
 
 
-def _of_slice(call: _Call) -> int:
+def _elements_of_slice(call: _Call) -> int:
     bounds = [*call.inputs[1:], *(call.attributes.get(name) for name in ("starts", "ends", "axes"))]
     lengths = {np.size(bound) for bound in bounds if bound is not None}
     if len(lengths) > 1:
@@ -176,7 +176,7 @@ def _of_slice(call: _Call) -> int:
     return call.given[0].size
 
 
-def _of_quantised(call: _Call) -> int:
+def _elements_of_quantised(call: _Call) -> int:
     data, scale = call.given[:2]
     axis, block = call.attributes.get("axis", 1), call.attributes.get("block_size", 0)
     if scale.size != 1:
@@ -208,33 +208,37 @@ def _named(names: str, operator: _Operator) -> dict[str, _Operator]:
 _FOLDED: dict[str, _Operator] = {
     **_named(
         "Cast CastLike Flatten Identity Reshape Squeeze Transpose Unsqueeze",
-        _Operator(_of_first, keeps_zeros=True),
+        _Operator(_elements_of_first, keeps_zeros=True),
     ),
-    "Expand": _Operator(_of_expand, keeps_zeros=True),
-    "Gather": _Operator(_of_gather, keeps_zeros=True),
-    "Slice": _Operator(_of_slice, keeps_zeros=True),
-    "Split": _Operator(_of_split, keeps_zeros=True),
-    "Tile": _Operator(_of_tile, keeps_zeros=True),
-    "Concat": _Operator(_of_all),
-    "Constant": _Operator(_of_all),
-    "ConstantOfShape": _Operator(_of_fill),
-    "MatMul": _Operator(_of_matmul),
-    "Range": _Operator(_of_range),
-    "Shape": _Operator(_of_rank),
-    "Size": _Operator(_of_rank),
-    # Up to opset 6 these aligned their inputs' axes by attributes of their own.
-    **_named("Add Sub Mul Pow And Or Equal Greater Less", _Operator(_of_broadcast, since=7)),
-    "Div": _Operator(_of_division, since=7),
-    **_named("Clip GreaterOrEqual LessOrEqual Max Mean Min Sum Where", _Operator(_of_broadcast)),
-    **_named("DequantizeLinear QuantizeLinear", _Operator(_of_quantised)),
+    "Expand": _Operator(_elements_of_expand, keeps_zeros=True),
+    "Gather": _Operator(_elements_of_gather, keeps_zeros=True),
+    "Slice": _Operator(_elements_of_slice, keeps_zeros=True),
+    "Split": _Operator(_elements_of_split, keeps_zeros=True),
+    "Tile": _Operator(_elements_of_tile, keeps_zeros=True),
+    "Concat": _Operator(_elements_of_all),
+    "Constant": _Operator(_elements_of_all),
+    "ConstantOfShape": _Operator(_elements_of_fill),
+    "MatMul": _Operator(_elements_of_matmul),
+    "Range": _Operator(_elements_of_range),
+    "Shape": _Operator(_elements_of_rank),
+    "Size": _Operator(_elements_of_rank),
+    # Up to opset 6 attributes of these operators aligned the axes of their inputs.
+    **_named(
+        "Add Sub Mul Pow And Or Equal Greater Less", _Operator(_elements_of_broadcast, since=7)
+    ),
+    "Div": _Operator(_elements_of_division, since=7),
+    **_named(
+        "Clip GreaterOrEqual LessOrEqual Max Mean Min Sum Where", _Operator(_elements_of_broadcast)
+    ),
+    **_named("DequantizeLinear QuantizeLinear", _Operator(_elements_of_quantised)),
     **_named(
         "Abs Ceil Exp Floor Log Neg Not Reciprocal Relu Round Sigmoid Sign Softplus Sqrt Tanh",
-        _Operator(_of_first),
+        _Operator(_elements_of_first),
     ),
     **_named(
         "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
         "ReduceSum ReduceSumSquare",
-        _Operator(_of_first),
+        _Operator(_elements_of_first),
     ),
 }
 
@@ -243,10 +247,10 @@ _FOLDED: dict[str, _Operator] = {
 
 
 class Constants:
-    """The constants of a model's graphs, each worked out once.
+    """The constants of a model's graphs, each evaluated once.
 
     Args:
-        model: the model whose scopes the names belong to.
+        model: the model that the scopes of all names belong to.
     """
 
     def __init__(self, model: Model) -> None:
@@ -257,23 +261,23 @@ class Constants:
         self._zeros: dict[_Key, bool] = {}
 
     def count(self, elements: int, what: str) -> None:
-        """Adds to what has been made for this model.
+        """Adds to the number of elements that have been made for this model.
 
         Raises:
-            ValueError: it is too much for what the model stores; the message begins with `what`.
+            ValueError: they are too many for what the model stores; the message begins with `what`.
         """
-        self._tensors.count_made(elements, what)
+        self._tensors.count_elements(elements, what)
 
     def ending(self, scope: Scope, name: str) -> str | None:
-        """What keeps a name from being a constant, as the end of a sentence; None if it is one.
+        """Why a name is not a constant, as the end of a sentence; None if it is one.
 
         An initialiser that a caller may replace counts as a constant.
 
         Raises:
-            ValueError: nothing has this name, or it depends on itself.
+            ValueError: the name is not defined, or depends on itself.
         """
         for key in _in_order(scope, name, self._inputs_of, self._endings):
-            own = self._own_ending(*key)
+            own = self._ending_of_node(*key)
             inputs = (self._endings[needed] for needed in self._inputs_of(*key))
             self._endings[key] = own or next((ending for ending in inputs if ending), None)
         return self._endings[_key(scope, name)]
@@ -282,17 +286,17 @@ class Constants:
         """The value of a name, if it is the same whenever the graph runs; else None.
 
         Raises:
-            ValueError: it is damaged, cannot be worked out, or is too large to be meant.
+            ValueError: it is damaged, cannot be evaluated, or is implausibly large.
         """
         if self.ending(scope, name) is not None:
             return None
         for key in _in_order(scope, name, self._inputs_of, self._values):
-            if key not in self._values:  # another output of the same node may have brought it
-                self._work_out(*key)
+            if key not in self._values:  # unless another output of the same node has been evaluated
+                self._evaluate_name(*key)
         return self._values[_key(scope, name)]
 
-    def _own_ending(self, scope: Scope, name: str) -> str | None:
-        """What keeps a name from being a constant even if all that it is made of were one."""
+    def _ending_of_node(self, scope: Scope, name: str) -> str | None:
+        """Why a name is not a constant even if everything that it depends on is one."""
         if name in scope.tensors:
             return None
         if name not in scope.makers:
@@ -314,14 +318,14 @@ class Constants:
         return None
 
     def _inputs_of(self, scope: Scope, name: str) -> list[_Key]:
-        """The names that a name is made of; none where constants end."""
-        if name in scope.tensors or self._own_ending(scope, name) is not None:
+        """The names that a name depends on directly; none for stored tensors and non-constants."""
+        if name in scope.tensors or self._ending_of_node(scope, name) is not None:
             return []
         node, _ = scope.makers[name]
         return [_key(scope, needed) for needed in node.input if needed]
 
-    def _work_out(self, scope: Scope, name: str) -> None:
-        """Stores the value of a name; that of everything it is made of is known."""
+    def _evaluate_name(self, scope: Scope, name: str) -> None:
+        """Evaluates a name whose dependencies have been evaluated, and stores the value."""
         if name in scope.tensors:
             self._values[scope, name] = self._tensors.read(scope.tensors[name], name)
             return
@@ -331,10 +335,10 @@ class Constants:
             if output:
                 self._values[scope, output] = value
 
-    # Zeros whose shape is known only when the graph runs, as exporters write a default state.
+    # Zeros whose shape is known only when the graph runs, which exporters write as default states.
 
     def is_zero(self, scope: Scope, name: str, depth: int = 0) -> bool:
-        """Whether all elements of a name are zero whenever the graph runs."""
+        """Whether all elements of a name are always zero when the graph runs."""
         key = _key(scope, name)
         if depth > _LONGEST_CHAIN or key[0].is_input(name):
             return False
@@ -346,7 +350,7 @@ class Constants:
         value = self.value(scope, name)
         if value is not None:
             return not np.any(value)
-        if self._own_ending(scope, name) is not None:
+        if self._ending_of_node(scope, name) is not None:
             return False
         node, _ = scope.makers[name]
         if node.op_type == "ConstantOfShape":
@@ -356,15 +360,15 @@ class Constants:
         return _FOLDED[node.op_type].keeps_zeros and self.is_zero(scope, node.input[0], depth)
 
     def sizes(self, scope: Scope, name: str, rank: int) -> tuple[int | None, ...] | None:
-        """What is known of the shape of a name that should have this rank, or None.
+        """The known sizes of a name that should have this rank, or None.
 
-        That of a constant; what the main graph declares for an input; and of zeros whose shape is
-        put together when the graph runs, those sizes that are constant.
+        These are the shape of a constant, the shape that the main graph declares for an input, and
+        the constant sizes of zeros whose shape is assembled when the graph runs.
         """
         scope = _key(scope, name)[0]
         while (maker := scope.makers.get(name)) and self.ending(scope, name) is not None:
             node = maker[0]
-            if self._own_ending(scope, name) is not None:
+            if self._ending_of_node(scope, name) is not None:
                 return None
             if node.op_type == "ConstantOfShape":
                 return self._listed_sizes(scope, node.input[0], rank)
@@ -382,7 +386,7 @@ class Constants:
         return scope.declared(name) if value is None else value.shape
 
     def _listed_sizes(self, scope: Scope, name: str, rank: int) -> tuple[int | None, ...] | None:
-        """The elements of a shape of this rank, as far as they are constant."""
+        """The sizes in a shape of this rank, None for those that are not constant."""
         scope = _key(scope, name)[0]
         maker = scope.makers.get(name)
         parts = maker[0].input if maker and maker[0].op_type == "Concat" else [name]
@@ -404,7 +408,7 @@ class Constants:
 
 
 def _key(scope: Scope, name: str) -> _Key:
-    """The name with the scope that it is defined in."""
+    """The name with the scope that defines it."""
     owner = scope.owner(name)
     if owner is None:
         raise ValueError(f"{name!r}: nothing in the graph has this name")
@@ -417,7 +421,7 @@ def _in_order(
     inputs_of: Callable[[Scope, str], list[_Key]],
     done: Mapping[_Key, object],
 ) -> Iterator[_Key]:
-    """The names that a name is made of and which are not done, each after those it is made of."""
+    """The names that a name depends on and that are not done, each after its own dependencies."""
     stack = [(_key(scope, name), False)]
     open_keys: set[_Key] = set()
     while stack:
@@ -437,7 +441,7 @@ def _in_order(
 
 
 class _Tensors:
-    """Arrays of a model: reads stored tensors and runs operators, and counts what comes of it."""
+    """Arrays of a model: reads stored tensors, runs operators, and counts the elements made."""
 
     def __init__(self, model: Model) -> None:
         self._onnx = import_extra("onnx", "onnx")
@@ -449,17 +453,17 @@ class _Tensors:
         self._made = 0
         self._read_bytes: dict[pathlib.Path, int] = {}
 
-    def count_made(self, elements: int, what: str) -> None:
+    def count_elements(self, elements: int, what: str) -> None:
         """Raises a ValueError if these elements and those made before are too many."""
         self._made += elements
         if self._made > _MADE_ELEMENTS + _MADE_PER_STORED * self._stored:
-            raise ValueError(f"{what}: makes too much of the {self._stored} elements stored")
+            raise ValueError(f"{what}: makes too much from the {self._stored} elements stored")
 
     def read(self, tensor: Any, name: str) -> Array:
         """A tensor's values; external data are read from the model's folder.
 
         Raises:
-            ValueError: it is damaged, sparse, or its data are not there.
+            ValueError: it is damaged or sparse, or its data are missing.
         """
         proto = self._onnx.TensorProto
         if not isinstance(tensor, proto):
@@ -484,12 +488,12 @@ class _Tensors:
                 self._stored += elements
             numpy_helper = import_extra("onnx.numpy_helper", "onnx")
             array: Array = numpy_helper.to_array(tensor, str(self._directory or ""))
-        except Exception as error:  # onnx raises many types for a damaged tensor
+        except Exception as error:  # onnx raises many types of errors for a damaged tensor
             raise ValueError(f"{name!r}: cannot be read: {error}") from error
         return array
 
     def _bits(self, data_type: int) -> int:
-        """The size of a stored element."""
+        """The size of a stored element, in bits."""
         kind = self._onnx.TensorProto.DataType.Name(data_type)
         if kind in ("STRING", "UNDEFINED"):
             raise ValueError(f"got elements of type {kind}, wanted numbers")
@@ -498,10 +502,10 @@ class _Tensors:
         return 8 * int(self._helper.tensor_dtype_to_np_dtype(data_type).itemsize)
 
     def _check_external(self, tensor: Any, elements: int, wanted: int) -> None:
-        """Raises unless the model's folder has a file that holds just these bytes.
+        """Raises unless the model's folder has a file that holds exactly these bytes.
 
-        Elements are counted as stored as long as no more is read of the file than there is in it:
-        any number of tensors can point to the same bytes.
+        Elements count as stored only until as many bytes have been read as the file has: any number
+        of tensors can point to the same bytes.
         """
         assert self._directory is not None
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -523,27 +527,27 @@ class _Tensors:
         if before + wanted <= size:
             self._stored += elements
         else:
-            self.count_made(elements, f"external data {location!r}")
+            self.count_elements(elements, f"external data {location!r}")
 
     def run(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> list[Array]:
-        """The outputs of a node whose operator is folded.
+        """The outputs of a node whose operator is in `_FOLDED`.
 
         Args:
             node: the node.
-            inputs: the values of its inputs, None for one that is left out.
+            inputs: the values of its inputs, None for an omitted input.
 
         Raises:
-            ValueError: the node breaks the rules of its operator, fails on these inputs, or asks
-                for more than a model can mean.
+            ValueError: the node breaks the rules of its operator, fails on these inputs, or makes
+                implausibly much.
         """
         title = node_title(node)
         try:
             call = self._call(node, inputs)
             made = _FOLDED[node.op_type].made(call)
-        except Exception as error:  # whatever contradictory inputs lead to
-            raise ValueError(f"{title}: cannot be worked out: {error}") from error
+        except Exception as error:  # contradictory inputs may raise anything
+            raise ValueError(f"{title}: cannot be evaluated: {error}") from error
         work = max(made, sum(array.size for array in call.given))
-        self.count_made(work + _ELEMENTS_PER_NODE, title)
+        self.count_elements(work + _ELEMENTS_PER_NODE, title)
         try:
             if node.op_type == "Constant":
                 return [self._constant(node)]
@@ -551,11 +555,11 @@ class _Tensors:
                 return [np.full(_sizes(call.given[0]), self.fill(node))]
             with np.errstate(all="ignore"):
                 return self._evaluate(node, call)
-        except Exception as error:  # whatever the reference implementation stumbles over
-            raise ValueError(f"{title}: cannot be worked out: {error}") from error
+        except Exception as error:  # the reference implementation may raise anything
+            raise ValueError(f"{title}: cannot be evaluated: {error}") from error
 
     def _call(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> _Call:
-        """A node that keeps to its operator's rules and works on numbers."""
+        """Checks that a node satisfies its operator's rules and works on numbers."""
         if node.op_type not in _HOLDS_TENSOR:
             self._model.check(node)
         attributes = {
@@ -571,12 +575,14 @@ class _Tensors:
         return call
 
     def _check_types(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> None:
-        """Raises unless the inputs have the types that the operator takes, together.
+        """Raises unless the combination of the inputs' types is one that the operator takes.
 
-        NumPy, on which the reference implementation computes, takes many others.
+        The reference implementation computes with NumPy, which accepts many others.
         """
         schema = import_extra("onnx.defs", "onnx").get_schema(node.op_type, self._opset, "")
-        bound: dict[str, tuple[str, str]] = {}  # by type variable: the first input of it, its type
+        bound: dict[
+            str, tuple[str, str]
+        ] = {}  # by type variable: its first input and that input's type
         for number, array in enumerate(inputs):
             if array is None:
                 continue
@@ -592,7 +598,7 @@ class _Tensors:
                 )
 
     def _constant(self, node: onnx.NodeProto) -> Array:
-        """What a Constant node holds; its tensor may have external data, like any other."""
+        """The value of a Constant node; its tensor may have external data, like any other."""
         (attribute,) = node.attribute
         if attribute.name == "value":
             return self.read(attribute.t, node.output[0])
@@ -616,15 +622,15 @@ class _Tensors:
         return np.zeros((), np.float32)
 
     def _evaluate(self, node: onnx.NodeProto, call: _Call) -> list[Array]:
-        """The outputs by the reference implementation."""
+        """The outputs computed by the reference implementation."""
         opset, axes = self._opset, call.attributes.get("axes")
         names = [f"input{i}" if array is not None else "" for i, array in enumerate(call.inputs)]
         feeds = {name: array for name, array in zip(names, call.inputs) if array is not None}
         own = type(node)()
         own.CopyFrom(node)
         own.domain = ""
-        # The reference implementation lacks the first of these in older opsets, and takes the axes
-        # of the others one after another.
+        # The reference implementation lacks the first of these in older opsets, and applies the
+        # others to one axis after another.
         if node.op_type == "DequantizeLinear":
             opset = max(opset, 19)
         elif node.op_type in ("Squeeze", "Unsqueeze") and axes is not None:
@@ -653,14 +659,14 @@ def _bytes_of(elements: int, bits: int) -> int:
 
 
 def _check_held(tensor: Any, elements: int, bits: int) -> None:
-    """Raises unless the data have the length that the dimensions want.
+    """Raises unless the data have the length that the dimensions require.
 
-    Only where onnx would pad or cut them: in elements of which a byte holds several.
+    Needed only where onnx would pad or truncate them: for elements that share a byte.
     """
     if tensor.HasField("raw_data"):
         held = len(tensor.raw_data)
     elif bits in (2, 4):
-        held = len(tensor.int32_data)  # a byte in each
+        held = len(tensor.int32_data)  # one byte in each
     else:
         return
     if held != _bytes_of(elements, bits):
@@ -678,4 +684,4 @@ def _check_one_field(tensor: Any) -> None:
     if len(tensor.external_data) > 0:
         held.append("external_data")
     if len(held) > 1:
-        raise ValueError(f"got data in {' and '.join(held)}, wanted one of these fields alone")
+        raise ValueError(f"got data in {' and '.join(held)}, wanted only one of these fields")

@@ -1,6 +1,6 @@
 """ONNX graphs: files, local functions, and nodes at any depth with the names around them.
 
-Constants are worked out in `_onnx_fold`; what an LSTM or a GRU node means is in `_onnx_operators`.
+`_onnx_fold` evaluates constants; `_onnx_operators` converts LSTM and GRU nodes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 DOMAINS = ("", "ai.onnx")
 
-# Deeper nesting of graphs or of calls is found in no model. Protobuf and the inliner of the onnx
-# package have limits of the same size.
+# No real model nests graphs or calls more deeply. Protobuf and the inliner of the onnx package have
+# limits of the same size.
 _DEEPEST = 100
-# What inlining may make: this much in any model, and this multiple of what the file holds. A chain
-# of functions that each call the previous one twice would make 2^n nodes.
+# Limits on the result of inlining: this much for any model, and this multiple of what the file
+# holds. A chain of functions that each call the previous one twice would make 2^n nodes.
 _INLINED_NODES = 100_000
 _INLINED_BYTES = 1 << 26
 _INLINED_RATIO = 16
@@ -36,11 +36,11 @@ class Scope:
 
     Attributes:
         outer: the scope around this one; None for the main graph.
-        path: names of the nodes and branches that lead here.
+        path: the names of the nodes and branches that contain the graph.
         graph: the graph itself.
         inputs: the graph's inputs, by name.
         tensors: initialisers, by name.
-        makers: name -> the node of this graph that makes it, and as which output.
+        makers: name -> the node of this graph that makes it, and the output's index.
         replaceable: whether a caller may replace an initialiser that is an input as well. Before
             IR version 4 every initialiser had to be an input.
     """
@@ -59,7 +59,7 @@ class Scope:
         stored += [tensor.values.name for tensor in self.graph.sparse_initializer]
         made = [name for node in self.graph.node for name in node.output if name]
         given = [value.name for value in self.graph.input]
-        # An input may have an initialiser as well, which is its default.
+        # An input may also have an initialiser, which is its default.
         for names in ([*stored, *made], [*given, *made]):
             self._repeated.update(name for name, n in Counter(names).items() if n > 1)
         self.inputs.update((value.name, value) for value in self.graph.input)
@@ -69,7 +69,7 @@ class Scope:
             self.makers.update((name, (node, i)) for i, name in enumerate(node.output) if name)
 
     def owner(self, name: str) -> Scope | None:
-        """The scope in which the name is defined.
+        """The innermost scope that defines the name.
 
         Raises:
             ValueError: it is defined twice there.
@@ -84,28 +84,28 @@ class Scope:
         return None
 
     def is_input(self, name: str) -> bool:
-        """Whether a value is given from outside, or may be, whenever the graph runs."""
+        """Whether the caller of the graph gives this value, or may give it."""
         scope = self.owner(name)
         if scope is None or name not in scope.inputs:
             return False
         return name not in scope.tensors or scope.replaceable
 
     def declared_type(self, name: str) -> int:
-        """The type of elements, of TensorProto, that a graph declares for an input; 0: none."""
+        """The element type (of TensorProto) that a graph declares for an input; 0: none."""
         scope = self.owner(name)
         if scope is None or name not in scope.inputs:
             return 0
         return int(scope.inputs[name].type.tensor_type.elem_type)
 
     def declared(self, name: str) -> tuple[int | None, ...] | None:
-        """The shape that the main graph declares for an input; None for what it leaves open."""
+        """The shape that the main graph declares for an input; None for unknown sizes."""
         scope = self.owner(name)
         if scope is None or scope.outer is not None or name not in scope.inputs:
             return None
         tensor = scope.inputs[name].type.tensor_type
         if not tensor.HasField("shape"):
             return None
-        # Exporters write 0 and -1 for what they do not know.
+        # Exporters write 0 and -1 for unknown sizes.
         return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
 
 
@@ -113,7 +113,7 @@ class Model:
     """A model whose nodes can be visited.
 
     Args:
-        proto: an `onnx.ModelProto`; its local functions are put where they are called.
+        proto: an `onnx.ModelProto`; its local functions are inlined.
         directory: the folder of its external data; None if it did not come from a file.
 
     Attributes:
@@ -122,8 +122,8 @@ class Model:
         opset: the version of ONNX's own operators that it uses.
 
     Raises:
-        ValueError: the local functions call each other in a circle, would make too much, or cannot
-            be inlined.
+        ValueError: the local functions call each other in a cycle, would make too many nodes, or
+            cannot be inlined.
     """
 
     def __init__(self, proto: onnx.ModelProto, directory: pathlib.Path | None) -> None:
@@ -138,20 +138,20 @@ class Model:
         self._context.opset_imports = dict.fromkeys(DOMAINS, self.opset)
 
     def check(self, node: onnx.NodeProto) -> None:
-        """Raises a ValueError unless a node keeps to its operator's rules in the model's opset.
+        """Raises a ValueError unless a node satisfies its operator's rules in the model's opset.
 
-        Those are the number of inputs and outputs, and the names and types of attributes. A tensor
-        among them must not have external data: the onnx package would look for them in the current
-        folder.
+        The rules are the numbers of inputs and outputs, and the names and types of attributes. A
+        tensor attribute must not have external data: the onnx package would look for them in the
+        current folder.
         """
         try:
             self._checker.check_node(node, self._context)
-        except Exception as error:  # the package's ValidationError, which is no ValueError
+        except Exception as error:  # the package's ValidationError, which is not a ValueError
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{reason} (in opset {self.opset})") from error
 
     def nodes(self) -> Iterator[tuple[onnx.NodeProto, Scope]]:
-        """Every node, in the order of the file, with the scope that it is in."""
+        """Every node, in the order of the file, with its scope."""
         yield from self._walk(self.proto.graph, None, ())
 
     def _walk(
@@ -176,12 +176,12 @@ def _bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
 
 
 def _opset(imports: Any) -> int:
-    """The version of ONNX's own operators; files from before there were versions have none."""
+    """The version of ONNX's own operators; the oldest files do not record one."""
     return max((entry.version for entry in imports if entry.domain in DOMAINS), default=1)
 
 
 def node_label(node: onnx.NodeProto) -> str:
-    """A node's name; without one, that of its first output."""
+    """A node's name; without one, the name of its first output."""
     return node.name or next((name for name in node.output if name), "")
 
 
@@ -195,20 +195,20 @@ def node_title(node: onnx.NodeProto) -> str:
 
 
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its local functions in the place of their calls."""
+    """The model with its local functions inlined."""
     _Calls(proto).check()
     inliner = import_extra("onnx.inliner", "onnx")
     try:
         result: onnx.ModelProto = inliner.inline_local_functions(proto)
-    except Exception as error:  # the package's own, of several types
+    except Exception as error:  # the package raises several types of its own
         raise ValueError(f"local functions cannot be inlined: {error}") from error
-    # Functions of another opset than the model's stay as they are.
+    # The package does not inline functions of another opset than the model's.
     opset = _opset(proto.opset_import)
     for function in result.functions:
         if any(node.op_type in ("LSTM", "GRU") for node in _flat(function.node)):
             raise ValueError(
                 f"local function {function.name!r}: uses opset {_opset(function.opset_import)}, "
-                f"the model {opset}, so that it cannot be inlined: bring both to one version with "
+                f"the model {opset}, so it cannot be inlined: convert both to one version with "
                 "onnx.version_converter"
             )
     return result
@@ -223,19 +223,19 @@ def _key(domain: str, name: str, overload: str) -> _Key:
 
 @dataclass(frozen=True)
 class _Size:
-    """What inlining makes of a graph's or a function's nodes."""
+    """The size of a graph's or a function's nodes after inlining."""
 
     nodes: int
     bytes: int
-    depth: int  # of calls
+    depth: int  # depth of nested calls
 
 
 class _Calls:
-    """The calls between local functions, and what inlining them would make."""
+    """The calls between local functions, and the size of the model after inlining them."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
-        # Overloads are a field since IR version 10.
+        # The field `overload` exists since IR version 10.
         self._functions: dict[_Key, onnx.FunctionProto] = {
             _key(f.domain, f.name, getattr(f, "overload", "")): f for f in proto.functions
         }
@@ -243,7 +243,7 @@ class _Calls:
         self._open: set[_Key] = set()
 
     def check(self) -> None:
-        """Raises a ValueError unless inlining ends, and makes no more than is allowed."""
+        """Raises a ValueError unless inlining terminates and its result is small enough."""
         size = self._measure(self._proto.graph.node, 0)
         stored = sum(1 for _ in _flat(self._proto.graph.node))
         stored += sum(1 for function in self._functions.values() for _ in _flat(function.node))
@@ -252,12 +252,12 @@ class _Calls:
             or size.bytes > _INLINED_BYTES + _INLINED_RATIO * self._proto.ByteSize()
         ):
             raise ValueError(
-                f"local functions: inlining them makes too much of the {stored} nodes stored: "
+                f"local functions: inlining makes too much from the {stored} nodes stored: "
                 f"{size.nodes} nodes, {size.bytes} bytes"
             )
 
     def _measure(self, nodes: Any, depth: int) -> _Size:
-        """The size of these nodes and of what they call; `depth` counts the calls around them."""
+        """The size of these nodes and of the functions they call; `depth` counts nested calls."""
         count, length, deepest = 0, sum(node.ByteSize() for node in nodes), 0
         for node in _flat(nodes):
             key = _key(node.domain, node.op_type, getattr(node, "overload", ""))
@@ -280,7 +280,7 @@ class _Calls:
 
 
 def _flat(nodes: Any) -> Iterator[onnx.NodeProto]:
-    """The nodes and those of their bodies, in no particular order."""
+    """The nodes, including those of their bodies, in no particular order."""
     stack = list(nodes)
     while stack:
         node = stack.pop()
@@ -293,11 +293,11 @@ def _flat(nodes: Any) -> Iterator[onnx.NodeProto]:
 
 
 def load(path_or_model: object, path: pathlib.Path | None) -> Model:
-    """The model of a file, whose external data are read as they are needed, or of a ModelProto.
+    """The model of a file, whose external data are read when needed, or of a ModelProto.
 
     Raises:
-        TypeError: neither.
-        ValueError: the path is no regular file, or its format is another one.
+        TypeError: path_or_model is neither.
+        ValueError: the path is not a regular file, or has another format.
         ImportError: onnx is not installed.
     """
     onnx = import_extra("onnx", "onnx")
@@ -318,7 +318,7 @@ def load(path_or_model: object, path: pathlib.Path | None) -> Model:
     check_regular_file("path_or_model", path)
     try:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError, and what other serialisations raise
+    except Exception as error:  # protobuf's DecodeError, and the errors of other serialisations
         _refuse_other_format(path)
         raise ValueError(f"{path}: not an ONNX model: {error}") from error
     if not proto.graph.node:

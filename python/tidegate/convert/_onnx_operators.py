@@ -1,6 +1,6 @@
-"""What ONNX's LSTM and GRU operators mean: their inputs and attributes as layers.
+"""Converts the inputs and attributes of ONNX's LSTM and GRU operators to layers.
 
-No onnx package in here: `_onnx` reads nodes of models, `_onnx_write` writes them.
+The onnx package is not needed here: `_onnx` reads nodes of models, `_onnx_write` writes them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INPUTS = {
     "GRU": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
 }
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
-# What the operators' activations do: gates, candidate, and for an LSTM c' on its way into h'.
+# The roles of the operators' activations: gates, candidate, and for an LSTM c' in h'.
 ROLES = {
     "LSTM": ("recurrent_activation", "activation", "output_activation"),
     "GRU": ("recurrent_activation", "activation"),
@@ -46,15 +46,15 @@ _USUAL = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh")}
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation of the operators: Tidegate's name and usual values of its parameters.
+    """An activation of the operators: Tidegate's name and the usual values of its parameters.
 
-    For the first `unagreed` of them a node must say them: where it does not, the standard's text
-    and ONNX Runtime take different values.
+    A node must specify the first `disputed` parameters: their defaults differ between the
+    standard's text and ONNX Runtime.
     """
 
     name: str
     usual: tuple[float, ...] = ()
-    unagreed: int = 0
+    disputed: int = 0
 
 
 ACTIVATIONS = {
@@ -62,16 +62,16 @@ ACTIVATIONS = {
     "Tanh": Activation("tanh"),
     "Relu": Activation("relu"),
     "HardSigmoid": Activation("hard_sigmoid", (0.2, 0.5)),
-    "Affine": Activation("affine", (1.0, 0.0), unagreed=1),
+    "Affine": Activation("affine", (1.0, 0.0), disputed=1),
     "LeakyRelu": Activation("leaky_relu", (0.01,)),
-    "ThresholdedRelu": Activation("thresholded_relu", (1.0,), unagreed=1),
-    "ScaledTanh": Activation("scaled_tanh", (1.0, 1.0), unagreed=2),
+    "ThresholdedRelu": Activation("thresholded_relu", (1.0,), disputed=1),
+    "ScaledTanh": Activation("scaled_tanh", (1.0, 1.0), disputed=2),
     "Elu": Activation("elu", (1.0,)),
     "Softsign": Activation("softsign"),
     "Softplus": Activation("softplus"),
 }
 KINDS = ("alpha", "beta")
-# Beyond, sigmoid and tanh have their limits as values, in double too: such a clip does nothing.
+# Beyond this, sigmoid and tanh are at their limits, even in double: such a clip has no effect.
 _NO_CLIP = 750.0
 
 
@@ -92,26 +92,25 @@ def onnx_lstm(
 ) -> LSTM:
     """An LSTM from the inputs and attributes of ONNX's LSTM operator.
 
-    The layer's y is (T, N, D*H), ONNX's Y (T, D, N, H); h and c are alike, (D, N, H), but that
-    `layout=1` moves ONNX's batch axis to the front in states too, `batch_first=True` in x and y
-    alone.
+    The layer's y is (T, N, D*H), ONNX's Y (T, D, N, H); h and c are (D, N, H) in both. `layout=1`
+    moves ONNX's batch axis to the front in states too, `batch_first=True` only in x and y.
 
     Args:
         W: (D, 4*H, I), D 2 if bidirectional else 1; gates in the order i, o, f, c.
         R: (D, 4*H, H).
-        B: (D, 8*H), the biases of W, then those of R; None: none.
-        P: (D, 3*H), peepholes in the order i, o, f; None: none.
+        B: (D, 8*H), the biases of W, then those of R; None: no biases.
+        P: (D, 3*H), peepholes in the order i, o, f; None: no peepholes.
         direction: "forward", "reverse" or "bidirectional".
-        activations: three of ONNX's names for each direction; both directions must have the same.
-        activation_alpha: parameters of those activations that have some, in their order.
-        activation_beta: likewise.
-        clip: the bound of all arguments of gates and candidate.
+        activations: three of ONNX's names for each direction, the same for both directions.
+        activation_alpha: the alphas of those activations that have one, in their order.
+        activation_beta: the betas, in the same way.
+        clip: the bound on the arguments of gates and candidate.
         input_forget: 1 couples the gates: f = 1 - i.
-        layout: 1 has the batch first.
-        hidden_size: H, to be held against R.
+        layout: 1 for batch first.
+        hidden_size: H, which must agree with R.
 
     Raises:
-        TypeError: an array is no float32, float64, float16 or bfloat16 ndarray.
+        TypeError: an array is not a float32, float64, float16 or bfloat16 ndarray.
         ValueError: a shape does not fit; an attribute is out of range or cannot be represented.
     """
     attributes = {
@@ -143,23 +142,23 @@ def onnx_gru(
     layout: int = 0,
     hidden_size: int | None = None,
 ) -> GRU:
-    """A GRU from the inputs and attributes of ONNX's GRU operator; `onnx_lstm` tells the rest.
+    """A GRU from the inputs and attributes of ONNX's GRU operator; see also `onnx_lstm`.
 
     Args:
         W: (D, 3*H, I); gates in the order z, r, h.
         R: (D, 3*H, H).
-        B: (D, 6*H), the biases of W, then those of R; None: none.
-        direction: as `onnx_lstm`'s, and likewise the others.
+        B: (D, 6*H), the biases of W, then those of R; None: no biases.
+        direction: as for `onnx_lstm`.
         activations: two for each direction.
-        activation_alpha: as `onnx_lstm`'s.
-        activation_beta: as `onnx_lstm`'s.
-        clip: as `onnx_lstm`'s.
-        linear_before_reset: 1 is a layer's `reset_after=True`. ONNX's default is 0.
-        layout: as `onnx_lstm`'s.
-        hidden_size: as `onnx_lstm`'s.
+        activation_alpha: as for `onnx_lstm`.
+        activation_beta: as for `onnx_lstm`.
+        clip: as for `onnx_lstm`.
+        linear_before_reset: 1 means `reset_after=True` of the layer. ONNX's default is 0.
+        layout: as for `onnx_lstm`.
+        hidden_size: as for `onnx_lstm`.
 
     Raises:
-        TypeError, ValueError: as `onnx_lstm`.
+        TypeError, ValueError: as for `onnx_lstm`.
     """
     attributes = {
         "direction": direction,
@@ -183,11 +182,11 @@ def from_arrays(
 
     Args:
         cell: "LSTM" or "GRU".
-        inputs: W, R, and those of B and P that there are (or None).
-        attributes: ONNX's, by name; None is as good as absent.
+        inputs: W, R, and B and P if present (or None).
+        attributes: ONNX's attributes, by name; None means absent.
 
     Raises:
-        TypeError, ValueError: as `onnx_lstm`.
+        TypeError, ValueError: as for `onnx_lstm`.
     """
     direction = attributes.get("direction")
     if direction is None:
@@ -236,7 +235,7 @@ def from_arrays(
 
 
 def _direction_parameters(cell: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """One direction's parameters in our order, without the suffix of their names."""
+    """One direction's parameters in Tidegate's gate order, by their names without suffix."""
     order = ORDERS[cell]
     result = {
         "weight_ih": regroup(arrays["W"], order),
@@ -258,7 +257,7 @@ def _flag(name: str, attributes: Mapping[str, Any]) -> bool:
 
 
 def _cell_options(cell: str, directions: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor's options for what is not the standard cell; what is usual is left out."""
+    """The constructor's options that differ from the standard cell's."""
     options: dict[str, Any] = {}
     if cell == "GRU":
         options["reset_after"] = _flag("linear_before_reset", attributes)
@@ -269,7 +268,7 @@ def _cell_options(cell: str, directions: int, attributes: Mapping[str, Any]) -> 
     for role, usual, activation in zip(ROLES[cell], STANDARD[cell], found):
         if activation != usual:
             options[role] = activation
-    # A layer's output_activation is that of the candidate unless it is named.
+    # A layer's output_activation defaults to the candidate's activation.
     if "activation" in options and cell == "LSTM":
         options.setdefault("output_activation", found[2])
     clip = attributes.get("clip")
@@ -284,10 +283,10 @@ def _cell_options(cell: str, directions: int, attributes: Mapping[str, Any]) -> 
 def _read_activations(
     cell: str, directions: int, names: list[str], attributes: Mapping[str, Any]
 ) -> list[Any]:
-    """One direction's activations as a layer takes them.
+    """One direction's activations in the form that a layer takes.
 
-    Parameters are consumed in the order of the activations that have some, as ONNX's text says and
-    ONNX Runtime does.
+    Parameters are consumed in the order of the activations that have some, according to ONNX's text
+    and ONNX Runtime.
     """
     roles = ROLES[cell]
     if len(names) != directions * len(roles):
@@ -319,7 +318,7 @@ def _read_activations(
 
 
 def _read_activation(name: str, left: Mapping[str, list[float]]) -> Any:
-    """A layer's activation; takes its parameters off the lists."""
+    """A layer's activation; removes its parameters from the lists."""
     known = {key.lower(): key for key in ACTIVATIONS}
     key = known.get(str(name).lower())
     if key is None:
@@ -329,13 +328,13 @@ def _read_activation(name: str, left: Mapping[str, list[float]]) -> Any:
     for position, (kind, usual) in enumerate(zip(KINDS, activation.usual)):
         if left[kind]:
             value = float(left[kind].pop(0))
-            # Attributes are float32, in which 0.2 is another number.
+            # Attributes are float32, in which 0.2 is rounded differently.
             values.append(usual if np.float32(value) == np.float32(usual) else value)
-        elif position >= activation.unagreed:
+        elif position >= activation.disputed:
             values.append(usual)
         else:
             raise ValueError(
-                f"activation_{kind}: got none for {key}, of which implementations disagree what "
-                "that means"
+                f"activation_{kind}: got none for {key}, for which implementations have "
+                "different defaults"
             )
     return activation.name if tuple(values) == activation.usual else (activation.name, *values)

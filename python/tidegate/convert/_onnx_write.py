@@ -1,4 +1,4 @@
-"""Layers as ONNX models. How the operators' inputs compare is in `_onnx_operators`."""
+"""Writes layers as ONNX models. `_onnx_operators` documents the operators' inputs."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
     import onnx
 
 _OPSET = 14
-_IR_VERSION = 7  # of the first onnx that has this opset
+_IR_VERSION = 7  # that of the first onnx release with this opset
 
 
 def to_onnx(
     layer: RecurrentLayer, path: Path, *, state: bool = False, lengths: bool = False
 ) -> None:
-    """Writes an ONNX model (opset 14) that does what a call of the layer does, in its layout.
+    """Writes an ONNX model (opset 14) that computes a call of the layer, in its layout.
 
     Its input is `x`; its outputs are `y`, `h_n` and for an LSTM `c_n`. The weights are the layer's,
     bit for bit (`update_gate="write"` becomes ONNX's form, in which the parameters of z have the
-    other sign). ONNX Runtime takes no float64 (`layer.astype` converts), and for a row of length 0
-    it returns zeros as the last state, where a layer returns the initial one.
+    opposite sign). ONNX Runtime does not support float64 (`layer.astype` converts), and for a row
+    of length 0 it returns zeros as the last state, whereas a layer returns the initial state.
 
     Args:
         layer: an LSTM or a GRU.
-        path: the file to write: a new one, or a regular one, which is replaced.
-        state: whether the model has further inputs `h_0`, and `c_0` of an LSTM; else they are zero.
-        lengths: whether the model has a further input `lengths` (N,), int32.
+        path: the file to write; an existing regular file is replaced.
+        state: whether the model has the inputs `h_0`, and `c_0` for an LSTM; else they are zero.
+        lengths: whether the model has the input `lengths` (N,), int32.
 
     Raises:
-        TypeError: layer is neither an LSTM nor a GRU, or path no path.
-        ValueError: the layer has a projection, which ONNX's LSTM has not; or path is a folder, a
-            FIFO or another special file.
+        TypeError: layer is neither an LSTM nor a GRU, or path is not a path.
+        ValueError: the layer has a projection, which ONNX's LSTM does not have; or path is a
+            folder, a FIFO or another special file.
         OSError: the file cannot be written.
         ImportError: onnx is not installed.
     """
@@ -67,7 +67,7 @@ def to_onnx(
 
 
 class _Writer:
-    """A layer as a model, built from its input on."""
+    """Builds the model of a layer, node by node, starting at its input."""
 
     def __init__(self, layer: RecurrentLayer, state: bool, lengths: bool) -> None:
         self._helper = import_extra("onnx.helper", "onnx")
@@ -87,7 +87,9 @@ class _Writer:
         x = self._add("Transpose", ["x"], ["x_steps"], perm=[1, 0, 2]) if layer.batch_first else "x"
         last: dict[str, list[str]] = {name: [] for name in self._states}
         for k in range(layer.num_layers):
-            taken = {name: self._of_layer(f"{name}_0", k) for name in self._states if self._state}
+            taken = {
+                name: self._layer_state(f"{name}_0", k) for name in self._states if self._state
+            }
             outputs = [f"Y_l{k}", *(f"{name}_n_l{k}" for name in self._states)]
             x = self._recurrent(k, x, taken, outputs)
             for name, output in zip(self._states, outputs[1:]):
@@ -132,7 +134,7 @@ class _Writer:
         self._initializers.append(self._numpy.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def _of_layer(self, state: str, layer: int) -> str:
+    def _layer_state(self, state: str, layer: int) -> str:
         if self._layer.num_layers == 1:
             return state
         bounds = [
@@ -200,7 +202,7 @@ class _Writer:
 
 
 def _write_activations(activations: Sequence[Any]) -> dict[str, Any]:
-    """ONNX's attributes; parameters are always told, as they are consumed in order."""
+    """ONNX's attributes; parameters are always written, as they are consumed in order."""
     onnx_names = {activation.name: name for name, activation in ACTIVATIONS.items()}
     result: dict[str, Any] = {"activations": []}
     for activation in activations:

@@ -1,4 +1,4 @@
-"""Paths that the converters are given: what may be opened."""
+"""Checks of the paths that the converters open."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _KINDS = {
 def check_regular_file(name: str, path: str | os.PathLike[str]) -> None:
     """Raises unless `path` is a regular file, or a link to one.
 
-    Reading a FIFO or a device may wait, or go on, for ever. The file is not opened.
+    Reading a FIFO or a device may block or never end. The file is not opened here.
 
     Args:
-        name: the argument or the entry that the path came from, for the message.
+        name: the argument or the entry that the path comes from, for the message.
         path: the path to check.
 
     Raises:
         OSError: the path does not exist or cannot be inspected.
-        ValueError: it is something else, which the message names.
+        ValueError: it is not a regular file; the message says what it is.
     """
     mode = pathlib.Path(path).stat().st_mode
     if not stat.S_ISREG(mode):

@@ -1,4 +1,4 @@
-"""PyTorch: modules, state_dicts and files of them to layers, and back. PyTorch's names are ours."""
+"""PyTorch modules, state_dicts and files as layers, and back. Both libraries use the same names."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ from tidegate.tensors import array_of, is_tensor, values_of
 if TYPE_CHECKING:
     import torch
 
-# Names of parameters: of nn.LSTM and nn.GRU, and without _l... of the cells; of Linear, Embedding.
+# Names of parameters: of nn.LSTM and nn.GRU, and of their cells (without _l...); of Linear and
+# Embedding.
 _RECURRENT = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l(?:0|[1-9]\d{0,5})(?:_reverse)?)?"
 _PLAIN = r"weight|bias"
-# What quantised (and quantizable) modules have instead.
+# The names that quantised (and quantizable) modules have instead.
 _QUANTISED = re.compile(
     r"(?P<prefix>(?:.*\.)?)"
     r"(?:_packed_\w+|_all_weight_values\.|layers\.\d+\.layer_(?:fw|bw)\.cell\.).*",
     re.DOTALL,
 )
-# Deeper nested checkpoints are not searched.
+# Checkpoints are not searched more deeply.
 _MAX_DEPTH = 8
-# As many entries are searched again under other keys of what holds them.
+# The most entries that are searched again because they are reachable by several keys.
 _MAX_REPEATED = 100_000
 # Longer names are not searched for prefixes.
 _MAX_NAME = 1000
@@ -91,49 +92,49 @@ def from_torch(
     cell: str | None = None,
     batch_first: bool | None = None,
 ) -> RecurrentLayer | Linear | Array:
-    """A layer with the weights of one of PyTorch's: an LSTM, a GRU or a Linear.
+    """A layer with the weights of a PyTorch module: an LSTM, a GRU or a Linear.
 
     Layers, directions, biases, `proj_size` and the cell follow from names and shapes. The layer has
     the weights' dtype, bit for bit; float16 and bfloat16 become float32, which holds them exactly.
-    No name may be missing or left over.
+    No name may be missing or surplus.
 
-    A module tells `batch_first` and `dropout` too, and so does a traced one (which has them in its
-    graph). **A state_dict or a file tells neither**: pass `batch_first=True` if the module had it,
-    or x and y are taken for (T, N, ...). `dropout`, which only training reads, is then 0.
+    `batch_first` and `dropout` come from the module, also from a traced one (which has them in its
+    graph). **A state_dict or a file contains neither**: pass `batch_first=True` if the module had
+    it, otherwise x and y are (T, N, ...). `dropout`, which only training uses, is then 0.
 
-    Weights that a module computes at each forward are taken as computed in evaluation mode: those
-    of parametrised modules (weight_norm, spectral_norm, orthogonal, or a class of one's own), of
-    the older weight_norm and spectral_norm, and of prune. A state_dict tells by its names how those
-    of prune, weight_norm and spectral_norm are computed (with a warning for parametrizations, whose
-    class it does not tell); others are refused.
+    Weights that a module computes at each forward are computed as in evaluation mode: those of
+    parametrised modules (weight_norm, spectral_norm, orthogonal, or a custom class), of the older
+    weight_norm and spectral_norm, and of prune. In a state_dict the names reveal how the weights of
+    prune, weight_norm and spectral_norm are computed (with a warning for parametrizations, whose
+    class it does not contain); others are refused.
 
     Args:
         module_or_state_dict: `nn.LSTM`, `nn.GRU`, `nn.LSTMCell`, `nn.GRUCell`, `nn.Linear`,
-            `nn.Embedding`, or a module that holds such a one; its state_dict, of tensors or
-            ndarrays (no PyTorch needed); a dict that has either under some key, as checkpoints do;
-            or a path: of a `.safetensors` file, a file of `torch.save` (which is read with
+            `nn.Embedding`, or a module that contains one of these; its state_dict, of tensors or
+            ndarrays (which need no PyTorch); a dict that has either under some key, as checkpoints
+            do; or the path of a `.safetensors` file, a file of `torch.save` (which is read with
             `weights_only=True`), an index of shards (`*.index.json`), or a folder that holds the
-            shards or the one file of a model. Of a subclass the parameters are taken, not what its
-            own `forward` adds; hooks are not looked at.
-        prefix: what stands before the names, "encoder.rnn." or "encoder.rnn". What does not begin
-            with it is ignored. Keys of nested dicts may be part of it: "model.encoder.rnn"; without
-            them, only one of the nested dicts may have the prefix.
-        cell: "LSTM" or "GRU", to be held against the shapes; "Linear" or "Embedding". None takes
-            what the module, or names and shapes, say; a `weight` alone does not say which of the
-            two it is.
-        batch_first: whether x and y are (N, T, ...). None is what the module says, else False.
+            shards or the only file of a model. For a subclass the parameters are used, without what
+            its own `forward` adds; hooks are ignored.
+        prefix: the prefix of the names, "encoder.rnn." or "encoder.rnn". Other names are ignored.
+            It may include keys of nested dicts: "model.encoder.rnn"; without them, only one of the
+            nested dicts may have the prefix.
+        cell: "LSTM" or "GRU", which must agree with the shapes; "Linear" or "Embedding". None takes
+            it from the module, or from names and shapes; a `weight` alone is ambiguous between the
+            last two.
+        batch_first: whether x and y are (N, T, ...). None takes it from the module, else False.
 
     Returns:
-        layer: a cell becomes a layer of its own size, for sequences and streams. Of an Embedding,
+        layer: a cell becomes a layer of its own size, for sequences and streams. For an Embedding,
             the weight: a new array (num_embeddings, embedding_dim), to be indexed.
 
     Raises:
-        TypeError: no such thing, or weights that are neither float32, float64, float16 nor
-            bfloat16 (quantised ones, say), or not all the same.
-        ValueError: names are missing, surplus or of the wrong shape; there is no LSTM or GRU of
-            this prefix (the message lists those that there are), or more than one; weights that a
-            state_dict does not tell how to compute; masked elements; an Embedding with max_norm; a
-            file that cannot be read, or one of several shards.
+        TypeError: the argument is none of these, or weights are neither float32, float64, float16
+            nor bfloat16 (quantised weights, for example), or of different dtypes.
+        ValueError: names are missing, surplus or of the wrong shape; there is no LSTM or GRU with
+            this prefix (the message lists the existing ones), or more than one; a state_dict does
+            not reveal how to compute a weight; masked elements; an Embedding with max_norm; a file
+            that cannot be read, or one of several shards.
         ImportError: a file's format needs a package that is not installed.
     """
     if not isinstance(prefix, str):
@@ -162,10 +163,10 @@ def from_torch(
     names = _RECURRENT if found.recurrent else _PLAIN
     advice = "pass the module instead of its state_dict"
     if found.owner is not None:
-        advice = "make it a plain parameter first (torch.nn.utils.prune.remove, for one)"
+        advice = "make it a plain parameter first (for example by torch.nn.utils.prune.remove)"
     given = computed_weights(given, names, _as_array, advice)
     if found.recurrent:
-        told = _told_options(found.owner)
+        told = _module_options(found.owner)
         alone = "weight_hh" in given or "weight_ih" in given  # of an nn.LSTMCell or nn.GRUCell
         if batch_first is None:
             batch_first = told.get("batch_first", False)
@@ -190,7 +191,7 @@ _PLAIN_MODULES = ("Linear", "Embedding")
 
 
 def _is_module(value: object) -> bool:
-    """Whether it is a torch.nn.Module. If PyTorch is not imported yet, nothing can be one."""
+    """Whether it is a torch.nn.Module, which it cannot be if PyTorch is not imported yet."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
 
@@ -201,22 +202,22 @@ def _is_scripted(module: object) -> bool:
 
 
 def _owner(module: Any, prefix: str) -> Any:
-    """The module that the prefix leads to, or None. `get_submodule` does not know scripted ones."""
+    """The module at the prefix, or None. `get_submodule` does not work for scripted modules."""
     for part in prefix.removesuffix(".").split(".") if prefix else ():
         module = getattr(module, part, None)
     return module if _is_module(module) else None
 
 
 def _plain_kind(module: Any) -> str | None:
-    """The name of the plain layer that the module is; None if it is another or does not tell."""
+    """The name of the module's plain layer; None if it is another module or unknown."""
     if module is None:
         return None
     kinds = sys.modules["torch"].nn
     return next((kind for kind in _PLAIN_MODULES if isinstance(module, getattr(kinds, kind))), None)
 
 
-def _told_options(module: Any) -> dict[str, Any]:
-    """`batch_first` and `dropout` where the module has them: as attributes, or in its graph."""
+def _module_options(module: Any) -> dict[str, Any]:
+    """The module's `batch_first` and `dropout`, from its attributes or its graph, if present."""
     told = {name: getattr(module, name, None) for name in ("batch_first", "dropout")}
     if _is_scripted(module) and told["batch_first"] is None:
         told = _traced_options(module)
@@ -241,7 +242,7 @@ def _traced_options(module: Any) -> dict[str, Any]:
     return {name: values.pop() if len(values) == 1 else None for name, values in calls.items()}
 
 
-# ---- Which weights -------------------------------------------------------------------------------
+# ---- Search for weights --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -254,18 +255,18 @@ class _Holder:
     module: Any = None
 
     def names(self, before: str) -> dict[str, str]:
-        """Its names behind `before`, and keys."""
+        """Its names with the prefix `before`, without that prefix, and their keys."""
         return {before + key: key for key in self.values if isinstance(key, str)}
 
     @property
     def stem(self) -> str:
-        """What stands before its full names."""
+        """The prefix of its full names."""
         return self.path and self.path + "."
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Names behind the prefix, and values; their module, if there is one."""
+class _Match:
+    """Names without the prefix, and values; their module, if there is one."""
 
     path: str
     identity: int
@@ -274,13 +275,13 @@ class _Found:
     recurrent: bool
 
 
-def _find(where: str, source: Any, prefix: str, cell: str | None) -> _Found:
-    """What has the prefix. The only such mapping, if mappings are nested."""
+def _find(where: str, source: Any, prefix: str, cell: str | None) -> _Match:
+    """The names with the prefix; if mappings are nested, those of the only one that has it."""
     holders = list(_holders(source))
     for recurrent in (True, False):
         if cell is not None and recurrent != (cell in GATES):
             continue
-        # A prefix that begins with keys of the nested dicts goes before one that leaves them out.
+        # A prefix that includes the keys of nested dicts takes precedence over one without them.
         for relative in (False, True):
             candidates = (_select(holder, prefix, recurrent, relative) for holder in holders)
             found = [
@@ -302,12 +303,12 @@ def _find(where: str, source: Any, prefix: str, cell: str | None) -> _Found:
 def _holders(source: Any) -> Iterator[_Holder]:
     """The source and the mappings and modules nested in it, the outer ones first.
 
-    What is held under several keys comes once for each, up to a limit: lists that hold each other
-    many times over have more paths than can be tried.
+    A value under several keys is yielded once for each, up to a limit: lists that contain each
+    other repeatedly have more paths than can be tried.
     """
     seen: set[int] = set()
     repeated = 0
-    # With each value the ids of those around it: one of them again is a cycle.
+    # (path, ids of the values that contain it, value); a value that contains itself is a cycle.
     waiting: deque[tuple[str, tuple[int, ...], Any]] = deque([("", (), source)])
     while waiting:
         path, around, value = waiting.popleft()
@@ -322,7 +323,7 @@ def _holders(source: Any) -> Iterator[_Holder]:
             yield _Holder(path, values, id(value), value)
         elif isinstance(value, Mapping):
             yield _Holder(path, values, id(value))
-            # Other mappings may read a file for each value.
+            # Mappings that are not dicts may read a file for each value.
             children = value.items() if isinstance(value, dict) else ()
         else:
             children = enumerate(value)
@@ -333,8 +334,8 @@ def _holders(source: Any) -> Iterator[_Holder]:
                 waiting.append((f"{path}.{key}" if path else str(key), within, child))
 
 
-def _select(holder: _Holder, prefix: str, recurrent: bool, relative: bool) -> _Found | None:
-    """What begins with the prefix, by the names behind it; one of them must be a parameter's."""
+def _select(holder: _Holder, prefix: str, recurrent: bool, relative: bool) -> _Match | None:
+    """The names with the prefix, without it; at least one of them must be a parameter's."""
     if relative and not holder.path:
         return None  # the same as not relative
     parameter = _pattern(_RECURRENT if recurrent else "weight")
@@ -349,7 +350,7 @@ def _select(holder: _Holder, prefix: str, recurrent: bool, relative: bool) -> _F
             if holder.module is not None:
                 owner = _owner(holder.module, prefix.removeprefix(before))
             given = {name: holder.values[key] for name, key in chosen.items()}
-            return _Found(holder.path, holder.identity, given, owner, recurrent)
+            return _Match(holder.path, holder.identity, given, owner, recurrent)
     return None
 
 
@@ -358,15 +359,15 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(f"{PREFIX}(?:{name}){PARTS}")
 
 
-def _may_be_plain(found: _Found) -> bool:
-    """Whether names alone, or the module, say that it is a Linear or an Embedding."""
+def _may_be_plain(found: _Match) -> bool:
+    """Whether the names, or the module, allow it to be a Linear or an Embedding."""
     if found.owner is None or _is_scripted(found.owner):
         return True
     return _plain_kind(found.owner) is not None
 
 
 def _absent(where: str, holders: list[_Holder], prefix: str, cell: str | None) -> Exception:
-    """The error for a prefix that nothing has: it lists those that there are."""
+    """The error for a prefix that does not occur; it lists the existing ones."""
     what = "LSTM or GRU" if cell is None else cell
     name = "weight" if cell in _PLAIN_MODULES else _RECURRENT
     parameter = re.compile(f"(?P<prefix>.*?){_pattern(name).pattern}", re.DOTALL)
@@ -376,17 +377,17 @@ def _absent(where: str, holders: list[_Holder], prefix: str, cell: str | None) -
         for full in holder.names(holder.stem):
             if len(full) > _MAX_NAME:
                 continue
-            # Quantised ones first: the packed weights of a cell end in a parameter's name.
+            # Quantised modules first: a cell's packed weights have names that end in a parameter's.
             for pattern, found in ((_QUANTISED, quantised), (parameter, prefixes)):
                 match = pattern.fullmatch(full)
                 if match:
                     found[match["prefix"]] = None
                     break
     message = f"{where}: no {what} has the prefix {prefix!r}; "
-    message += f"prefixes of those that there are: {listed(prefixes)}"
+    message += f"existing prefixes: {listed(prefixes)}"
     if quantised:
         message += (
-            "; quantised ones, instead of which the float model must be converted: "
+            "; prefixes of quantised modules, whose float model must be converted instead: "
             f"{listed(quantised)}"
         )
     keys = list(holders[0].values)
@@ -394,7 +395,7 @@ def _absent(where: str, holders: list[_Holder], prefix: str, cell: str | None) -
         unnamed = [key for key in keys if not isinstance(key, str)]
         if len(unnamed) == len(keys):
             return TypeError(f"{where}: got the key {unnamed[0]!r}, wanted names")
-        message += f"; the names that there are: {listed(map(str, keys))}"
+        message += f"; existing names: {listed(map(str, keys))}"
     return ValueError(message)
 
 
@@ -452,7 +453,7 @@ def _from_arrays(
         )
     if cell not in (None, found):
         raise ValueError(f"cell: got {cell!r}, but weight_hh has the shape of a {found}")
-    if num_layers > 1:  # where dropout acts; nn.LSTM takes it along without effect
+    if num_layers > 1:  # dropout acts between layers; nn.LSTM keeps it without effect
         options["dropout"] = dropout
     return make_layer(
         found,
@@ -502,7 +503,7 @@ def _plain_from_arrays(
 
 
 def _as_array(name: str, value: Any) -> Any:
-    """A tensor's values as an ndarray; what is no tensor is left for others to check."""
+    """A tensor's values as an ndarray; other values are returned, to be checked by the caller."""
     if isinstance(value, Stored):
         return value.read()
     if not is_tensor(value):
@@ -513,8 +514,8 @@ def _as_array(name: str, value: Any) -> Any:
         raise TypeError(f"{name}: got an uninitialised parameter; run the lazy module once before")
     if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise TypeError(
-            f"{name}: got a {type(value).__name__}, wanted a tensor of plain values (of a "
-            "quantised one its dequantize(), of a sharded one its full_tensor())"
+            f"{name}: got a {type(value).__name__}, wanted a tensor of plain values ("
+            "dequantize() of a quantised one, full_tensor() of a sharded one)"
         )
     if value.is_quantized or value.dtype in (torch.int8, torch.uint8):
         raise TypeError(
@@ -532,7 +533,7 @@ def _as_array(name: str, value: Any) -> Any:
 
 
 def _refuse_packed(name: str, value: object) -> None:
-    """Raises if it is what quantised modules have instead of a weight."""
+    """Raises if the value is a packed weight, which quantised modules have instead of a weight."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.ScriptObject):
         raise TypeError(
@@ -541,19 +542,19 @@ def _refuse_packed(name: str, value: object) -> None:
         )
 
 
-# ---- Back ----------------------------------------------------------------------------------------
+# ---- Layers as modules ---------------------------------------------------------------------------
 
 
 def to_torch(layer: RecurrentLayer) -> torch.nn.LSTM | torch.nn.GRU:
     """An `nn.LSTM` or `nn.GRU` with copies of a layer's parameters, bit for bit, in its dtype.
 
-    `update_gate="write"` becomes PyTorch's form, in which the parameters of z have the other sign.
-    The module is in training mode, as PyTorch makes them, and draws no random numbers.
+    `update_gate="write"` becomes PyTorch's form, in which the parameters of z have the opposite
+    sign. The module is in training mode, like new modules, and no random numbers are drawn.
 
     Raises:
         TypeError: layer is neither an LSTM nor a GRU.
-        ValueError: it has what PyTorch's have not: peepholes, reset_after=False, reverse=True,
-            other activations, clip, input_forget. The message names each.
+        ValueError: it has options that PyTorch's modules do not have: peepholes, reset_after=False,
+            reverse=True, other activations, clip, input_forget. The message names each.
         ImportError: PyTorch is not installed.
     """
     layer = check_layer(layer)
@@ -587,7 +588,7 @@ def to_torch(layer: RecurrentLayer) -> torch.nn.LSTM | torch.nn.GRU:
         bias=layer.bias,
         batch_first=layer.batch_first,
         bidirectional=layer.bidirectional,
-        device="meta",  # without memory of its own: nothing is drawn
+        device="meta",  # without memory, so that nothing is initialised
         **own,
     )
     tensors = {}

@@ -1,7 +1,7 @@
 """Weights that PyTorch computes from others at each forward: normalised, pruned, parametrised.
 
-A module tells how; `module_weights` has it compute them, as it does in evaluation mode. Of a
-state_dict, which has names alone, `computed_weights` computes what these names can mean.
+`module_weights` lets a module compute them, as it does in evaluation mode. For a state_dict, which
+has only names, `computed_weights` computes the weights that these names identify.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from tidegate.checks import Array
 from tidegate.convert._weights import as_weights, listed
 from tidegate.tensors import check_storage, is_tensor
 
-# What is added to the name of a weight for what it is computed from:
-# torch.nn.utils.parametrizations puts a prefix before it and a path behind it, weight_norm,
-# spectral_norm and prune of torch.nn.utils add a suffix.
+# The names of the parts that a weight is computed from: torch.nn.utils.parametrizations adds a
+# prefix and a path to the weight's name; weight_norm, spectral_norm and prune of torch.nn.utils add
+# a suffix.
 PREFIX = r"(?P<parametrised>parametrizations\.)?"
 PARTS = r"(?P<part>(?(parametrised)\.[\w.]+|(_orig|_mask|_g|_u|_v)?))"
 
@@ -32,7 +32,7 @@ _UTILITIES = ("parametrize", "weight_norm", "spectral_norm", "prune")
 def module_weights(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """A module's part of a state_dict, with computed weights in the place of their parts.
 
-    The module stays as it was.
+    The module is not modified.
 
     Args:
         module: the torch.nn.Module that owns the weights.
@@ -43,9 +43,9 @@ def module_weights(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name, value in given.items():
         if is_tensor(value):
-            check_storage(name, value)  # PyTorch reads beyond the end of a shortened one
+            check_storage(name, value)  # PyTorch would read beyond the end of a shortened storage
     torch: Any = sys.modules["torch"]
-    # Imported by name: torch.nn.utils has functions of these names.
+    # Imported by name, because torch.nn.utils has functions with the names of these modules.
     utils = {name: import_module(f"torch.nn.utils.{name}") for name in _UTILITIES}
     weights = dict(given)
 
@@ -86,19 +86,19 @@ def _evaluated(parametrisation: Any) -> Any:
 def computed_weights(
     given: Mapping[str, Any], name: str, as_array: Callable[[str, Any], Any], advice: str
 ) -> dict[str, Any]:
-    """Names and values, with each weight that is computed from parts in the place of these.
+    """Names and values, in which computed weights replace the parts they are computed from.
 
     They are computed in float64 and rounded once.
 
     Args:
         given: names and values.
         name: a pattern of the names of weights.
-        as_array: makes an ndarray of a value, given its name.
-        advice: what messages say to do if the parts do not tell.
+        as_array: converts a value, given its name, to an ndarray.
+        advice: the advice in messages if the computation is unknown.
 
     Raises:
-        TypeError: a part is no array of floating point.
-        ValueError: parts that do not tell how a weight is computed from them.
+        TypeError: a part is not a floating-point array.
+        ValueError: the names of the parts do not reveal how a weight is computed.
     """
     pattern = re.compile(rf"{PREFIX}(?P<weight>{name}){PARTS}")
     weights: dict[str, Any] = {}
@@ -113,11 +113,11 @@ def computed_weights(
         known = next((k for k in _KINDS if set(k.parts) == set(keys)), None)
         if known is None or weight in weights:
             raise ValueError(
-                f"{weight}: the names {listed(keys.values())} do not tell how it is computed; "
+                f"{weight}: the names {listed(keys.values())} do not reveal how it is computed; "
                 f"{advice}"
             )
         if known.parts[0].startswith("."):
-            # The class of a parametrisation is not in a state_dict.
+            # A state_dict does not contain the class of a parametrisation.
             warnings.warn(
                 f"{weight}: {listed(keys.values())} are taken for those of {known.what}; if they "
                 f"are another parametrisation's, {advice}",
@@ -139,7 +139,8 @@ def _normalised(weight: str, g: Array, v: Array) -> Array:
     norm = np.sqrt(np.sum(v * v, axis=axes, keepdims=g.ndim > 0))
     if norm.shape != g.shape:
         raise ValueError(
-            f"{weight}: weight_norm's magnitude has shape {g.shape}, which is no norm of {v.shape}"
+            f"{weight}: weight_norm's magnitude has shape {g.shape}, which is not a "
+            f"norm's for {v.shape}"
         )
     normalised: Array = v * (g / norm)
     return normalised
@@ -154,8 +155,8 @@ def _spectrally_normalised(weight: str, original: Array, u: Array, v: Array) -> 
     ]
     if len(axes) != 1:
         raise ValueError(
-            f"{weight}: spectral_norm's vectors of shapes {u.shape} and {v.shape} do not tell the "
-            f"axis of {original.shape}; pass the module instead of its state_dict"
+            f"{weight}: spectral_norm's vectors of shapes {u.shape} and {v.shape} do not reveal "
+            f"the axis of {original.shape}; pass the module instead of its state_dict"
         )
     matrix = np.moveaxis(original, axes[0], 0).reshape(u.size, v.size)
     scaled: Array = original / (u @ matrix @ v)
@@ -173,7 +174,7 @@ def _pruned(weight: str, original: Array, mask: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A way of computing a weight, which is told by the names of what it is computed from."""
+    """A way of computing a weight, identified by the names of its parts."""
 
     what: str
     formula: Callable[..., Array]

@@ -1,6 +1,6 @@
 """Files of PyTorch weights as names and values: torch.save, safetensors, and shards of either.
 
-Which of them belong to a layer is not decided here. Nothing in a file is executed.
+`_torch` decides which of them belong to a layer. No content of a file is executed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tidegate.tensors import from_bfloat16
 
 _SAFETENSORS = ".safetensors"
 _INDEX = ".index.json"
-# An index names each tensor of a model once: of the largest that are published, some megabytes.
+# An index names each tensor of a model once; those of the largest published models have some
+# megabytes.
 _MAX_INDEX = 64 << 20
 # model-00001-of-00002.safetensors, model-00001-of-00002.fp16.bin, model_1_of_2.pt
 _SHARD = re.compile(
@@ -34,7 +35,7 @@ _SHARD = re.compile(
 
 
 def read_checkpoint(path: pathlib.Path) -> Mapping[Any, Any]:
-    """What a file, an index of shards, or a folder of shards holds.
+    """The contents of a file, an index of shards, or a folder of shards.
 
     Args:
         path: a `.safetensors` file; a file of torch.save; an index of shards (`*.index.json`); or a
@@ -42,13 +43,13 @@ def read_checkpoint(path: pathlib.Path) -> Mapping[Any, Any]:
 
     Returns:
         Names and values; a file of torch.save may hold such mappings under keys. Values are
-        tensors, or `Stored` of safetensors.
+        tensors, or `Stored` from safetensors.
 
     Raises:
-        ValueError: no such file, one of another format, or one of several shards. The message says
-            what it is and what to do with it.
-        OSError: it is not there or cannot be read.
-        ImportError: a file of torch.save, without PyTorch.
+        ValueError: a file of another format, or one of several shards. The message says what it is
+            and what to do with it.
+        OSError: it does not exist or cannot be read.
+        ImportError: it is a file of torch.save, and PyTorch is not installed.
     """
     if path.is_dir():
         return _read_folder(path)
@@ -76,7 +77,7 @@ _QUANTISED = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a safetensors file, which is read when it is needed."""
+    """A tensor of a safetensors file; `read` reads its values."""
 
     file: TensorFile
     name: str
@@ -85,7 +86,7 @@ class Stored:
         """Its values; BF16 as float32, which holds them exactly.
 
         Raises:
-            TypeError: it is not of floating point.
+            TypeError: its dtype is not a floating-point one.
         """
         dtype, shape = self.file.dtype_and_shape(self.name)
         if dtype == "BF16":
@@ -100,7 +101,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
     _refuse_other_format(path, SAFETENSORS)
     file = TensorFile(path)
     if "tidegate.format" in file.metadata:
-        # Its metadata say more of the layers than their shapes do.
+        # The metadata specify the layers completely, unlike the shapes.
         raise ValueError(f"{path}: got a file of tidegate.save, which tidegate.load reads")
     return {name: Stored(file, name) for name in file}
 
@@ -112,10 +113,10 @@ def _read_torch(path: pathlib.Path) -> Mapping[Any, Any]:
     _refuse_other_format(path, TORCH)
     torch = import_extra("torch", "torch")
     with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is worth one is an error below
+        warnings.simplefilter("ignore")  # relevant problems raise an error below
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # zipfile's, pickle's and PyTorch's own, of any type
+        except Exception as error:  # zipfile, pickle and PyTorch raise any type
             raise ValueError(
                 f"{path}: not a file of weights of torch.save: {_reason(error)}"
             ) from error
@@ -127,7 +128,7 @@ def _read_torch(path: pathlib.Path) -> Mapping[Any, Any]:
 
 
 def _way(loaded: object) -> str:
-    """What to do with what torch.load returned, as the end of a message."""
+    """Advice about the result of torch.load, as the end of a message."""
     if isinstance(loaded, (list, tuple)):
         found = [k for k, entry in enumerate(loaded) if isinstance(entry, Mapping)]
         if found:
@@ -137,16 +138,16 @@ def _way(loaded: object) -> str:
 
 
 def _refuse_other_format(path: pathlib.Path, own: Format) -> None:
-    """Raises unless a path holds a file of weights in this format, or one that is not known."""
+    """Raises if a path holds a known format other than this one."""
     refuse_other(path, "a file of weights of PyTorch", own=(own,))
 
 
 def _reason(error: Exception) -> str:
-    """What torch.load says, with its hint, and what to do about it."""
+    """The reason in an error of torch.load, and what to do about it."""
     message = str(error)
     refused = re.search(r"WeightsUnpickler error:\s*(.*?)(\n\n|$)", message, re.DOTALL)
     blocked = re.search(r"[^\n]*unsupported GLOBAL[^\n]*", message)
-    if blocked:  # what runs other programs: no reason to trust it
+    if blocked:  # it would run other code: do not suggest to trust it
         return f"it holds more than tensors: {blocked[0]}"
     if refused is None:
         reason = message.partition("\n")[0].partition(". ")[0] or "it ends too early"
@@ -166,32 +167,32 @@ def _reason(error: Exception) -> str:
 
 
 def _refuse_shard(path: pathlib.Path) -> None:
-    """Raises if the file is one of several: its name or an index says so.
+    """Raises if the file is one of several shards, by its name or an index.
 
-    An index lies beside the file or in the folder above, and may have any name (*.json).
+    The index is in the file's folder or the one above, and may have any name (*.json).
     """
     match = _SHARD.fullmatch(path.name)
     if match and int(match["count"]) > 1:
         raise ValueError(
-            f"{path}: got shard {int(match['number'])} of {int(match['count'])}, which may hold a "
-            f"part of the layer alone; pass the index (*{_INDEX}) or the folder, or rename the "
-            "file if it holds the whole"
+            f"{path}: got shard {int(match['number'])} of {int(match['count'])}, which may "
+            f"hold only a part of the layer; pass the index (*{_INDEX}) or the folder, or rename "
+            "the file if it holds the whole"
         )
     place = path.parent.resolve() / path.name  # the file itself may be a link, as in caches
     for index in _near_indices(place):
         try:
             shards = {index.parent / shard for shard in _weight_map(index).values()}
         except (OSError, ValueError):
-            continue  # not an index of shards, so it says nothing of this file
+            continue  # it is not an index of shards
         if place in shards and len(shards) > 1:
             raise ValueError(
-                f"{path}: got one of the {len(shards)} shards of {index.name}, which may hold a "
-                "part of the layer alone; pass the index or the folder"
+                f"{path}: got one of the {len(shards)} shards of {index.name}, which may hold only "
+                "a part of the layer; pass the index or the folder"
             )
 
 
 def _near_indices(place: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The JSON files beside a file and in the folder above, as long as they are not too large."""
+    """The JSON files in a file's folder and the one above, except those that are too large."""
     size = 0
     for folder in (place.parent, place.parent.parent):
         named = sorted(folder.glob("*.json"), key=lambda index: not index.name.endswith(_INDEX))
@@ -202,7 +203,7 @@ def _near_indices(place: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, str]:
-    """The index's names of tensors, and the file beside it that holds each."""
+    """The names of tensors in an index, and the name of the file that holds each."""
     check_regular_file("module_or_state_dict", index)
     size = index.stat().st_size
     if size > _MAX_INDEX:
@@ -227,7 +228,7 @@ def _weight_map(index: pathlib.Path) -> dict[str, str]:
 
 
 def _check_complete(where: pathlib.Path, shards: Iterable[str]) -> None:
-    """Raises if names of shards tell that there are more of them."""
+    """Raises if the names of shards imply that some are missing."""
     for (_, count, _), named in _models(shards).items():
         numbers = named.keys()
         if len(numbers) != count or max(numbers) - min(numbers) != count - 1:
@@ -237,8 +238,9 @@ def _check_complete(where: pathlib.Path, shards: Iterable[str]) -> None:
 
 
 def _models(shards: Iterable[str]) -> dict[tuple[str, int, str], dict[int, str]]:
-    """The names of shards by what they have in common, of which the second is the count of
-    shards, and by their numbers; without names that tell nothing.
+    """The names of shards, by model (stem, number of shards, ending) and by number within it.
+
+    Names without such numbers are left out.
     """
     models: dict[tuple[str, int, str], dict[int, str]] = {}
     for shard in shards:
@@ -250,7 +252,7 @@ def _models(shards: Iterable[str]) -> dict[tuple[str, int, str], dict[int, str]]
 
 
 def _read_index(index: pathlib.Path) -> dict[str, Any]:
-    """All tensors of the shards; each shard must hold just those that the index says."""
+    """All tensors of the shards; each shard must hold exactly those in the index."""
     names: dict[str, set[str]] = {}
     for name, shard in _weight_map(index).items():
         names.setdefault(shard, set()).add(name)
@@ -272,8 +274,8 @@ def _read_index(index: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_folder(folder: pathlib.Path) -> Mapping[Any, Any]:
-    """The one model in a folder: by its index, its only file, or all of its shards."""
-    # The same weights often lie there in both formats; safetensors need no PyTorch.
+    """The only model in a folder, from its index, its only file, or all of its shards."""
+    # Folders often have the same weights in both formats; safetensors need no PyTorch.
     for ending in (_SAFETENSORS, ".bin"):
         indices = sorted(folder.glob(f"*{ending}{_INDEX}"))
         files = sorted(folder.glob(f"*{ending}"))

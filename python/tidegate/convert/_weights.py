@@ -1,6 +1,6 @@
-"""What the converters share: checked weights, gates in our order, and the layer that they make.
+"""Shared by the converters: checked weights, gates in Tidegate's order, and making the layer.
 
-No framework in here.
+No framework is needed here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def as_weights(given: Mapping[str, Any]) -> dict[str, Array]:
     float16 and bfloat16 become float32, which holds each of their values exactly.
 
     Raises:
-        TypeError: something is no array or of another dtype, or float32 and float64 are mixed.
+        TypeError: a value is not an array or has another dtype, or float32 and float64 are mixed.
     """
     weights = {name: _as_float(name, value) for name, value in given.items() if value is not None}
     dtypes = {name: array.dtype for name, array in weights.items()}
@@ -75,13 +75,13 @@ def check_rank(name: str, array: Array, rank: int, wanted: str) -> None:
 
 
 def check_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -> None:
-    """Raises unless the array has this shape, of which `meaning` tells where it comes from."""
+    """Raises unless the array has this shape; `meaning` explains the shape in the message."""
     if array.shape != shape:
         raise ValueError(f"{name}: got shape {array.shape}, wanted {shape}, {meaning}")
 
 
 def named_parameters(directions: Iterable[Mapping[str, Array]], layer: int = 0) -> dict[str, Array]:
-    """One layer's parameters by their names, from those of each direction without suffix."""
+    """One layer's parameters by full name, from each direction's names without suffix."""
     return {
         f"{name}_l{layer}{suffix}": array
         for suffix, parameters in zip(("", "_reverse"), directions)
@@ -90,7 +90,7 @@ def named_parameters(directions: Iterable[Mapping[str, Array]], layer: int = 0) 
 
 
 def make_layer(cell: str, params: Mapping[str, Array], **options: Any) -> RecurrentLayer:
-    """An LSTM or a GRU of these options (sizes among them) with these parameters, in their dtype.
+    """An LSTM or a GRU with these options (including sizes) and parameters, in their dtype.
 
     Raises:
         TypeError, ValueError: as the layer's constructor and `load_state_dict`.
@@ -115,7 +115,7 @@ def check_layer(layer: object) -> RecurrentLayer:
 
 
 def carried_parameters(layer: RecurrentLayer) -> dict[str, Array]:
-    """Copies of the parameters, with update_gate="write" told as "carry".
+    """Copies of the parameters, with update_gate="write" converted to "carry".
 
     1 - sigmoid(a) = sigmoid(-a): the rows of z change their sign, which is exact.
     """
@@ -130,7 +130,7 @@ def import_extra(module: str, extra: str) -> ModuleType:
     """A framework's module.
 
     Raises:
-        ImportError: it is not installed; the message names the extra that brings it.
+        ImportError: it is not installed; the message names the extra that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -151,7 +151,7 @@ def as_path(value: object) -> pathlib.Path | None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message: not more of them than can be read."""
+    """A readable number of names, for a message."""
     names = list(names)
     most = 20
     shown = ", ".join(repr(name) for name in names[:most])
