@@ -22,14 +22,14 @@ from bench.stats import LEAST_SAMPLES
 from tidegate.bench import cpu_count, machine
 from tidegate.terminal import at_least, positive
 
-# Of each suite, on two cores.
+# The duration of each suite on two cores.
 MINUTES = {"quick": 5.0, "full": 90.0}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # `run` need not be said.
+    # `run` is the default command.
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         argv.insert(0, "run")
     args = _parser().parse_args(argv)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read the output has left. Python flushes once more at its end: into nothing.
+        # The reading end of the pipe is closed. Redirect Python's flush at exit to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -70,8 +70,8 @@ def _run(args: argparse.Namespace) -> int:
     ahead = [cell for cell in cells if not results.has(cell)]
     if len(ahead) < len(cells):
         done = f"{len(cells) - len(ahead)} of {len(cells)} cells are in {out} already"
-        print(f"{done} (--fresh measures anew)")
-    # Of a part of a suite, a part of its time.
+        print(f"{done} (--fresh measures them again)")
+    # A part of a suite gets a part of the suite's time.
     minutes = args.minutes or MINUTES[args.suite]
     share = len(ahead) / len(suite(args.suite, args.threads))
     budget = Budget(ahead, 60 * minutes * share, len(settings.contenders))
@@ -105,7 +105,7 @@ def _chosen(args: argparse.Namespace) -> list[Cell]:
 
 
 def _write(data: dict[str, Any], args: argparse.Namespace) -> None:
-    """The files that were asked for."""
+    """Writes the files that the arguments ask for."""
     for path, text in ((args.markdown, report.short_markdown), (args.full, report.full_markdown)):
         if path is not None:
             path.write_text(text(data), encoding="utf-8")
@@ -120,7 +120,7 @@ def _write(data: dict[str, Any], args: argparse.Namespace) -> None:
             print("no plots: they need matplotlib", file=sys.stderr)
 
 
-# ---- The others
+# ---- The other commands
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -222,7 +222,7 @@ def _thread_counts(text: str) -> tuple[int, ...]:
 
 
 def _cpus(text: str) -> list[int]:
-    """So many processors."""
+    """Parses a number of processors and chooses them."""
     count = at_least(1)(text)
     try:
         return choose_cpus(count)
@@ -235,7 +235,7 @@ def _contenders(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in MODULES:
             raise argparse.ArgumentTypeError(f"got {name}, wanted some of {', '.join(MODULES)}")
-    # Ours is what the others are compared with.
+    # Tidegate always takes part, since the others are compared with it.
     return tuple(name for name in MODULES if name in names or name == OURS)
 
 
@@ -267,36 +267,36 @@ def _parser() -> argparse.ArgumentParser:
     counts = "1,2" if cpu_count() > 1 else "1"
     _add(run, "--threads", "thread counts, one after the other", _thread_counts, counts)
     _add_contenders(run)
-    what = "for the suite; cells get more or fewer rounds (default: 5 for quick, 90 for full)"
+    what = "minutes for the suite; set the cells' rounds (default: 5 for quick, 90 for full)"
     _add(run, "--minutes", what, positive)
-    _add(run, "--min-rounds", "rounds of a cell, whatever the time", _rounds, 7)
-    _add(run, "--max-rounds", "rounds of a cell at most", _rounds, 25)
+    _add(run, "--min-rounds", "least rounds of a cell, even if they exceed the time", _rounds, 7)
+    _add(run, "--max-rounds", "most rounds of a cell", _rounds, 25)
     _add_sample(run)
     what = "seconds that a contender's threads may run on after its turn, before they are stopped"
     _add(run, "--quiet-limit", what, positive, Settings.quiet_limit)
     _add_timeout(run)
-    what = "results are kept here, and gone on with (default: build/bench-<suite>.json)"
+    what = "file to save to and resume from (default: build/bench-<suite>.json)"
     _add(run, "--out", what, Path, metavar="FILE.json")
-    run.add_argument("--fresh", action="store_true", help="begin anew, whatever the file holds")
+    run.add_argument("--fresh", action="store_true", help="ignore results in the file")
     _add_outputs(run)
 
-    reported = command("report", _report, "print a file's tables, and draw it")
+    reported = command("report", _report, "print a file's tables, and draw plots")
     reported.add_argument("file", type=Path, metavar="FILE.json")
     _add_outputs(reported)
 
-    compared = command("compare", _compare, "say what got slower; exit code 1 if anything did")
+    compared = command("compare", _compare, "report what got slower; exit code 1 if anything did")
     compared.add_argument("old", type=Path, metavar="OLD.json")
     compared.add_argument("new", type=Path, metavar="NEW.json")
-    _add(compared, "--threshold", "changes that count, as a part of 1", positive, 0.05)
+    _add(compared, "--threshold", "least relevant change, as a fraction", positive, 0.05)
 
     listed = command("list", _list, "print the cells of a suite")
     _add_choice(listed)
     _add(listed, "--threads", "thread counts", _thread_counts, "1")
 
-    latency = command("latency", _latency, "a streamed step from Python, importing, sizes")
+    latency = command("latency", _latency, "a streamed step from Python, import time, sizes")
     _add(latency, "--rounds", "rounds", _rounds, 15)
     _add_sample(latency)
-    _add(latency, "--wheel", "its size is reported", Path, metavar="FILE.whl")
+    _add(latency, "--wheel", "wheel whose size is reported", Path, metavar="FILE.whl")
     _add_json(latency)
 
     threads = command("threads", _threads, "2 threads against 1, 4 on 2, idle CPU, two processes")
@@ -305,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sample(threads)
     _add_json(threads)
 
-    memory = command("memory", _memory, "memory by the length of a call")
+    memory = command("memory", _memory, "memory as a function of the length of a call")
     _add_contenders(memory)
     _add_timeout(memory)
     _add_json(memory)
@@ -313,13 +313,13 @@ def _parser() -> argparse.ArgumentParser:
     service = command("service", _service, "live streams, served by forked workers")
     _add_contenders(service, "tidegate,torch,onnxruntime")
     _add(service, "--clients", "live streams", at_least(1), 200)
-    _add(service, "--period-ms", "between a client's frames", positive, 32.0)
-    _add(service, "--tick-ms", "of the way in which frames wait for a tick", positive, 4.0)
+    _add(service, "--period-ms", "time between a client's frames", positive, 32.0)
+    _add(service, "--tick-ms", "interval of the ticks that batched frames wait for", positive, 4.0)
     _add(service, "--workers", "processes that share the clients", at_least(1), 2)
-    _add(service, "--threads", "of a worker", at_least(1), 1)
+    _add(service, "--threads", "threads of a worker", at_least(1), 1)
     _add(service, "--cpus", "processors for all workers", _cpus, str(min(2, cpu_count())))
-    _add(service, "--seconds", "of a turn", positive, 10.0)
-    _add(service, "--rounds", "turns of each", at_least(1), 3)
+    _add(service, "--seconds", "duration of a turn", positive, 10.0)
+    _add(service, "--rounds", "turns of each contender", at_least(1), 3)
     _add_timeout(service)
     _add_json(service)
     return parser
@@ -336,27 +336,27 @@ def _add(
     default: Any = None,
     **options: Any,
 ) -> None:
-    shown = "" if default is None else " (default: %(default)s)"
-    parser.add_argument(name, type=type_, default=default, help=text + shown, **options)
+    default_text = "" if default is None else " (default: %(default)s)"
+    parser.add_argument(name, type=type_, default=default, help=text + default_text, **options)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--suite", "which cells", str, "quick", choices=list(MINUTES))
-    what = "of these, those whose name (see `list`) matches"
+    what = "only cells whose name (see `list`) matches"
     _add(parser, "--cells", what, _pattern, ".", metavar="REGEX")
 
 
 def _add_contenders(parser: argparse.ArgumentParser, default: str = ",".join(MODULES)) -> None:
-    _add(parser, "--contenders", "who takes part", _contenders, default)
+    _add(parser, "--contenders", "libraries to measure", _contenders, default)
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
-    what = "a sample is as many calls in a row as take so long"
+    what = "length of a sample, a number of consecutive calls"
     _add(parser, "--sample-ms", what, positive, Settings.sample_ms)
 
 
 def _add_timeout(parser: argparse.ArgumentParser) -> None:
-    what = "seconds after which a contender that does not answer is given up"
+    what = "seconds after which a contender that does not answer is dropped"
     _add(parser, "--timeout", what, positive, Settings.timeout)
 
 

@@ -1,5 +1,5 @@
-// sigmoid and tanh over arrays, compiled once for each ISA as the kernels are: the kernels' table
-// does not export them by themselves. What measures them is kernels.cc.
+// sigmoid and tanh over arrays, compiled once for each ISA like the kernels, whose table does not
+// export them separately. kernels.cc measures them.
 #include "activations.h"
 
 #include "kernels/math.h"

@@ -1,4 +1,4 @@
-// What bench/activations.cc exports for each ISA: functions on plain arrays.
+// The functions on plain arrays that bench/activations.cc exports for each ISA.
 #ifndef TIDEGATE_BENCH_ACTIVATIONS_H_
 #define TIDEGATE_BENCH_ACTIVATIONS_H_
 

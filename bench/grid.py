@@ -1,4 +1,4 @@
-"""The grid: which calls are measured, as data. Nothing is run here."""
+"""The grid: the calls to measure, as data. Nothing is run here."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ GATES = {"lstm": 4, "gru": 3, "gru-before": 3, "mgu": 2}
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the grid: one call, with so many threads.
+    """A cell of the grid: one call, with a number of threads.
 
     Attributes:
-        regime: the row of the grid that it belongs to: "step" carries its state from call to call,
-            the others begin anew.
+        regime: the group of the grid that it belongs to: "step" carries its state from call to
+            call, the others start from the same state each time.
         kind: "lstm", "gru" (reset gate after the product), "gru-before" (before it), "mgu".
-        input_size, hidden_size, num_layers, bidirectional: of the network.
+        input_size, hidden_size, num_layers, bidirectional: options of the network.
         batch, steps: N and T.
-        ragged: whether rows have lengths, uniform in 1..T.
-        training: forward and backward with all gradients, or inference.
-        threads: how many a contender may use.
+        ragged: whether rows have different lengths, uniform in 1..T.
+        training: whether it is forward and backward with all gradients, or inference.
+        threads: the number of threads that a contender may use.
         dtype: "float32" or "float64".
     """
 
@@ -46,7 +46,7 @@ class Cell:
 
     @property
     def gates(self) -> int:
-        """Gates of a unit."""
+        """The number of gates of a unit."""
         return GATES[self.kind]
 
     @property
@@ -56,12 +56,12 @@ class Cell:
 
     @property
     def stateful(self) -> bool:
-        """Whether the state of one call is the next one's."""
+        """Whether each call starts from the state of the previous one."""
         return self.steps == 1 and not self.training
 
     @property
     def network(self) -> str:
-        """The shape of the call in short, as tables show it."""
+        """A short description of the call's shape, for tables."""
         size = (
             f"{self.hidden_size}"
             if self.input_size == self.hidden_size
@@ -73,7 +73,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """The same, unique: cells are selected, resumed and compared by it."""
+        """A unique name, by which cells are selected, resumed and compared."""
         work = "training" if self.training else "inference"
         dtype = "" if self.dtype == "float32" else f" {self.dtype}"
         return f"{self.regime}: {self.network} {work}{dtype} {self.threads}t"
@@ -86,7 +86,7 @@ class Cell:
         return rng.integers(1, self.steps + 1, self.batch)
 
     def work(self) -> Work:
-        """What the call has to do at least."""
+        """The least work that the call has to do."""
         rows = [self.batch] * self.steps
         if self.ragged:
             rows = [int(np.sum(self.lengths() > t)) for t in range(self.steps)]
@@ -102,12 +102,12 @@ class Cell:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; `Cell(**d)` is the way back."""
+        """The attributes, for JSON; `Cell(**d)` restores the cell."""
         return asdict(self)
 
 
-# Regime -> (I, H, N, T) and what else there is. The sizes are those in use: from a wake word's
-# network to a language model's layer.
+# Regime -> (I, H, N, T) and further options. The sizes are those in use, from a wake word's network
+# to a language model's layer.
 _SHAPES: dict[str, list[tuple[tuple[int, int, int, int], dict[str, Any]]]] = {
     "step": [
         ((size, size, batch, 1), {})

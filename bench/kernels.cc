@@ -1,10 +1,10 @@
-// Micro-benchmarks of the kernels, by the same tables that the core runs: products of many rows and
-// of one, weight gradients, activations, the cells' epilogues, packing, and what threads cost.
+// Micro-benchmarks of the kernels, called through the core's own tables: products of many rows and
+// of one, weight gradients, activations, the cells' epilogues, packing, and the cost of threads.
 //
-//   bench_kernels [ISA]     all that this machine can run, or one
+//   bench_kernels [ISA]     one ISA, or by default all that this machine can run
 //
-// Each figure is the best of some rounds of a millisecond: what the code can do, undisturbed. All
-// but the last line is of one thread, which `taskset -c 1` pins.
+// Each figure is the best of some rounds of a millisecond: the speed of the undisturbed code. All
+// but the last line is measured on one thread, which `taskset -c 1` pins.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -49,7 +49,7 @@ const ActivationTable& activation_table([[maybe_unused]] const std::string& isa)
 #endif
 }
 
-// Nanoseconds of one call of `work`.
+// Returns the nanoseconds of one call of `work`.
 template <class Work>
 double nanoseconds(Work&& work) {
   using Clock = std::chrono::steady_clock;
@@ -67,7 +67,7 @@ double nanoseconds(Work&& work) {
   return best / static_cast<double>(calls);
 }
 
-// Small numbers of both signs, on cache lines of their own.
+// Small numbers of both signs, aligned to cache lines.
 template <class T>
 class Array {
  public:
@@ -97,7 +97,8 @@ class Matrix : public Array<T> {
   Index stride_;
 };
 
-// A phase's buffers, for `rows` rows of `units` units. The operand of its product is `units` deep.
+// The buffers of a phase with `rows` rows and `units` units; its product has an operand of `units`
+// columns.
 template <class T>
 class Phase {
  public:
@@ -134,7 +135,7 @@ class Phase {
     call_.phase_state = phase_state_.rows();
   }
 
-  // The product alone.
+  // Times the product alone.
   double product() {
     PhaseCall<T> call = call_;
     Product<T>& of = spec_.h.count > 0 ? call.h : call.x;
@@ -148,7 +149,8 @@ class Phase {
     return padded_ * call_.units * gates_ * static_cast<Index>(sizeof(T));
   }
 
-  // The cell alone, from accumulators that are the bias, with or without what training keeps.
+  // Times the cell alone, from accumulators that hold the bias, with or without saving for
+  // training.
   double epilogue(bool saving) {
     PhaseCall<T> call = call_;
     call.bias = bias_.data();
@@ -160,7 +162,7 @@ class Phase {
     return nanoseconds([&] { kernels_.exact().products[spec_.kind](call); });
   }
 
-  // The derivative.
+  // Times the derivative.
   double derivative() {
     BackwardCall<T> call;
     call.rows = call_.rows;
@@ -274,7 +276,7 @@ template <class T>
 void report_activations(const Activations<T>& functions) {
   constexpr Index kCount = 1024;  // in L1
   const Array<T> x(kCount), y(kCount);
-  // Over the range where neither has saturated.
+  // The range where neither function has saturated.
   for (Index i = 0; i < kCount; ++i)
     x.data()[i] = static_cast<T>(8 * std::sin(static_cast<double>(i)));
   const auto each = [&](auto* function) {
@@ -302,7 +304,7 @@ void report_epilogues() {
 
 template <class T>
 void report_packing() {
-  std::printf("\npacking of an LSTM's parameters, I = H: GB/s of what is read\n");
+  std::printf("\npacking of an LSTM's parameters, I = H: GB/s read\n");
   for (const Index size : kSizes) {
     Config config;
     config.input_size = size;
@@ -323,22 +325,22 @@ void report_packing() {
 }
 
 void report_threads() {
-  constexpr int kMeetings = 1000;
+  constexpr int kBarriers = 1000;
   set_num_threads(2);
   ThreadLease lease(2);
   if (lease.size() < 2) {
-    std::printf("\nthreads: no second one is to be had\n");
+    std::printf("\nthreads: a second one is not available\n");
     return;
   }
   const auto barrier = std::make_unique<Barrier>(2);
-  const double meetings = nanoseconds([&] {
+  const double with_barriers = nanoseconds([&] {
     lease.run([&](int thread) {
-      for (int i = 0; i < kMeetings; ++i) barrier->wait(thread);
+      for (int i = 0; i < kBarriers; ++i) barrier->wait(thread);
     });
   });
-  const double held = nanoseconds([&] { lease.run([](int) {}); });
-  std::printf("\nthreads, 2 of them: %.0f ns a meeting, %.2f us a call of a team that is held\n",
-              (meetings - held) / kMeetings, held * 1e-3);
+  const double empty = nanoseconds([&] { lease.run([](int) {}); });
+  std::printf("\nthreads, 2 of them: %.0f ns a barrier, %.2f us a call of a reserved team\n",
+              (with_barriers - empty) / kBarriers, empty * 1e-3);
 }
 
 template <class T>

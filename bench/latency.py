@@ -1,6 +1,6 @@
-"""How long the smallest things take: a streamed step from Python, importing, and what is installed.
+"""Small costs: the time of a streamed step from Python, the import time, and the installed size.
 
-Ours alone, in this process; peers' steps are in the grid's "step" rows.
+Only Tidegate, in this process; peers' steps are in the grid's "step" cells.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ print(time.perf_counter() - begin)
 
 
 def measure(rounds: int, sample_ms: float, wheel: Path | None) -> dict[str, Any]:
-    """Nanoseconds of `stream.step(x, out=y)` by kind and size, and the rest. Fit for JSON."""
+    """Nanoseconds of `stream.step(x, out=y)` by kind and size, and the rest; for JSON."""
     with pinned(choose_cpus(1)):
         steps = _steps(rounds, sample_ms)
         imports = [float(_python(_IMPORT)) * 1e3 for _ in range(rounds)]
@@ -72,7 +72,7 @@ def _python(code: str) -> str:
 
 
 def text(figures: dict[str, Any]) -> str:
-    """For a terminal."""
+    """The figures as text for a terminal."""
     lines = ["stream.step(x, out=y), batch 1, I = H, 1 thread: median [95 % interval]"]
     for step in figures["stream_step_ns"]:
         target = STEP_TARGETS_NS.get(step["size"])

@@ -1,7 +1,7 @@
-"""Memory by the length of a call: what training keeps, what inference needs beyond its output.
+"""Memory as a function of a call's length: what training keeps, and inference beyond its output.
 
-Each measurement is a process of its own: the peak of its resident memory in its second call, beyond
-what it had when the arrays were there and the library imported.
+Each measurement runs in its own process: the peak of its resident memory in the second call, minus
+the memory after the library was imported and the arrays were made.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.grid import Cell
-from bench.processes import OutOfService, Worker, choose_cpus
+from bench.processes import Worker, WorkerFailed, choose_cpus
 
 STEPS = (100, 200, 400)
 _CELLS = [
@@ -24,7 +24,7 @@ _CELLS = [
 def measure(
     contenders: Sequence[str], timeout: float, tell: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Peaks by number of steps, and bytes a step, row and unit. Fit for JSON."""
+    """Peaks by number of steps, and bytes per step, row and unit; for JSON."""
     figures = []
     cpus = choose_cpus(1)
     workers = {name: Worker(name, 1, cpus, timeout) for name in contenders}
@@ -46,21 +46,21 @@ def _peaks(worker: Worker, cell: Cell) -> dict[str, Any]:
             worker.begin()
             what = replace(cell, steps=steps)
             reply = worker.ask("prepare", cell=what.as_dict(), results=None)
-        except OutOfService as error:
+        except WorkerFailed as error:
             return {"absent": str(error)}
         finally:
             worker.end()
         if "lacks" in reply:
             return {"absent": f"lacks {reply['lacks']}"}
         peaks[steps] = reply["call_bytes"]
-    # Between the longest two: what does not depend on the length has been reached by then.
+    # Between the longest two, where memory that does not depend on the length cancels out.
     first, last = STEPS[-2:]
     slope = (peaks[last] - peaks[first]) / (last - first)
     return {"peak_bytes": peaks, "bytes_per_unit": slope / (cell.batch * cell.hidden_size)}
 
 
 def line(figures: dict[str, Any]) -> str:
-    """For a terminal. y alone takes 4 bytes a step, row and unit, and so does dx if I = H."""
+    """A line for a terminal. y alone takes 4 bytes per step, row and unit, as does dx if I = H."""
     cell = Cell(**figures["cell"])
     what = f"{cell.kind:11}{'fwd+bwd' if cell.training else 'inference':10}"
     what += f"{figures['contender']:12}"

@@ -1,4 +1,4 @@
-"""Results as pictures (PNG), by matplotlib, which is an extra."""
+"""Plots of results (PNG), by matplotlib, which is an extra."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def draw(data: dict[str, Any], directory: Path) -> list[Path]:
     """Draws ratios.png and limits.png in `directory`.
 
     Raises:
-        ImportError: there is no matplotlib.
+        ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def draw(data: dict[str, Any], directory: Path) -> list[Path]:
 
 
 def _ratios(axes: Any, items: list[Summary]) -> None:
-    """A peer's plausible time over ours, cell by cell in the order of the grid.
+    """Each peer's time divided by Tidegate's, if plausible, by cell in the order of the grid.
 
     Cells that no peer has are left out.
     """
@@ -74,7 +74,7 @@ def _ratios(axes: Any, items: list[Summary]) -> None:
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_ylabel("peer's time / Tidegate's")
     axes.legend(fontsize=7, ncols=len(PEERS), loc="upper right")
-    # In the order of the grid; its few cells of float64 come last.
+    # In the order of the grid; its few float64 cells come last.
     regimes = [i.cell.regime if i.cell.dtype == "float32" else i.cell.dtype for i in items]
     starts = [k for k, regime in enumerate(regimes) if k == 0 or regime != regimes[k - 1]]
     for start in starts[1:]:
@@ -83,13 +83,13 @@ def _ratios(axes: Any, items: list[Summary]) -> None:
 
 
 def _limits(axes: Any, items: list[Summary]) -> None:
-    """The part of the machine's limit that is reached, by size."""
+    """The fraction of the machine's limit that is reached, by size."""
     regimes = list(dict.fromkeys(item.cell.regime for item in items))
     for item in items:
         if item.reached is None:
             continue
         index = regimes.index(item.cell.regime)
-        # Side by side, those of one size would hide each other.
+        # Spread out horizontally: markers of one size would hide each other.
         axes.plot(
             item.cell.hidden_size * 1.04 ** (index - len(regimes) / 2),
             100 * item.reached,

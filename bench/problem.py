@@ -1,6 +1,6 @@
-"""What a cell's contenders are given: the same parameters and inputs for all, as NumPy arrays.
+"""The inputs of a cell's contenders: the same parameters and inputs for all, as NumPy arrays.
 
-Drawn from the cell alone, so that every process draws the same.
+They depend only on the cell, so that every process draws the same arrays.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Problem:
         params: PyTorch's names and layouts, gates in the order i, f, g, o and r, z, n.
         x: (T, N, I).
         h_0: (L*D, N, H).
-        c_0: likewise, of an LSTM; else None.
+        c_0: the same shape for an LSTM; else None.
         lengths: (N,) int64, or None.
-        dy: (T, N, D*H), the gradient by y in training; else None.
+        dy: (T, N, D*H), the gradient for y in training; else None.
     """
 
     cell: Cell
@@ -41,7 +41,7 @@ class Problem:
         return (self.h_0,) if self.c_0 is None else (self.h_0, self.c_0)
 
     def directed_layers(self) -> list[dict[str, Any]]:
-        """The parameters of each layer and direction, layer-major, by their names without `_l0`."""
+        """The parameters of each layer and direction, layer-major, by name without suffix."""
         return [
             {name: self.params[f"{name}_l{layer}{suffix}"] for name in PARAMETERS}
             for layer in range(self.cell.num_layers)
@@ -49,7 +49,7 @@ class Problem:
         ]
 
     def changed_params(self) -> dict[str, Any]:
-        """Other parameters, as an optimiser's step would leave them."""
+        """Slightly changed parameters, as after an optimiser's step."""
         return {name: value * value.dtype.type(1 + 2**-7) for name, value in self.params.items()}
 
 

@@ -1,8 +1,8 @@
-"""The driver's side of the worker processes: starting, asking, waiting until they are quiet.
+"""The driver's side of the worker processes: starts them, sends requests, waits until they idle.
 
 Each contender has a process of its own, because thread runtimes (several OpenMPs, TBB, thread pools
-that spin) disturb each other within one. They take turns; whoever has had its turn must be quiet
-before the next one begins.
+that spin) disturb each other within one. They take turns; after its turn a contender must have no
+running thread before the next one begins.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ import tidegate as tg
 from bench.worker import LIMITS
 
 ROOT = Path(__file__).resolve().parents[1]
-# Whatever library reads them.
+# The variables by which the libraries set their number of threads.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TIDEGATE_NUM_THREADS")
-# NumPy's products, which only the limits need: their threads would keep the others from forking.
+# Threads of NumPy's products, which only the limits need: they would prevent forking elsewhere.
 _NUMPY_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _POLL_SECONDS = 0.0002
 
 
-class OutOfService(Exception):
-    """A worker cannot go on; says why."""
+class WorkerFailed(Exception):
+    """A worker cannot continue; the message says why."""
 
 
 def choose_cpus(count: int) -> list[int]:
-    """Processors for `count` threads, of different cores as far as possible; [] where unknown.
+    """Processors for `count` threads, on different cores as far as possible; [] where unknown.
 
-    The last ones come first: interrupts usually go to the first.
+    The last processors come first, since interrupts usually go to the first ones.
 
     Raises:
-        ValueError: this process may run on fewer.
+        ValueError: this process may run on fewer processors.
     """
     if not hasattr(os, "sched_getaffinity"):
         return []
@@ -63,7 +63,7 @@ def choose_cpus(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def pinned(cpus: list[int]) -> Iterator[None]:
-    """Ties this process to these processors, if any; then these and our threads are as before."""
+    """Pins this process to these processors, if any; restores its affinity and threads after."""
     count = tg.get_num_threads()
     before = os.sched_getaffinity(0) if cpus else set()
     if cpus:
@@ -77,7 +77,7 @@ def pinned(cpus: list[int]) -> Iterator[None]:
 
 
 def environment(threads: int, numpy_threads: int = 1) -> dict[str, str]:
-    """What a contender's process finds: ours, and how many threads it may use."""
+    """A contender's environment: that of this process, with the number of threads it may use."""
     return {
         **os.environ,
         **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
@@ -91,13 +91,13 @@ class Worker:
     """A worker process of one contender with one number of threads.
 
     Args:
-        name: the contender's, or bench.worker.LIMITS.
-        threads: how many it may use.
-        cpus: which processors it may run on; [] for any.
-        timeout: seconds after which a request is given up.
+        name: the contender's name, or bench.worker.LIMITS.
+        threads: the number of threads that it may use.
+        cpus: the processors that it may run on; [] for any.
+        timeout: seconds after which a request fails.
 
     Attributes:
-        versions: what the contender said of itself.
+        versions: the versions that the contender reported.
         absent: why it cannot take part at all, ("missing" or "failed", reason); None if it can.
     """
 
@@ -128,14 +128,14 @@ class Worker:
         self._rest = b""
         self._hello = False
 
-    def _greet(self) -> None:
-        """Waits until the library is imported, if it has not been waited for."""
+    def _await_import(self) -> None:
+        """Waits until the library is imported, unless that has been done."""
         if self._hello or self.absent is not None:
             return
         self._hello = True
         try:
             reply = self.receive()
-        except OutOfService as error:
+        except WorkerFailed as error:
             self.absent = ("failed", str(error))
             return
         if "missing" in reply:
@@ -145,28 +145,28 @@ class Worker:
             self._forks = reply["forks"]
 
     def begin(self) -> None:
-        """A fresh process for a cell.
+        """Starts a fresh process for a cell.
 
         Raises:
-            OutOfService: it is absent or has failed.
+            WorkerFailed: it is absent or has failed.
         """
         if self._process is None:
             self._start()
-        self._greet()
+        self._await_import()
         if self.absent is not None:
-            raise OutOfService(self.absent[1])
+            raise WorkerFailed(self.absent[1])
         self._pid = self.ask("begin")["pid"]
 
     def end(self) -> None:
-        """The end of the cell, whatever has happened in it."""
+        """Ends the cell, even after a failure."""
         if self._pid is None:
             return
         try:
             self.send("end")
-            # What a process that died unasked has left comes before it.
+            # The output of a process that died by itself comes before the reply.
             while "ended" not in self._read_reply():
                 pass
-        except OutOfService:
+        except WorkerFailed:
             self.close()
             return
         self._pid = None
@@ -175,7 +175,7 @@ class Worker:
             self._start()
 
     def send(self, what: str, **fields: Any) -> None:
-        """A request."""
+        """Sends a request."""
         self._resume()
         assert self._process is not None
         assert self._process.stdin is not None
@@ -183,17 +183,17 @@ class Worker:
             self._process.stdin.write(json.dumps({"do": what, **fields}).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
-            raise OutOfService(self._last_words()) from None
+            raise WorkerFailed(self._last_error()) from None
 
     def receive(self) -> dict[str, Any]:
-        """The reply to the last request.
+        """Returns the reply to the last request.
 
         Raises:
-            OutOfService: the contender failed, or its process ended or hangs (and is then killed).
+            WorkerFailed: the contender failed, or its process ended or hangs (and is then killed).
         """
         reply = self._read_reply()
         if "failed" in reply:
-            raise OutOfService(reply["failed"])
+            raise WorkerFailed(reply["failed"])
         return reply
 
     def _read_reply(self) -> dict[str, Any]:
@@ -205,33 +205,33 @@ class Worker:
             ready, _, _ = select.select([out], [], [], max(0, end - time.monotonic()))
             if not ready:
                 self.close()
-                raise OutOfService(f"no answer within {self._timeout:g} s")
+                raise WorkerFailed(f"no answer within {self._timeout:g} s")
             read = os.read(out, 1 << 16)
             if not read:
-                words = self._last_words()
+                words = self._last_error()
                 self.close()
-                raise OutOfService(words)
+                raise WorkerFailed(words)
             self._rest += read
         line, self._rest = self._rest.split(b"\n", 1)
         reply: dict[str, Any] = json.loads(line)
         return reply
 
     def ask(self, what: str, **fields: Any) -> dict[str, Any]:
-        """A request and its reply."""
+        """Sends a request and returns its reply."""
         self.send(what, **fields)
         return self.receive()
 
     def wait_until_quiet(self, limit: float) -> float:
-        """Waits until no thread of the worker is running, and says how many seconds that took.
+        """Waits until no thread of the worker is running, and returns the seconds that this took.
 
-        One that still runs after `limit` is stopped (SIGSTOP) until the next request.
+        A worker that still runs after `limit` is stopped (SIGSTOP) until the next request.
         """
         if self._pid is None or not Path("/proc").is_dir():
             time.sleep(0.02)
             return 0.02
         begin = time.perf_counter()
         quiet = 0
-        # Once more, since a thread that sleeps may be about to be woken by another.
+        # Check again, since a sleeping thread may be about to be woken by another.
         while quiet < 2:
             quiet = 0 if _is_running(self._pid) else quiet + 1
             if time.perf_counter() - begin > limit:
@@ -242,14 +242,14 @@ class Worker:
         return time.perf_counter() - begin
 
     def _resume(self) -> None:
-        """Lets a stopped worker go on."""
+        """Resumes a stopped worker."""
         if self._stopped and self._pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGCONT)
         self._stopped = False
 
     def close(self) -> None:
-        """Ends the process, and the cell's."""
+        """Ends the process, and the process of the cell."""
         self._resume()
         if self._pid is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -269,18 +269,18 @@ class Worker:
             self._errors.close()
         self._process = None
 
-    def _last_words(self) -> str:
-        """What a process that has ended left on standard error."""
+    def _last_error(self) -> str:
+        """The last line that an ended process wrote to standard error, for a message."""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return "its process ended" + (f": {lines[-1]}" if lines else "")
 
 
 def _is_running(pid: int) -> bool:
-    """Whether any of the process's threads runs, or would if it got a processor."""
+    """Whether any of the process's threads is running or runnable."""
     for task in Path(f"/proc/{pid}/task").glob("*/stat"):
         try:
-            # After the name, which may hold anything but ends with the last parenthesis.
+            # The state follows the name, which may contain anything, up to the last parenthesis.
             state = task.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
         except (OSError, IndexError):
             continue

@@ -1,4 +1,4 @@
-"""Progress of a run: rich's bar where that is installed and the output a terminal, else lines."""
+"""Progress of a run: rich's bar if it is installed and the output is a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Progress:
-    """Tells how far a run has come. `with Progress(total) as progress:`.
+    """Shows the progress of a run. `with Progress(total) as progress:`.
 
-    Nothing is drawn between calls: a thread that redraws would disturb what is measured.
+    Nothing is drawn between calls: a redrawing thread would disturb the measurements.
     """
 
     def __init__(self, total: int) -> None:
@@ -46,7 +46,7 @@ class Progress:
             self._bar.stop()
 
     def begin(self, text: str, seconds_left: float) -> None:
-        """What is measured next, and how long all the rest will take."""
+        """Shows the next measurement, and the time left."""
         left = (
             f"{seconds_left / 60:.0f} min left"
             if seconds_left > 90
@@ -59,14 +59,14 @@ class Progress:
             self._bar.refresh()
 
     def tell(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         if self._bar is None:
             print(f"  {text}", flush=True)
         else:
             self._bar.console.print(text, markup=False, highlight=False)
 
     def finish_one(self) -> None:
-        """What was begun is done."""
+        """Marks the current measurement as done."""
         self._done += 1
         if self._bar is not None:
             self._bar.advance(self._task)

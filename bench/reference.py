@@ -1,8 +1,8 @@
 """The reference that contenders are checked against: NumPy in float64, forward and backward.
 
-Written for the check alone and sharing nothing with what it checks; products are BLAS's, since
-large cells must not take minutes. The equations are those of `tidegate.LSTM`, `tidegate.GRU` and
-`tidegate.MGU`.
+It is written only for the check and shares no code with the contenders. BLAS computes the
+products, since large cells must not take minutes. The equations are those of `tidegate.LSTM`,
+`tidegate.GRU` and `tidegate.MGU`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from bench.problem import Problem
 
 
 def solve(problem: Problem) -> dict[str, Any]:
-    """The right results of a cell, in float64.
+    """The correct results of a cell, in float64.
 
     Returns:
-        y, h_n, and c_n of an LSTM; in training also dx, dh_0, dc_0, and d<parameter> for each
+        y, h_n, and c_n for an LSTM; in training also dx, dh_0, dc_0, and d<parameter> for each
         parameter.
     """
     cell = problem.cell
@@ -38,7 +38,7 @@ def solve(problem: Problem) -> dict[str, Any]:
                 kind=cell.kind,
                 params={n[: -len(suffix)]: p for n, p in double.items() if n.endswith(suffix)},
                 order=range(cell.steps)[:: -1 if d else 1],
-                live=np.arange(cell.steps)[:, np.newaxis] < lengths,
+                active=np.arange(cell.steps)[:, np.newaxis] < lengths,
                 x=x,
             )
             direction.forward([state[k].astype(np.float64) for state in problem.state])
@@ -72,12 +72,12 @@ def _sigmoid(a: Any) -> Any:
 
 @dataclass
 class _Direction:
-    """One direction of one layer; T steps, N rows, `live` (T, N)."""
+    """One direction of one layer; T steps, N rows; `active` (T, N) is False at padding."""
 
     kind: str
     params: dict[str, Any]
     order: range
-    live: Any
+    active: Any
     x: Any
     y: Any = None
     last: list[Any] = field(default_factory=list)
@@ -91,10 +91,10 @@ class _Direction:
         self.y = np.zeros((steps, batch, u.shape[1]))
         from_x = self.x @ w.T + b
         for t in self.order:
-            live = self.live[t][:, np.newaxis]
+            active = self.active[t][:, np.newaxis]
             new, self.saved[t] = self._step(from_x[t], state, u, v)
-            state = [np.where(live, after, before) for after, before in zip(new, state)]
-            self.y[t] = np.where(live, state[0], 0)
+            state = [np.where(active, after, before) for after, before in zip(new, state)]
+            self.y[t] = np.where(active, state[0], 0)
         self.last = state
 
     def _step(self, a: Any, state: list[Any], u: Any, v: Any) -> tuple[list[Any], tuple[Any, ...]]:
@@ -124,22 +124,22 @@ class _Direction:
         return [z * h + (1 - z) * n], (r, z, n, q, h)
 
     def backward(self, dy: Any) -> Any:
-        """dx, by this direction's y alone; leaves dparams and dstate."""
+        """Returns dx for this direction's y; stores dparams and dstate."""
         w, u = self.params["weight_ih"], self.params["weight_hh"]
         steps, batch, _ = dy.shape
         hidden = u.shape[1]
-        # By the pre-activations as x sees them, and as U's product does; and what U multiplies.
+        # Gradients for the pre-activations in W's product and in U's; and the operand of U.
         da_x = np.zeros((steps, batch, len(u)))
         da_h = np.zeros_like(da_x)
         h_prev = np.zeros((steps, batch, hidden))
         gated_h = np.zeros_like(h_prev)
         dstate = [np.zeros((batch, hidden)) for _ in self.last]
         for t in reversed(self.order):
-            live = self.live[t][:, np.newaxis]
-            given = [np.where(live, d, 0) for d in dstate]
-            given[0] = given[0] + np.where(live, dy[t], 0)
+            active = self.active[t][:, np.newaxis]
+            given = [np.where(active, d, 0) for d in dstate]
+            given[0] = given[0] + np.where(active, dy[t], 0)
             before = self._step_backward(given, t, u, da_x, da_h, h_prev, gated_h)
-            dstate = [np.where(live, new, old) for new, old in zip(before, dstate)]
+            dstate = [np.where(active, new, old) for new, old in zip(before, dstate)]
         self.dstate = dstate
 
         def flat(a: Any) -> Any:
@@ -147,7 +147,7 @@ class _Direction:
 
         dweight_hh = flat(da_h).T @ flat(h_prev)
         if self.kind in ("gru-before", "mgu"):
-            # Of the candidate, whose gate is the last one.
+            # The rows of the candidate, which is the last gate.
             dweight_hh[-hidden:] = flat(da_h)[:, -hidden:].T @ flat(gated_h)
         self.dparams = {
             "weight_ih": flat(da_x).T @ flat(self.x),
@@ -167,8 +167,8 @@ class _Direction:
         h_prev: Any,
         gated_h: Any,
     ) -> list[Any]:
-        """The gradient by the state before step t, by that after; fills in step t's rows."""
-        # Of rows that are not live `given` is zero, and so is all that follows from it.
+        """The gradient for the state before step t, from that after it; fills in step t's rows."""
+        # In inactive rows `given` is zero, and so is everything computed from it.
         dh = given[0]
         if self.kind == "lstm":
             i, f, g, o, h, c_prev, c = self.saved[t]

@@ -1,4 +1,4 @@
-"""Results as text: the table for the terminal, Markdown short and full, what misses its target."""
+"""Results as text: a table for the terminal, short and full Markdown, and missed targets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bench.contenders import MODULES, PEERS
 from bench.results import Change, Summary, summaries
 from bench.stats import Estimate, geometric_mean
 
-# What is asked for: geometric means of the best peer's time over ours, and parts of the limit.
+# The targets: geometric means of the best peer's time over Tidegate's, and fractions of the limit.
 MEAN_TARGETS = {False: 2.0, True: 1.8}
 BATCH_TARGETS = {False: {128: 0.82, 256: 0.88}, True: {128: 0.75, 256: 0.82}}
 SEQUENCE_TARGET = 0.85
 
 
 def time_text(ns: float) -> str:
-    """Three digits and a unit."""
+    """A time with three digits and a unit."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
         if ns >= size:
             return f"{ns / size:.3g} {unit}"
@@ -26,19 +26,19 @@ def time_text(ns: float) -> str:
 
 
 def bytes_text(size: float) -> str:
-    """In MB."""
+    """A size in MB."""
     return f"{size / 1e6:.1f} MB"
 
 
 def ratio_text(ratio: Estimate | None) -> str:
-    """Median and interval."""
+    """A ratio's median and interval."""
     if ratio is None:
         return "-"
     return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def cell_line(summary: Summary) -> str:
-    """A cell in one line."""
+    """A cell's results in one line."""
     cell = summary.cell
     if summary.ours is None:
         return f"{cell.id}: {', '.join(f'{n} {why}' for n, why in summary.absent.items())}"
@@ -67,7 +67,7 @@ def _peer_text(summary: Summary, name: str) -> str:
 
 
 def _mark(summary: Summary, name: str) -> str:
-    """A question mark behind a figure that there is a remark on."""
+    """A question mark for a figure with a remark."""
     return "?" if name in summary.remarks else ""
 
 
@@ -83,12 +83,12 @@ def _best_text(summary: Summary) -> str:
 
 
 def _plausible_ratios(items: Iterable[Summary]) -> list[float]:
-    """The best peers' ratios, without those that there is a remark on."""
+    """The best peers' ratios, except those with a remark."""
     return [s.ratio.median for s in items if s.ratio and s.best not in s.remarks]
 
 
 def _memory_text(summary: Summary) -> str:
-    """Ours, and the least of the peers'."""
+    """Tidegate's memory, and the least of the peers'."""
     ours = summary.memory.get("tidegate")
     theirs = [size for name, size in summary.memory.items() if name in summary.peers]
     return " / ".join(bytes_text(size) if size else "-" for size in (ours, min(theirs, default=0)))
@@ -115,7 +115,7 @@ def _columns() -> list[_Column]:
 
 
 def _groups(items: Sequence[Summary]) -> Iterable[tuple[str, list[Summary]]]:
-    """By threads, work and regime, in the order of the grid."""
+    """Groups cells by threads, work and regime, in the order of the grid."""
     keys: dict[tuple[int, bool, str], list[Summary]] = {}
     for item in items:
         cell = item.cell
@@ -126,7 +126,7 @@ def _groups(items: Sequence[Summary]) -> Iterable[tuple[str, list[Summary]]]:
 
 
 def about(data: dict[str, Any]) -> str:
-    """Machine, versions, date in one line."""
+    """Machine, versions and date in one line."""
     machine = data["machine"]
     versions = ", ".join(
         f"{name} {version.get(name, '?')}" for name, version in data["versions"].items()
@@ -139,7 +139,7 @@ def about(data: dict[str, Any]) -> str:
 
 
 def table(data: dict[str, Any]) -> str:
-    """The whole grid for a terminal."""
+    """The whole grid as text for a terminal."""
     columns = _columns()
     lines = [about(data), "Peers: their time divided by Tidegate's, medians of paired rounds.", ""]
     for title, group in _groups(summaries(data)):
@@ -156,7 +156,7 @@ def table(data: dict[str, Any]) -> str:
 
 
 def full_markdown(data: dict[str, Any]) -> str:
-    """The whole grid."""
+    """The whole grid as Markdown."""
     columns = _columns()
     lines = [
         f"{about(data)}.",
@@ -176,7 +176,7 @@ def _row(texts: Iterable[str]) -> str:
 
 
 def short_markdown(data: dict[str, Any]) -> str:
-    """A table for a README: a regime a row, geometric means of ratios, ranges of the limit."""
+    """A table for a README: a row per regime, geometric means of ratios, ranges of the limit."""
     items = summaries(data)
     counts = sorted({item.cell.threads for item in items})
     names = ["1 thread" if count == 1 else f"{count} threads" for count in counts]
@@ -220,7 +220,7 @@ def _short_row(regime: str, training: bool, group: list[Summary], counts: list[i
 
 
 def verdict(data: dict[str, Any]) -> list[str]:
-    """What is reached of what is asked for, and each cell that misses it."""
+    """How the results compare with the targets, and each cell that misses its target."""
     items = summaries(data)
     lines = []
     for training, wanted in MEAN_TARGETS.items():
@@ -267,14 +267,14 @@ def verdict(data: dict[str, Any]) -> list[str]:
 
 
 def _doubted(item: Summary, name: str) -> str:
-    """The figure that a remark is on."""
+    """The figure that a remark refers to."""
     if name == "limit":
         return f"{item.reached:.0%} of the limit"
     return f"{name} {ratio_text(item.peers[name])}"
 
 
 def _waits(data: dict[str, Any]) -> str:
-    """How long the others had to wait for each contender."""
+    """How long the others had to wait for each contender, in ms."""
     waits: dict[str, list[float]] = {}
     for record in data["cells"].values():
         for name, entry in record["contenders"].items():
@@ -283,7 +283,7 @@ def _waits(data: dict[str, Any]) -> str:
 
 
 def _limit_target(item: Summary) -> float | None:
-    """The part of the limit that the cell should reach, if any is asked for."""
+    """The target fraction of the limit for the cell, if it has one."""
     cell = item.cell
     if cell.threads > 1 or item.ours is None:
         return None
@@ -295,13 +295,13 @@ def _limit_target(item: Summary) -> float | None:
 
 
 def comparison(changes: Sequence[Change], threshold: float) -> str:
-    """What got slower and what got faster by more than `threshold`, for a terminal."""
+    """The cells that got slower or faster by more than `threshold`, as text for a terminal."""
     slower = [c for c in changes if c.certain and c.relative > 1 + threshold]
     faster = [c for c in reversed(changes) if c.certain and c.relative < 1 / (1 + threshold)]
-    lines = [f"{len(changes)} cells in both; times new / old, held against the measured limits:"]
+    lines = [f"{len(changes)} cells in both; times new / old, relative to the measured limits:"]
     for title, group in (("slower", slower), ("faster", faster)):
         lines.append(f"{title} by more than {threshold:.0%}: {len(group)}")
-        lines += [f"  {c.relative:.2f} (unheld {c.time:.2f})  {c.cell.id}" for c in group]
+        lines += [f"  {c.relative:.2f} (absolute {c.time:.2f})  {c.cell.id}" for c in group]
     if changes:
         lines.append(f"geometric mean {geometric_mean(c.relative for c in changes):.3f}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Results as JSON: kept as they come, resumed, summed up, compared. No measuring, no printing."""
+"""Results as JSON: saved after each cell, resumed, summarised, compared. Measures nothing."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from tidegate.bench import machine
 
 FORMAT = 1
 
-# A peer's time over ours is remarked on above this ratio. What a peer does beside the arithmetic
-# takes up to some 200 us a call, and our shortest calls take one: more comes of neither.
+# Ratios of a peer's time to Tidegate's above this one get a remark. A peer's overhead beside the
+# arithmetic is up to some 200 us per call, and Tidegate's shortest calls take one.
 PLAUSIBLE_RATIO = 200
-# And so is a ratio whose interval spans more than this factor: its median says little.
+# So do ratios whose interval spans more than this factor: their median says little.
 STEADY_SPAN = 5
-# A median that exceeds the least sample by this factor comes from calls that were not all alike.
+# If the median exceeds the least sample by this factor, the calls were not all alike.
 ALIKE = 3
 
 
 class ResultsError(Exception):
-    """A file cannot be read, or not be gone on with."""
+    """A file cannot be read or resumed."""
 
 
 def build_id() -> str:
-    """Tells builds of the extension apart, whose version may be the same."""
+    """Identifies a build of the extension: builds may have the same version."""
     assert _core.__file__ is not None
     return hashlib.sha256(Path(_core.__file__).read_bytes()).hexdigest()[:12]
 
 
 class Results:
-    """A run's results in a file, written anew after every cell.
+    """A run's results in a file, which is rewritten after every cell.
 
     The file holds an object:
         format: 1.
-        machine: `tidegate.bench.machine()` and `build`, which tells builds of tidegate apart.
-        settings: of the run: suite, and those of `bench.runner.Settings`.
-        versions: contender -> what it said of itself.
+        machine: `tidegate.bench.machine()` and `build`, which identifies the build of tidegate.
+        settings: the run's suite and its `bench.runner.Settings`.
+        versions: contender -> the versions that it reported.
         cells: a cell's id -> its record:
             cell: the arguments of `bench.grid.Cell`.
             limits: flops; fma_rate, read_rate, sgemm_rate per second, the best of the readings
                 among the rounds; thread_bytes, the working set of read_rate; limit_ns, the least
-                that the call can take.
+                time that the call can take.
             contenders: name -> status (ok, missing, lacks, wrong, failed), why; ns, the samples,
-                one a round; calls, how many the last has; error against the reference; peak_bytes
-                of memory until the first call's end, call_bytes likewise in the second; quiet_ms,
-                how long the others waited after its turns.
-            load: the system's load average before; seconds: what measuring it took.
-            summary: of `summarize`.
+                one per round; calls, the number of calls in the last; error against the reference;
+                peak_bytes of memory until the end of the first call, call_bytes in the second;
+                quiet_ms, how long the others waited after its turns.
+            load: the system's load average before; seconds: the duration of the measurement.
+            summary: the result of `summarize`.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
@@ -69,10 +69,10 @@ class Results:
         }
 
     def resume(self) -> None:
-        """Takes up what the file holds, if there is one.
+        """Loads the file's results, if it exists.
 
         Raises:
-            ResultsError: that is of another machine, build or settings.
+            ResultsError: they are from another machine, build or settings.
         """
         if self._path is None or not self._path.exists():
             return
@@ -95,7 +95,7 @@ class Results:
         return cell.id in self.data["cells"]
 
     def add(self, cell: Cell, record: dict[str, Any], versions: dict[str, Any]) -> None:
-        """Keeps a cell's record.
+        """Adds a cell's record and saves the file.
 
         Raises:
             ResultsError: a contender's version has changed since the file was begun.
@@ -112,7 +112,7 @@ class Results:
 
 
 def run_settings(suite: str, settings: Settings) -> dict[str, Any]:
-    """What a file keeps of a run's settings."""
+    """A run's settings as a file stores them."""
     return json.loads(json.dumps({"suite": suite, **dataclasses.asdict(settings)}))  # type: ignore[no-any-return]
 
 
@@ -120,7 +120,7 @@ def load(path: Path) -> dict[str, Any]:
     """A file's results.
 
     Raises:
-        ResultsError: it holds none.
+        ResultsError: the file has none.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -131,23 +131,23 @@ def load(path: Path) -> dict[str, Any]:
     return data
 
 
-# ---- Summing up
+# ---- Summaries
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is said of a cell.
+    """The summary of a cell.
 
     Attributes:
-        cell: which.
-        ours: nanoseconds of our call; None if we have none.
-        reached: the part of the machine's limit.
-        peers: peer -> its time over ours, of the same rounds.
+        cell: the cell.
+        ours: nanoseconds of Tidegate's call; None if it has no time.
+        reached: the fraction of the machine's limit that is reached.
+        peers: peer -> its time over Tidegate's, in the same rounds.
         best: the peer with the least median ratio; None if there is none.
-        absent: contender -> its status, of those that have no time.
+        absent: contender -> its status, for those without a time.
         memory: contender -> peak bytes.
-        remarks: what makes a figure implausible, and its likely cause: by peer, of its ratio; by
-            "limit", of the part that is reached.
+        remarks: why a figure is implausible, with the likely cause: by peer, for its ratio; by
+            "limit", for the fraction reached.
     """
 
     cell: Cell
@@ -161,7 +161,7 @@ class Summary:
 
     @property
     def ratio(self) -> Estimate | None:
-        """Of the best peer."""
+        """The best peer's ratio."""
         return None if self.best is None else self.peers[self.best]
 
     @property
@@ -171,7 +171,7 @@ class Summary:
         return ratio is not None and (ratio.high < 1 or ratio.median < 0.97)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The summary, for JSON."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["cell"]
         fields["ours"] = self.ours and dataclasses.asdict(self.ours)
@@ -180,7 +180,7 @@ class Summary:
 
 
 def summarize(record: dict[str, Any]) -> Summary:
-    """A cell's record in short."""
+    """The summary of a cell's record."""
     entries = record["contenders"]
     times = {name: entry["ns"] for name, entry in entries.items() if entry["status"] == "ok"}
     ours = times.get(OURS)
@@ -211,7 +211,7 @@ def summarize(record: dict[str, Any]) -> Summary:
 
 
 def _implausible(ratio: Estimate, peer: dict[str, Any], ours: dict[str, Any]) -> str | None:
-    """Why a peer's time over ours cannot be taken at its word; None if it can."""
+    """Why the ratio of a peer's time to Tidegate's is implausible; None if it is plausible."""
     if ratio.median <= PLAUSIBLE_RATIO and ratio.high <= STEADY_SPAN * ratio.low:
         return None
     causes = []
@@ -231,11 +231,11 @@ def _implausible(ratio: Estimate, peer: dict[str, Any], ours: dict[str, Any]) ->
 
 
 def summaries(data: dict[str, Any]) -> list[Summary]:
-    """Of all cells of a file."""
+    """The summaries of all cells of a file."""
     return [summarize(record) for record in data["cells"].values()]
 
 
-# ---- Comparing
+# ---- Comparison
 
 
 @dataclass(frozen=True)
@@ -243,11 +243,11 @@ class Change:
     """How a cell's time has changed.
 
     Attributes:
-        cell: which.
-        time: new over old.
-        relative: the same, each held against the limit that was measured along with it, which takes
-            out most of a change of the machine.
-        certain: whether the intervals of the two, so held, have no point in common.
+        cell: the cell.
+        time: new time over old time.
+        relative: the same ratio with each time divided by the limit measured along with it, which
+            removes most of a change of the machine's speed.
+        certain: whether the intervals of these two relative times are disjoint.
     """
 
     cell: Cell
@@ -257,7 +257,7 @@ class Change:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    """Our changes in the cells that both have, the worst first."""
+    """Tidegate's changes in the cells that both files have, the worst first."""
     changes = []
     for name in old["cells"].keys() & new["cells"].keys():
         sides = []

@@ -14,24 +14,24 @@ import numpy as np
 
 from bench.grid import Cell
 from bench.problem import make_problem
-from bench.processes import OutOfService, Worker, choose_cpus
+from bench.processes import Worker, WorkerFailed, choose_cpus
 from bench.reference import solve
 from bench.worker import LIMITS
 
-# Largest error against the reference, as a part of an array's largest element. bfloat16 and TF32
-# miss the float32 one by far; sums in another order keep within it, over hundreds of steps.
+# Largest error against the reference, relative to an array's largest element. bfloat16 and TF32
+# exceed the float32 tolerance by far; sums in another order stay within it, over hundreds of steps.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-11}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """Settings of a measurement.
 
     Attributes:
-        contenders: who takes part, ours among them.
+        contenders: the libraries to measure, including Tidegate.
         min_rounds, max_rounds: bounds on the number of rounds.
-        sample_ms: a sample is as many calls as take at least so long.
-        quiet_limit: seconds that the others wait for one that has had its turn.
+        sample_ms: the least length of a sample, which consists of as many calls as needed.
+        quiet_limit: seconds that the others wait for a contender to become quiet after its turn.
         timeout: seconds for one request to a worker, such as preparing.
     """
 
@@ -44,7 +44,7 @@ class Settings:
 
 
 class Ring:
-    """The workers of one number of threads."""
+    """The workers that use one number of threads, and take turns."""
 
     def __init__(self, threads: int, settings: Settings) -> None:
         self.cpus = choose_cpus(threads)
@@ -60,16 +60,16 @@ class Ring:
             worker.close()
 
     def versions(self) -> dict[str, dict[str, str]]:
-        """Of those that have begun a cell: contender -> what it says of itself."""
+        """The versions that contenders report, of those that have begun a cell."""
         return {name: w.versions for name, w in self._workers.items() if w.versions}
 
     def measure(self, cell: Cell, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
-        """A cell's record, fit for JSON, of about so many seconds' work.
+        """Measures a cell for about `seconds`; returns its record, for JSON.
 
         Args:
-            cell: what to measure; its threads are the ring's.
-            seconds: rounds end when they have taken so long, within the settings' bounds.
-            tell: is called with what should not go unnoticed.
+            cell: the cell to measure; it has the same number of threads as the workers.
+            seconds: the rounds end after this time, within the bounds of the settings.
+            tell: a function that prints a warning.
         """
         begin = time.monotonic()
         record: dict[str, Any] = {"cell": cell.as_dict(), "load": _load()}
@@ -88,7 +88,7 @@ class Ring:
     # ---- Before the rounds
 
     def _begin(self, cell: Cell) -> dict[str, dict[str, Any]]:
-        """A process for each, which has run the cell once: entries with their status."""
+        """Starts a process for each contender, runs the cell once; returns entries with status."""
         entries: dict[str, dict[str, Any]] = {}
         self._directory = tempfile.TemporaryDirectory()
         asked = []
@@ -99,13 +99,13 @@ class Ring:
                 worker.send("prepare", cell=cell.as_dict(), results=str(self._results(name)))
                 asked.append(name)
                 entries[name] = {}
-            except OutOfService as error:
+            except WorkerFailed as error:
                 status = worker.absent[0] if worker.absent else "failed"
                 entries[name] = {"status": status, "why": str(error)}
         for name in asked:
             try:
                 reply = self._workers[name].receive()
-            except OutOfService as error:
+            except WorkerFailed as error:
                 entries[name] = {"status": "failed", "why": str(error)}
                 continue
             if "lacks" in reply:
@@ -120,7 +120,7 @@ class Ring:
     def _check(
         self, cell: Cell, entries: dict[str, dict[str, Any]], tell: Callable[[str], None]
     ) -> None:
-        """Throws out whoever computes something else."""
+        """Excludes contenders with wrong results."""
         with self._directory:
             if all(entry["status"] != "ok" for entry in entries.values()):
                 return
@@ -138,7 +138,7 @@ class Ring:
     # ---- Rounds
 
     def _calibrate(self, running: list[str], entries: dict[str, dict[str, Any]]) -> None:
-        # Preparing has left all of them busy.
+        # Preparing may have left threads running.
         for name in running:
             self._workers[name].wait_until_quiet(self._settings.quiet_limit)
         for name in list(running):
@@ -172,12 +172,12 @@ class Ring:
                 if reply is not None:
                     entry["ns"].append(reply["ns"])
                     entry["calls"] = reply["calls"]
-            # At the first rounds, and ever more seldom: the machine changes slowly if at all.
+            # In the first rounds, and then less often: the machine changes slowly if at all.
             if rounds & (rounds - 1) == 0:
                 readings.append(self._workers[LIMITS].ask("limits", sgemm=rounds == 0, **request))
                 self._workers[LIMITS].wait_until_quiet(self._settings.quiet_limit)
             rounds += 1
-        # The best of the readings: whatever disturbs one, such as a lower clock, only lowers it.
+        # The best of the readings: disturbances, such as a lower clock, only lower a reading.
         rates = {
             name: max(r[name] for r in readings if name in r) for name in ("fma", "read", "sgemm")
         }
@@ -192,11 +192,11 @@ class Ring:
     def _turn(
         self, name: str, entry: dict[str, Any], running: list[str], what: str, **fields: Any
     ) -> dict[str, Any] | None:
-        """One turn of one contender, until it is quiet; None if it drops out."""
+        """One turn of one contender, until it is quiet; None if it fails."""
         worker = self._workers[name]
         try:
             reply = worker.ask(what, **fields)
-        except OutOfService as error:
+        except WorkerFailed as error:
             entry.update(status="failed", why=str(error))
             running.remove(name)
             return None
@@ -207,7 +207,7 @@ class Ring:
 
 
 def largest_error(got: dict[str, Any], wanted: dict[str, Any]) -> tuple[float, str]:
-    """The largest of all arrays' errors, each as a part of its largest element; and whose it is.
+    """The largest error of all arrays, relative to each array's largest element, and its name.
 
     A missing array, another shape and NaN are infinite errors.
     """
@@ -224,17 +224,17 @@ def largest_error(got: dict[str, Any], wanted: dict[str, Any]) -> tuple[float, s
 
 
 def _load() -> float | None:
-    """How many others wanted to run in the last minute."""
+    """The system's load average over the last minute."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 class Budget:
-    """Divides a time among cells by what they are expected to take.
+    """Divides a time among cells in proportion to the time they are expected to take.
 
     Args:
-        cells: all that are to be measured, in order.
-        seconds: for all.
-        contenders: how many take turns.
+        cells: all cells to be measured, in order.
+        seconds: the time for all of them.
+        contenders: the number of contenders that take turns.
     """
 
     def __init__(self, cells: Sequence[Cell], seconds: float, contenders: int) -> None:
@@ -244,15 +244,15 @@ class Budget:
         self._seconds = seconds
 
     def next(self) -> float:
-        """Seconds that the next cell may take."""
+        """The seconds that the next cell may take."""
         return max(0.0, self._left()) * self._weights[self._done] / sum(self._weights[self._done :])
 
     def finish_one(self) -> None:
-        """The next cell has been measured."""
+        """Marks the next cell as measured."""
         self._done += 1
 
     def remaining(self) -> float:
-        """An estimate of the seconds still to come, from those that have passed."""
+        """An estimate of the seconds left, from those that have passed."""
         ahead = sum(self._weights[self._done :])
         passed = time.monotonic() - self._begin
         if self._done == 0:
@@ -263,7 +263,7 @@ class Budget:
         return self._seconds - (time.monotonic() - self._begin)
 
 
-# A rough machine: its rate in flops, and what a cell costs before its first round.
+# Rough figures of a machine: its flops per second, and the cost of a cell before its first round.
 _FLOP_RATE = 40e9
 _PREPARE_SECONDS = 3.0
 _SAMPLE_SECONDS = 0.02

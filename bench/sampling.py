@@ -1,4 +1,4 @@
-"""Timing a task's calls in this process."""
+"""Times a task's calls in this process."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 
 from bench.contenders import Task
 
-# Before a sample, untimed calls for a quarter of it bring caches and threads back; calls as long as
-# this one do so themselves.
+# Untimed calls for a quarter of a sample's length warm up caches and threads before it. Calls that
+# take longer than this need no warm-up.
 LONG_CALL_NS = 20e6
 
 
 class Sampler:
-    """Takes samples of a task: times of some calls in a row.
+    """Takes samples of a task: times of some consecutive calls.
 
-    In training every call gets other parameters; giving them is not timed.
+    In training every call gets changed parameters; changing them is not timed.
 
     Attributes:
-        calls: how many calls the last sample had.
+        calls: the number of calls in the last sample.
     """
 
     def __init__(self, task: Task) -> None:
@@ -29,7 +29,7 @@ class Sampler:
         self.calls = 1
 
     def calibrate(self, sample_ns: float) -> float:
-        """Finds how many calls take so long; returns nanoseconds a call."""
+        """Finds how many calls a sample of this length takes; returns nanoseconds per call."""
         self._sample_ns = sample_ns
         self._time(1)
         ns = self._time(self.calls)
@@ -38,7 +38,7 @@ class Sampler:
                 wanted = math.ceil(1.1 * sample_ns / ns)
                 self.calls = max(self.calls + 1, min(wanted, 10 * self.calls))
                 ns = self._time(self.calls)
-            # What began slowly, with threads to be made, say, is asked again.
+            # A slow start, for example because threads were created, is measured again.
             turns = 1 if ns >= LONG_CALL_NS else 3
             again = min(self._time(self.calls) for _ in range(turns))
             if again * self.calls >= sample_ns / 2:
@@ -46,9 +46,9 @@ class Sampler:
             ns = again
 
     def sample(self) -> float:
-        """Nanoseconds a call, of one sample.
+        """Takes one sample: nanoseconds per call.
 
-        With more calls from now on, if they were found in a bad moment and take far less time.
+        Increases the number of calls if the calibration was disturbed and they take far less time.
         """
         if self.calls > 1 or self._short:
             self._time(math.ceil(self.calls / 4))
@@ -59,7 +59,7 @@ class Sampler:
         return self._time(self.calls)
 
     def run_for(self, seconds: float) -> tuple[float, int]:
-        """Calls for so long: nanoseconds a call, and how many."""
+        """Calls repeatedly for this time; returns nanoseconds per call and the number of calls."""
         run, calls = self._task.run, 0
         begin = time.perf_counter_ns()
         now, end = begin, begin + seconds * 1e9

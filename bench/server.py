@@ -1,11 +1,11 @@
-"""A pre-forking service of live streams, and the load on it: what bench/service.py starts.
+"""A pre-forking service of live streams, and the load on it; started by bench/service.py.
 
     python -m bench.server JOB
 
 One process loads the network and forks the workers; where the library cannot be forked once it is
-imported, each worker loads it. A worker has its clients in itself: each sends a frame every period,
-at a phase of its own, whether or not the earlier ones have been answered. A frame's latency counts
-from the moment when it was due, so that waiting behind others is a part of it.
+imported, each worker loads it. The clients are simulated in the worker: each sends a frame every
+period, at its own phase, whether or not earlier frames have been answered. A frame's latency counts
+from the moment when it was due, so that it includes waiting behind others.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from bench.problem import Problem, make_problem
 from bench.runner import TOLERANCE, largest_error
 from bench.worker import Memory
 
-# Different frames of a client; it sends them again and again.
+# The number of different frames of a client, which it sends again and again.
 FRAMES = 8
-# They have threads as soon as they are imported, and no thread but the caller's survives a fork.
+# Importing these creates threads, and only the calling thread survives a fork.
 _LOADED_BY_EACH_WORKER = ("onnxruntime",)
 _STATUS = {ImportError: "missing", NotImplementedError: "lacks"}
 
 
 @dataclass(frozen=True)
 class Load:
-    """What every contender has to serve, and with what.
+    """The load on each contender, and its resources.
 
     Attributes:
-        clients: how many, of all workers.
-        workers: processes.
-        threads: of each worker.
-        cpus: which processors all of them may run on; empty for any.
+        clients: the number of clients of all workers.
+        workers: the number of worker processes.
+        threads: the number of threads of each worker.
+        cpus: the processors that all of them may run on; empty for any.
         period: seconds between a client's frames.
         seconds: how long the clients send.
     """
@@ -67,11 +67,11 @@ class Job:
     """A turn of one contender.
 
     Attributes:
-        contender: its name.
+        contender: the contender's name.
         batched: whether all clients that have a frame ready take the step in one call.
-        tick: seconds; frames wait for the next multiple of it. 0: they do not.
-        seed: of the clients' phases.
-        wanted: a file with the right outputs of the first FRAMES frames, (FRAMES, clients, H).
+        tick: seconds; frames wait for the next multiple of it. 0: they do not wait.
+        seed: the seed of the clients' phases.
+        wanted: a file with the correct outputs of the first FRAMES frames, (FRAMES, clients, H).
     """
 
     load: Load
@@ -83,7 +83,7 @@ class Job:
 
 
 def service_problem(clients: int) -> Problem:
-    """The network of voice activity detection, the clients' frames, and states that are zero."""
+    """A network for voice activity detection, the clients' frames, and zero states."""
     problem = make_problem(Cell("service", "lstm", 128, 128, clients, FRAMES))
     h_0, c_0 = (np.zeros_like(member) for member in problem.state)
     return replace(problem, h_0=h_0, c_0=c_0)
@@ -94,13 +94,13 @@ def service_problem(clients: int) -> Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker measured.
+    """The measurements of a worker.
 
     Attributes:
-        latencies: seconds from when a frame was due until its output was there.
-        calls: seconds of each call, with gathering its frames.
-        cpu: seconds, of the load alone.
-        seconds: how long the load took, until its last frame was done.
+        latencies: seconds from when a frame was due until its output was ready.
+        calls: seconds of each call, including gathering its frames.
+        cpu: CPU seconds of the load.
+        seconds: the duration of the load, until its last frame was done.
         peak: bytes, the largest resident memory.
     """
 
@@ -112,13 +112,13 @@ class Report:
 
 
 def check(step: Step, x: Any, wanted: Any, rng: np.random.Generator, batched: bool) -> float:
-    """The largest error, as a part of the largest element, of clients that come in random groups.
+    """The largest error of clients served in random groups, relative to the largest element.
 
     Args:
-        step: of clients whose states are zero.
+        step: the step of clients whose states are zero.
         x: (T, n, I). wanted: (T, n, H).
-        rng: says who comes when.
-        batched: whether a group may have more than one.
+        rng: chooses the groups.
+        batched: whether a group may have more than one client.
     """
     y = np.empty(wanted.shape, x.dtype)
     for t in range(len(x)):
@@ -133,17 +133,17 @@ def run_load(step: Step, x: Any, job: Job, phases: Any, start: float) -> Report:
     """Serves clients until the load is over.
 
     Args:
-        step: of the clients.
+        step: the clients' step.
         x: (T, n, I), their frames, which they send again and again.
         phases: (n,) seconds below the period, ascending: when each client's first frame is due.
-        start: on the clock `time.perf_counter`.
+        start: the start time on the clock `time.perf_counter`.
     """
     period = job.load.period
     rounds = max(1, round(job.load.seconds / period))
     due = (phases + period * np.arange(rounds)[:, np.newaxis]).ravel().tolist()
     clients = np.tile(np.arange(len(phases)), rounds)
     frames = np.repeat(np.arange(rounds) % len(x), len(phases))
-    # Of so many frames in a row no two are of one client.
+    # This many consecutive frames belong to different clients.
     most = len(phases) if job.batched else 1
     done, calls = np.empty(len(due)), []
     clock = time.perf_counter
@@ -174,7 +174,7 @@ def _load(job: Job) -> _Loaded:
 
 
 def _work(job: Job, number: int, driver: Connection, loaded: _Loaded | None) -> None:
-    """Worker `number`: opens its clients, tells the check's error, and at a word serves them."""
+    """Worker `number`: opens its clients, sends the check's error, and serves them when told to."""
     try:
         load = job.load
         problem = service_problem(load.clients)
@@ -187,29 +187,29 @@ def _work(job: Job, number: int, driver: Connection, loaded: _Loaded | None) -> 
         driver.send((check(step, x, wanted, rng, job.batched), versions))
         start = driver.recv()
         driver.send(run_load(step, x, job, phases, start))
-        driver.recv()  # nothing: is there until its memory has been read, and it is ended
+        driver.recv()  # blocks until the parent has read the memory and ends the process
     except Exception as error:
-        driver.send(_fault(error))
+        driver.send(_error_status(error))
 
 
-# ---- Their parent
+# ---- The parent of the workers
 
 
 def serve(job: Job) -> dict[str, Any]:
-    """Runs a job; fit for JSON.
+    """Runs a job; returns its figures, for JSON.
 
     Returns:
         status, and why if that is not ok; else versions, the check's error, latency_ms and call_us
-        (p50, p99, max), frames_per_call, cpu (seconds a second, of all workers), and in bytes
+        (p50, p99, max), frames_per_call, cpu (CPU seconds of all workers per second), and in bytes
         worker_peak (the largest resident memory of a worker) and memory (of all processes, when the
-        last frame is done, shared pages counted once; None where the system does not tell).
+        last frame is done, with shared pages counted once; None if the system does not report it).
     """
     loaded = None
     if job.contender not in _LOADED_BY_EACH_WORKER:
         try:
             loaded = _load(job)
         except Exception as error:
-            return _fault(error)
+            return _error_status(error)
     context = multiprocessing.get_context("fork")
     pipes, pids = [], [os.getpid()]
     for number in range(job.load.workers):
@@ -228,30 +228,30 @@ def serve(job: Job) -> dict[str, Any]:
         for pipe in pipes:
             pipe.send(start)
         reports = _receive(pipes)
-    except _Failed as failed:
+    except _WorkerFailed as failed:
         return failed.args[0]  # type: ignore[no-any-return]
     about = {"status": "ok", "versions": versions[0], "error": worst, "memory": _memory(pids)}
     return about | _summary(reports)
 
 
-class _Failed(Exception):
-    """A worker could not go on; holds its fault."""
+class _WorkerFailed(Exception):
+    """A worker could not continue; holds its status and the reason."""
 
 
 def _receive(pipes: Sequence[Connection]) -> list[Any]:
-    """What each worker has to say."""
+    """Receives one message from each worker."""
     received = []
     for pipe in pipes:
         try:
             received.append(pipe.recv())
         except EOFError:
-            raise _Failed({"status": "failed", "why": "a worker died"}) from None
+            raise _WorkerFailed({"status": "failed", "why": "a worker died"}) from None
         if isinstance(received[-1], dict):
-            raise _Failed(received[-1])
+            raise _WorkerFailed(received[-1])
     return received
 
 
-def _fault(error: Exception) -> dict[str, str]:
+def _error_status(error: Exception) -> dict[str, str]:
     for kind, status in _STATUS.items():
         if isinstance(error, kind):
             return {"status": status, "why": str(error)}
@@ -276,7 +276,7 @@ def _summary(reports: Sequence[Report]) -> dict[str, Any]:
 
 
 def _memory(pids: Sequence[int]) -> int | None:
-    """Bytes resident of these processes; a page that several share is counted once."""
+    """Resident bytes of these processes; a page that several share is counted once."""
     total = 0
     for pid in pids:
         try:
@@ -293,11 +293,11 @@ def main(argv: Sequence[str]) -> int:
     (text,) = argv
     fields = json.loads(text)
     job = Job(load=Load(**fields.pop("load")), **fields)
-    # Before the import: libraries count processors once.
+    # Before the import, since libraries count the processors only once.
     if job.load.cpus:
         os.sched_setaffinity(0, job.load.cpus)
     warnings.simplefilter("ignore")
-    # What libraries print goes to standard error.
+    # Redirect the libraries' output to standard error.
     with contextlib.redirect_stdout(sys.stderr):
         reply = serve(job)
     print(json.dumps(reply))

@@ -1,6 +1,6 @@
-"""Live streams at a fixed rate, served by forked workers: latency, CPU and memory, beside peers'.
+"""Live streams at a fixed rate, served by forked workers: latency, CPU and memory, against peers.
 
-The service and its load are in bench/server.py; here is who serves, in turns, and the table.
+bench/server.py has the service and its load; this module runs the contenders and makes the table.
 """
 
 from __future__ import annotations
@@ -34,19 +34,18 @@ def measure(
     timeout: float,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Every contender in three ways: one client at a time, those that are ready, on a tick.
+    """Measures every contender in three ways: one client at a time, batched, and batched on a tick.
 
     Args:
-        contenders: their names.
-        load: what they serve.
-        tick: seconds, of the third way.
-        rounds: how often each has its turn, with processes of its own.
-        timeout: seconds, beyond the load's, after which a service is given up.
-        tell: is called with a line for each turn.
+        contenders: the contenders' names.
+        load: the load on each.
+        tick: the tick of the third way, in seconds.
+        rounds: the number of turns of each, in new processes each time.
+        timeout: seconds, beyond the load's, after which a service fails.
+        tell: a function that prints a line for each turn.
 
     Returns:
-        load, and services: of each contender and way, the turns that it had (`bench.server.serve`).
-        Fit for JSON.
+        load, and services: for each contender and way, its turns (`bench.server.serve`). For JSON.
     """
     ways = [(False, 0.0), (True, 0.0), (True, tick)]
     services: list[dict[str, Any]] = [
@@ -58,7 +57,7 @@ def measure(
         np.save(wanted, solve(service_problem(load.clients))["y"])
         for seed, service in itertools.product(range(rounds), services):
             turns = service["turns"]
-            # Whoever has dropped out stays out.
+            # Services that have failed are not run again.
             if turns and turns[-1]["status"] != "ok":
                 continue
             way = {key: service[key] for key in ("contender", "batched", "tick")}
@@ -69,11 +68,11 @@ def measure(
 
 
 def _serve(job: Job, timeout: float) -> dict[str, Any]:
-    """One turn."""
+    """Runs one turn."""
     load = job.load
     seconds = load.seconds + timeout
     command = [sys.executable, "-m", "bench.server", json.dumps(dataclasses.asdict(job))]
-    # A session of its own, so that its workers can be ended with it.
+    # In its own session, so that its workers can be ended with it.
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -100,14 +99,14 @@ def _serve(job: Job, timeout: float) -> dict[str, Any]:
 
 _HEAD = ["", "p50 ms", "p99 ms", "max ms", "call us", "frames", "CPU", "memory", "a worker"]
 _LEGEND = """\
-p50, p99, max: of a frame's time from when it was due. call: median time of a call, with gathering
-its frames; how many it has. CPU: processors in use. memory: of all processes, shared pages counted
-once; the peak of a worker. Medians of the turns; of the maximum the largest.
+p50, p99, max: a frame's time from when it was due. call: median time of a call, including gathering
+its frames; frames: per call. CPU: processors in use. memory: of all processes, shared pages counted
+once; a worker: its peak. Medians of the turns; for the maximum the largest.
 """
 
 
 def text(figures: dict[str, Any]) -> str:
-    """For a terminal."""
+    """The figures as text for a terminal."""
     load = Load(**figures["load"])
     versions = {
         s["contender"]: s["turns"][0]["versions"]
@@ -124,7 +123,7 @@ def text(figures: dict[str, Any]) -> str:
 
 
 def _texts(service: dict[str, Any], turns: Sequence[dict[str, Any]]) -> list[str]:
-    """A service's row of the table, of these turns."""
+    """A service's row of the table, from these turns."""
     how = "batched" if service["batched"] else "one at a time"
     tick = f" each {service['tick'] * 1e3:g} ms" if service["tick"] else ""
     name = f"{service['contender']}, {how}{tick}"

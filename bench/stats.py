@@ -1,4 +1,4 @@
-"""What is said of samples: medians, their 95 % intervals, geometric means."""
+"""Statistics of samples: medians, their 95 % intervals, geometric means."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
-# With fewer samples no interval between two of them covers the median so surely.
+# With fewer samples no interval between two of them covers the median with this confidence.
 LEAST_SAMPLES = 6
 
 
@@ -22,11 +22,11 @@ class Estimate:
 
 
 def estimate(samples: Sequence[float]) -> Estimate:
-    """The median with its interval by order statistics, which asks nothing of the distribution.
+    """The median with its interval by order statistics, valid for any distribution.
 
     The true median lies below the k-th smallest of n samples if fewer than k of them are below it,
-    each being so with probability 1/2: a binomial tail. k is the largest whose two tails sum to at
-    most 5 %.
+    each of which is below with probability 1/2: a binomial tail. k is the largest for which the two
+    tails sum to at most 5 %.
 
     Raises:
         ValueError: there are fewer than 6 samples.
@@ -44,15 +44,15 @@ def estimate(samples: Sequence[float]) -> Estimate:
 
 
 def paired_ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
-    """Their time over ours, round by round: above 1 we are faster.
+    """Other times over own times, round by round: above 1 the own are faster.
 
     Raises:
-        ValueError: the rounds differ in number.
+        ValueError: the numbers of rounds differ.
     """
     return [a / b for a, b in zip(theirs, ours, strict=True)]
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
-    """The mean of ratios; nan of none."""
+    """The geometric mean of ratios; nan if there are none."""
     logs = [math.log(ratio) for ratio in ratios]
     return math.exp(statistics.fmean(logs)) if logs else math.nan

@@ -1,6 +1,7 @@
-"""Whether threads pay: 2 against 1, 4 asked for on 2 processors, two processes at once, idle CPU.
+"""Benefit of threads: 2 against 1, 4 requested on 2 processors, two processes at once, idle CPU.
 
-Ours alone. All but the two processes runs in this one, whose calls take turns between counts.
+Only Tidegate. All but the two processes runs in this one; calls with each number of threads take
+turns.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from bench.processes import Worker, choose_cpus, pinned
 from bench.sampling import Sampler
 from bench.stats import Estimate, estimate, geometric_mean, paired_ratios
 
-# The least speed-up wanted of 2 threads: where products of matrices bind, where one sequence's
-# steps read large weights, and anywhere; the most that 4 threads may lose on 2 processors.
+# Target speed-ups of 2 threads: if matrix products dominate, if one sequence's steps read large
+# weights, and for any call; the most time of 4 threads on 2 processors, relative to 2 threads.
 BATCH_TARGET, SEQUENCE_TARGET, ANY_TARGET, CROWD_TARGET = 1.75, 1.5, 0.97, 1.3
-# Two processes' times over twice the time alone: rows divided, or steps that synchronise.
+# Targets of two processes' time over twice the time alone: rows divided, or steps synchronised.
 SHARING_TARGETS = {"rows": 1.2, "steps": 2.0}
 _SHARING = {
     "rows": Cell("batch", "lstm", 256, 256, 32, 50, threads=2),
@@ -33,14 +34,14 @@ PERIOD_SECONDS = 0.032
 
 
 def cells(name: str) -> list[Cell]:
-    """The cells of a suite once, whatever the threads: those without kinds of their own."""
+    """The cells of a suite, once for all thread counts."""
     return suite(name, (1,))
 
 
 def measure(
     chosen: Sequence[Cell], rounds: int, sample_ms: float, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All four. Fit for JSON.
+    """Measures all four; for JSON.
 
     Raises:
         ValueError: this process may run on one processor only.
@@ -67,7 +68,7 @@ def measure(
 
 
 def speedup(cell: Cell, rounds: int, sample_ms: float) -> dict[str, Any]:
-    """1, 2 and 4 threads in turns: time of 1 over that of 2, and time of 4 over that of 2."""
+    """Runs 1, 2 and 4 threads in turns: time of 1 over that of 2, and time of 4 over that of 2."""
     counts = (1, 2, 4)
     contender = make_contender(OURS, max(counts))
     samplers = {count: Sampler(contender.prepare(make_problem(cell))) for count in counts}
@@ -88,7 +89,7 @@ def speedup(cell: Cell, rounds: int, sample_ms: float) -> dict[str, Any]:
 
 
 def speedup_target(cell: Cell) -> float:
-    """The least that 2 threads should gain."""
+    """The least speed-up that 2 threads should reach."""
     if cell.regime == "batch" and cell.hidden_size >= 256:
         return BATCH_TARGET
     if cell.regime == "sequence" and cell.hidden_size >= 256:
@@ -97,7 +98,7 @@ def speedup_target(cell: Cell) -> float:
 
 
 def speedup_line(figures: dict[str, Any]) -> str:
-    """For a terminal."""
+    """The figures as a line for a terminal."""
     cell = Cell(**figures["cell"])
     gain, crowd = Estimate(**figures["of_2"]), Estimate(**figures["crowd"])
     wanted = speedup_target(cell)
@@ -117,8 +118,8 @@ def speedup_line(figures: dict[str, Any]) -> str:
 def idle_cpu(rounds: int) -> dict[str, float]:
     """CPU time of a call: back to back with 2 threads, and every 32 ms with 2 threads and with 1.
 
-    What a call every 32 ms costs with 2 threads beyond that with 1 is waking, waiting, and whatever
-    the workers burn after it; caches and clock rate that have cooled down cost both alike.
+    The additional cost of 2 threads for a call every 32 ms is waking, waiting, and the CPU time
+    that workers use after it; cold caches and a lowered clock rate cost the same for both.
     """
     layer = tg.LSTM(512, 512, seed=0)
     x = np.random.default_rng(0).standard_normal((20, 1, 512), np.float32)
@@ -131,7 +132,7 @@ def idle_cpu(rounds: int) -> dict[str, float]:
             for _ in range(calls):
                 time.sleep(period)
                 layer(x, out=y)
-            # What the last call's workers still burn is a part of it.
+            # Include the CPU time that workers use after the last call.
             time.sleep(PERIOD_SECONDS)
             return (time.process_time() - begin) / calls * 1e6
 
@@ -144,7 +145,7 @@ def idle_cpu(rounds: int) -> dict[str, float]:
 
 
 def idle_line(figures: dict[str, float]) -> str:
-    """For a terminal."""
+    """The figures as a line for a terminal."""
     return (
         f"CPU time of a call (lstm 512 N1 T20): {figures['back_to_back_us']:.0f} us back to back "
         f"with 2 threads; every {PERIOD_SECONDS * 1e3:.0f} ms "
@@ -177,7 +178,7 @@ def two_processes(cell: Cell, rounds: int, timeout: float = 60.0) -> dict[str, A
 
 
 def sharing_line(figures: dict[str, Any]) -> str:
-    """For a terminal."""
+    """The figures as a line for a terminal."""
     return (
         f"two processes at once ({Cell(**figures['cell']).network}): "
         f"{figures['median']:.2f} [{figures['low']:.2f}, {figures['high']:.2f}] of twice the time "
@@ -186,7 +187,7 @@ def sharing_line(figures: dict[str, Any]) -> str:
 
 
 def text(figures: dict[str, Any]) -> str:
-    """A summary for a terminal, after the lines told while measuring."""
+    """A summary for a terminal, after the lines printed while measuring."""
     gains = {
         "batch, H >= 256": BATCH_TARGET,
         "sequence, H >= 256": SEQUENCE_TARGET,

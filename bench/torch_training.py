@@ -1,13 +1,13 @@
-"""What PyTorch programs gain from tidegate.torch: training, batch 1, packed sequences.
+"""Speed-ups of PyTorch programs by tidegate.torch: training, batch 1, packed sequences.
 
     python bench/torch_training.py [--threads N] [--rounds N]
 
 For each case: the time with torch.nn's module, with Tidegate's, and the ratio. Training is forward,
-a sum as the loss, backward by the input and all parameters, and a step of SGD, so that parameters
-are packed anew each time. Serving is a call under `torch.inference_mode()` of a module frozen by
+a sum as the loss, backward for the input and all parameters, and a step of SGD, so that parameters
+are packed again each time. Serving is a call under `torch.inference_mode()` of a module frozen by
 `accelerate(model, freeze=True)`. Both modules have the same parameters and input. In every round
-the two run one after the other, whoever was second being first in the next, and the ratio is taken
-within the round: a machine that changes speed does so for both. Figures are medians.
+the two run one after the other, in alternating order, and the ratio is taken within the round, so
+that changes of the machine's speed affect both. Figures are medians.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import tidegate as tg
 import tidegate.torch
 from tidegate import _core
 
-# What, cell, I, H, N, T.
+# (work, cell, I, H, N, T)
 CASES = [
     ("train", "GRU", 64, 128, 32, 50),
     ("train", "GRU", 256, 256, 32, 50),
@@ -41,11 +41,11 @@ CASES = [
     ("serve", "LSTM", 64, 128, 1, 1),
     ("serve packed", "GRU", 64, 128, 32, 50),
 ]
-SECONDS_A_TURN = 0.02  # short calls are repeated for about so long
+SECONDS_A_TURN = 0.02  # short calls are repeated for about this time
 
 
 def trainer(module: torch.nn.Module, given: Any, x: torch.Tensor) -> Callable[[], None]:
-    # So slow that the last round still trains the network of the first.
+    # A tiny rate, so that the network hardly changes from the first round to the last.
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-7)
 
     def train() -> None:
@@ -67,7 +67,7 @@ def server(module: torch.nn.Module, given: Any) -> Callable[[], None]:
 
 
 def make_pair(what: str, cell: str, inputs: int, hidden: int, batch: int, steps: int) -> list[Any]:
-    """The work of a case, PyTorch's and Tidegate's."""
+    """The work of a case as functions: PyTorch's and Tidegate's."""
     torch.manual_seed(0)
     theirs = getattr(torch.nn, cell)(inputs, hidden)
     ours = tidegate.torch.accelerate(copy.deepcopy(theirs))
@@ -95,7 +95,9 @@ def seconds(work: Callable[[], None], repeats: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1, help="of either one (default 1)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of each library (default 1)"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -105,7 +107,7 @@ def main() -> None:
     repeats = []
     for pair in pairs:
         for work in pair:
-            work()  # warms up
+            work()  # warm-up
         repeats.append(max(1, int(SECONDS_A_TURN / seconds(pair[0], 1))))
     times: list[list[tuple[float, float]]] = [[] for _ in CASES]
     for round_ in range(args.rounds):

@@ -1,11 +1,11 @@
-"""A worker process: one contender, which does as the driver (bench/processes.py) asks.
+"""A worker process: one contender, which answers the requests of the driver (bench/processes.py).
 
     python -m bench.worker NAME --threads N [--cpus 0,1]
 
-Requests and replies are lines of JSON, a reply to each request. Once its library is imported, the
-worker forks a child for every cell, so that each has a fresh process without the time that the
-import takes; the child takes over the conversation, and the parent waits for its end. A library
-that has made threads by then cannot be forked: its worker serves one cell and ends.
+Requests and replies are lines of JSON, with a reply to each request. Once its library is imported,
+the worker forks a child for every cell, so that each has a fresh process without repeating the
+import; the child answers the requests, and the parent waits for it to end. A library that has made
+threads by then cannot be forked: its worker serves one cell and ends.
 
 Nothing runs between requests: the process is blocked in a read.
 """
@@ -35,14 +35,14 @@ from bench.problem import make_problem
 from bench.sampling import Sampler
 from tidegate.bench import fma_rate, read_rate
 
-# A process that measures the machine's limits and has no contender.
+# The name of the worker that measures the machine's limits and has no contender.
 LIMITS = "limits"
-# NumPy's matrix product as large as this is what the best general one reaches.
+# The size of NumPy's matrix product, large enough for its best rate.
 SGEMM_SIZE = 1024
 
 
 class Channel:
-    """The conversation. What the library prints goes to standard error instead."""
+    """The connection to the driver. The library's output goes to standard error instead."""
 
     def __init__(self) -> None:
         self._out = os.dup(1)
@@ -50,7 +50,7 @@ class Channel:
         self._rest = b""
 
     def read(self) -> dict[str, Any] | None:
-        """The next request; None if the driver has gone."""
+        """The next request; None if the driver has ended."""
         while b"\n" not in self._rest:
             read = os.read(0, 1 << 16)
             if not read:
@@ -61,7 +61,7 @@ class Channel:
         return request
 
     def reply(self, **fields: Any) -> None:
-        """Answers a request."""
+        """Sends a reply."""
         data = json.dumps(fields).encode() + b"\n"
         while data:
             data = data[os.write(self._out, data) :]
@@ -77,7 +77,7 @@ class Server:
         self._sampler: Sampler
 
     def serve(self) -> None:
-        """Answers requests until "end", or until the driver has gone."""
+        """Answers requests until "end", or until the driver has ended."""
         self._channel.reply(pid=os.getpid())
         while (request := self._channel.read()) is not None:
             what = request.pop("do")
@@ -91,7 +91,7 @@ class Server:
             self._channel.reply(**reply)
 
     def do_prepare(self, cell: dict[str, Any], results: str | None) -> dict[str, Any]:
-        """Makes the cell ready and runs it once; saves what came out in the file `results`."""
+        """Prepares the cell and runs it once; saves the results in the file `results`."""
         assert self._contender is not None
         what = Cell(**cell)
         if lack := self._contender.lacks(what):
@@ -115,20 +115,20 @@ class Server:
         return {"peak_bytes": first, "call_bytes": memory.peak()}
 
     def do_calibrate(self, sample_ns: float) -> dict[str, Any]:
-        """Finds how many calls take so long."""
+        """Finds how many calls a sample of this length takes."""
         return {"ns": self._sampler.calibrate(sample_ns)}
 
     def do_go(self) -> dict[str, Any]:
-        """One sample: nanoseconds a call, and how many calls."""
+        """Takes one sample: nanoseconds per call, and the number of calls."""
         return {"ns": self._sampler.sample(), "calls": self._sampler.calls}
 
     def do_run_for(self, seconds: float) -> dict[str, Any]:
-        """Calls for so long: how many, and nanoseconds of each."""
+        """Calls repeatedly for this time: the number of calls, and nanoseconds of each."""
         ns, calls = self._sampler.run_for(seconds)
         return {"ns": ns, "calls": calls}
 
     def do_limits(self, element_size: int, size: int, sgemm: bool) -> dict[str, Any]:
-        """The machine's rates at this moment, per second, of all threads."""
+        """The machine's current rates, per second, for all threads together."""
         rates = {
             "fma": fma_rate(element_size, self._threads),
             "read": read_rate(size, self._threads),
@@ -139,14 +139,14 @@ class Server:
 
 
 class Memory:
-    """Peak of this process's resident memory, beyond what it was when this was made."""
+    """Peak of this process's resident memory, beyond the memory when this object was made."""
 
     def __init__(self) -> None:
         self.forget_peak()
         self._before = self.highest()
 
     def forget_peak(self) -> None:
-        """Counts anew from what is resident now, where the system can do that (Linux)."""
+        """Restarts the measurement at the current resident memory, if the system can (Linux)."""
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -156,7 +156,7 @@ class Memory:
 
     @staticmethod
     def highest() -> int:
-        """Bytes, beyond nothing."""
+        """The absolute peak in bytes."""
         try:
             status = Path("/proc/self/status").read_text(encoding="ascii")
         except OSError:
@@ -168,12 +168,12 @@ class Memory:
 
 
 def sgemm_rate() -> float:
-    """Flops a second of NumPy's product of two large square matrices in float32: best of three."""
+    """Flops per second of NumPy's product of two large square float32 matrices: best of three."""
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, SGEMM_SIZE, SGEMM_SIZE), np.float32)
     out = np.empty_like(a)
     best = math.inf
-    for _ in range(4):  # the first one warms up
+    for _ in range(4):  # the first one is the warm-up
         begin = time.perf_counter()
         np.matmul(a, b, out=out)
         best = min(best, time.perf_counter() - begin)
@@ -181,7 +181,7 @@ def sgemm_rate() -> float:
 
 
 def thread_count() -> int:
-    """Threads of this process, as far as the system tells."""
+    """The number of threads of this process, if the system reports it."""
     tasks = Path("/proc/self/task")
     return len(list(tasks.iterdir())) if tasks.is_dir() else 2
 
@@ -190,12 +190,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.worker")
     parser.add_argument("name")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--cpus", help="processors to run on, by number, with commas between")
+    parser.add_argument("--cpus", help="processors to run on, by number, separated by commas")
     args = parser.parse_args(argv)
-    # Before the import: libraries count processors once.
+    # Before the import, since libraries count the processors only once.
     if args.cpus:
         os.sched_setaffinity(0, {int(cpu) for cpu in args.cpus.split(",")})
-    # Interrupting is the driver's business.
+    # The driver handles interrupts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     channel = Channel()
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     forks = thread_count() == 1
     channel.reply(versions=versions, forks=forks)
     while (request := channel.read()) is not None:
-        # Anything else was meant for a child that has died, whose death has been told.
+        # Other requests were for a child that has died, which has been reported.
         if request["do"] == "end":
             channel.reply(ended=True)
         if request["do"] != "begin":

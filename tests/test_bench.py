@@ -19,7 +19,7 @@ from bench import latency, memory, plots, processes, report, runner, server, ser
 from bench.contenders import MODULES, OURS, PEERS
 from bench.grid import GATES, KINDS, Cell, suite
 from bench.problem import make_problem
-from bench.processes import OutOfService, Worker, choose_cpus
+from bench.processes import Worker, WorkerFailed, choose_cpus
 from bench.reference import solve
 from bench.results import Results, ResultsError, compare, load, run_settings, summarize
 from bench.runner import Budget, Ring, Settings, largest_error
@@ -225,7 +225,7 @@ def test_peers_compute_the_same(name, tmp_path):
         for cell in cells:
             try:
                 worker.begin()
-            except OutOfService as error:
+            except WorkerFailed as error:
                 pytest.skip(str(error))
             reply = worker.ask("prepare", cell=cell.as_dict(), results=str(results))
             assert cell.kind != "mgu" or "lacks" in reply
@@ -296,7 +296,7 @@ def test_a_worker_that_dies_can_begin_again():
     try:
         worker.begin()
         os.kill(worker._pid, signal.SIGKILL)
-        with pytest.raises(OutOfService, match=r"SIGKILL|ended"):
+        with pytest.raises(WorkerFailed, match=r"SIGKILL|ended"):
             worker.ask("prepare", cell=TINY.as_dict(), results=None)
         worker.end()
         worker.begin()
@@ -311,7 +311,7 @@ def test_a_failure_is_told_and_the_worker_goes_on():
     try:
         worker.begin()
         cell = TINY.as_dict() | {"hidden_size": -1}
-        with pytest.raises(OutOfService, match="Error"):
+        with pytest.raises(WorkerFailed, match="Error"):
             worker.ask("prepare", cell=cell, results=None)
         assert "peak_bytes" in worker.ask("prepare", cell=TINY.as_dict(), results=None)
     finally:
@@ -324,7 +324,7 @@ def test_a_worker_that_does_not_answer_is_given_up():
         worker.begin()
         worker.ask("prepare", cell=TINY.as_dict(), results=None)
         worker._timeout = 0.05
-        with pytest.raises(OutOfService, match="no answer"):
+        with pytest.raises(WorkerFailed, match="no answer"):
             worker.ask("run_for", seconds=60)
     finally:
         worker.close()
@@ -748,7 +748,7 @@ def test_a_service_that_does_not_answer_is_given_up():
 def test_a_worker_that_dies_is_told():
     pipe, theirs = multiprocessing.Pipe()
     theirs.close()
-    with pipe, pytest.raises(server._Failed, match="a worker died"):
+    with pipe, pytest.raises(server._WorkerFailed, match="a worker died"):
         server._receive([pipe])
 
 

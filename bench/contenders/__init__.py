@@ -1,6 +1,6 @@
-"""Who is measured: one file each, and what they all have to offer.
+"""The measured libraries: one file each, and their common interface.
 
-A contender's library is imported when it is made, in its own process, never here.
+A contender's library is imported when the contender is made, in its own process, never here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bench.grid import KINDS, Cell
 from bench.problem import Problem
 
 OURS = "tidegate"
-# Name -> module. The order is that of turns and of columns.
+# Name -> module, in the order of turns and of columns.
 MODULES = {
     OURS: "bench.contenders.own",
     "torch": "bench.contenders.pytorch",
@@ -27,14 +27,14 @@ PEERS = tuple(name for name in MODULES if name != OURS)
 
 @dataclass(frozen=True)
 class Task:
-    """A cell made ready to be timed.
+    """A cell that is ready to be timed.
 
     Attributes:
-        run: one call. From arrays of the contender's own kind, which lie ready, to results of its
-            own kind, computed and to be read: nothing may still be under way when it returns.
-        results: what the last call gave, as NumPy arrays by the names of `bench.reference.solve`.
-        change: in training, gives the model other parameters, as an optimiser's step would. Not
-            timed itself; what must be done anew because of it is.
+        run: one call, from existing arrays of the contender's own type to results of its own type.
+            The results are complete when it returns: no work may still be pending.
+        results: the results of the last call, as NumPy arrays named as in `bench.reference.solve`.
+        change: in training, changes the model's parameters, as an optimiser's step would. It is not
+            timed itself, but the work that it makes necessary is.
     """
 
     run: Callable[[], object]
@@ -45,8 +45,8 @@ class Task:
 # One call of a live service: the clients that have a frame, (n,) int64, all different, and the
 # frames, (n, I); returns y, (n, H), which may be overwritten by the next call. All NumPy.
 Step = Callable[[Any, Any], Any]
-# How many clients there are, and whether a call may have more than one: their `Step`. All states
-# are zero at first.
+# (number of clients, whether a call may have more than one) -> their `Step`. All states are zero at
+# first.
 OpenClients = Callable[[int, bool], Step]
 
 _KIND_NAMES = {
@@ -58,21 +58,21 @@ _KIND_NAMES = {
 
 
 class Contender:
-    """A library. Made with the number of threads it may use; ImportError if it is not installed."""
+    """A library, made with its number of threads; raises ImportError if it is not installed."""
 
     name: ClassVar[str]
     trains: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = KINDS  # of cells that it has
+    kinds: ClassVar[tuple[str, ...]] = KINDS  # the kinds of cells that it supports
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
     def versions(self) -> dict[str, str]:
-        """What ran: library -> version, and whatever else tells builds apart."""
+        """Library -> version, and whatever else identifies the build."""
         raise NotImplementedError
 
     def lacks(self, cell: Cell) -> str | None:
-        """The feature that `cell` asks for and the library has not; None if it has all."""
+        """The feature of `cell` that the library lacks; None if it has all."""
         if cell.training and not self.trains:
             return "training"
         if cell.kind not in self.kinds:
@@ -84,7 +84,7 @@ class Contender:
         raise NotImplementedError
 
     def load(self, problem: Problem) -> OpenClients:
-        """Loads the problem's LSTM, of one layer, for a service, whose workers open the clients."""
+        """Loads the problem's LSTM, of one layer, for a service; its workers open the clients."""
         raise NotImplementedError("live streams")
 
 

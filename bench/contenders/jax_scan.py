@@ -1,7 +1,7 @@
 """JAX: the cell in `lax.scan`, compiled by `jit`, from device arrays to device arrays.
 
-As one who knows JAX writes it: all gates in one product, the input's product before the scan,
-weights transposed beforehand. Gradients are `jax.vjp`'s, compiled together with the forward pass.
+Idiomatic JAX: all gates in one product, the input's product before the scan, weights transposed
+beforehand. Gradients are `jax.vjp`'s, compiled together with the forward pass.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from bench.problem import PARAMETERS, Problem
 
 
 class Contestant(Contender):
-    """JAX. Its threads are as many as the process may run on: the worker is pinned."""
+    """JAX, with one thread for each processor that the worker is pinned to."""
 
     name = "jax"
 
     def versions(self) -> dict[str, str]:
-        """JAX's, and that of its compiled part."""
+        """The versions of JAX and of its compiled part."""
         import jaxlib
 
         return {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
 
     def prepare(self, problem: Problem) -> Task:
-        """A compiled function."""
+        """Makes a compiled function."""
         jax.config.update("jax_enable_x64", problem.cell.dtype == "float64")
         return _training(problem) if problem.cell.training else _inference(problem)
 
 
 def _device_params(problem: Problem, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """(W^T, U^T, b, v) of each layer and direction."""
+    """(W^T, U^T, b, v) for each layer and direction."""
     return [
         tuple(jnp.asarray(np.ascontiguousarray(arrays[name].T)) for name in PARAMETERS)
         for arrays in replace(problem, params=params).directed_layers()
@@ -72,16 +72,16 @@ _CELLS = {"lstm": _lstm, "gru": _gru, "gru-before": _gru_before}
 
 
 def _network(cell: Cell) -> Callable[..., Any]:
-    """(params, x, state, live) -> y, state_n."""
+    """(params, x, state, active) -> y, state_n."""
     step = _CELLS[cell.kind]
 
     def direction(
-        params: tuple[Any, ...], x: Any, state: tuple[Any, ...], live: Any, reverse: bool
+        params: tuple[Any, ...], x: Any, state: tuple[Any, ...], active: Any, reverse: bool
     ) -> Any:
         w, u, b, v = params
 
         def body(state: tuple[Any, ...], given: Any) -> Any:
-            if live is None:
+            if active is None:
                 state = step(given, state, u, v)
                 return state, state[0]
             a, mask = given
@@ -90,17 +90,17 @@ def _network(cell: Cell) -> Callable[..., Any]:
             return state, jnp.where(mask, new[0], 0)
 
         projected = x @ w + b
-        given = projected if live is None else (projected, live)
+        given = projected if active is None else (projected, active)
         return jax.lax.scan(body, state, given, reverse=reverse)
 
-    def network(params: Any, x: Any, state: tuple[Any, ...], live: Any) -> Any:
+    def network(params: Any, x: Any, state: tuple[Any, ...], active: Any) -> Any:
         finals = []
         for layer in range(cell.num_layers):
             outputs = []
             for d in range(cell.directions):
                 k = layer * cell.directions + d
                 own = tuple(member[k] for member in state)
-                final, y = direction(params[k], x, own, live, reverse=d == 1)
+                final, y = direction(params[k], x, own, active, reverse=d == 1)
                 finals.append(final)
                 outputs.append(y)
             x = jnp.concatenate(outputs, axis=2) if len(outputs) > 1 else outputs[0]
@@ -110,25 +110,25 @@ def _network(cell: Cell) -> Callable[..., Any]:
 
 
 def _inputs(problem: Problem) -> tuple[Any, Any, Any]:
-    live = None
+    active = None
     if problem.lengths is not None:
         steps = np.arange(problem.cell.steps)[:, np.newaxis, np.newaxis]
-        live = jnp.asarray(steps < problem.lengths[:, np.newaxis])
-    return jnp.asarray(problem.x), tuple(jnp.asarray(member) for member in problem.state), live
+        active = jnp.asarray(steps < problem.lengths[:, np.newaxis])
+    return jnp.asarray(problem.x), tuple(jnp.asarray(member) for member in problem.state), active
 
 
 def _inference(problem: Problem) -> Task:
     call = jax.jit(_network(problem.cell))
     params = _device_params(problem, problem.params)
-    x, state, live = _inputs(problem)
+    x, state, active = _inputs(problem)
     last: list[Any] = [None, state]
 
     def run() -> None:
         last[:] = None, state
-        last[:] = jax.block_until_ready(call(params, x, state, live))
+        last[:] = jax.block_until_ready(call(params, x, state, active))
 
     def step() -> None:
-        last[:] = jax.block_until_ready(call(params, x, last[1], live))
+        last[:] = jax.block_until_ready(call(params, x, last[1], active))
 
     def results() -> dict[str, Any]:
         named = {f"{name}_n": np.asarray(member) for name, member in zip("hc", last[1])}
@@ -141,21 +141,21 @@ def _training(problem: Problem) -> Task:
     cell = problem.cell
     network = _network(cell)
 
-    def gradients(params: Any, x: Any, state: Any, live: Any, dy: Any) -> Any:
+    def gradients(params: Any, x: Any, state: Any, active: Any, dy: Any) -> Any:
         y, pullback, state_n = jax.vjp(
-            lambda *given: network(*given, live), params, x, state, has_aux=True
+            lambda *given: network(*given, active), params, x, state, has_aux=True
         )
         return y, state_n, pullback(dy)
 
     call = jax.jit(gradients)
     versions = [_device_params(problem, p) for p in (problem.params, problem.changed_params())]
-    x, state, live = _inputs(problem)
+    x, state, active = _inputs(problem)
     dy = jnp.asarray(problem.dy)
     last: list[Any] = [None]
 
     def run() -> None:
         last[0] = None
-        last[0] = jax.block_until_ready(call(versions[0], x, state, live, dy))
+        last[0] = jax.block_until_ready(call(versions[0], x, state, active, dy))
 
     def results() -> dict[str, Any]:
         y, state_n, (dparams, dx, dstate) = last[0]

@@ -1,4 +1,4 @@
-"""A cell as an ONNX model, for the peers that run those. The only place that knows ONNX's layout.
+"""A cell as an ONNX model, for the peers that run these. Only this module knows ONNX's layout.
 
 Inputs: x (T, N, I), h_<layer> and c_<layer> (D, N, H), lengths (N,) int32. Outputs: y (T, N, D*H),
 hn_<layer> and cn_<layer>.
@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.problem import Problem
 
-# Of ours, those in ONNX's order: i, o, f, c; z, r, h.
+# The indices of Tidegate's gates in ONNX's order: i, o, f, c; z, r, h.
 _ORDER = {"lstm": [0, 3, 1, 2], "gru": [1, 0, 2], "gru-before": [1, 0, 2]}
 _OPSET = 17
 _IR_VERSION = 10

@@ -17,19 +17,19 @@ from bench.problem import Problem
 
 
 class Contestant(Contender):
-    """ONNX Runtime, its CPU provider."""
+    """ONNX Runtime with its CPU provider."""
 
     name = "onnxruntime"
     trains = False
 
     def versions(self) -> dict[str, str]:
-        """ONNX Runtime's, and that of what builds its models."""
+        """The versions of ONNX Runtime and of the onnx package, which builds its models."""
         import onnx
 
         return {"onnxruntime": ort.__version__, "onnx": onnx.__version__}
 
     def prepare(self, problem: Problem) -> Task:
-        """A session with its bindings."""
+        """Makes a session with its bindings."""
         session = self._session(make_model(problem))
         value = ort.OrtValue.ortvalue_from_numpy
         fixed = {"x": value(problem.x)}
@@ -68,7 +68,7 @@ class Contestant(Contender):
         return Task(step if cell.stateful else run, results)
 
     def load(self, problem: Problem) -> OpenClients:
-        """Buffers that all clients share, states copied in and out; or states of their own."""
+        """Buffers shared by all clients, states copied in and out; or buffers for each client."""
         cell = problem.cell
         session = self._session(make_model(replace(problem, cell=replace(cell, steps=1)), True))
 
@@ -97,7 +97,7 @@ def _bind(session: Any, inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
 def _bind_step(
     session: Any, names: list[Any], x: Any, y: Any, read: list[Any], written: list[Any]
 ) -> Any:
-    """A binding of arrays; they have to outlive it, which does not keep them."""
+    """A binding of arrays, which must outlive it: it holds no reference to them."""
     value = ort.OrtValue.ortvalue_from_numpy
     inputs = {name: value(array) for (name, *_), array in zip(names, read)}
     outputs = {out: value(array) for (_, out, *_), array in zip(names, written)}
@@ -117,7 +117,7 @@ def _step_together(session: Any, problem: Problem, count: int) -> Step:
     x, y, states = _make_buffers(problem, count)
     *_, read = _make_buffers(problem, count)
     *_, written = _make_buffers(problem, count)
-    # By how many clients there are in a call: binding takes longer than running.
+    # By the number of clients in a call: making a binding takes longer than running.
     bindings = []
     for n in range(1, count + 1):
         first = [[array[:, :n] for array in arrays] for arrays in (read, written)]
@@ -128,7 +128,7 @@ def _step_together(session: Any, problem: Problem, count: int) -> Step:
         n = len(rows)
         x[0, :n] = given
         for state, array in zip(states, read):
-            # Any mode but the usual one writes straight into `out`.
+            # Any mode but the default writes directly into `out`.
             np.take(state[0], rows, axis=0, out=array[0, :n], mode="clip")
         run_bound(bindings[n - 1])
         for state, array in zip(states, written):

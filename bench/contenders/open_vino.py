@@ -16,7 +16,7 @@ from bench.problem import Problem
 
 
 class Contestant(Contender):
-    """OpenVINO, its CPU plugin."""
+    """OpenVINO with its CPU plugin."""
 
     name = "openvino"
     trains = False
@@ -26,7 +26,7 @@ class Contestant(Contender):
         return {"openvino": ov.get_version()}
 
     def prepare(self, problem: Problem) -> Task:
-        """A compiled model with its requests."""
+        """Makes a compiled model with its requests."""
         cell = problem.cell
         core = ov.Core()
         model = core.read_model(model=make_model(problem))

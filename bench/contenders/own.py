@@ -41,12 +41,12 @@ class Contestant(Contender):
         tg.set_num_threads(threads)
 
     def versions(self) -> dict[str, str]:
-        """Tidegate's, and the instruction set in use."""
+        """The versions of Tidegate and its compiler, and the instruction set in use."""
         config = tg.config()
         return {OURS: config["version"], "isa": config["isa"], "compiler": config["compiler"]}
 
     def prepare(self, problem: Problem) -> Task:
-        """A layer, or a stream of it."""
+        """Makes a layer, or a stream of it."""
         layer = make_layer(problem)
         if problem.cell.training:
             return _training(layer, problem)
@@ -85,8 +85,8 @@ def _step(layer: Any, problem: Problem) -> Task:
     def results() -> dict[str, Any]:
         return _named({"y": y[np.newaxis].copy()}, "", stream.state, "_n")
 
-    # By position: a partial object needs longer for a keyword than Python code does, which writes
-    # `stream.step(x, out=y)` at the same cost.
+    # By position, as partial objects handle keywords more slowly than Python code, where
+    # `stream.step(x, out=y)` costs the same.
     return Task(partial(stream.step, x, y), results)
 
 

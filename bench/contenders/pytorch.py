@@ -1,8 +1,8 @@
 """PyTorch, eager: `torch.nn.LSTM` and `torch.nn.GRU`, from tensors to tensors.
 
 Inference runs in inference mode. Ragged batches go through `pack_padded_sequence` and back, both
-timed, as a user's padded batch would. Live streams step by `torch.nn.LSTMCell`, which has less to
-do around the step.
+timed, as a user's padded batch would. Live streams use `torch.nn.LSTMCell`, which has less overhead
+per step.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Contestant(Contender):
         self._inference_mode: Any = None
 
     def versions(self) -> dict[str, str]:
-        """PyTorch's, and the instruction set in use."""
+        """The version of PyTorch, and the instruction set in use."""
         return {"torch": torch.__version__, "isa": torch.backends.cpu.get_cpu_capability()}
 
     def prepare(self, problem: Problem) -> Task:
-        """A module."""
+        """Makes a module."""
         if self._inference_mode is not None:
             self._inference_mode.__exit__(None, None, None)
             self._inference_mode = None
@@ -56,7 +56,7 @@ class Contestant(Contender):
         return _inference(module, x, state, lengths, cell.stateful)
 
     def load(self, problem: Problem) -> OpenClients:
-        """All clients' states in one tensor, that calls gather from; or tensors of their own."""
+        """One tensor of all clients' states, from which calls gather; or one for each client."""
         lstm = torch.nn.LSTMCell(problem.cell.input_size, problem.cell.hidden_size)
         (params,) = problem.directed_layers()
         _write(lstm, params)
@@ -69,7 +69,7 @@ class Contestant(Contender):
         return open_clients
 
     def _enter_inference_mode(self) -> None:
-        """It is left on, so that entering it is not in the times."""
+        """Enters it for good, so that entering it is not timed."""
         self._inference_mode = torch.inference_mode()
         self._inference_mode.__enter__()
 
