@@ -125,7 +125,7 @@ def test_the_readme_s_program(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme[readme.index("## Files\n") : readme.index("## What is promised\n")]
+    section = readme[readme.index("## Files\n") : readme.index("## Guarantees\n")]
     blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```", section, re.M | re.S))
     assert set(blocks) == {"python", "cmake", "cpp", "sh"}
     monkeypatch.chdir(tmp_path)
