@@ -33,8 +33,8 @@ def draw(data: dict[str, Any], directory: Path) -> list[Path]:
         rows, columns = (len(works), len(counts)) if side_by_side else (len(works) * len(counts), 1)
         figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).flat
-        shown = [(training, count) for training in works for count in counts]
-        for axes, (training, count) in zip(panels, shown, strict=True):
+        combinations = [(training, count) for training in works for count in counts]
+        for axes, (training, count) in zip(panels, combinations, strict=True):
             own = [s for s in items if (s.cell.training, s.cell.threads) == (training, count)]
             work = "forward + backward" if training else "inference"
             threads = "1 thread" if count == 1 else f"{count} threads"

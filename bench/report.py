@@ -89,9 +89,9 @@ def _plausible_ratios(items: Iterable[Summary]) -> list[float]:
 
 def _memory_text(summary: Summary) -> str:
     """Tidegate's memory, and the least of the peers'."""
-    ours = summary.memory.get("tidegate")
-    theirs = [size for name, size in summary.memory.items() if name in summary.peers]
-    return " / ".join(bytes_text(size) if size else "-" for size in (ours, min(theirs, default=0)))
+    own = summary.memory.get("tidegate")
+    peers = [size for name, size in summary.memory.items() if name in summary.peers]
+    return " / ".join(bytes_text(size) if size else "-" for size in (own, min(peers, default=0)))
 
 
 _Column = tuple[str, Callable[[Summary], str]]

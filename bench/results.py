@@ -183,14 +183,14 @@ def summarize(record: dict[str, Any]) -> Summary:
     """The summary of a cell's record."""
     entries = record["contenders"]
     times = {name: entry["ns"] for name, entry in entries.items() if entry["status"] == "ok"}
-    ours = times.get(OURS)
+    own_times = times.get(OURS)
     peers = {
-        name: estimate(paired_ratios(ns, ours))
+        name: estimate(paired_ratios(ns, own_times))
         for name, ns in times.items()
-        if name != OURS and ours is not None
+        if name != OURS and own_times is not None
     }
-    our_estimate = None if ours is None else estimate(ours)
-    reached = None if our_estimate is None else record["limits"]["limit_ns"] / our_estimate.median
+    own_estimate = None if own_times is None else estimate(own_times)
+    reached = None if own_estimate is None else record["limits"]["limit_ns"] / own_estimate.median
     remarks = {
         name: why
         for name, ratio in peers.items()
@@ -200,7 +200,7 @@ def summarize(record: dict[str, Any]) -> Summary:
         remarks["limit"] = "above 100 %: the limit was measured while the machine was slower"
     return Summary(
         cell=Cell(**record["cell"]),
-        ours=our_estimate,
+        ours=own_estimate,
         reached=reached,
         peers=peers,
         best=min(peers, key=lambda name: peers[name].median, default=None),
@@ -210,12 +210,12 @@ def summarize(record: dict[str, Any]) -> Summary:
     )
 
 
-def _implausible(ratio: Estimate, peer: dict[str, Any], ours: dict[str, Any]) -> str | None:
+def _implausible(ratio: Estimate, peer: dict[str, Any], own: dict[str, Any]) -> str | None:
     """Why the ratio of a peer's time to Tidegate's is implausible; None if it is plausible."""
     if ratio.median <= PLAUSIBLE_RATIO and ratio.high <= STEADY_SPAN * ratio.low:
         return None
     causes = []
-    for whose, entry in (("its", peer), ("our", ours)):
+    for whose, entry in (("its", peer), ("Tidegate's", own)):
         samples = sorted(entry["ns"])
         if samples[len(samples) // 2] > ALIKE * samples[0]:
             causes.append(
@@ -263,9 +263,9 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
         sides = []
         for data in (old, new):
             record = data["cells"][name]
-            ours = summarize(record).ours
-            if ours is not None:
-                sides.append((ours, record["limits"]["limit_ns"]))
+            own = summarize(record).ours
+            if own is not None:
+                sides.append((own, record["limits"]["limit_ns"]))
         if len(sides) < 2:
             continue
         (before, limit_before), (after, limit_after) = sides

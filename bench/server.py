@@ -213,10 +213,12 @@ def serve(job: Job) -> dict[str, Any]:
     context = multiprocessing.get_context("fork")
     pipes, pids = [], [os.getpid()]
     for number in range(job.load.workers):
-        pipe, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(job, number, theirs, loaded), daemon=True)
+        pipe, worker_pipe = context.Pipe()
+        process = context.Process(
+            target=_work, args=(job, number, worker_pipe, loaded), daemon=True
+        )
         process.start()
-        theirs.close()
+        worker_pipe.close()
         pipes.append(pipe)
         pids.append(process.pid or 0)
     try:

@@ -100,7 +100,7 @@ def _serve(job: Job, timeout: float) -> dict[str, Any]:
 _HEAD = ["", "p50 ms", "p99 ms", "max ms", "call us", "frames", "CPU", "memory", "a worker"]
 _LEGEND = """\
 p50, p99, max: a frame's time from when it was due. call: median time of a call, including gathering
-its frames; frames: per call. CPU: processors in use. memory: of all processes, shared pages counted
+its frames; frames: per call. CPU: processors in use. memory: all processes, shared pages counted
 once; a worker: its peak. Medians of the turns; for the maximum the largest.
 """
 

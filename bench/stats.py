@@ -43,13 +43,13 @@ def estimate(samples: Sequence[float]) -> Estimate:
     return Estimate(statistics.median(ordered), ordered[k - 1], ordered[n - k])
 
 
-def paired_ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
-    """Other times over own times, round by round: above 1 the own are faster.
+def paired_ratios(peer_times: Sequence[float], own_times: Sequence[float]) -> list[float]:
+    """A peer's times over Tidegate's, round by round: above 1 Tidegate is faster.
 
     Raises:
         ValueError: the numbers of rounds differ.
     """
-    return [a / b for a, b in zip(theirs, ours, strict=True)]
+    return [a / b for a, b in zip(peer_times, own_times, strict=True)]
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:

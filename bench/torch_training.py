@@ -69,8 +69,8 @@ def server(module: torch.nn.Module, given: Any) -> Callable[[], None]:
 def make_pair(what: str, cell: str, inputs: int, hidden: int, batch: int, steps: int) -> list[Any]:
     """The work of a case as functions: PyTorch's and Tidegate's."""
     torch.manual_seed(0)
-    theirs = getattr(torch.nn, cell)(inputs, hidden)
-    ours = tidegate.torch.accelerate(copy.deepcopy(theirs))
+    torch_module = getattr(torch.nn, cell)(inputs, hidden)
+    own_module = tidegate.torch.accelerate(copy.deepcopy(torch_module))
     training = what.startswith("train")
     x = torch.randn(steps, batch, inputs)
     given: Any = x
@@ -81,9 +81,9 @@ def make_pair(what: str, cell: str, inputs: int, hidden: int, batch: int, steps:
         x = given.data
     x.requires_grad_(training)
     if training:
-        return [trainer(module, given, x) for module in (theirs, ours)]
-    tidegate.torch.accelerate(ours.eval(), freeze=True)
-    return [server(module, given) for module in (theirs.eval(), ours)]
+        return [trainer(module, given, x) for module in (torch_module, own_module)]
+    tidegate.torch.accelerate(own_module.eval(), freeze=True)
+    return [server(module, given) for module in (torch_module.eval(), own_module)]
 
 
 def seconds(work: Callable[[], None], repeats: int) -> float:
@@ -123,11 +123,11 @@ def main() -> None:
     )
     print(f"{'':>19}{'I':>5}{'H':>5}{'N':>4}{'T':>5}{'torch.nn':>13}{'tidegate':>13}{'ratio':>8}")
     for (what, cell, inputs, hidden, batch, steps), taken in zip(CASES, times, strict=True):
-        theirs, ours = (statistics.median(column) * 1e3 for column in zip(*taken, strict=True))
+        torch_ms, own_ms = (statistics.median(column) * 1e3 for column in zip(*taken, strict=True))
         ratio = statistics.median(a / b for a, b in taken)
         print(
             f"{what:>13}{cell:>6}{inputs:>5}{hidden:>5}{batch:>4}{steps:>5}"
-            f"{theirs:>11.3f}ms{ours:>11.3f}ms{ratio:>7.2f}x"
+            f"{torch_ms:>11.3f}ms{own_ms:>11.3f}ms{ratio:>7.2f}x"
         )
 
 

@@ -569,7 +569,7 @@ def test_implausible_figures_are_remarked_on():
     assert "above 100 %" in remarks["limit"]
     ours = make_record()
     ours["contenders"][OURS]["ns"][3:] = [1e5] * 4
-    assert "our samples range from 10 to 100000 ns" in summarize(ours).remarks["torch"]
+    assert "Tidegate's samples range from 10 to 100000 ns" in summarize(ours).remarks["torch"]
 
 
 def test_a_large_ratio_that_is_steady_and_of_a_calls_overhead_is_plausible():

@@ -152,7 +152,7 @@ class _Step:
     c_prev: Bounded  # (R, H); (R, 0) where there is no cell state
     h: Bounded
     c: Bounded
-    sums: Sequence[Bounded]  # the activations' arguments, of i f g o; of r z n; of f n
+    sums: Sequence[Bounded]  # the activations' arguments: i f g o; r z n; f n
     gates: Sequence[
         Bounded
     ]  # i f g o m, m = o * tanh(c); r z n q rh, z as it multiplies h_prev; f n fh
@@ -421,8 +421,10 @@ def _suffixes(network: Any) -> list[str]:
 
 
 def _select(zeroed: Array, given: Bounded) -> Bounded:
-    kept = ~zeroed[:, None]
-    return Bounded(np.where(kept, given.value, 0.0), np.where(kept, given.error, 0.0), given._info)
+    valid = ~zeroed[:, None]
+    return Bounded(
+        np.where(valid, given.value, 0.0), np.where(valid, given.error, 0.0), given._info
+    )
 
 
 def _pair(state: Any) -> tuple[Array | None, Array | None]:
@@ -464,7 +466,7 @@ def forward(
     h = Bounded.given(np.zeros((rows, batch, size)) if h_0 is None else h_0, info).copy()
     c = Bounded.given(np.zeros((rows, batch, cell_size)) if c_0 is None else c_0, info).copy()
     cells = [_cell(network, exact, suffix) for suffix in _suffixes(network)]
-    kept: list[list[_Step]] = []
+    saved_steps: list[list[_Step]] = []
     y = given = Bounded.given(x, info)
     for layer in range(network.num_layers):
         if layer > 0 and dropout_scale is not None:
@@ -473,15 +475,15 @@ def forward(
         for d in range(directions):
             k = layer * directions + d
             columns = slice(d * size, (d + 1) * size)
-            kept.append([])
+            saved_steps.append([])
             for t, n, zeroed in call.steps(network.reverse or d == 1):
                 step = cells[k].step(
                     layer_input[t, n], _select(zeroed, h[k, n]), _select(zeroed, c[k, n])
                 )
                 h[k, n], c[k, n] = step.h, step.c
                 y[t, n, columns] = step.h
-                kept[-1].append(step)
-    return Forward(y, h, c, network, call, given, cells, kept)
+                saved_steps[-1].append(step)
+    return Forward(y, h, c, network, call, given, cells, saved_steps)
 
 
 @np.errstate(over="ignore", invalid="ignore")

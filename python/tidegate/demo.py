@@ -55,8 +55,8 @@ class SpeakerNet:
     ) -> tuple[float, list[tg.Gradients]]:
         """The loss of a batch, and its gradients with respect to `params`."""
         _, state, rnn_tape = self.rnn.forward(x, lengths=lengths)
-        kept, dropout_tape = self.dropout.forward(last_states(state), rng)
-        scores, head_tape = self.head.forward(kept)
+        dropped, dropout_tape = self.dropout.forward(last_states(state), rng)
+        scores, head_tape = self.head.forward(dropped)
         loss, dscores = tg.losses.softmax_cross_entropy(scores, speakers)
 
         head_grads = self.head.backward(head_tape, dscores)
@@ -161,7 +161,7 @@ def print_confusion(spoken: Array, predicted: Array) -> None:
     """Prints how often each speaker (row) was recognised as each speaker (column)."""
     counts = np.zeros((SPEAKERS, SPEAKERS), int)
     np.add.at(counts, (spoken, predicted), 1)
-    print("confusion matrix: who spoke (rows), who was recognised (columns)")
+    print("confusion matrix: actual speaker (rows), recognised speaker (columns)")
     print("     " + "".join(f"{k:5}" for k in range(1, SPEAKERS + 1)))
     for k, row in enumerate(counts, 1):
         print(f"{k:5}" + "".join(f"{count or '.':>5}" for count in row))
@@ -214,7 +214,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the arguments and checks all of them before any work starts."""
     parser = argparse.ArgumentParser(
         prog="tidegate demo",
-        description="Trains a bidirectional network to tell nine speakers apart (Japanese Vowels).",
+        description="Trains a bidirectional network to recognise nine speakers (Japanese Vowels).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--cell", choices=["gru", "lstm"], default="gru", help="kind of network")
@@ -236,7 +236,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         except ImportError:
             parser.error("argument --plot: needs matplotlib: pip install 'tidegate[plot]'")
         if args.plot.suffix[1:].lower() not in kinds:
-            parser.error(f"argument --plot: {args.plot} is none of {', '.join(sorted(kinds))}")
+            parser.error(f"argument --plot: {args.plot} is not one of {', '.join(sorted(kinds))}")
     return args
 
 

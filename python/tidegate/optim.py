@@ -49,7 +49,7 @@ class HasParams(Protocol):
 
 
 class HasGradients(Protocol):
-    """Anything with gradients by parameters, such as what a layer's `backward` returns."""
+    """Anything with gradients for parameters, such as the result of a layer's `backward`."""
 
     @property
     def params(self) -> Gradients:

@@ -463,7 +463,7 @@ def _defaults(layer: LayerWeights) -> _Defaults:
 
     The newer layout is younger than all of these changes, even if a file has no version. CuDNN's
     layers have no such options. The layers of `tf.compat.v1` kept the older defaults, but their
-    files cannot be told from the others.
+    files cannot be distinguished from the others.
     """
     if layer.class_name.startswith("CuDNN") or (layer.numbered and not layer.version):
         return _Defaults("sigmoid", True)
@@ -487,13 +487,13 @@ def _with_config(layer: LayerWeights, config: Mapping[str, Any] | None) -> Layer
             else f"config={{'recurrent_activation': ...}} if the others are defaults; {_UNTOLD}"
         )
         raise ValueError(
-            "config: got None, but the file holds weights alone, which do not tell activation, "
+            "config: got None, but the file has only weights, without activation, "
             f"recurrent_activation and go_backwards: pass layer.get_config(), or {known}"
         )
     unknown = _unknown(config)
     if unknown:
         whole = isinstance(config.get("config"), Mapping)  # as keras.layers.serialize writes it
-        advice = ": got a serialised layer, pass its 'config' alone" if whole else ""
+        advice = ": got a serialised layer, pass only its 'config'" if whole else ""
         raise ValueError(
             f"config: got {listed(unknown)}, which no recurrent layer of Keras has{advice}"
         )
@@ -573,8 +573,8 @@ def _check_options(class_name: object, config: Mapping[str, Any]) -> None:
         )
     if config.get("num_constants"):
         raise ValueError(
-            f"num_constants: got {config['num_constants']!r}, wanted none: a layer's cell sees x "
-            "and its state alone"
+            f"num_constants: got {config['num_constants']!r}, wanted none: a layer's cell depends "
+            "only on x and its state"
         )
     dtype = dtype_name(config)
     if config.get("quantization_config") is not None or re.search(r"int\d|float8", dtype):
@@ -611,14 +611,14 @@ def _read_options(layer: LayerWeights, class_name: Any, config: Mapping[str, Any
     if "recurrent_activation" in config:
         gates = config["recurrent_activation"]
     elif defaults.recurrent_activation is None:
-        raise ValueError(f"recurrent_activation: the file does not tell: give it, as {_UNTOLD}")
+        raise ValueError(f"recurrent_activation: unknown for this file: give it, as {_UNTOLD}")
     else:
         gates = defaults.recurrent_activation
     reset_after = flag("reset_after", config)
     if reset_after is None and cell == "GRU" and any(len(arrays) == 2 for arrays in layer.weights):
         if defaults.reset_after is None:
-            raise ValueError("reset_after: without a bias nothing tells it: give it in config")
-        reset_after = defaults.reset_after  # otherwise the bias's shape tells
+            raise ValueError("reset_after: unknown without a bias: give it in config")
+        reset_after = defaults.reset_after  # otherwise taken from the bias's shape
     return _Options(
         cell=cell,
         units=config.get("units"),
@@ -657,7 +657,7 @@ def _read_activation(option: str, value: Any, version: str) -> Activation:
         release = _release(version)
         if release is None:
             raise ValueError(
-                f"{option}: got 'hard_sigmoid', but the file does not tell Keras's version: wanted "
+                f"{option}: got 'hard_sigmoid', but the file does not have Keras's version: wanted "
                 "('hard_sigmoid', 0.2, 0.5) for Keras 1 and 2, or ('hard_sigmoid', 1/6, 0.5)"
             )
         return _HARD_SIGMOID if release < (3, 0) else _HARD_SIGMOID_3

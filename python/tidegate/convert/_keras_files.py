@@ -189,7 +189,7 @@ class _File:
             array = dataset.read()
         except ValueError as error:
             raise ValueError(f"{self.path}: {name!r}: cannot be read: {error}") from error
-        # bfloat16 is stored as two opaque bytes; the older layout has no attribute that tells it.
+        # bfloat16 is stored as two opaque bytes; the older layout does not mark it by an attribute.
         kinds = (dataset.attributes.get("dtype"), dtype_name(layer.config or {}))
         if array.dtype == "V2" and "bfloat16" in kinds:
             return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -297,11 +297,11 @@ class _Described(Layer):
 
     Attributes:
         group: the outermost model's layer that it is, or is in: a group of the older layout.
-        alone: whether the group has no other layer.
+        is_only: whether the group has no other layer.
     """
 
     group: str
-    alone: bool
+    is_only: bool
 
 
 def _described(file: _File, class_names: Sequence[str]) -> Iterator[_StoredLayer]:
@@ -318,7 +318,7 @@ def _described(file: _File, class_names: Sequence[str]) -> Iterator[_StoredLayer
     claims = collections.Counter(found)
     for layer, places in zip(layers, found):
         # If two layers match the same arrays, it is ambiguous which of them has these.
-        own = layer.alone or claims[places] == 1
+        own = layer.is_only or claims[places] == 1
         block = _joined([blocks[place] for place in places if own])
         yield _StoredLayer(
             layer.name, layer.path, layer.place, layer.class_name, layer.config, block.in_order()
@@ -349,7 +349,7 @@ def _walk(model: Mapping[str, Any], place: str, names: tuple[str, ...]) -> Itera
 def _walk_layer(
     layer: Mapping[str, Any], place: str, names: tuple[str, ...], inside: bool
 ) -> Iterator[_Described]:
-    """One layer; `inside` tells whether its model is inside another one."""
+    """One layer; `inside`: whether its model is inside another one."""
     class_name, own = layer["class_name"][:_LONGEST_NAME], layer.get("config")
     name = own.get("name") if isinstance(own, Mapping) else layer.get("name")
     name = name[:_LONGEST_NAME] if isinstance(name, str) else place
@@ -382,7 +382,7 @@ def _what_else(file: _File) -> str:
     return f"; its layers are of the classes {listed(list(classes))}" if classes else ""
 
 
-# ---- Where the arrays lie ------------------------------------------------------------------------
+# ---- Locations of the arrays ---------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -391,7 +391,7 @@ class _Block:
 
     Attributes:
         group: in the older layout, the outermost model's layer; in the newer one "".
-        names: the names of the models and of the layer, as far as the file tells.
+        names: the names of the models and of the layer, as far as the file contains them.
     """
 
     group: str
@@ -439,7 +439,7 @@ def _find_old(blocks: Mapping[str, _Block], layer: _Described) -> list[str]:
     The older layout identifies arrays only by names, and often omits those of the models.
     """
     inside = {place: block for place, block in blocks.items() if block.group == layer.group}
-    if layer.alone:
+    if layer.is_only:
         return list(inside)
     likeness = {place: _likeness(layer.path.split("/"), block) for place, block in inside.items()}
     most = max(likeness.values(), default=0)

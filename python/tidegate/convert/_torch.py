@@ -166,13 +166,15 @@ def from_torch(
         advice = "make it a plain parameter first (for example by torch.nn.utils.prune.remove)"
     given = computed_weights(given, names, _as_array, advice)
     if found.recurrent:
-        told = _module_options(found.owner)
-        alone = "weight_hh" in given or "weight_ih" in given  # of an nn.LSTMCell or nn.GRUCell
+        options = _module_options(found.owner)
+        is_cell = "weight_hh" in given or "weight_ih" in given  # an nn.LSTMCell or nn.GRUCell
         if batch_first is None:
-            batch_first = told.get("batch_first", False)
-            if _is_scripted(found.owner) and not alone and "batch_first" not in told:
-                raise ValueError("batch_first: got None, but this scripted module does not tell it")
-        return _from_arrays(where, given, alone, cell, batch_first, told.get("dropout", 0.0))
+            batch_first = options.get("batch_first", False)
+            if _is_scripted(found.owner) and not is_cell and "batch_first" not in options:
+                raise ValueError(
+                    "batch_first: got None, but this scripted module does not contain it"
+                )
+        return _from_arrays(where, given, is_cell, cell, batch_first, options.get("dropout", 0.0))
     if batch_first is not None:
         raise ValueError(f"batch_first: got {batch_first}, but {prefix!r} is not recurrent")
     return _plain_from_arrays(where, given, found.owner, cell)
@@ -218,14 +220,14 @@ def _plain_kind(module: Any) -> str | None:
 
 def _module_options(module: Any) -> dict[str, Any]:
     """The module's `batch_first` and `dropout`, from its attributes or its graph, if present."""
-    told = {name: getattr(module, name, None) for name in ("batch_first", "dropout")}
-    if _is_scripted(module) and told["batch_first"] is None:
-        told = _traced_options(module)
+    found = {name: getattr(module, name, None) for name in ("batch_first", "dropout")}
+    if _is_scripted(module) and found["batch_first"] is None:
+        found = _traced_options(module)
     options: dict[str, Any] = {}
-    if isinstance(told["batch_first"], bool):
-        options["batch_first"] = told["batch_first"]
-    if isinstance(told["dropout"], (int, float)):
-        options["dropout"] = float(told["dropout"])
+    if isinstance(found["batch_first"], bool):
+        options["batch_first"] = found["batch_first"]
+    if isinstance(found["dropout"], (int, float)):
+        options["dropout"] = float(found["dropout"])
     return options
 
 
@@ -412,7 +414,7 @@ def _check_names(where: str, given: Mapping[str, Any], wanted: list[str]) -> Non
 def _from_arrays(
     where: str,
     given: Mapping[str, Any],
-    alone: bool,
+    is_cell: bool,
     cell: str | None,
     batch_first: bool,
     dropout: float,
@@ -429,11 +431,11 @@ def _from_arrays(
     suffixes = [
         f"_l{k}{r}" for k in range(num_layers) for r in ("", "_reverse")[: 1 + bidirectional]
     ]
-    wanted = [kind + suffix for suffix in ([""] if alone else suffixes) for kind in kinds]
+    wanted = [kind + suffix for suffix in ([""] if is_cell else suffixes) for kind in kinds]
     _check_names(where, given, wanted)
 
     arrays = as_weights({name: _as_array(name, given[name]) for name in wanted})
-    if alone:
+    if is_cell:
         arrays = {f"{name}_l0": array for name, array in arrays.items()}
     for name in ("weight_ih_l0", "weight_hh_l0"):
         check_rank(name, arrays[name], 2, "two axes, none of them empty")

@@ -154,6 +154,6 @@ def listed(names: Iterable[str]) -> str:
     """A readable number of names, for a message."""
     names = list(names)
     most = 20
-    shown = ", ".join(repr(name) for name in names[:most])
+    text = ", ".join(repr(name) for name in names[:most])
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (shown + more) or "none"
+    return (text + more) or "none"

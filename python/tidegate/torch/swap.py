@@ -100,7 +100,7 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     _check_module(model)
     restored, left = 0, []
     for name, module in model.named_modules():
-        if any(type(module) is ours for _, ours in PAIRS.values()):
+        if any(type(module) is own_class for _, own_class in PAIRS.values()):
             restore_module(module)
             restored += 1
         elif isinstance(module, Recurrent):
