@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/json.h"
-#include "core/layer_text.h"
+#include "core/files/json.h"
+#include "core/files/layer_text.h"
 #include "core/memory.h"
 #include "tidegate/safetensors.h"
 #include "tidegate/tidegate_c.h"

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "check.h"
-#include "core/json.h"
+#include "core/files/json.h"
 #include "errors.h"
 
 namespace {

@@ -1,6 +1,6 @@
 // What a file, or a C program, says of a layer: its kind and options as a JSON text. No tensors.
-#ifndef TIDEGATE_CORE_LAYER_TEXT_H_
-#define TIDEGATE_CORE_LAYER_TEXT_H_
+#ifndef TIDEGATE_CORE_FILES_LAYER_TEXT_H_
+#define TIDEGATE_CORE_FILES_LAYER_TEXT_H_
 
 #include <string>
 #include <string_view>
@@ -18,4 +18,4 @@ std::string layer_text(const LayerInfo& layer);
 
 }  // namespace tidegate
 
-#endif  // TIDEGATE_CORE_LAYER_TEXT_H_
+#endif  // TIDEGATE_CORE_FILES_LAYER_TEXT_H_

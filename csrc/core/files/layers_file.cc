@@ -10,10 +10,10 @@
 #include <variant>
 #include <vector>
 
-#include "core/json.h"
-#include "core/layer_text.h"
+#include "core/files/json.h"
+#include "core/files/layer_text.h"
+#include "core/files/tensor_dtype.h"
 #include "core/memory.h"
-#include "core/tensor_dtype.h"
 #include "tidegate/safetensors.h"
 
 namespace tidegate {

@@ -1,6 +1,6 @@
 // Element types of safetensors files. Their table is in safetensors.cc.
-#ifndef TIDEGATE_CORE_TENSOR_DTYPE_H_
-#define TIDEGATE_CORE_TENSOR_DTYPE_H_
+#ifndef TIDEGATE_CORE_FILES_TENSOR_DTYPE_H_
+#define TIDEGATE_CORE_FILES_TENSOR_DTYPE_H_
 
 #include <string_view>
 
@@ -13,4 +13,4 @@ Index element_bits(std::string_view dtype);
 
 }  // namespace tidegate
 
-#endif  // TIDEGATE_CORE_TENSOR_DTYPE_H_
+#endif  // TIDEGATE_CORE_FILES_TENSOR_DTYPE_H_

@@ -1,7 +1,7 @@
 // JSON (RFC 8259), as far as files and options need it: read value by value, with no tree in
 // memory, and the few texts that are written. Nothing of tensors or layers.
-#ifndef TIDEGATE_CORE_JSON_H_
-#define TIDEGATE_CORE_JSON_H_
+#ifndef TIDEGATE_CORE_FILES_JSON_H_
+#define TIDEGATE_CORE_FILES_JSON_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -89,4 +89,4 @@ std::string shown(const std::vector<std::int64_t>& sizes);
 
 }  // namespace tidegate
 
-#endif  // TIDEGATE_CORE_JSON_H_
+#endif  // TIDEGATE_CORE_FILES_JSON_H_

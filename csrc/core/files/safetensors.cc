@@ -22,9 +22,9 @@
 #include <utility>
 
 #include "core/descriptor.h"
+#include "core/files/json.h"
+#include "core/files/tensor_dtype.h"
 #include "core/interruption.h"
-#include "core/json.h"
-#include "core/tensor_dtype.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "data are copied as they are: little-endian"

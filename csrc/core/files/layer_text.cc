@@ -1,5 +1,5 @@
 // Options of layers as JSON: one table of them, for reading and for writing.
-#include "core/layer_text.h"
+#include "core/files/layer_text.h"
 
 #include <algorithm>
 #include <functional>
@@ -10,7 +10,7 @@
 
 #include "core/cells.h"
 #include "core/check.h"
-#include "core/json.h"
+#include "core/files/json.h"
 #include "core/memory.h"
 
 namespace tidegate {

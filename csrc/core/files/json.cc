@@ -1,5 +1,5 @@
 // Reading and writing JSON.
-#include "core/json.h"
+#include "core/files/json.h"
 
 #include <algorithm>
 #include <charconv>
