@@ -18,7 +18,8 @@
 
 #include "activations.h"
 #include "core/isa.h"
-#include "core/threads.h"
+#include "core/slices.h"
+#include "core/threads/threads.h"
 #include "core/weights.h"
 #include "kernels/table.h"
 #include "tidegate/limits.h"

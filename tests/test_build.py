@@ -143,10 +143,38 @@ def test_core_sees_no_simd_types() -> None:
         assert {name for name in includes(path) if name.startswith('"kernels/')} <= allowed
 
 
+def test_threads_know_nothing_of_layers() -> None:
+    allowed = r'<.+>|"core/(threads/\w+|float_control|isa|memory|descriptor)\.h"|"tidegate/.+"'
+    for path in sources("core/threads"):
+        for name in includes(path):
+            assert re.fullmatch(allowed, name), f"{path.name}: {name}"
+
+
+def test_files_use_no_threads() -> None:
+    for path in sources("core/files"):
+        assert not [name for name in includes(path) if name.startswith('"core/threads/')], path.name
+
+
+def module(path: Path) -> str:
+    """A header and the source of the same name are one module."""
+    return str(path.relative_to(CSRC).with_suffix(""))
+
+
+def test_modules_of_the_core_form_no_circles() -> None:
+    uses: dict[str, set[str]] = {}
+    for path in sources("core"):
+        used = {name[1:-3] for name in includes(path) if name.startswith('"core/')}
+        uses.setdefault(module(path), set()).update(used - {module(path)})
+    # Modules that use no remaining one are taken away, until nothing is left.
+    while leaves := {name for name, used in uses.items() if not used & set(uses)}:
+        uses = {name: used for name, used in uses.items() if name not in leaves}
+    assert not uses
+
+
 def test_openmp_is_in_one_file() -> None:
     files = [p for p in CSRC.rglob("*") if p.suffix in {".h", ".cc"}]
     users = [p for p in files if re.search(r"#\s*pragma\s+omp|<omp\.h>", p.read_text())]
-    assert [p.parent.name for p in users] == ["core"]
+    assert [module(p) for p in users] == ["core/threads/team_openmp"]
 
 
 # ---- The configuration ---------------------------------------------------------------------------

@@ -38,6 +38,7 @@ void bind_settings(py::module_& m) {
   m.def("set_num_threads", &set_num_threads);
   m.def("set_thread_num_threads", &set_thread_num_threads);
   m.def("num_threads_reason", &num_threads_reason);
+  m.def("thread_runtime", &thread_runtime);
   m.def("isa", &isa);
   m.def("available_isas", &available_isas);
   m.def("select_isa", &select_isa);

@@ -5,7 +5,7 @@
 #include "core/float_control.h"
 #include "core/plan_call.h"
 #include "core/share.h"
-#include "core/threads.h"
+#include "core/threads/threads.h"
 
 namespace tidegate {
 

@@ -9,7 +9,7 @@
 #include "core/parameter_store.h"
 #include "core/pieces.h"
 #include "core/plan_call.h"
-#include "core/threads.h"
+#include "core/threads/threads.h"
 
 namespace tidegate {
 

@@ -8,9 +8,8 @@
 #include <vector>
 
 #include "core/memory.h"
-#include "core/share.h"
 #include "core/slices.h"
-#include "core/threads.h"
+#include "core/threads/threads.h"
 #include "kernels/table.h"
 
 namespace tidegate {

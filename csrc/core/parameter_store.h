@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "core/fork_safe_mutex.h"
 #include "core/isa.h"
+#include "core/threads/fork_safe_mutex.h"
 #include "kernels/table.h"
 #include "tidegate/errors.h"
 

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "core/corrections.h"
-#include "core/machine.h"
+#include "core/threads/machine.h"
 #include "kernels/table.h"
 #include "tidegate/config.h"
 

@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/threads.h"
+#include "core/threads/threads.h"
 #include "tidegate/settings.h"
 
 namespace tidegate {

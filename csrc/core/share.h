@@ -4,7 +4,7 @@
 
 #include "core/interruption.h"
 #include "core/slices.h"
-#include "core/threads.h"
+#include "core/threads/threads.h"
 
 namespace tidegate {
 

@@ -6,9 +6,8 @@
 #include <vector>
 
 #include "core/cells.h"
-#include "core/machine.h"
 #include "core/memory.h"
-#include "core/slices.h"
+#include "core/threads/machine.h"
 #include "kernels/table.h"
 #include "tidegate/config.h"
 

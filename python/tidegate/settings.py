@@ -41,7 +41,8 @@ def get_num_threads() -> int:
 
     This Python thread's setting (`with tidegate.num_threads(n):`), else the process's
     (`set_num_threads`), else the environment's (`TIDEGATE_NUM_THREADS`), else the least of the CPU
-    affinity, the container's CPU quota and OpenMP's own limit. `show_config` tells which.
+    affinity, the container's CPU quota and OpenMP's own limit (in a build with OpenMP).
+    `show_config` says which it is.
     """
     return _core.num_threads()
 
@@ -70,13 +71,14 @@ def config() -> dict[str, Any]:
 
     Returns:
         `version`, `isa` (the instruction set in use), `available_isas` (those of this build that
-        this machine can run, best last), `num_threads` and `num_threads_reason`, `compiler`,
-        `numpy`, `python`, and `machine`: the figures that determine the choice of threads, as far
-        as calls have measured them. `gflop_per_s` for float32 multiply-adds on one thread (0: not
-        yet measured); `teams`, a list of `threads`, `barrier_ns` (the cost of a barrier between
-        them) and `speedup` (for arithmetic divided among them); `read_rates`, a list of `bytes`,
-        `threads` and `gb_per_s`: the rate at which each thread reads its part of an array of that
-        size.
+        this machine can run, best last), `num_threads` and `num_threads_reason`, `thread_runtime`
+        (what makes the threads in this build: "OpenMP (libgomp)", "OpenMP (libomp)" or
+        "std::thread"), `compiler`, `numpy`, `python`, and `machine`: the figures that determine the
+        choice of threads, as far as calls have measured them. `gflop_per_s` for float32
+        multiply-adds on one thread (0: not yet measured); `teams`, a list of `threads`,
+        `barrier_ns` (the cost of a barrier between them) and `speedup` (for arithmetic divided
+        among them); `read_rates`, a list of `bytes`, `threads` and `gb_per_s`: the rate at which
+        each thread reads its part of an array of that size.
     """
     return {
         "version": _core.version(),
@@ -84,6 +86,7 @@ def config() -> dict[str, Any]:
         "available_isas": _core.available_isas(),
         "num_threads": _core.num_threads(),
         "num_threads_reason": _core.num_threads_reason(),
+        "thread_runtime": _core.thread_runtime(),
         "compiler": _core.compiler(),
         "numpy": np.__version__,
         "python": platform.python_version(),
@@ -120,6 +123,7 @@ def show_config() -> None:
         "tidegate": c["version"],
         "instruction set": f"{c['isa']} (available: {', '.join(c['available_isas'])})",
         "threads": f"{c['num_threads']} ({c['num_threads_reason']})",
+        "threads made by": c["thread_runtime"],
         "compiler": c["compiler"],
         "numpy": c["numpy"],
         "python": c["python"],

@@ -8,7 +8,7 @@
 
 #include "check.h"
 #include "core/interruption.h"
-#include "core/threads.h"
+#include "core/threads/threads.h"
 #include "tidegate/tidegate.h"
 
 namespace {

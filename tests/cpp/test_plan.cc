@@ -9,8 +9,8 @@
 
 #include "check.h"
 #include "core/plan_call.h"
-#include "core/processors.h"
-#include "core/threads.h"
+#include "core/threads/processors.h"
+#include "core/threads/threads.h"
 #include "tidegate/settings.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // Threads that compute keep off each other's processors, and stay where there is no other.
-#include "core/processors.h"
+#include "core/threads/processors.h"
 
 #include "check.h"
 

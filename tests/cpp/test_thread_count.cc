@@ -1,8 +1,7 @@
 // The number of threads: settings, and cgroup quotas as imitations of /proc and /sys/fs/cgroup tell
 // them.
-#include "core/thread_count.h"
+#include "core/threads/thread_count.h"
 
-#include <omp.h>
 #include <stdlib.h>
 
 #include <filesystem>
@@ -13,10 +12,13 @@
 #include <utility>
 
 #include "check.h"
-#include "core/processors.h"
-#include "core/threads.h"
+#include "core/threads/processors.h"
+#include "core/threads/team_threads.h"
 #include "tidegate/settings.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #ifdef __linux__
 #include <sched.h>
 #include <sys/wait.h>
@@ -130,11 +132,12 @@ TEST(default_ignores_affinity_of_one_thread) {
     const int quota = cgroup_cpu_limit("");
     int wanted = CPU_COUNT(&all);
     if (quota > 0 && quota < wanted) wanted = quota;
-    if (openmp_limits().threads < wanted) wanted = openmp_limits().threads;
+    if (team_limits().threads < wanted) wanted = team_limits().threads;
     return taken == CPU_COUNT(&all) && count == wanted;
   }));
 }
 
+#ifdef _OPENMP
 TEST(default_obeys_openmp) {
   CHECK(holds_in_child([] {
     unsetenv("TIDEGATE_NUM_THREADS");
@@ -142,6 +145,12 @@ TEST(default_obeys_openmp) {
     return num_threads() == 1;
   }));
 }
+#else
+TEST(without_openmp_the_runtime_has_no_limit) {
+  CHECK(team_limits().threads >= 1 << 20);
+  CHECK(!team_limits().binds);
+}
+#endif
 
 TEST(environment_beats_the_default) {
   CHECK(holds_in_child([] {

@@ -1,8 +1,7 @@
 // The team of threads: leases, the barrier, the budget, forks, and what is left running after a
 // call.
-#include "core/threads.h"
+#include "core/threads/threads.h"
 
-#include <omp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -19,12 +18,19 @@
 #include <thread>
 #include <vector>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #ifdef __linux__
 #include <sched.h>
 #endif
 
 #include "check.h"
-#include "core/thread_count.h"
+#ifdef _OPENMP
+#include "core/threads/openmp_stack_size.h"
+#endif
+#include "core/threads/team_threads.h"
+#include "core/threads/thread_count.h"
 #include "tidegate/settings.h"
 
 #if defined(__has_feature)
@@ -93,8 +99,8 @@ bool children_may_have_threads() {
   return may;
 }
 
-// The system may run out of threads while a parallel region of libgomp's opens, which ends the
-// program.
+// The system may run out of threads while the team grows. (It then ends the program in libgomp, if
+// a parallel region is being opened.)
 bool works_with_few_threads_left(rlim_t limit) {
   if (geteuid() == 0 && setuid(65534) != 0) return true;  // the limit does not bind root
   const rlimit few{limit, limit};
@@ -127,6 +133,15 @@ TEST(fork_before_first_use) {
   CHECK(holds_in_child([] { return team_works(4) && team_works(8); }));
 }
 
+TEST(the_build_tells_what_makes_its_threads) {
+#ifdef _OPENMP
+  CHECK(thread_runtime().rfind("OpenMP (", 0) == 0);
+#else
+  CHECK(thread_runtime() == "std::thread");
+#endif
+}
+
+#ifdef _OPENMP
 TEST(stack_sizes_of_the_environment) {
   constexpr std::size_t kKilo = 1024;
   CHECK(openmp_stack_size("8") == 8 * kKilo);
@@ -139,6 +154,7 @@ TEST(stack_sizes_of_the_environment) {
     CHECK(openmp_stack_size(none) == 0);
   CHECK(openmp_stack_size(nullptr) == 0);
 }
+#endif
 
 TEST(exit_with_a_team_asleep) {
   CHECK(holds_in_child([] {
@@ -177,7 +193,7 @@ TEST(workers_do_not_inherit_the_callers_affinity) {
         if (thread == 1) cpus = CPU_COUNT(&mine);
       });
     }).join();
-    return omp_get_proc_bind() != omp_proc_bind_false || cpus == CPU_COUNT(&all);
+    return team_limits().binds || cpus == CPU_COUNT(&all);
   }));
 }
 #endif
@@ -366,6 +382,7 @@ TEST(nested_leases_have_one_thread) {
   CHECK(ThreadLease(2).size() == 2);  // beside it, but not inside
 }
 
+#ifdef _OPENMP
 TEST(inside_a_parallel_region_there_is_one_thread) {
   set_num_threads(8);
   std::atomic<int> sizes[2] = {0, 0};
@@ -375,6 +392,7 @@ TEST(inside_a_parallel_region_there_is_one_thread) {
   CHECK(sizes[1] <= 1);  // 0 if OpenMP gave one thread
   CHECK(team_works(2));
 }
+#endif
 
 TEST(workers_flush_denormals_and_the_caller_is_left_alone) {
   set_num_threads(4);
@@ -444,6 +462,7 @@ TEST(fork_of_a_fork) {
   }));
 }
 
+#ifdef _OPENMP
 TEST(fork_after_another_user_of_openmp) {
   set_num_threads(4);
   CHECK(team_works(4));
@@ -455,6 +474,7 @@ TEST(fork_after_another_user_of_openmp) {
   CHECK(holds_in_child([] { return team_works(4); }));
   CHECK(team_works(4));
 }
+#endif
 
 TEST(fork_with_a_lease_held) {
   set_num_threads(4);

@@ -9,6 +9,7 @@
 #include "arrays.h"
 #include "check.h"
 #include "core/isa.h"
+#include "core/slices.h"
 #include "tidegate/settings.h"
 #include "variants.h"
 

@@ -1,6 +1,6 @@
 // A mutex for what outlives a fork.
-#ifndef TIDEGATE_CORE_FORK_SAFE_MUTEX_H_
-#define TIDEGATE_CORE_FORK_SAFE_MUTEX_H_
+#ifndef TIDEGATE_CORE_THREADS_FORK_SAFE_MUTEX_H_
+#define TIDEGATE_CORE_THREADS_FORK_SAFE_MUTEX_H_
 
 #include <mutex>
 
@@ -35,4 +35,4 @@ class ForkSafeMutex {
 
 }  // namespace tidegate
 
-#endif  // TIDEGATE_CORE_FORK_SAFE_MUTEX_H_
+#endif  // TIDEGATE_CORE_THREADS_FORK_SAFE_MUTEX_H_

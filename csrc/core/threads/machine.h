@@ -4,8 +4,8 @@
 // Figures are measured when a plan first needs them and kept for the process. A rate of reading is
 // the greatest of all readings. Those of teams of threads are measured again after a while: the
 // host of a virtual machine moves its processors about, now on cores of their own, now both on one.
-#ifndef TIDEGATE_CORE_MACHINE_H_
-#define TIDEGATE_CORE_MACHINE_H_
+#ifndef TIDEGATE_CORE_THREADS_MACHINE_H_
+#define TIDEGATE_CORE_THREADS_MACHINE_H_
 
 #include <cstdint>
 
@@ -76,4 +76,4 @@ bool pair_is_stale(std::int64_t now, std::int64_t stale);
 
 }  // namespace tidegate
 
-#endif  // TIDEGATE_CORE_MACHINE_H_
+#endif  // TIDEGATE_CORE_THREADS_MACHINE_H_

@@ -1,5 +1,5 @@
 // The machine's figures, and their measurement.
-#include "core/machine.h"
+#include "core/threads/machine.h"
 
 #include <algorithm>
 #include <atomic>
@@ -12,8 +12,8 @@
 #include "core/float_control.h"
 #include "core/isa.h"
 #include "core/memory.h"
-#include "core/processors.h"
-#include "core/threads.h"
+#include "core/threads/processors.h"
+#include "core/threads/threads.h"
 #include "tidegate/limits.h"
 #include "tidegate/settings.h"
 

@@ -1,5 +1,5 @@
 // How many threads the process may use: settings, CPU affinity, cgroup quotas, OpenMP's limit.
-#include "core/thread_count.h"
+#include "core/threads/thread_count.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "core/descriptor.h"
-#include "core/processors.h"
-#include "core/threads.h"
+#include "core/threads/processors.h"
+#include "core/threads/team_threads.h"
 #include "tidegate/settings.h"
 
 namespace tidegate {
@@ -67,15 +67,15 @@ Count unpack(std::uint64_t word) {
 }
 
 Count machine_default() {
-  const OpenMPLimits openmp = openmp_limits();
-  // Where OpenMP binds threads it has already narrowed the main thread to one place, and remembers
-  // the CPUs there were before.
-  int cpus = openmp.binds ? openmp.cpus : process_affinity_count();
+  const TeamLimits team = team_limits();
+  // Where OpenMP binds threads it has already bound the main thread to one processor, and knows
+  // which ones the process had before.
+  int cpus = team.binds ? team.cpus : process_affinity_count();
   if (cpus < 1) cpus = static_cast<int>(std::thread::hardware_concurrency());
   Count least{cpus < 1 ? 1 : cpus, Source::affinity};
   const int quota = cgroup_cpu_limit("/");
   if (quota > 0 && quota < least.threads) least = {quota, Source::quota};
-  if (openmp.threads < least.threads) least = {openmp.threads, Source::openmp};
+  if (team.threads < least.threads) least = {team.threads, Source::openmp};
   return least;
 }
 

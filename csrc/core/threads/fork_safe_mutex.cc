@@ -1,9 +1,9 @@
 // The gate that holders of a ForkSafeMutex pass, and a fork closes.
-#include "core/fork_safe_mutex.h"
+#include "core/threads/fork_safe_mutex.h"
 
 #include <atomic>
 
-#include "core/threads.h"
+#include "core/threads/waiting.h"
 
 namespace tidegate {
 namespace {

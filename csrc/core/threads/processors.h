@@ -1,6 +1,6 @@
 // The processors that threads may run on, and those that threads of ours compute on right now.
-#ifndef TIDEGATE_CORE_PROCESSORS_H_
-#define TIDEGATE_CORE_PROCESSORS_H_
+#ifndef TIDEGATE_CORE_THREADS_PROCESSORS_H_
+#define TIDEGATE_CORE_THREADS_PROCESSORS_H_
 
 #include <atomic>
 #include <memory>
@@ -64,4 +64,4 @@ class Processors {
 
 }  // namespace tidegate
 
-#endif  // TIDEGATE_CORE_PROCESSORS_H_
+#endif  // TIDEGATE_CORE_THREADS_PROCESSORS_H_

@@ -1,6 +1,6 @@
 // How many threads the process may use, and why. No threads are made here.
-#ifndef TIDEGATE_CORE_THREAD_COUNT_H_
-#define TIDEGATE_CORE_THREAD_COUNT_H_
+#ifndef TIDEGATE_CORE_THREADS_THREAD_COUNT_H_
+#define TIDEGATE_CORE_THREADS_THREAD_COUNT_H_
 
 #include <string>
 
@@ -19,4 +19,4 @@ int cgroup_cpu_limit(const std::string& root);
 
 }  // namespace tidegate
 
-#endif  // TIDEGATE_CORE_THREAD_COUNT_H_
+#endif  // TIDEGATE_CORE_THREADS_THREAD_COUNT_H_

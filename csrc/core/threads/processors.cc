@@ -1,5 +1,5 @@
 // Processors by Linux's calls. Elsewhere nothing is known of them, and no thread is moved.
-#include "core/processors.h"
+#include "core/threads/processors.h"
 
 #ifdef __linux__
 #include <sched.h>
