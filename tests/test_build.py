@@ -89,6 +89,17 @@ def test_cmake_package_serves_another_program(
     assert isa in {"baseline", "avx2", "avx512", "neon"}
 
 
+def test_a_build_without_openmp_does_not_ask_for_it(build_directories: list[Path]) -> None:
+    for directory in build_directories:
+        names = {path.stem for path in directory.glob("CMakeFiles/tidegate.dir/**/team_*.o")}
+        makers = {name.removesuffix(".cc") for name in names}
+        assert makers in ({"team_openmp"}, {"team_std"})
+        installed = [directory / name for name in ("tidegate.pc", "tidegate-config.cmake")]
+        installed += directory.glob("CMakeFiles/Export/**/tidegate-targets.cmake")
+        mentioned = any(re.search("openmp", path.read_text(), re.I) for path in installed)
+        assert mentioned == (makers == {"team_openmp"})
+
+
 # ---- Headers and folders -------------------------------------------------------------------------
 
 

@@ -486,7 +486,7 @@ def test_denormals_are_not_slow(isa):
 
 
 def test_workers_burn_little_after_a_call(rng):
-    # libgomp's threads spin for some 11 ms after each region; ours watch for 0.1 ms at most.
+    # libgomp's threads spin for about 11 ms after each region; the team's poll for 0.1 ms at most.
     layer = tg.GRU(32, 128, seed=0)
     x = rng.standard_normal((4, 8, 32)).astype(np.float32)
     burnt = []

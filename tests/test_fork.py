@@ -396,7 +396,9 @@ thread.join()
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tasks are counted in /proc")
 def test_inside_another_users_region_a_call_has_one_thread(openmp_library):
-    if any((Path(tg.__file__).parent.parent / "tidegate.libs").glob("lib*omp*")):
+    """Only OpenMP's team sees such a region: std::thread has all the threads asked for there."""
+    with_openmp = tg.config()["thread_runtime"].startswith("OpenMP")
+    if with_openmp and any((Path(tg.__file__).parent.parent / "tidegate.libs").glob("lib*omp*")):
         pytest.skip("the OpenMP run-time library of a repaired wheel does not see others' regions")
     run(
         LOAD
@@ -407,9 +409,10 @@ def body():
     works()
     counts.append(tasks() - before)
 user.run_inside(ctypes.CFUNCTYPE(None)(body))
-assert counts == [0], counts
+assert counts == [0] if sys.argv[2] == "True" else counts[0] >= 2, counts
 works()
 assert tasks() >= 3
 """,
         openmp_library,
+        with_openmp,
     )

@@ -96,17 +96,45 @@ def test_an_empty_variable_counts_as_unset():
     "size", ["1000000G", " 900000000 m ", "999999999999999", "1B", "16k", "33", "many"]
 )
 def test_threads_whose_stacks_find_no_place_or_are_too_small_are_not_made(size):
+    """OpenMP's, that is: std::thread knows no such variable, and all threads are made."""
     code = """
+import os, time
 import numpy as np, tidegate as tg
+
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+
+before = tasks()
 tg.set_num_threads(3)
 layer = tg.GRU(16, 64, seed=0)
 x = np.ones((20, 64, 16), np.float32)
 tg._core.select_division("rows")
 assert np.array_equal(layer(x, num_threads=3)[0], layer(x, num_threads=1)[0])
-print("done")
+print(tasks() > before + 1)  # one may be the thread that tried to make the others
 """
     result = run(code, OMP_STACKSIZE=size)
-    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+    made = size == "many" or tg.config()["thread_runtime"] == "std::thread"
+    assert (result.returncode, result.stdout) == (0, f"{made}\n"), result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_build_tells_what_makes_its_threads():
+    code = """
+import re
+import numpy
+
+def openmp():
+    return set(re.findall(r"lib[gi]?omp\\b\\S*", open("/proc/self/maps").read()))
+
+before = openmp()
+import tidegate as tg
+print(bool(before), bool(openmp() - before), tg.config()["thread_runtime"])
+"""
+    numpys, ours, runtime = run(code).stdout.strip().split(maxsplit=2)
+    assert runtime == tg.config()["thread_runtime"]
+    assert runtime in ("OpenMP (libgomp)", "OpenMP (libomp)", "std::thread")
+    if numpys == "False":
+        assert ours == str(runtime.startswith("OpenMP"))
 
 
 @pytest.mark.parametrize("isa", _core.available_isas())
@@ -141,6 +169,7 @@ def test_config(capsys):
     printed = capsys.readouterr().out
     for value in [c["version"], c["isa"], c["compiler"], c["num_threads_reason"], c["numpy"]]:
         assert str(value) in printed
+    assert f"threads made by: {c['thread_runtime']}\n" in printed
 
 
 def test_config_shows_the_measured_machine(capsys):
