@@ -18,11 +18,12 @@
 
 #include "activations.h"
 #include "core/isa.h"
+#include "core/limits.h"
 #include "core/slices.h"
+#include "core/switches.h"
 #include "core/threads/threads.h"
 #include "core/weights.h"
 #include "kernels/table.h"
-#include "tidegate/limits.h"
 #include "tidegate/settings.h"
 
 #if defined(__x86_64__)

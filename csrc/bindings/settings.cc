@@ -1,10 +1,10 @@
 // Threads, instruction sets and version for Python. Types are checked by the Python side.
 #include "tidegate/settings.h"
 
-#include "tidegate/limits.h"
-
 #include <pybind11/stl.h>
 
+#include "core/limits.h"
+#include "core/switches.h"
 #include "gil.h"
 #include "module.h"
 

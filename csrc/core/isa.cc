@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/switches.h"
 #include "tidegate/settings.h"
 #include "tidegate/version.h"
 

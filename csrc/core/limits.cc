@@ -1,5 +1,5 @@
 // The machine's limits as measured now.
-#include "tidegate/limits.h"
+#include "core/limits.h"
 
 #include <algorithm>
 #include <chrono>

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/switches.h"
 #include "core/threads/threads.h"
 #include "tidegate/settings.h"
 

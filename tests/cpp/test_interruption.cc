@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "core/interruption.h"
+#include "core/switches.h"
 #include "core/threads/threads.h"
 #include "tidegate/tidegate.h"
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "check.h"
+#include "core/switches.h"
 #include "tidegate/settings.h"
 
 namespace tidegate::test {

@@ -11,10 +11,10 @@
 
 #include "core/float_control.h"
 #include "core/isa.h"
+#include "core/limits.h"
 #include "core/memory.h"
 #include "core/threads/processors.h"
 #include "core/threads/threads.h"
-#include "tidegate/limits.h"
 #include "tidegate/settings.h"
 
 namespace tidegate {

@@ -23,17 +23,11 @@ TIDEGATE_EXPORT std::string num_threads_reason();
 // What makes the threads in this build: "OpenMP (libgomp)", "OpenMP (libomp)" or "std::thread".
 TIDEGATE_EXPORT std::string thread_runtime();
 
-// "baseline", "avx2", "avx512" or "neon": chosen once, at first use.
+// "baseline", "avx2", "avx512" or "neon": chosen once, at first use. TIDEGATE_ISA, if set, names
+// it.
 TIDEGATE_EXPORT std::string isa();
-// Of this build those that this machine can run, best last.
+// Those of this build that this machine can run, best last.
 TIDEGATE_EXPORT std::vector<std::string> available_isas();
-// Swaps the instruction set; for tests and the self-test, while nothing runs. TIDEGATE_ISA makes
-// the first choice. std::invalid_argument if unknown or not available.
-TIDEGATE_EXPORT void select_isa(const std::string& name);
-
-// How the threads of a call divide its work: "auto" (what the cost model says), or always "rows" of
-// the batch or "units" of a step, with all the threads asked for; for tests and the self-test.
-TIDEGATE_EXPORT void select_division(const std::string& name);
 
 TIDEGATE_EXPORT std::string version();
 TIDEGATE_EXPORT std::string compiler();

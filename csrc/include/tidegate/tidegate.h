@@ -7,7 +7,6 @@
 #include "tidegate/export.h"
 #include "tidegate/functions.h"
 #include "tidegate/interrupt.h"
-#include "tidegate/limits.h"
 #include "tidegate/linear.h"
 #include "tidegate/losses.h"
 #include "tidegate/model.h"
