@@ -113,8 +113,8 @@ def save(path: Path, layers: Layer | Mapping[str, Entry]) -> None:
     The file is written completely or not at all: to a temporary file beside it, which is renamed.
 
     Args:
-        path: the file; an existing one is replaced, and keeps its permissions (its owner and group
-            where the system allows). Links are followed.
+        path: the file; an existing one is replaced. The new file has its permissions, and its group
+            if the system allows that. Links are followed.
         layers: an LSTM, GRU, MGU, Linear or Dropout, whose tensors then have the parameters' names;
             or a mapping of names and entries. An entry is such a layer, whose tensors are
             "name.parameter"; an array, which becomes a tensor of this name; or a str, which goes

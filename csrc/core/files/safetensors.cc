@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
@@ -326,7 +327,8 @@ void Safetensors::read(const std::string& tensor, void* destination, std::size_t
 
 namespace {
 
-// A file that takes its place when it is complete: written beside it, then renamed.
+// Writes a file under a temporary name beside its target, then renames it: after a crash or an
+// error the target is the old file or the new one, never a part of it.
 class Replacement {
  public:
   explicit Replacement(const std::string& path);
@@ -340,42 +342,41 @@ class Replacement {
   void commit();
 
  private:
-  [[noreturn]] void fail() const { fail_system(errno, given_); }
+  [[noreturn]] void fail() const { fail_system(errno, path_); }
   std::optional<struct stat> follow_links();
-  void inherit(const struct stat& replaced) noexcept;
+  void take_permissions(const struct stat& replaced) noexcept;
+  void sync_folder() const noexcept;
 
-  const std::string given_;
-  std::string target_, temporary_;
+  const std::string path_;  // as the caller gave it
+  std::string target_;      // what its links lead to
+  std::string folder_;      // of the target
+  std::string temporary_;   // empty: no such file
   Descriptor file_;
 };
 
-Replacement::Replacement(const std::string& path) : given_(path), target_(path) {
+Replacement::Replacement(const std::string& path) : path_(path), target_(path) {
   check_path(path);
   const std::optional<struct stat> replaced = follow_links();
-  if (replaced) check_regular(*replaced, given_);
-  // Of a name of its own: a long one would grow too long by a suffix.
-  const std::string folder = std::filesystem::path(target_).parent_path().string();
-  const std::string prefix =
-      (folder.empty() ? "." : folder) + "/.tidegate-" + std::to_string(::getpid()) + "-";
-  constexpr int kTries = 100;
-  for (int i = 0; file_.number() < 0; ++i) {
-    // The time keeps the name apart from what processes of this number left when they were killed.
-    const auto time = std::chrono::system_clock::now().time_since_epoch().count();
-    std::string name = prefix + std::to_string(time) + ".tmp";
-    // Created 0600 until it has the permissions of the file that it replaces.
-    file_.open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL, replaced ? 0600 : 0666);
-    if (file_.number() >= 0) {
-      temporary_ = std::move(name);  // from here on nothing may throw: no destructor would run
-    } else if (errno != EEXIST || i == kTries) {
-      fail();
-    }
-  }
-  if (replaced) inherit(*replaced);
+  if (replaced) check_regular(*replaced, path_);
+  folder_ = std::filesystem::path(target_).parent_path().string();
+  if (folder_.empty()) folder_ = ".";
+  // Not the target's name and a suffix, which might be too long. The time distinguishes the name
+  // from those of earlier processes of the same number that were killed.
+  static std::atomic<unsigned> count{0};
+  const auto time = std::chrono::system_clock::now().time_since_epoch().count();
+  std::string name = folder_ + "/.tidegate-" + std::to_string(::getpid()) + "-" +
+                     std::to_string(time) + "-" + std::to_string(count++) + ".tmp";
+  // Readable to the user alone until the permissions of the replaced file are set.
+  file_.open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL, replaced ? 0600 : 0666);
+  if (file_.number() < 0) fail();
+  temporary_ = std::move(name);  // nothing below may throw: the destructor would not run
+  if (replaced) take_permissions(*replaced);
 }
 
-// Has the target be what its links lead to, there or not yet. Returns what stands there.
+// Replaces the target by what its links lead to, whether that exists or not. Returns the status of
+// the file that exists there.
 std::optional<struct stat> Replacement::follow_links() {
-  constexpr int kMostLinks = 40;  // Linux's own limit
+  constexpr int kMostLinks = 40;  // as in Linux
   for (int links = 0; links <= kMostLinks; ++links) {
     struct stat status;
     if (::lstat(target_.c_str(), &status) != 0) {
@@ -384,23 +385,20 @@ std::optional<struct stat> Replacement::follow_links() {
     }
     if (!S_ISLNK(status.st_mode)) return status;
     std::error_code error;
-    const std::filesystem::path at = target_;
-    target_ = (at.parent_path() / std::filesystem::read_symlink(at, error)).string();
-    if (error) fail_system(error.value(), given_);
+    const std::filesystem::path link = target_;
+    target_ = (link.parent_path() / std::filesystem::read_symlink(link, error)).string();
+    if (error) fail_system(error.value(), path_);
   }
-  fail_system(ELOOP, given_);
+  fail_system(ELOOP, path_);
 }
 
-// Owner, group and permissions, as far as the system lets us: not every file system has them, and
-// not everyone may give files away. A group that is another has no more than all others.
-void Replacement::inherit(const struct stat& replaced) noexcept {
-  const int file = file_.number();
-  const auto give = [&](uid_t owner, gid_t group) { return ::fchown(file, owner, group) == 0; };
+// Some file systems have no permissions, so failures are ignored. Where the group cannot be kept,
+// the permissions of the group are not given to another one.
+void Replacement::take_permissions(const struct stat& replaced) noexcept {
   constexpr auto kSameOwner = static_cast<uid_t>(-1);
   mode_t mode = replaced.st_mode & 0777;
-  if (!give(replaced.st_uid, replaced.st_gid) && !give(kSameOwner, replaced.st_gid))
-    mode &= 0707 | (mode & 0007) << 3;
-  if (::fchmod(file, mode) != 0) errno = 0;
+  if (::fchown(file_.number(), kSameOwner, replaced.st_gid) != 0) mode &= 0707;
+  if (::fchmod(file_.number(), mode) != 0) errno = 0;
 }
 
 void Replacement::write(const void* data, Index size) {
@@ -418,10 +416,19 @@ void Replacement::write(const void* data, Index size) {
 }
 
 void Replacement::commit() {
-  // Data first, then the name: after a crash there is the old file or the new one.
+  // The data first, then the name. Some file systems cannot be synchronised.
   if (::fsync(file_.number()) != 0 && errno != EINVAL && errno != ENOTSUP) fail();
   if (!file_.close() || ::rename(temporary_.c_str(), target_.c_str()) != 0) fail();
   temporary_.clear();
+  sync_folder();
+}
+
+// Makes the new name survive a crash. The file is complete and in its place, so that a folder that
+// cannot be synchronised, or not be read, is no error.
+void Replacement::sync_folder() const noexcept {
+  Descriptor folder;
+  folder.open(folder_.c_str(), O_RDONLY | O_DIRECTORY);
+  if (folder.number() >= 0 && ::fsync(folder.number()) != 0) errno = 0;
 }
 
 std::string header_of(const std::vector<TensorData>& tensors, const Metadata& metadata) {

@@ -76,9 +76,9 @@ struct TensorData {
   const void* data = nullptr;
 };
 
-// Writes a file, in this order: whole, or not at all (beside it first, then renamed). Links are
-// followed, and a file that is replaced bequeaths its permissions; its owner and group where the
-// system allows.
+// Writes a file with the tensors in this order, completely or not at all: to a temporary file in
+// the same folder, which is then renamed. Links are followed. A file that replaces another one gets
+// its permissions, and its group if the system allows that.
 TIDEGATE_EXPORT void write_safetensors(const std::string& path,
                                        const std::vector<TensorData>& tensors,
                                        const Metadata& metadata);
