@@ -20,8 +20,8 @@ namespace {
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
-// Bytes of the UTF-8 character at the beginning of the text; 0 if there is none. Neither more bytes
-// than needed, nor surrogates, nor beyond U+10FFFF (Unicode, table 3-7).
+// The length in bytes of the UTF-8 character at the beginning of the text; 0 if there is none.
+// Overlong forms, surrogates and code points above U+10FFFF are refused (Unicode, table 3-7).
 std::size_t utf8_length(std::string_view text) {
   const auto byte = [&](std::size_t i) {
     return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
@@ -38,7 +38,7 @@ std::size_t utf8_length(std::string_view text) {
   return 4;
 }
 
-// Where the text stops being UTF-8; its size if it does not.
+// The length of the longest beginning of the text that is UTF-8.
 std::size_t utf8_prefix(std::string_view text) {
   std::size_t at = 0;
   while (at < text.size()) {
@@ -70,8 +70,8 @@ void append_utf8(unsigned code, std::string& out) {
 
 #ifdef __cpp_lib_to_chars
 
-// The power of ten of a number's first digit that is not zero; 0 of zero itself. At most about
-// INT_MAX / 2 in size.
+// The power of ten of a number's first nonzero digit; 0 for zero. Its absolute value is limited to
+// about INT_MAX / 2.
 int decimal_exponent(std::string_view number) {
   constexpr int kMost = std::numeric_limits<int>::max() / 4;
   const std::size_t e = std::min(number.find_first_of("eE"), number.size());
@@ -90,7 +90,8 @@ int decimal_exponent(std::string_view number) {
          std::clamp(written, -kMost, kMost);
 }
 
-// The double nearest to a number of JSON, whatever the program's locale; infinite if there is none.
+// The double nearest to a JSON number, regardless of the program's locale; infinite if it is too
+// large.
 double to_double(std::string_view number) {
   double value = 0;
   const auto result = std::from_chars(number.data(), number.data() + number.size(), value);
@@ -98,7 +99,7 @@ double to_double(std::string_view number) {
   return decimal_exponent(number) < 0 ? 0 : std::numeric_limits<double>::infinity();
 }
 
-#else  // libc++ before 20 reads integers alone
+#else  // std::from_chars of libc++ before version 20 reads only integers
 
 double to_double(std::string_view number) {
   static const locale_t classic = newlocale(LC_ALL_MASK, "C", nullptr);
@@ -329,7 +330,7 @@ std::string shown(const std::vector<std::int64_t>& sizes) {
 std::string shown(std::string_view name) {
   constexpr std::size_t kMost = 100;
   if (name.size() <= kMost) return json_string(as_utf8(name));
-  // Cut between characters.
+  // Cut at the boundaries of characters.
   const auto is_inside = [&](std::size_t i) {
     return (static_cast<unsigned char>(name[i]) & 0xC0) == 0x80;
   };

@@ -1,5 +1,5 @@
-// JSON (RFC 8259), as far as files and options need it: read value by value, with no tree in
-// memory, and the few texts that are written. Nothing of tensors or layers.
+// JSON (RFC 8259), as far as files and options need it: a reader that reads value by value and
+// builds no tree, and the writing of strings and numbers. Nothing about tensors or layers.
 #ifndef TIDEGATE_CORE_FILES_JSON_H_
 #define TIDEGATE_CORE_FILES_JSON_H_
 
@@ -12,18 +12,18 @@
 
 namespace tidegate {
 
-// Reads one text in the order in which it is written: ask for the value that must come next.
-// Strict: UTF-8, no comments, no trailing commas, no key twice. Nothing is skipped, so that the
-// caller, not the text, says how deep it nests. Every failure is a std::invalid_argument that says
-// where: at which byte, in the value of which keys.
+// Reads one text from beginning to end: call the function for the value that must come next.
+// Strict: UTF-8, no comments, no trailing commas, no duplicate keys. No value can be skipped, so
+// the depth of nesting is limited by the caller, not by the text. Every error is a
+// std::invalid_argument that gives the byte and the keys of the value.
 class JsonReader {
  public:
   explicit JsonReader(std::string_view text);
 
   bool at_string();  // whether a string comes next
   std::string string();
-  std::int64_t integer();  // without fraction or exponent, that fits
-  double number();         // that is finite
+  std::int64_t integer();  // of 64 bits, without fraction or exponent
+  double number();         // finite
   bool boolean();
   void end();  // only white space may follow
 
@@ -53,7 +53,7 @@ class JsonReader {
     }
   }
 
-  // For the caller too: what is wrong with the value that was just read.
+  // Throws the error of the value that was just read.
   [[noreturn]] void fail(const std::string& reason) const;
 
  private:
@@ -71,19 +71,19 @@ class JsonReader {
 
   std::string_view text_;
   std::size_t at_ = 0;
-  std::vector<const std::string*> keys_;  // whose value is being read
+  std::vector<const std::string*> keys_;  // of the values that are being read, outermost first
 };
 
-// The text as a JSON string, quotes included: ASCII and UTF-8 as they are, control characters
-// escaped. std::invalid_argument if it is not UTF-8.
+// The text as a JSON string, with quotes. Control characters are escaped. Throws
+// std::invalid_argument if the text is not UTF-8.
 std::string json_string(std::string_view text);
-// The shortest text that reads as this finite number.
+// The shortest text from which this finite number is read back.
 std::string json_number(double value);
 
-// The text with a question mark for each byte that is not UTF-8: paths may be anything.
+// The text with a question mark for each byte that is not UTF-8, as paths may contain.
 std::string as_utf8(std::string_view text);
 
-// From a file, for messages: as JSON, but a part left out where it is long.
+// A name or a shape from a file, as JSON for messages; of a long one, a part is left out.
 std::string shown(std::string_view name);
 std::string shown(const std::vector<std::int64_t>& sizes);
 

@@ -1,4 +1,4 @@
-// Options of layers as JSON: one table of them, for reading and for writing.
+// The options of layers as JSON, read and written by one table of all options.
 #include "core/files/layer_text.h"
 
 #include <algorithm>
@@ -16,16 +16,16 @@
 namespace tidegate {
 namespace {
 
-// A layer while it is read: what cannot be stored before all options are known.
+// A layer while it is read, and the option that cannot be stored before the others are known.
 struct Draft {
   LayerInfo layer;
   std::optional<Activation> output_activation;
 };
 
-// The layers that an option belongs to.
+// The kinds of layers that have an option.
 struct Owners {
   bool recurrent = false, linear = false, dropout = false;
-  unsigned cell_option = 0;  // recurrent: of cells with this option only
+  unsigned cell_option = 0;  // recurrent: only cells with this option
 
   bool has(const LayerInfo& layer) const {
     if (layer.kind == LayerKind::linear) return linear;
@@ -39,7 +39,7 @@ constexpr Owners kDropout{false, false, true};
 constexpr Owners kRecurrentAndLinear{true, true};
 constexpr Owners cells_with(CellOption option) { return {true, false, false, option}; }
 
-// An option: whose it is, and how it is read and written.
+// An option: which layers have it, and how it is read and written.
 struct Option {
   const char* name;
   Owners owners;
@@ -86,7 +86,7 @@ const ActivationInfo& read_activation_name(JsonReader& json) {
   json.fail("got " + shown(name) + ", wanted one of " + names);
 }
 
-// A name, or an array of a name and its parameters.
+// A name, or an array of a name and parameters.
 void read_value(JsonReader& json, Activation& value) {
   if (json.at_string()) {
     value = read_activation_name(json).kind;
@@ -133,7 +133,8 @@ Option layer_option(const char* name, Owners owners, Value LayerInfo::* member,
           [member](const LayerInfo& layer) { return text_of(layer.*member); }};
 }
 
-// Of two kinds, in one of two places: which is not known while it is read.
+// Recurrent and linear layers store it in different members. When it is read, the kind may not be
+// known yet, so both are set.
 Option bias_option() {
   return {"bias", kRecurrentAndLinear, false,
           [](JsonReader& json, Draft& draft) {
@@ -144,7 +145,7 @@ Option bias_option() {
           }};
 }
 
-// h = o * output(c): as `activation` where nothing is said.
+// The `output` of h = o * output(c). Its default is the value of `activation`.
 Option output_activation_option() {
   return {"output_activation", cells_with(kOutputActivation), false,
           [](JsonReader& json, Draft& draft) {

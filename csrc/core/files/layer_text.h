@@ -1,4 +1,4 @@
-// What a file, or a C program, says of a layer: its kind and options as a JSON text. No tensors.
+// A layer's kind and options as a JSON text, for files and for the C API. Nothing about tensors.
 #ifndef TIDEGATE_CORE_FILES_LAYER_TEXT_H_
 #define TIDEGATE_CORE_FILES_LAYER_TEXT_H_
 
@@ -9,9 +9,9 @@
 
 namespace tidegate {
 
-// The layer of this text, without name and dtype. `most_layers` bounds its num_layers, for all
-// parameters of all of them are about to be listed. Throws std::invalid_argument that names the
-// option.
+// The layer that this text describes, without name and dtype. num_layers may be at most
+// `most_layers`, because the caller then lists the parameters of all layers. Throws
+// std::invalid_argument that names the option.
 LayerInfo parse_layer(std::string_view text, Index most_layers);
 
 std::string layer_text(const LayerInfo& layer);

@@ -1,5 +1,4 @@
-// Files of layers: which tensors belong to which layer or are arrays, all of them, and nothing
-// else.
+// Files of layers: every tensor of such a file belongs to a layer or is an array.
 #include <algorithm>
 #include <map>
 #include <set>
@@ -19,7 +18,7 @@
 namespace tidegate {
 namespace {
 
-constexpr std::string_view kOurs = "tidegate.";
+constexpr std::string_view kPrefix = "tidegate.";
 constexpr std::string_view kFormat = "tidegate.format";
 constexpr std::string_view kLayer = "tidegate.layer";
 constexpr std::string_view kArray = "tidegate.array";
@@ -38,7 +37,7 @@ std::string tensor_name(const LayerInfo& layer, const std::string& parameter) {
   return layer.name.empty() ? parameter : layer.name + "." + parameter;
 }
 
-// What stands before the last point: parameters' names have none.
+// The part before the last point: names of parameters contain no point.
 std::string_view layer_of(std::string_view tensor) {
   const std::size_t point = tensor.rfind('.');
   return tensor.substr(0, point == std::string_view::npos ? 0 : point);
@@ -49,7 +48,7 @@ std::vector<Index> shape_of(const Parameter& parameter) {
   return {parameter.rows, parameter.columns};
 }
 
-// Names for a message: not more of them than one can read.
+// A list of names for a message, of which the first few are shown.
 class Names {
  public:
   void add(const std::string& name) {
@@ -69,9 +68,9 @@ const std::string& name_of(const Entry& entry) {
   return std::visit([](const auto& value) -> const std::string& { return value.name; }, entry);
 }
 
-// A layer's options, which its metadata tell. `most_layers` as parse_layer() takes it.
-LayerInfo described_layer(const Safetensors& file, const std::string& where,
-                          const std::string& text, Index most_layers) {
+// The layer that this text of the metadata describes. `most_layers`: see parse_layer().
+LayerInfo layer_of_metadata(const Safetensors& file, const std::string& where,
+                            const std::string& text, Index most_layers) {
   try {
     return parse_layer(text, most_layers);
   } catch (const std::invalid_argument& error) {
@@ -81,24 +80,24 @@ LayerInfo described_layer(const Safetensors& file, const std::string& where,
   }
 }
 
-// An array: the tensor of its name, which the metadata only point to.
-Tensor described_array(const Safetensors& file, const std::string& where, const std::string& name,
-                       const std::string& text) {
+// The tensor of an array. The metadata give only its name, with an empty text.
+Tensor array_of_metadata(const Safetensors& file, const std::string& where, const std::string& name,
+                         const std::string& text) {
   if (!text.empty()) fail(file, where + "got " + shown(text) + ", wanted an empty text");
   const Tensor* const tensor = file.find(name);
   if (tensor == nullptr) fail(file, "missing tensors " + shown(name));
   return *tensor;
 }
 
-// What the metadata tell of, in order; of layers the options alone.
-std::vector<Entry> described_entries(const Safetensors& file) {
+// The entries that the metadata describe, in their order. Tensors of layers are not checked yet.
+std::vector<Entry> entries_of_metadata(const Safetensors& file) {
   std::map<std::string_view, Index> tensor_counts;
   for (const Tensor& tensor : file.tensors()) ++tensor_counts[layer_of(tensor.name)];
   std::vector<Entry> entries;
   std::set<std::string> names;
   bool has_format = false;
   for (const auto& [key, value] : file.metadata()) {
-    if (!begins_with(key, kOurs)) continue;
+    if (!begins_with(key, kPrefix)) continue;
     const std::string where = "metadata " + shown(key) + ": ";
     if (key == kFormat) {
       if (value != kVersion)
@@ -106,7 +105,7 @@ std::vector<Entry> described_entries(const Safetensors& file) {
       has_format = true;
       continue;
     }
-    const std::size_t point = key.find('.', kOurs.size());
+    const std::size_t point = key.find('.', kPrefix.size());
     const std::string what = key.substr(0, point);
     const std::string name = point == std::string::npos ? "" : key.substr(point + 1);
     const bool unnamed_layer = key == kLayer;
@@ -116,11 +115,11 @@ std::vector<Entry> described_entries(const Safetensors& file) {
     if (what == kLayer) {
       const auto count = tensor_counts.find(name);
       const Index most_layers = count == tensor_counts.end() ? 1 : count->second;
-      LayerInfo layer = described_layer(file, where, value, most_layers);
+      LayerInfo layer = layer_of_metadata(file, where, value, most_layers);
       layer.name = name;
       entries.emplace_back(std::move(layer));
     } else if (what == kArray) {
-      entries.emplace_back(described_array(file, where, name, value));
+      entries.emplace_back(array_of_metadata(file, where, name, value));
     } else {
       entries.emplace_back(Text{name, value});
     }
@@ -133,8 +132,9 @@ std::vector<Entry> described_entries(const Safetensors& file) {
   return entries;
 }
 
-// The layer's tensors have the shapes that its options say, and are of one dtype, which it takes.
-// Adds the names of all to `known`, and of those that are not there to `missing`.
+// Checks that the layer's tensors have the shapes that follow from its options, and the same dtype,
+// and sets the layer's dtype. Adds the names of all its tensors to `known`, and those that the file
+// does not have to `missing`.
 void check_tensors(const Safetensors& file, LayerInfo& layer, std::set<std::string>& known,
                    Names& missing) {
   std::vector<Parameter> wanted;
@@ -172,23 +172,24 @@ Index element_size(const LayerInfo& layer) {
   throw std::invalid_argument("dtype: got " + shown(layer.dtype) + ", wanted F32 or F64");
 }
 
-// The layer is one that would be read again as it is.
+// Refuses a layer that a reader of the file would refuse.
 void check_writable(const LayerInfo& layer) {
-  const std::string who = layer.name.empty() ? "layer: " : "layer " + shown(layer.name) + ": ";
+  const std::string where = layer.name.empty() ? "layer: " : "layer " + shown(layer.name) + ": ";
   try {
-    // What its cell has no option for must be as without.
+    // Options that its cell does not have must have their defaults.
     if (layer.kind == LayerKind::recurrent) layer.config.validate();
     parse_layer(layer_text(layer), layer.config.num_layers);
     if (!parameters(layer).empty()) element_size(layer);
   } catch (const std::invalid_argument& error) {
-    throw std::invalid_argument(who + error.what());
+    throw std::invalid_argument(where + error.what());
   } catch (const std::length_error&) {
-    throw std::invalid_argument(who + "the sizes overflow");
+    throw std::invalid_argument(where + "the sizes overflow");
   }
 }
 
-// What is written of an entry: its line of the metadata, and its tensors with their data.
-struct Written {
+// Collects what is written for each entry: its line of the metadata, and its tensors with their
+// data.
+struct FileContents {
   Metadata& metadata;
   std::vector<TensorData>& tensors;
 
@@ -214,7 +215,7 @@ struct Written {
   }
 };
 
-// Refuses an array whose tensor would have the name of a layer's parameter.
+// Refuses an array that has the name of a layer's parameter.
 void check_arrays_beside_layers(const std::vector<EntryData>& entries) {
   std::map<std::string, std::string> layer_names;  // by the name of a tensor
   for (const EntryData& data : entries) {
@@ -237,8 +238,8 @@ void check_arrays_beside_layers(const std::vector<EntryData>& entries) {
 template <class T>
 constexpr const char* kDtype = sizeof(T) == 4 ? "F32" : "F64";
 
-// The layer of this name, or the only one if the name is empty, among those of this kind, which
-// messages call `kinds`. It must be of this dtype.
+// The layer of this name, or the only one if the name is empty, among the layers of this kind,
+// which messages call `kinds`. Refuses a layer of another dtype.
 LayerInfo find_layer(const Safetensors& file, const std::string& name, const std::string& dtype,
                      LayerKind kind, const std::string& kinds) {
   const std::vector<LayerInfo> layers = read_layers(file);
@@ -261,7 +262,7 @@ LayerInfo find_layer(const Safetensors& file, const std::string& name, const std
   return *found[0];
 }
 
-// `made`, a Model or a Linear, with the parameters of `layer`.
+// Copies the parameters of `layer` into `made`, a Model or a Linear, and returns that.
 template <class T, class Made>
 std::shared_ptr<Made> with_parameters(const Safetensors& file, const LayerInfo& layer,
                                       std::shared_ptr<Made> made) {
@@ -274,7 +275,7 @@ std::shared_ptr<Made> with_parameters(const Safetensors& file, const LayerInfo& 
 }  // namespace
 
 std::vector<Entry> read_entries(const Safetensors& file) {
-  std::vector<Entry> entries = described_entries(file);
+  std::vector<Entry> entries = entries_of_metadata(file);
   Names missing, surplus;
   std::set<std::string> known;
   for (Entry& entry : entries) {
@@ -334,7 +335,7 @@ void write_entries(const std::string& path, const std::vector<EntryData>& entrie
   if (entries.empty()) throw std::invalid_argument("entries: got none, wanted at least one");
   Metadata metadata = {{std::string(kFormat), std::string(kVersion)}};
   std::vector<TensorData> tensors;
-  Written written{metadata, tensors};
+  FileContents contents{metadata, tensors};
   std::set<std::string> names;
   for (const EntryData& data : entries) {
     const std::string& name = name_of(data.entry);
@@ -342,10 +343,10 @@ void write_entries(const std::string& path, const std::vector<EntryData>& entrie
       throw std::invalid_argument("entries: got an empty name, wanted one for each");
     if (!names.insert(name).second)
       throw std::invalid_argument("entries: the name " + shown(name) + " is given twice");
-    std::visit([&](const auto& entry) { written.add(entry, data.data); }, data.entry);
+    std::visit([&](const auto& entry) { contents.add(entry, data.data); }, data.entry);
   }
   check_arrays_beside_layers(entries);
-  // Large elements first, so that all are aligned.
+  // Tensors with large elements first, so that all data are aligned.
   std::stable_sort(tensors.begin(), tensors.end(), [](const TensorData& a, const TensorData& b) {
     return element_bits(a.tensor.dtype) > element_bits(b.tensor.dtype);
   });

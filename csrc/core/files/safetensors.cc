@@ -1,4 +1,4 @@
-// Files of tensors: the header read and checked, data on demand, and whole files written.
+// Files of tensors: reading and checking the header, reading data on demand, and writing files.
 #include "tidegate/safetensors.h"
 
 #include <fcntl.h>
@@ -28,7 +28,7 @@
 #include "core/interruption.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "data are copied as they are: little-endian"
+#error "the data of files are little-endian and are copied without conversion"
 #endif
 
 namespace tidegate {
@@ -36,7 +36,7 @@ namespace {
 
 constexpr Index kLengthBytes = 8;  // of the header's length, before the header
 constexpr const char* kMetadata = "__metadata__";
-// Bytes for one system call, between which a call may end early.
+// Bytes for one system call. Between two, the call may be interrupted.
 constexpr Index kPiece = Index{16} << 20;
 
 struct DtypeBits {
@@ -51,13 +51,13 @@ constexpr DtypeBits kDtypes[] = {
     {"F64", 64}, {"C64", 64},
 };
 
-// What is often found in place of a file that was not downloaded, or by a wrong name.
-struct Foreign {
+// Other formats, for messages: what a failed download leaves, or a wrong name leads to.
+struct OtherFormat {
   std::string_view beginning;
   std::string_view what;
 };
 using namespace std::string_view_literals;
-constexpr Foreign kForeign[] = {
+constexpr OtherFormat kOtherFormats[] = {
     {"version https://git-lfs"sv, "a Git LFS pointer: get the file itself with git lfs pull"sv},
     {"<"sv, "a web page or XML: download the file itself"sv},
     {"PK\x03\x04"sv, "a zip archive"sv},
@@ -71,8 +71,9 @@ const DtypeBits* find_dtype(std::string_view dtype) {
   return found == std::end(kDtypes) ? nullptr : found;
 }
 
-// Bytes of a tensor; std::invalid_argument if dtype or shape are none. The sizes beside a zero must
-// fit too: programs that make an array of them multiply them in an order of their own.
+// The bytes of a tensor. Throws std::invalid_argument if the dtype is unknown or the shape
+// impossible. The product of the sizes must not overflow even if one of them is zero: a program
+// that makes an array may multiply them in any order.
 Index tensor_bytes(const Tensor& tensor) {
   const auto fail = [&](const std::string& reason) {
     throw std::invalid_argument("tensor " + shown(tensor.name) + ": " + reason);
@@ -102,8 +103,8 @@ void check_path(const std::string& path) {
     throw std::invalid_argument("path: got " + shown(path) + ", wanted the path of a file");
 }
 
-// What is there, and is no file, is refused: reading a pipe would wait, replacing a device would
-// harm.
+// Refuses what is not a regular file: reading a pipe might wait forever, and replacing a device
+// would do harm.
 void check_regular(const struct stat& status, const std::string& path) {
   if (S_ISDIR(status.st_mode)) fail_system(EISDIR, path);
   if (!S_ISREG(status.st_mode)) throw std::invalid_argument(as_utf8(path) + ": not a regular file");
@@ -119,7 +120,7 @@ Index element_bits(std::string_view dtype) {
 struct Safetensors::Impl {
   explicit Impl(std::string name_of_file) : name(std::move(name_of_file)) {}
 
-  std::string foreign() const;
+  std::string other_format() const;
   [[noreturn]] void fail(const std::string& reason) const {
     throw std::invalid_argument(as_utf8(name) + ": " + reason);
   }
@@ -132,7 +133,7 @@ struct Safetensors::Impl {
 
   const std::string name;
   Descriptor file;
-  const std::byte* memory = nullptr;  // of a file in memory
+  const std::byte* memory = nullptr;  // a file in memory; then `file` is not open
   Index size = 0;
 
   Metadata metadata;
@@ -142,7 +143,7 @@ struct Safetensors::Impl {
 
 void Safetensors::Impl::open() {
   check_path(name);
-  file.open(name.c_str(), O_RDONLY | O_NONBLOCK);  // or a pipe would wait for its writer
+  file.open(name.c_str(), O_RDONLY | O_NONBLOCK);  // a pipe would wait for its writer
   struct stat status;
   if (file.number() < 0 || ::fstat(file.number(), &status) != 0) fail_system(errno, name);
   check_regular(status, name);
@@ -170,11 +171,11 @@ void Safetensors::Impl::copy(Index offset, void* to, Index count) const {
   interruption.finish();
 }
 
-// The end of a message if the file begins as one of another format, else empty.
-std::string Safetensors::Impl::foreign() const {
+// The end of an error message: what the file is if it begins like another format, else empty.
+std::string Safetensors::Impl::other_format() const {
   std::string beginning(static_cast<std::size_t>(std::min<Index>(size, 32)), '\0');
   copy(0, beginning.data(), static_cast<Index>(beginning.size()));
-  for (const Foreign& known : kForeign) {
+  for (const OtherFormat& known : kOtherFormats) {
     if (beginning.compare(0, known.beginning.size(), known.beginning) == 0)
       return "; it is " + std::string(known.what);
   }
@@ -188,7 +189,7 @@ void Safetensors::Impl::read_header() {
   copy(0, &length, kLengthBytes);
   if (length > static_cast<std::uint64_t>(size - kLengthBytes)) {
     fail("the header's length, " + std::to_string(length) + ", reaches beyond the file's " +
-         std::to_string(size) + " bytes" + foreign());
+         std::to_string(size) + " bytes" + other_format());
   }
   if (length > static_cast<std::uint64_t>(kMaxSafetensorsHeader)) {
     fail("the header's length, " + std::to_string(length) + ", is above the limit of " +
@@ -218,7 +219,8 @@ void Safetensors::Impl::read_metadata(JsonReader& json) {
   json.object([&](const std::string& key) { metadata.emplace_back(key, json.string()); });
 }
 
-// Offsets are from the beginning of the data; `bytes` is what they span until check_data().
+// Reads the entry of one tensor. Its data_offsets count from data_begin. `bytes` is set from them
+// here, and compared with dtype and shape in check_data().
 void Safetensors::Impl::read_tensor(JsonReader& json, const std::string& key, Index data_begin) {
   const auto size_of = [&] {
     const Index value = json.integer();
@@ -259,7 +261,7 @@ void Safetensors::Impl::read_tensor(JsonReader& json, const std::string& key, In
 }
 
 void Safetensors::Impl::check_data(Index data_begin) {
-  // Empty ones first where several begin at one place; by name, so that the order is one.
+  // At the same offset, empty tensors come first; by name, so that the order is determined.
   std::sort(tensors.begin(), tensors.end(), [](const Tensor& a, const Tensor& b) {
     return std::tie(a.offset, a.bytes, a.name) < std::tie(b.offset, b.bytes, b.name);
   });
@@ -271,14 +273,14 @@ void Safetensors::Impl::check_data(Index data_begin) {
     } catch (const std::invalid_argument& error) {
       fail(error.what());
     }
-    const std::string who = "tensor " + shown(tensor.name) + ": ";
+    const std::string where = "tensor " + shown(tensor.name) + ": ";
     if (tensor.bytes != wanted) {
-      fail(who + "data_offsets span " + std::to_string(tensor.bytes) + " bytes, wanted " +
+      fail(where + "data_offsets span " + std::to_string(tensor.bytes) + " bytes, wanted " +
            std::to_string(wanted) + " for " + tensor.dtype + " of shape " + shown(tensor.shape));
     }
-    if (tensor.offset < end) fail(who + "its data overlap those of another tensor");
+    if (tensor.offset < end) fail(where + "its data overlap those of another tensor");
     if (tensor.offset > end)
-      fail(who + std::to_string(tensor.offset - end) +
+      fail(where + std::to_string(tensor.offset - end) +
            " bytes before its data belong to no tensor");
     end += tensor.bytes;
   }
@@ -463,7 +465,7 @@ std::string header_of(const std::vector<TensorData>& tensors, const Metadata& me
     begin = end;
   }
   header += '}';
-  // Data begin at a multiple of 8, for programs that map files into memory.
+  // The data begin at a multiple of 8, for programs that map files into memory.
   header.append((8 - header.size() % 8) % 8, ' ');
   if (header.size() > static_cast<std::size_t>(kMaxSafetensorsHeader)) {
     throw std::invalid_argument("tensors: got a header of " + std::to_string(header.size()) +

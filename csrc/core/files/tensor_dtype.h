@@ -1,4 +1,4 @@
-// Element types of safetensors files. Their table is in safetensors.cc.
+// The element types of safetensors files. Their table is in safetensors.cc.
 #ifndef TIDEGATE_CORE_FILES_TENSOR_DTYPE_H_
 #define TIDEGATE_CORE_FILES_TENSOR_DTYPE_H_
 
@@ -8,7 +8,7 @@
 
 namespace tidegate {
 
-// Bits of an element of this dtype ("F32", "BF16", ...); 0 if the format has no such dtype.
+// The bits of an element of this dtype ("F32", "BF16", ...); 0 if the format has no such dtype.
 Index element_bits(std::string_view dtype);
 
 }  // namespace tidegate

@@ -1,4 +1,4 @@
-// The gate that holders of a ForkSafeMutex pass, and a fork closes.
+// Every lock of a ForkSafeMutex is counted, and a fork waits until none is held.
 #include "core/threads/fork_safe_mutex.h"
 
 #include <atomic>
@@ -8,37 +8,37 @@
 namespace tidegate {
 namespace {
 
-std::atomic<int> inside{0};  // threads that hold a mutex, or are next to
-std::atomic<bool> closed{false};
-std::mutex forks;  // one at a time
+std::atomic<int> holders{0};  // threads that hold a mutex, or are about to lock one
+std::atomic<bool> forking{false};
+std::mutex fork_mutex;  // one fork at a time
 
 }  // namespace
 
 void ForkSafeMutex::before_fork() {
-  forks.lock();
-  closed = true;
+  fork_mutex.lock();
+  forking = true;
   Waiting waiting;
-  while (inside != 0) waiting.pause();
+  while (holders != 0) waiting.pause();
 }
 
 void ForkSafeMutex::after_fork_in_parent() {
-  closed = false;
-  forks.unlock();
+  forking = false;
+  fork_mutex.unlock();
 }
 
 void ForkSafeMutex::after_fork_in_child() {
-  inside = 0;  // another thread may just have come to the closed gate
+  holders = 0;  // a thread of the parent may have counted itself in vain, in enter()
   after_fork_in_parent();
 }
 
 void ForkSafeMutex::enter() {
   for (Waiting waiting;; waiting.pause()) {
-    ++inside;
-    if (!closed) return;
-    --inside;
+    ++holders;
+    if (!forking) return;
+    --holders;
   }
 }
 
-void ForkSafeMutex::leave() { --inside; }
+void ForkSafeMutex::leave() { --holders; }
 
 }  // namespace tidegate

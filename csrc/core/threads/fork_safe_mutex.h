@@ -1,4 +1,4 @@
-// A mutex for what outlives a fork.
+// A mutex for data that a forked child goes on to use.
 #ifndef TIDEGATE_CORE_THREADS_FORK_SAFE_MUTEX_H_
 #define TIDEGATE_CORE_THREADS_FORK_SAFE_MUTEX_H_
 
@@ -6,13 +6,14 @@
 
 namespace tidegate {
 
-// A mutex that no thread holds at the instant of a fork: the forking thread waits until all of
-// these are free, and a thread that wants one meanwhile waits for the fork. So a child, which has
-// none of its parent's other threads, finds it free, and the data that it guards consistent. A
-// thread that holds one must not take a second, but may take a lease of threads.
+// Never held across fork(): the forking thread waits until all such mutexes are free, and threads
+// that want one meanwhile wait until the fork is done. So a child, which has none of the other
+// threads of its parent, finds the mutex free and the data that it guards consistent. A thread that
+// holds one must not lock a second one, but may take a ThreadLease.
 class ForkSafeMutex {
  public:
-  // For the library's one handler of forks (threads.cc), as holders may need what it locks.
+  // Called by the library's only fork handlers (threads.cc), which lock the team's mutexes after
+  // these: a thread that holds one of these may need those.
   static void before_fork();
   static void after_fork_in_parent();
   static void after_fork_in_child();

@@ -21,15 +21,15 @@ namespace tidegate {
 
 namespace {
 
-// Guesses until a figure is measured: one core of a server of 2022 with AVX-512 (Zen 4), and a
-// barrier so slow that no short step is divided for it.
+// Estimates for figures that have not been measured: one core of a server of 2022 with AVX-512
+// (Zen 4), and a barrier so slow that no short step is divided.
 constexpr double kGuessedFmaRate = 115;
 constexpr double kGuessedReadRate = 80;
 constexpr double kGuessedBarrier = 2000;
 
-// The barrier's time in a call, where one thread comes late, is this many times the time that is
-// measured when all come at once. For two threads it lies between these bounds; for more, both
-// bounds grow with the rounds and with the count.
+// In a call, one thread arrives late at a barrier, which then takes this many times as long as in
+// the measurement, where all arrive at once. The two bounds are for two threads; for more threads,
+// the lower one grows with the logarithm of their number, the upper one with their number.
 constexpr double kLateness = 2.5;
 constexpr double kLeastBarrier = 150;
 constexpr double kMostBarrier = 2000;
@@ -39,27 +39,27 @@ int team_of(int threads) {
 }
 double most_barrier(int team) { return kMostBarrier * (1 << (team - 1)); }
 
-// The closest size on a scale of octaves, without a logarithm.
+// The index of the closest array size. Sizes double, so this is a rounded logarithm.
 int size_class(double bytes) {
   constexpr double kHalfOctave = 1.4142135623730951;
   const auto sizes = static_cast<std::uint64_t>(bytes / Machine::kLeastSize * kHalfOctave);
   return std::clamp(static_cast<int>(std::bit_width(sizes)) - 1, 0, Machine::kSizes - 1);
 }
 
-// When a figure was last measured, and which caller measures it again. It is stale once it is older
-// than `most`, in nanoseconds, or was never measured.
+// The time of a figure's last measurement, and the claim of one thread to measure it again. A
+// figure is stale if it is older than `most`, in nanoseconds, or was never measured.
 class Freshness {
  public:
   bool stale(std::int64_t now, std::int64_t most) const {
     return is_stale(at_.load(std::memory_order_relaxed), now, most);
   }
-  // Whether the figure is stale and the caller, no other thread, shall measure it.
+  // Returns true if the figure is stale, to one thread only, which must then measure it.
   bool claim(std::int64_t now, std::int64_t most) {
     std::int64_t before = at_.load(std::memory_order_relaxed);
     return is_stale(before, now, most) && at_.compare_exchange_strong(before, now);
   }
-  // For the thread that has claimed it: the figure counts as measured at this time, earlier than it
-  // was if it is to be stale sooner, or in the future.
+  // Called by the thread that has claimed the figure: sets the time of the measurement. An earlier
+  // time makes the figure stale sooner, one in the future later.
   void set(std::int64_t at) { at_.store(at); }
 
  private:
@@ -70,19 +70,20 @@ class Freshness {
   std::atomic<std::int64_t> at_{0};
 };
 
-// Never, for what is measured once.
+// The age at which a figure that is measured only once is stale.
 constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
 
-// The figures of this process; 0: not yet measured.
+// The figures of this process; 0: not measured yet.
 struct Measured {
   Freshness processors_fresh;
   std::atomic<int> processors{0};
 
   std::atomic<double> fma_rate{0};
 
-  // The greatest of all readings: a bad minute of the host makes them too low, and where the
-  // greatest is too high now, the corrections tell. As many times as long as a reading has taken
-  // nothing is read again, for large weights take milliseconds: at first less, later more.
+  // The greatest rate measured so far: when the host is busy, measured rates are too low; and where
+  // the greatest one is too high at present, corrections.cc learns that from the times of calls. A
+  // measurement of large weights takes milliseconds, so after each one, none is made for this many
+  // times its duration: kFirstRest after the first ones, then kRest.
   struct ReadRate {
     static constexpr int kFirstReadings = 3;
     static constexpr std::int64_t kFirstRest = 200;
@@ -111,9 +112,9 @@ void compute() {
   used.store(kernels<float>().arrays->fma_rounds(kFmaRounds), std::memory_order_relaxed);
 }
 
-// Computes for 100 us, or until the rate reaches `enough`, and returns the greatest rate seen. The
-// first microseconds are slow: an idle processor comes up to its speed, and the units of the widest
-// vectors get their power. Other guests of a host slow a processor down, too.
+// Computes for 100 us, or until the rate reaches `enough`, and returns the greatest rate measured.
+// The first microseconds are slow, while an idle processor raises its frequency and powers up its
+// units for the widest vectors; other guests of the host slow it down, too.
 double measure_fma_rate(double enough) {
   constexpr std::int64_t kLongest = 100'000;  // nanoseconds
   const double flops = static_cast<double>(kernels<float>().arrays->fma_round_flops * kFmaRounds);
@@ -127,11 +128,11 @@ double measure_fma_rate(double enough) {
   return best;
 }
 
-// Makes the calling thread compute at about the greatest rate that was seen, and raises that.
+// Computes until the rate is close to the greatest one measured so far, and records a greater one.
 void warm_up() {
-  constexpr double kAbout = 0.9;
+  constexpr double kClose = 0.9;
   const double known = fma_rate_now();
-  const double rate = measure_fma_rate(kAbout * known);
+  const double rate = measure_fma_rate(kClose * known);
   if (rate > known) measured.fma_rate.store(rate, std::memory_order_relaxed);
 }
 
@@ -142,21 +143,22 @@ double median(double (&rounds)[kRounds]) {
 }
 
 struct TeamFigures {
-  bool available = false;  // so many threads were to be had
+  bool available = false;  // the lease had enough threads
   bool crowded = false;    // another program's threads shared a processor with them
   double barrier = 0;
   double speedup = 1;
 };
 
 TeamFigures measure_team(int threads) {
-  // In a measurement that takes longer another program's threads share a processor with the team:
-  // each wait for a thread of the team is then a wait for theirs.
+  // If the measurement takes longer, threads of another program share processors with the team, and
+  // the team's threads wait for them.
   constexpr std::int64_t kPatience = 300'000;  // nanoseconds
   constexpr int kRounds = 5;
   const int barriers = std::max(5, 40 / threads);
   ThreadLease lease(threads);
   if (lease.size() < threads) return {};
-  // What the threads exchange at each barrier: as much as parts of a small state, of steps in turn.
+  // Data that the threads exchange at each barrier, as they exchange parts of a small state; one
+  // buffer for even barriers and one for odd ones.
   struct alignas(kThreadSpacing) Part {
     double values[kThreadSpacing / sizeof(double)];
   };
@@ -164,27 +166,27 @@ TeamFigures measure_team(int threads) {
   for (int i = 0; i < threads; ++i) state[0][i] = state[1][i] = {};
   double barrier_times[kRounds], speedups[kRounds];
   Barrier barrier(threads);
-  bool late[2] = {};  // by barrier, in turn, so that all threads read the same
+  bool late[2] = {};  // for even and odd barriers, so that all threads read the same value
   bool crowded = false;
   lease.run([&](int thread) {
     std::int64_t first = 0;
     int count = 0;
     bool stops = false;
-    const auto meet = [&] {
+    const auto synchronize = [&] {
       bool& now = late[count++ % 2];
       if (thread == 0) now = first > 0 && nanoseconds_now() - first > kPatience;
       barrier.wait(thread);
       stops |= now;
     };
     const auto timed = [&](auto&& work) {
-      meet();
+      synchronize();
       const std::int64_t begin = nanoseconds_now();
       work();
-      meet();
+      synchronize();
       return static_cast<double>(nanoseconds_now() - begin);
     };
     warm_up();
-    meet();  // once all are awake
+    synchronize();  // all threads are awake
     first = nanoseconds_now();
     for (int round = 0; round < kRounds && !stops; ++round) {
       const double barriers_time = timed([&] {
@@ -196,7 +198,7 @@ TeamFigures measure_team(int threads) {
             for (std::size_t j = 0; j < std::size(part.values); ++j)
               next.values[j] += part.values[j] + 1;
           }
-          meet();
+          synchronize();
         }
       });
       const double alone = timed([&] {
@@ -215,7 +217,7 @@ TeamFigures measure_team(int threads) {
 
 template <class T>
 double read_pass(const WeightsMemory& weights, Index bytes, int thread, int threads, Index passes) {
-  constexpr Index kAligned = 16;  // elements: whole lines of the cache
+  constexpr Index kAligned = 16;  // elements: whole cache lines
   const Index count = bytes / static_cast<Index>(sizeof(T)) / threads / kAligned * kAligned;
   static std::atomic<T> used;
   const std::int64_t begin = nanoseconds_now();
@@ -225,11 +227,11 @@ double read_pass(const WeightsMemory& weights, Index bytes, int thread, int thre
   return static_cast<double>(nanoseconds_now() - begin);
 }
 
-// The rate of each of `threads` threads that divide the weights' first `bytes` bytes. 0: not
-// available.
+// The rate of each of `threads` threads that divide the first `bytes` bytes of the weights. 0:
+// these threads are not available.
 double measure_read_rate(const WeightsMemory& weights, Index bytes, int threads) {
-  // Short arrays are read for some 20 to 50 us, long ones once; the first round warms the caches,
-  // and the faster one counts.
+  // Short arrays are read for about 20 to 50 us, long ones once. The first round fills the caches;
+  // the faster round counts.
   constexpr Index kLeastRead = 2 * 1024 * 1024;
   constexpr int kRounds = 2;
   const Index part = std::max<Index>(1, bytes / threads);
@@ -302,14 +304,14 @@ Machine machine_now(int threads) {
     const double value = figure.load(std::memory_order_relaxed);
     return value > 0 ? value : guess;
   };
-  Machine machine;  // beyond its teams not initialised, to save the time
+  Machine machine;  // teams that are not set are not initialised, which saves time
   machine.fma_rate = known(measured.fma_rate, kGuessedFmaRate);
   machine.teams = team_of(std::clamp(threads, 1, kMaxThreads)) + 1;
   for (int i = 0; i < machine.teams; ++i) {
     const Measured::Team& from = measured.team[i];
     Machine::Team& to = machine.team[i];
-    // What is not known of a team follows from the team of half its size: its threads come on cores
-    // of their own, and each has as much of the memory.
+    // Unknown figures of a team follow from the team of half its size, as if the additional threads
+    // had cores of their own, and each thread as much memory bandwidth.
     const Machine::Team* half = i > 0 ? &machine.team[i - 1] : nullptr;
     to.barrier = half ? known(from.barrier, i == 1 ? kGuessedBarrier : 2 * half->barrier) : 0;
     to.speedup = half ? known(from.speedup, 2 * half->speedup) : 1;
@@ -322,10 +324,10 @@ Machine machine_now(int threads) {
 
 namespace {
 
-// Measures teams of up to `threads` threads: those that are missing, and one that is stale. Returns
-// whether there were any.
+// Measures teams of up to `threads` threads: those that are missing, and at most one that is stale.
+// Returns whether any was.
 bool measure_teams(int threads, std::int64_t now, std::int64_t stale) {
-  // A short pause of the host looks like another program: that figure is old sooner.
+  // A short pause of the host looks like another program, so such a figure is stale sooner.
   constexpr std::int64_t kAgeOfCrowded = 30'000'000;
   bool any = false;
   for (int i = 1; i < Machine::kTeams && 1 << i <= threads; ++i) {
@@ -343,15 +345,15 @@ bool measure_teams(int threads, std::int64_t now, std::int64_t stale) {
   return any;
 }
 
-// Measures the rates of up to `threads` threads that read `bytes`: those that are missing, and one
-// that is stale. Returns whether there were any.
+// Measures the rates of up to `threads` threads that read `bytes` bytes: those that are missing,
+// and at most one that is stale. Returns whether any was.
 bool measure_read_rates(int threads, double bytes, const WeightsMemory& weights, std::int64_t now,
                         std::int64_t stale) {
-  constexpr Index kLeastPart = 4096;  // bytes: some dozens of vectors
+  constexpr Index kLeastPart = 4096;  // bytes: at least 64 vectors
   bool any = false;
   const int size = size_class(bytes);
   const Index read = std::min(weights.bytes, static_cast<Index>(bytes));
-  // Less lies in the caches next to a core, and hardly counts beside a step's other work.
+  // Smaller weights stay in the caches next to a core, and reading them is a small part of a step.
   if (weights.data == nullptr || static_cast<double>(read) < Machine::kLeastSize / 2 ||
       size_class(static_cast<double>(read)) != size)
     return false;

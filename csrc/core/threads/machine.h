@@ -1,9 +1,10 @@
-// What this machine gives to the threads of a call: a table of plain figures, how it is measured,
-// and the time. What follows for a call is decided in plan.cc.
+// The speed of this machine for the threads of a call: a table of figures, their measurement, and
+// the clock. What follows from the figures for a call is decided in plan.cc.
 //
-// Figures are measured when a plan first needs them and kept for the process. A rate of reading is
-// the greatest of all readings. Those of teams of threads are measured again after a while: the
-// host of a virtual machine moves its processors about, now on cores of their own, now both on one.
+// A figure is measured when a plan first needs it, and kept for the process. Of the rate of
+// reading, the greatest value measured is kept. Figures of teams of threads are measured again at
+// intervals, because the host of a virtual machine moves its processors: sometimes each has a core
+// of its own, sometimes two share one.
 #ifndef TIDEGATE_CORE_THREADS_MACHINE_H_
 #define TIDEGATE_CORE_THREADS_MACHINE_H_
 
@@ -15,8 +16,8 @@ namespace tidegate {
 
 std::int64_t nanoseconds_now();
 
-// How many processors this process may run on, as of `stale` nanoseconds before `now` at most; 0:
-// the system does not say.
+// How many processors this process may run on: a figure at most `stale` nanoseconds old at time
+// `now`. 0: the system does not say.
 int processors_at(std::int64_t now, std::int64_t stale);
 
 struct Machine {
@@ -24,23 +25,23 @@ struct Machine {
   static constexpr int kSizes = 8;  // arrays of 256 kB, 512 kB, ... 32 MB
   static constexpr double kLeastSize = 256 * 1024;
 
-  // Some threads that work at the same time.
+  // Threads that work at the same time.
   struct Team {
-    double barrier;  // nanoseconds until all have met, when one of them comes late
-    double speedup;  // of arithmetic that they divide: less than their count on shared cores
-    // Bytes a nanosecond that each of them reads of its part of an array of each size, again and
-    // again.
+    double barrier;  // nanoseconds of a barrier at which one thread arrives late
+    double speedup;  // of arithmetic that they divide: less than their number on shared cores
+    // Bytes a nanosecond that each thread reads when it repeatedly reads its part of an array of
+    // this size.
     double read_rate[kSizes];
   };
 
   double fma_rate;    // float flops a nanosecond of one thread
-  int teams;          // how many of those below are given
+  int teams;          // team[0, teams) are set
   Team team[kTeams];  // of 1, 2, 4, ... threads
 
-  // Figures of other counts lie on a line through the neighbours', or through the last two.
+  // Other numbers of threads: interpolated linearly, or extrapolated from the last two teams.
   double barrier(int threads) const;
   double speedup(int threads) const;  // at least 1
-  // The closest size stands for `bytes`.
+  // The rate for the array size closest to `bytes`; that of the last team for more threads.
   double read_rate(double bytes, int threads) const;
 
  private:
@@ -48,26 +49,26 @@ struct Machine {
   double interpolated(int threads, bool beyond_last, const Figure& figure) const;
 };
 
-// Packed weights that a measurement may read; their values do not matter.
+// Packed weights that a measurement may read. It does not use their values.
 struct WeightsMemory {
   const void* data = nullptr;
   Index bytes = 0;
   Index element_size = sizeof(float);
 };
 
-// Float flops a nanosecond of one thread; measured at the first call, in 100 us.
+// Float flops a nanosecond of one thread. The first call measures it, in 100 us.
 double fma_rate_now();
 
-// The figures for calls of up to `threads` threads, as far as they were measured; careful guesses
-// for the others.
+// The figures for calls of up to `threads` threads. A figure that has not been measured is
+// estimated so that threads are rather not used.
 Machine machine_now(int threads);
 
-// Measures what machine_now() lacks, or what is older than `stale` nanoseconds at time `now`, for
-// calls of up to `threads` threads that read `bytes` of their weights again and again; returns
-// whether there was anything to measure. At first it takes 50 to 400 us for each count of threads,
-// and two passes or more over the weights; later 50 to 200 us now and then. It wakes the team,
-// makes threads that are missing, and allocates nothing else. It skips what another thread is
-// measuring, and what needs threads that are not available.
+// Measures the figures for calls of up to `threads` threads that repeatedly read `bytes` bytes of
+// their weights, as far as they are missing or older than `stale` nanoseconds at time `now`.
+// Returns whether any was. A first measurement takes 50 to 400 us for each team and two or more
+// passes over the weights; later ones take 50 to 200 us at intervals. Wakes the team and makes
+// missing threads; allocates nothing else. Skips figures that another thread is measuring, and
+// those that need more threads than are available.
 bool measure_machine(int threads, double bytes, const WeightsMemory& weights, std::int64_t now,
                      std::int64_t stale);
 

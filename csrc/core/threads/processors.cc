@@ -1,4 +1,5 @@
-// Processors by Linux's calls. Elsewhere nothing is known of them, and no thread is moved.
+// Processors by the system calls of Linux. On other systems nothing is known of them, and no thread
+// is moved.
 #include "core/threads/processors.h"
 
 #ifdef __linux__
@@ -19,11 +20,12 @@ namespace tidegate {
 class AffinityMask {
  public:
   AffinityMask() = default;
-  // Of the thread with that id; 0: the calling one.
+  // Those of the thread with this id; 0: the calling thread.
   explicit AffinityMask(pid_t thread) { read(thread); }
 
   void read(pid_t thread) {
-    for (sets_ = 1; sets_ <= kMaxSets; sets_ *= 2) {  // too small for the machine is EINVAL
+    for (sets_ = 1; sets_ <= kMaxSets;
+         sets_ *= 2) {  // EINVAL: the mask is too small for the machine
       if (sched_getaffinity(thread, bytes(), cpus_) == 0) return;
       if (errno != EINVAL) break;
     }
@@ -37,16 +39,15 @@ class AffinityMask {
     if (sets_ != 0) sched_setaffinity(0, bytes(), cpus_);
   }
 
-  // Has the calling thread, which may run on these, run on this one of them now; false where the
-  // system refuses.
+  // Moves the calling thread, which may run on these processors, to one of them; it may run on all
+  // of them afterwards. False if the system refuses.
   bool move_this_thread_to(int cpu) const {
     if (!restrict_to(cpu, 0)) return false;
     give_to_this_thread();
     return true;
   }
 
-  // Has the thread of that id, which may run on these, run on this one of them alone; false
-  // likewise.
+  // Lets the thread with this id run on one of these processors only. False if the system refuses.
   bool restrict_to(int cpu, pid_t thread) const {
     cpu_set_t one[kMaxSets];
     CPU_ZERO_S(bytes(), one);
@@ -55,7 +56,7 @@ class AffinityMask {
   }
 
  private:
-  static constexpr std::size_t kMaxSets = 64;  // of 1024 CPUs
+  static constexpr std::size_t kMaxSets = 64;  // of 1024 processors each
 
   std::size_t bytes() const { return sets_ * sizeof(cpu_set_t); }
 
@@ -70,19 +71,19 @@ void take_process_affinity() { AffinityMask(getpid()).give_to_this_thread(); }
 Processors::Processors() {
   const long count = sysconf(_SC_NPROCESSORS_CONF);
   if (count < 1) return;
-  places_.reset(new (std::nothrow) Place[static_cast<std::size_t>(count)]);
-  if (places_) count_ = static_cast<int>(count);
+  processors_.reset(new (std::nothrow) Processor[static_cast<std::size_t>(count)]);
+  if (processors_) count_ = static_cast<int>(count);
 }
 
 int Processors::enter() {
   const int here = sched_getcpu();
-  if (known(here)) places_[here].threads.fetch_add(1, std::memory_order_relaxed);
+  if (known(here)) processors_[here].threads.fetch_add(1, std::memory_order_relaxed);
   return here;
 }
 
 int Processors::enter_free() {
   const int here = sched_getcpu();
-  if (!known(here) || places_[here].threads.fetch_add(1, std::memory_order_relaxed) == 0) {
+  if (!known(here) || processors_[here].threads.fetch_add(1, std::memory_order_relaxed) == 0) {
     return here;
   }
   const AffinityMask mask(0);
@@ -90,7 +91,7 @@ int Processors::enter_free() {
     const int other = (here + i) % count_;
     int none = 0;
     if (!mask.has(other) ||
-        !places_[other].threads.compare_exchange_strong(none, 1, std::memory_order_relaxed)) {
+        !processors_[other].threads.compare_exchange_strong(none, 1, std::memory_order_relaxed)) {
       continue;
     }
     const bool moved = mask.move_this_thread_to(other);
@@ -108,19 +109,20 @@ void Processors::place(long thread, Placement& placement) {
   mask.read(id);
   for (int i = 1; i < count_; ++i) {
     const int other = (here + i) % count_;
-    if (!mask.has(other) || places_[other].threads.load(std::memory_order_relaxed) != 0) continue;
-    placement.placed_ = mask.restrict_to(other, id);
+    if (!mask.has(other) || processors_[other].threads.load(std::memory_order_relaxed) != 0)
+      continue;
+    placement.restricted_ = mask.restrict_to(other, id);
     return;
   }
 }
 
 void Processors::woken(Placement& placement) {
-  if (placement.placed_) placement.mask_->give_to_this_thread();
-  placement.placed_ = false;
+  if (placement.restricted_) placement.mask_->give_to_this_thread();
+  placement.restricted_ = false;
 }
 
 void Processors::leave(int processor) {
-  if (known(processor)) places_[processor].threads.fetch_sub(1, std::memory_order_relaxed);
+  if (known(processor)) processors_[processor].threads.fetch_sub(1, std::memory_order_relaxed);
 }
 
 #else

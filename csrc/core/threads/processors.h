@@ -1,4 +1,4 @@
-// The processors that threads may run on, and those that threads of ours compute on right now.
+// The processors that threads may run on, and those on which threads of a call compute right now.
 #ifndef TIDEGATE_CORE_THREADS_PROCESSORS_H_
 #define TIDEGATE_CORE_THREADS_PROCESSORS_H_
 
@@ -7,58 +7,61 @@
 
 namespace tidegate {
 
-// How many processors the main thread may run on, the one that counts here: the calling thread may
-// be one pinned worker among many. 0 if the system does not say.
+// How many processors the main thread may run on; not the calling thread, which may be one of many
+// workers that a program has pinned. 0 if the system does not say.
 int process_affinity_count();
 
-// Gives the calling thread the main thread's processors: a thread made by one that is pinned would
-// be pinned with it.
+// Lets the calling thread run on the processors of the main thread. (A thread inherits the
+// processors of the thread that makes it, which may be pinned.)
 void take_process_affinity();
 
-// Where a thread may run once it is awake, if it was placed.
+// The processors of a sleeping thread, kept while it is restricted to the one on which it is to
+// wake.
 class Placement {
  public:
   Placement();
   ~Placement();
 
-  void prepare();  // allocates; without it nobody is placed
+  void prepare();  // allocates; without it the thread is never restricted
 
  private:
   friend class Processors;
   std::unique_ptr<class AffinityMask> mask_;
-  bool placed_ = false;
+  bool restricted_ = false;
 };
 
-// Which processors are taken by threads that compute. Linux wakes a thread on the processor that it
-// slept on, even if the thread that wakes it is computing there and, in a virtual machine that does
-// not tell which processors share a cache, even if others are idle; and it leaves both there for
-// milliseconds. So who wakes one says where, and whoever comes second moves. Where it then runs
-// remains the system's to decide: nothing stays pinned.
+// Counts, for each processor, the threads that compute there. Linux wakes a thread on the processor
+// on which it fell asleep, even if the thread that wakes it computes there and, in a virtual
+// machine that does not tell which processors share a cache, even if others are idle; it then
+// leaves both there for milliseconds. So the waking thread chooses a free processor for the one
+// that it wakes, and a thread that finds its processor taken moves to a free one. After that the
+// system decides where a thread runs: no thread stays pinned.
 class Processors {
  public:
   Processors();
 
-  // The calling thread computes from now on, where it is. Returns what leave() is to be given.
+  // Counts the calling thread on the processor where it runs. Returns the argument for leave().
   int enter();
-  // The same; if another computes there, the thread first moves to a processor where none does, if
-  // it may run on one.
+  // The same, but if another thread computes there, the calling thread first moves to a processor
+  // where none does, if there is one on which it may run.
   int enter_free();
   void leave(int processor);
 
-  // Before the calling thread wakes another one, whose kernel's id that is: it shall wake where no
-  // thread of ours computes, nor this one, if it may run there. Once awake it calls woken().
+  // Called before the calling thread wakes the thread with this id of the operating system:
+  // restricts that thread to a processor on which no thread computes, other than the calling
+  // thread's, if there is one on which it may run. The woken thread must call woken().
   void place(long thread, Placement& placement);
   void woken(Placement& placement);
 
  private:
-  // Far enough apart for each to have its line of the cache to itself.
-  struct alignas(128) Place {
+  // Aligned so that each counter has a cache line of its own.
+  struct alignas(128) Processor {
     std::atomic<int> threads{0};
   };
 
   bool known(int processor) const { return processor >= 0 && processor < count_; }
 
-  std::unique_ptr<Place[]> places_;
+  std::unique_ptr<Processor[]> processors_;
   int count_ = 0;
 };
 

@@ -1,4 +1,5 @@
-// How many threads the process may use: settings, CPU affinity, cgroup quotas, OpenMP's limit.
+// How many threads the process may use: settings, CPU affinity, cgroup quotas, and OpenMP's limit
+// if it makes the threads.
 #include "core/threads/thread_count.h"
 
 #include <fcntl.h>
@@ -51,9 +52,9 @@ const char* describe(Source source) {
   return "";
 }
 
-// The process's Count in one word, zero until it is first asked for. An atomic, not a static local
-// with its guard: another thread may be here when the process forks, and the child must not wait
-// for it.
+// The Count of the process in one word; zero until it is first needed. An atomic rather than a
+// static local, whose guard another thread might hold when the process forks: the child would wait
+// forever.
 std::atomic<std::uint64_t> process_setting{0};
 
 thread_local int thread_setting = 0;
@@ -96,7 +97,7 @@ Count process_count() {
   std::uint64_t word = process_setting.load(std::memory_order_relaxed);
   if (word == 0) {
     const std::uint64_t initial = pack(initial_count());
-    // Another first use or set_num_threads() may have come first; its value stays.
+    // If another thread has set it meanwhile, that value stays.
     if (process_setting.compare_exchange_strong(word, initial, std::memory_order_relaxed)) {
       word = initial;
     }
@@ -107,12 +108,12 @@ Count process_count() {
 // One cgroup file system that the process sees.
 struct CgroupMount {
   std::string root;   // the cgroup that is mounted, as /proc/self/cgroup names it
-  std::string point;  // where
-  bool unified;       // v2
+  std::string point;  // the folder where it is mounted
+  bool unified;       // version 2
 };
 
-// The contents of a file, as far as they can be read. Streams would bring the C++ library's locales
-// into the process, which two copies of that library cannot share.
+// The contents of a file, as far as they can be read. No C++ streams: they use locales, which two
+// copies of the C++ library in one process cannot share (tests/test_exports.py).
 std::string read_text(const std::string& path) {
   std::string text;
   Descriptor file;
@@ -126,7 +127,7 @@ std::string read_text(const std::string& path) {
   }
 }
 
-// The parts between separators, without an empty one at the end.
+// The parts between separators; an empty part at the end is left out.
 std::vector<std::string_view> split(std::string_view text, char separator) {
   std::vector<std::string_view> parts;
   while (!text.empty()) {
@@ -137,19 +138,19 @@ std::vector<std::string_view> split(std::string_view text, char separator) {
   return parts;
 }
 
-bool lists(std::string_view comma_separated, std::string_view name) {
+bool contains(std::string_view comma_separated, std::string_view name) {
   const std::vector<std::string_view> items = split(comma_separated, ',');
   return std::find(items.begin(), items.end(), name) != items.end();
 }
 
-// The integer that a text begins with; 0 if there is none.
+// The integer at the beginning of a text; 0 if there is none.
 long long leading_integer(std::string_view text) {
   long long value = 0;
   std::from_chars(text.data(), text.data() + text.size(), value);
   return value;
 }
 
-// mountinfo writes blanks, newlines and backslashes in paths as a backslash and three octal digits.
+// In mountinfo, a blank, newline or backslash of a path is a backslash and three octal digits.
 std::string decode_octal(std::string_view text) {
   const auto octal = [&](std::size_t i) {
     return i < text.size() && text[i] >= '0' && text[i] < '8';
@@ -178,15 +179,15 @@ std::vector<CgroupMount> cgroup_mounts(const std::string& file_root) {
     while (dash < fields.size() && fields[dash] != "-") ++dash;
     if (dash + 3 >= fields.size()) continue;
     const bool unified = fields[dash + 1] == "cgroup2";
-    if (unified || (fields[dash + 1] == "cgroup" && lists(fields[dash + 3], "cpu"))) {
+    if (unified || (fields[dash + 1] == "cgroup" && contains(fields[dash + 3], "cpu"))) {
       mounts.push_back({decode_octal(fields[3]), decode_octal(fields[4]), unified});
     }
   }
   return mounts;
 }
 
-// The process's cgroup, from proc/self/cgroup: "id:controllers:path", v2's being "0::path". Empty
-// if unknown.
+// The cgroup of the process, from proc/self/cgroup, whose lines are "id:controllers:path", and
+// "0::path" for version 2. Empty if unknown.
 std::string cgroup_path(const std::string& file_root, bool unified) {
   const std::string text = read_text(file_root + "/proc/self/cgroup");
   for (const std::string_view line : split(text, '\n')) {
@@ -194,16 +195,16 @@ std::string cgroup_path(const std::string& file_root, bool unified) {
     const std::size_t second = first == line.npos ? first : line.find(':', first + 1);
     if (second == line.npos) continue;
     const std::string_view controllers = line.substr(first + 1, second - first - 1);
-    const bool match =
-        unified ? line.substr(0, first) == "0" && controllers.empty() : lists(controllers, "cpu");
+    const bool match = unified ? line.substr(0, first) == "0" && controllers.empty()
+                               : contains(controllers, "cpu");
     if (match) return std::string(line.substr(second + 1));
   }
   return {};
 }
 
-// The process's cgroup below the mount point: "" for the mounted one itself, else "/a/b". A
-// container may show a path that its mounts do not hold (it begins elsewhere, or climbs with ".."):
-// then all it can see is the mount.
+// The cgroup of the process relative to the mount: "" for the mounted cgroup itself, else "/a/b".
+// In a container the path may be outside of the mount (another beginning, or ".."); then only the
+// mounted cgroup is visible.
 std::string below_mount(const CgroupMount& mount, const std::string& path) {
   const std::string root = mount.root == "/" ? "" : mount.root;
   if (path.compare(0, root.size(), root) != 0) return {};
@@ -213,8 +214,8 @@ std::string below_mount(const CgroupMount& mount, const std::string& path) {
   return below;
 }
 
-// CPUs of one cgroup's own quota, rounded up; 0: none.
-int own_limit(const std::string& directory, bool unified) {
+// The quota of one cgroup, without its ancestors, in CPUs, rounded up; 0: no quota.
+int quota_of(const std::string& directory, bool unified) {
   long long quota = 0;
   long long period = 0;
   if (unified) {
@@ -239,7 +240,7 @@ int cgroup_cpu_limit(const std::string& root) {
   for (const CgroupMount& mount : cgroup_mounts(root)) {
     std::string below = below_mount(mount, cgroup_path(root, mount.unified));
     for (;;) {
-      const int limit = own_limit(root + mount.point + below, mount.unified);
+      const int limit = quota_of(root + mount.point + below, mount.unified);
       if (limit > 0 && (least == 0 || limit < least)) least = limit;
       if (below.empty()) break;
       below.resize(below.rfind('/'));
