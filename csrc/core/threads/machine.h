@@ -60,7 +60,7 @@ struct WeightsMemory {
 double fma_rate_now();
 
 // The figures for calls of up to `threads` threads. A figure that has not been measured is
-// estimated so that threads are rather not used.
+// estimated, in favour of fewer threads.
 Machine machine_now(int threads);
 
 // Measures the figures for calls of up to `threads` threads that repeatedly read `bytes` bytes of
