@@ -514,7 +514,7 @@ def test_the_verdict_names_what_misses():
     assert "not installed: openvino" in lines
 
 
-def lonely_records():
+def records_without_peers():
     """Of cells that no peer has."""
     records = []
     for training in (False, True):
@@ -527,8 +527,8 @@ def lonely_records():
 
 @pytest.mark.parametrize("others", [[], many_records()], ids=["alone", "beside others"])
 def test_cells_without_peers(others, tmp_path):
-    data = make_results(None, *others, *lonely_records()).data
-    summary = summarize(lonely_records()[0])
+    data = make_results(None, *others, *records_without_peers()).data
+    summary = summarize(records_without_peers()[0])
     assert (summary.peers, summary.best, summary.ratio) == ({}, None, None)
     assert not summary.behind
     assert report.cell_line(summary).endswith("80% of limit")

@@ -153,9 +153,8 @@ class _Step:
     h: Bounded
     c: Bounded
     sums: Sequence[Bounded]  # the activations' arguments: i f g o; r z n; f n
-    gates: Sequence[
-        Bounded
-    ]  # i f g o m, m = o * tanh(c); r z n q rh, z as it multiplies h_prev; f n fh
+    # LSTM: i f g o m, m = o * tanh(c). GRU: r z n q rh, z as it multiplies h_prev. MGU: f n fh.
+    gates: Sequence[Bounded]
 
 
 @dataclass

@@ -1,4 +1,5 @@
-# The reference: LSTM, GRU and MGU in float64, naive loops straight from the equations. No code from csrc/.
+# The reference: LSTM, GRU and MGU in float64, naive loops straight from the equations.
+# No code from csrc/.
 # cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True
 # cython: freethreading_compatible=True
 """What Tidegate computes, written for comparison with the equations line by line.
