@@ -163,7 +163,7 @@ class Worker:
             return
         try:
             self.send("end")
-            # The output of a process that died by itself comes before the reply.
+            # Replies about a process that died by itself come before this one.
             while "ended" not in self._read_reply():
                 pass
         except WorkerFailed:

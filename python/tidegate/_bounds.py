@@ -262,8 +262,8 @@ class _ByGate:
 class _Gru(_ByGate):
     """A GRU's formulas, as in reference.pyx, on the parameters of one direction.
 
-    "write" is "carry" with the sign of a_z changed; as in the reference, it is combined only with
-    gate activations for which 1 - f(a) = f(-a).
+    "write" is "carry" with the sign of a_z changed; as in the kernels, it is allowed only with gate
+    activations for which 1 - f(a) = f(-a).
     """
 
     def __init__(self, network: Any, p: Mapping[str, Bounded]) -> None:
