@@ -2,9 +2,9 @@
 #ifndef TIDEGATE_CORE_EVEN_PARTS_H_
 #define TIDEGATE_CORE_EVEN_PARTS_H_
 
-#include "core/float_control.h"
 #include "core/plan_call.h"
 #include "core/share.h"
+#include "core/thread_setup.h"
 #include "core/threads/threads.h"
 
 namespace tidegate {
@@ -25,7 +25,7 @@ EvenWork elementwise_work(Index count, double flops, double bytes) {
 // ascending order.
 template <class Body>
 void for_each_part(ThreadLease& lease, Index blocks, const Body& body) {
-  const FloatControl float_control;
+  const ThreadSetup setup;
   lease.run([&](int thread) { body(part_of(blocks, thread, lease.size())); });
 }
 

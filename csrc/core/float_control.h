@@ -1,5 +1,5 @@
-// The float environment of a call: round to nearest, no traps, denormals flushed. Not for kernels,
-// which assume it.
+// The float environment of a call: round to nearest, no traps, denormals flushed. Kernels assume it
+// and do not set it; the core sets it by a ThreadSetup (thread_setup.h).
 #ifndef TIDEGATE_CORE_FLOAT_CONTROL_H_
 #define TIDEGATE_CORE_FLOAT_CONTROL_H_
 
@@ -12,14 +12,14 @@
 
 namespace tidegate {
 
-// Sets the thread's whole float control register while it lives, and restores the thread's own
+// Sets the thread's whole float control register while it lives, and restores the previous value
 // afterwards, sticky exception flags included: a call neither sees the caller's environment nor
 // changes it.
 //
-// Compilers do not know that arithmetic depends on this register. What reads and writes memory
-// stays inside (each access here is a compiler barrier), and so does everything behind a call that
-// the compiler cannot see into, as every kernel is; arithmetic on local variables beside it may
-// move.
+// Compilers do not know that arithmetic depends on this register. Reads and writes of memory stay
+// inside the scope, because each access to the register is a compiler barrier, and so do calls that
+// the compiler cannot see into, as those of kernels are. Other arithmetic on local variables may be
+// moved out of the scope.
 class FloatControl {
  public:
   FloatControl() : FloatControl(wanted()) {}
@@ -37,7 +37,7 @@ class FloatControl {
 #error "Tidegate knows the float control register of x86-64 and AArch64 only"
 #endif
 
-  // The same with another value, which read() returned.
+  // Sets another value instead, which read() returned.
   explicit FloatControl(const Register& value) : saved_(read()) { write(value); }
 
 #if defined(__x86_64__)
@@ -65,8 +65,8 @@ class FloatControl {
 
   static void write(Register value) { __asm__ volatile("ldmxcsr %0" : : "m"(value) : "memory"); }
 #else
-  // FPCR: flush-to-zero of inputs and results (bit 24); all else zero: nearest, no traps, NaNs
-  // propagate. FPSR holds the sticky flags.
+  // FPCR: flush-to-zero of inputs and results (bit 24); all other bits zero: round to nearest, no
+  // traps, NaNs propagate. FPSR holds the sticky flags.
   static Register wanted() { return {std::uint64_t{1} << 24, 0}; }
 
   static void write(Register value) {

@@ -37,7 +37,7 @@ Interruption::Interruption() noexcept
     : poll_(poll_in_force.function),
       context_(poll_in_force.context),
       caller_(poll_ ? std::this_thread::get_id() : std::thread::id()),
-      callers_float_control_(FloatControl::read()) {
+      callers_setup_(ThreadSetup::saved()) {
   if (poll_) last_look_ = Clock::now();
 }
 
@@ -55,7 +55,7 @@ bool Interruption::look() noexcept {
 
   bool end = false;
   {
-    const FloatControl callers(callers_float_control_);
+    const ThreadSetup callers(callers_setup_);
     const InterruptPoll none(nullptr, nullptr);  // calls of the poll's own are not polled
     end = poll_(context_);
   }

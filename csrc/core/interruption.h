@@ -7,7 +7,7 @@
 #include <chrono>
 #include <thread>
 
-#include "core/float_control.h"
+#include "core/thread_setup.h"
 #include "tidegate/interrupt.h"
 
 namespace tidegate {
@@ -49,7 +49,7 @@ class Interruption {
   const InterruptPoll::Function poll_;
   void* const context_;
   const std::thread::id caller_;
-  const FloatControl::Register callers_float_control_;
+  const ThreadSetup::Saved callers_setup_;
   std::atomic<bool> requested_{false};
   // The caller's: questions between two looks at the clock, and how many of them are left. The
   // first question looks, and the number then doubles until a look is some milliseconds away.

@@ -2,13 +2,13 @@
 #include "tidegate/linear.h"
 
 #include "core/check.h"
-#include "core/float_control.h"
 #include "core/interruption.h"
 #include "core/memory.h"
 #include "core/panels.h"
 #include "core/parameter_store.h"
 #include "core/pieces.h"
 #include "core/plan_call.h"
+#include "core/thread_setup.h"
 #include "core/threads/threads.h"
 
 namespace tidegate {
@@ -163,7 +163,7 @@ struct Linear<T>::Impl {
         plan_even_work({.flops = float_flops<T>(rows, in_features, out_features)}, threads);
     ThreadLease lease(plan.threads);
     Interruption interruption;
-    const FloatControl float_control;
+    const ThreadSetup setup;
     lease.run([&](int thread) {
       multiply_part<T>(weights.kernels(), weights.forward(), {x, x_stride, nullptr},
                        {y, y_stride, nullptr}, rows, thread, lease.size(), interruption);
@@ -305,7 +305,7 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
   const Rows<const T> dy_rows = {dy, dy_stride, nullptr};
   Interruption interruption;
   Interruption* const possible = interruption.possible() ? &interruption : nullptr;
-  const FloatControl float_control;
+  const ThreadSetup setup;
   lease.run([&](int thread) {
     const auto part = [&](Index size) { return part_of(size, thread, lease.size()); };
     if (dx) {

@@ -12,6 +12,7 @@
 #include "core/interruption.h"
 #include "core/isa.h"
 #include "core/memory.h"
+#include "core/thread_setup.h"
 
 namespace tidegate {
 namespace {
@@ -86,7 +87,7 @@ double divisor(const LossInput<T>& input, Index counted) {
 }
 
 double divided_sum(const double* values, Index count, double divisor) {
-  const FloatControl float_control;
+  const ThreadSetup setup;
   double total = 0;
   for (Index i = 0; i < count; ++i) total += values[i];
   return total / divisor;

@@ -1,7 +1,7 @@
 // All layers and directions of a network, forward and backward.
 #include "core/network.h"
 
-#include "core/float_control.h"
+#include "core/thread_setup.h"
 
 namespace tidegate {
 
@@ -109,7 +109,7 @@ void run_plan(const Plan& plan, const Config& config, const Schedule& schedule, 
               const Body& body) {
   Interruption interruption;
   Interruption* const possible = interruption.possible() ? &interruption : nullptr;
-  const FloatControl float_control;
+  const ThreadSetup setup;
   const auto directions = static_cast<int>(config.num_directions());
   const Range all_rows = {0, schedule.batch()};
   if (plan.threads == 1) {

@@ -9,6 +9,7 @@
 #include "core/even_parts.h"
 #include "core/isa.h"
 #include "core/memory.h"
+#include "core/thread_setup.h"
 
 namespace tidegate {
 namespace {
@@ -103,7 +104,7 @@ template <class T>
 double sum_of_squares(Index count, const T* values, int num_threads) {
   require_size("count", count, 0);
   const ArrayKernels<T>& kernel = *kernels<T>().arrays;
-  const FloatControl float_control;  // of the sums of blocks, too
+  const ThreadSetup setup;  // for the addition of the blocks' sums, too
   double* sums = nullptr;
   const Buffer memory([&](Arena& arena) { sums = arena.take<double>(block_count(count)); });
   divide(count, elementwise_work<T>(count, 4, sizeof(T)), num_threads, [&](Range part) {

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "core/cell_step.h"
-#include "core/float_control.h"
 #include "core/model_impl.h"
 #include "core/network.h"
+#include "core/thread_setup.h"
 #include "tidegate/settings.h"
 
 namespace tidegate {
@@ -238,7 +238,7 @@ struct Stream<T>::Impl {
 
   void run_alone(const Step& step) {
     divide(work->alone, step, {});
-    const FloatControl float_control;
+    const ThreadSetup setup;
     run_share(step, work->alone, 0);
   }
 
@@ -253,7 +253,7 @@ struct Stream<T>::Impl {
       if (lease.size() < plan.threads) plan = plan_again(call, lease.size(), plan);
       if (plan.threads > 1) {
         divide(work->together, step, plan);
-        const FloatControl float_control;
+        const ThreadSetup setup;
         lease.run([&](int thread) {
           if (thread < plan.threads) run_share(step, work->together, thread);
         });

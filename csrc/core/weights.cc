@@ -3,9 +3,9 @@
 
 #include <utility>
 
-#include "core/float_control.h"
 #include "core/isa.h"
 #include "core/panels.h"
+#include "core/thread_setup.h"
 
 namespace tidegate {
 
@@ -34,7 +34,7 @@ Weights<T>::Weights(const Config& config, const T* parameters, int threads, Stor
       kernels_(tidegate::kernels<T>()),
       storage_(*kernels_.storages[storage]),
       forward_(static_cast<std::size_t>(config.num_layers * config.num_directions())) {
-  const FloatControl float_control;  // the sums of biases round
+  const ThreadSetup setup;  // for the sums of biases, which round
   const std::vector<std::vector<T>> biases = phase_biases(parameters);
   Panels<T> panels(kernels_, storage_);
   memory_ = Buffer([&](Arena& arena) { take_forward(arena, parameters, biases, panels); },
@@ -128,7 +128,7 @@ void Weights<T>::take_forward(Arena& arena, const T* parameters,
 template <class T>
 void Weights<T>::prepare_backward(const T* parameters, int threads) const {
   if (!backward_.empty()) return;
-  const FloatControl float_control;
+  const ThreadSetup setup;
   std::vector<BackwardWeights> made(forward_.size());
   Panels<T> panels(kernels_, storage_);
   backward_memory_ = Buffer([&](Arena& arena) { take_backward(arena, parameters, made, panels); },

@@ -9,10 +9,10 @@
 #include <iterator>
 #include <limits>
 
-#include "core/float_control.h"
 #include "core/isa.h"
 #include "core/limits.h"
 #include "core/memory.h"
+#include "core/thread_setup.h"
 #include "core/threads/processors.h"
 #include "core/threads/threads.h"
 #include "tidegate/settings.h"
@@ -240,7 +240,7 @@ double measure_read_rate(const WeightsMemory& weights, Index bytes, int threads)
   if (lease.size() < threads) return 0;
   double rounds[kRounds] = {};
   Barrier barrier(threads);
-  const FloatControl float_control;
+  const ThreadSetup setup;
   lease.run([&](int thread) {
     for (double& round : rounds) {
       barrier.wait(thread);

@@ -18,7 +18,7 @@
 #include <unistd.h>
 #endif
 
-#include "core/float_control.h"
+#include "core/thread_setup.h"
 #include "core/threads/fork_safe_mutex.h"
 #include "core/threads/processors.h"
 #include "core/threads/team_threads.h"
@@ -144,7 +144,7 @@ class Team {
 
 // Run by the thread itself, as long as the process lives.
 void Worker::serve(Team& team) {
-  const FloatControl float_control;
+  const ThreadSetup setup;
   inside_run = true;
   Processors& processors = team.processors();
 #ifdef __linux__

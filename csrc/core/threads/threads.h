@@ -118,7 +118,7 @@ class ThreadLease {
   int size() const { return size_; }  // >= 1
 
   // Calls body(thread) for each thread in [0, size()) at the same time, on the calling thread for
-  // thread 0, and returns when all calls have. The other threads run under a FloatControl. An
+  // thread 0, and returns when all calls have. The other threads run under a ThreadSetup. An
   // exception that leaves body ends the program.
   template <class Body>
   void run(Body&& body) noexcept {
