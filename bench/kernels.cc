@@ -18,7 +18,7 @@
 
 #include "activations.h"
 #include "core/isa.h"
-#include "core/limits.h"
+#include "core/machine_speed.h"
 #include "core/slices.h"
 #include "core/switches.h"
 #include "core/threads/threads.h"

@@ -495,7 +495,7 @@ def test_memory_errors_name_an_argument_and_the_bytes():
         tg.LSTM(10, 10**6)
     assert str(caught.value) == (
         "hidden_size: got 1000000, but the parameters would take 16000192000000 bytes "
-        "(1.49e+04 GiB), more memory than the system gives"
+        "(1.49e+04 GiB), more memory than the system provides"
     )
     layer = tg.LSTM(10, 16, seed=0)
     stream = layer.stream(2)
@@ -512,7 +512,7 @@ def test_memory_errors_name_an_argument_and_the_bytes():
             function(x)
         assert str(caught.value) == (
             "y: an array of shape (100000000000, 1, 16) and float32 would take 6400000000000 bytes "
-            "(5960 GiB), more memory than the system gives"
+            "(5960 GiB), more memory than the system provides"
         )
     x = np.broadcast_to(np.float32(0), (10**11, 1, 10))  # whose last axis is not contiguous
     with pytest.raises(MemoryError, match=r"^a contiguous copy of .* take 4000000000000 bytes "):

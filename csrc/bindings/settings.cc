@@ -3,7 +3,7 @@
 
 #include <pybind11/stl.h>
 
-#include "core/limits.h"
+#include "core/machine_speed.h"
 #include "core/switches.h"
 #include "gil.h"
 #include "module.h"

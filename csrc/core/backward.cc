@@ -1,8 +1,8 @@
-// One direction of one layer through time, backward.
+// The backward pass of one direction of one layer through time.
 //
-// The recurrence does the pointwise derivatives and dh_prev = dgates * U alone. What needs no order
-// in time, the gradients of the input and of the weights, follows for a chunk of steps at once, as
-// large products.
+// The recurrence computes only the pointwise derivatives and dh_prev = dgates * U. The gradients of
+// the input and of the weights do not depend on the order of the steps, and follow as large
+// products for a chunk of steps at once.
 #include "core/backward.h"
 
 #include "core/pieces.h"
@@ -12,9 +12,9 @@ namespace tidegate {
 namespace {
 
 constexpr Index kChunkRows =
-    512;  // long sums amortise the tiles' loads and stores; dgates stay in a large L2 or L3
-constexpr Index kDxRows = 96;             // rows of dx at once: their accumulators stay in L2
-constexpr Index kPointwiseProducts = 32;  // the time of a unit's derivatives, as multiply-adds
+    512;  // long sums amortise loads and stores of tiles; dgates stay in a large L2 or in L3
+constexpr Index kDxRows = 96;             // rows of dx at a time: their accumulators stay in L2
+constexpr Index kPointwiseProducts = 32;  // the time of a unit's derivatives, in multiply-adds
 
 }  // namespace
 
@@ -57,11 +57,11 @@ BackwardScratch<T> BackwardScratch<T>::take(Arena& arena, const Config& config,
 
 namespace {
 
-// One thread's walk back through the steps.
+// The backward pass of one thread.
 template <class T>
-class WalkBack {
+class BackwardPass {
  public:
-  WalkBack(const BackwardDirection<T>& run, const Share& share, int thread)
+  BackwardPass(const BackwardDirection<T>& run, const Share& share, int thread)
       : run_(run),
         share_(share),
         scratch_(run.scratch),
@@ -84,21 +84,21 @@ class WalkBack {
         outer_(scratch_.outer + thread * scratch_.outer_size) {}
 
   void run() {
-    never_alive();
+    copy_gradients_of_empty_rows();
     bool resume = false;
     for (Index s1 = timeline_.steps(); s1 > 0 || !resume;) {
       const Index s0 = std::max<Index>(0, s1 - scratch_.chunk);
-      Index first = 0;  // of this step's rows in the chunk
+      Index first = 0;  // this step's first row in the chunk
       for (Index s = s1 - 1; s >= s0; --s) {
-        if (share_.leaves()) break;
+        if (share_.stops()) break;
         begin(s);
-        if (live_rows(s).size() > 0) step(s, first);
+        if (active_rows(s).size() > 0) step(s, first);
         end(s);
-        first += timeline_.live(s);
+        first += timeline_.active(s);
       }
-      if (share_.meet_and_leave()) return;
+      if (share_.barrier_wait_then_stops()) return;
       after_chunk(s0, s1, first, resume);
-      share_.meet();
+      share_.barrier_wait();
       resume = true;
       s1 = s0;
     }
@@ -106,11 +106,12 @@ class WalkBack {
   }
 
  private:
-  Range live_rows(Index s) const { return share_.live_rows(timeline_.live(s)); }
+  Range active_rows(Index s) const { return share_.active_rows(timeline_.active(s)); }
   Range own_hidden() const { return share_.units(hidden_, kernels_.width); }
   Range own_state() const { return share_.units(state_, kernels_.width); }
 
-  // This thread's rows of a buffer of all sorted rows, or of a step in a chunk's.
+  // This thread's rows of a buffer of all sorted rows, or of a chunk's buffer from a step's row
+  // `first`.
   template <class U>
   Rows<U> from(Rows<U> rows, Index first = 0) const {
     return rows.from(first + first_row_);
@@ -121,7 +122,7 @@ class WalkBack {
   }
 
   void step(Index s, Index first) {
-    const Range rows = live_rows(s);
+    const Range rows = active_rows(s);
     Rows<T> dh = from(scratch_.dh);
     add_dy(s, rows, dh);
     if (run_.config.proj_size > 0) {
@@ -130,8 +131,8 @@ class WalkBack {
     }
     for (int p = cell_.phase_count - 1; p >= 0; --p) {
       pointwise(p, s, first, rows, dh);
-      share_.meet_if_by_units();
-      by_operand(p, s, first, rows);
+      share_.barrier_wait_if_by_units();
+      operand_gradient(p, s, first, rows);
     }
   }
 
@@ -147,8 +148,8 @@ class WalkBack {
                              units.size());
   }
 
-  // A product with a transposed panel, for this thread's slices of `to`; adds to it, or begins at
-  // zero.
+  // The product with a transposed panel for this thread's slices of `to`; added to `to`, or
+  // written.
   void product(Rows<const T> rows, Index count, Index depth, Panel panel, Rows<T> to, Index units,
                bool add, bool reversed = false) {
     const Range slices = share_.slices(units, kernels_.width);
@@ -168,11 +169,11 @@ class WalkBack {
   }
 
   void back_through_projection(Range rows, Rows<T> dh, Index first) {
-    const Rows<T> kept = from(scratch_.dh_chunk, first);
-    for (Index r = 0; r < rows.size(); ++r) copy_units<T>(dh[r], kept[r], own_state());
-    share_.meet_if_by_units();
-    product(kept, rows.size(), state_, weights_.projection, from(scratch_.dcell_output), hidden_,
-            false);
+    const Rows<T> saved_dh = from(scratch_.dh_chunk, first);
+    for (Index r = 0; r < rows.size(); ++r) copy_units<T>(dh[r], saved_dh[r], own_state());
+    share_.barrier_wait_if_by_units();
+    product(saved_dh, rows.size(), state_, weights_.projection, from(scratch_.dcell_output),
+            hidden_, false);
   }
 
   void pointwise(int p, Index s, Index first, Range rows, Rows<T> dh) {
@@ -202,8 +203,8 @@ class WalkBack {
              share_.interruption());
   }
 
-  // The gradient by what phase p's recurrent weights multiply.
-  void by_operand(int p, Index s, Index first, Range rows) {
+  // The gradient by the operand of phase p's recurrent weights.
+  void operand_gradient(int p, Index s, Index first, Range rows) {
     const PhaseSpec& phase = cell_.phases[p];
     const Rows<T> dgates =
         column(from(scratch_.dgates_chunk, first), (phase.gates.first + phase.h.first) * hidden_);
@@ -213,7 +214,7 @@ class WalkBack {
             s % 2 != 0);
   }
 
-  // Gradients by the states of rows whose last step is s.
+  // Initialises the gradients by the states of rows whose last step is s.
   void begin(Index s) {
     const auto [begin, end] = timeline_.ending(s);
     for (Index n = std::max(begin, share_.rows().begin); n < std::min(end, share_.rows().end);
@@ -225,9 +226,10 @@ class WalkBack {
     }
   }
 
-  // No gradient crosses a reset; that by a row's initial state is complete after its first step.
+  // Zeroes gradients at resets, which they must not cross; copies the gradients by the initial
+  // states of rows whose first step is s.
   void end(Index s) {
-    const Range rows = live_rows(s);
+    const Range rows = active_rows(s);
     if (run_.schedule.has_reset()) {
       for (Index n = rows.begin; n < rows.end; ++n) {
         if (!timeline_.zeroed(s, n)) continue;
@@ -244,8 +246,8 @@ class WalkBack {
     }
   }
 
-  // A row of no steps hands its gradient on.
-  void never_alive() {
+  // For rows of length 0, the gradient by the final state is that by the initial state.
+  void copy_gradients_of_empty_rows() {
     const Range rows = share_.rows();
     for (Index n = rows.begin; n < rows.end; ++n) {
       if (run_.schedule.length(n) > 0) continue;
@@ -265,9 +267,9 @@ class WalkBack {
     T** dx = dx_rows_;
     for (Index s = s1 - 1; s >= s0; --s) {
       const Index t = timeline_.time(s);
-      const Index live = timeline_.live(s);
-      const Rows<const T> h_prev = previous(run_.h, timeline_, s, {0, live}, scratch_.zero, h);
-      for (Index n = 0; n < live; ++n) {
+      const Index active = timeline_.active(s);
+      const Rows<const T> h_prev = previous(run_.h, timeline_, s, {0, active}, scratch_.zero, h);
+      for (Index n = 0; n < active; ++n) {
         const Index row = run_.schedule.caller_row(n);
         *x++ = run_.x.row(t, row);
         *h++ = h_prev[n];
@@ -300,7 +302,7 @@ class WalkBack {
     }
   }
 
-  // This thread's part of weight (+)= left^T * right, of `rows` by `columns`.
+  // This thread's part of weight (+)= left^T * right, a matrix of `rows` by `columns`.
   void weight_gradient(Rows<const T> left, Index rows, Rows<const T> right, Index columns,
                        Index count, Index offset, bool resume) {
     const Range part = share_.part(rows);
@@ -316,8 +318,8 @@ class WalkBack {
     run_outer(kernels_, call, share_.interruption());
   }
 
-  // The same for gates [window), gates whose blocks stand one after the other in the weight
-  // together.
+  // The same for the gates of `window`. Gates whose blocks are adjacent in the weight share a
+  // product.
   void gates_gradient(Window window, int GateSpec::* block, Rows<const T> right, Index columns,
                       Index count, Index offset, bool resume) {
     const Rows<T> dgates = scratch_.dgates_chunk;
@@ -367,7 +369,8 @@ class WalkBack {
       sum_columns(scratch_.dpeephole_chunk, count, 3 * hidden_, at.weight_peephole, resume);
   }
 
-  // "write": the kernels saw the update gate's weights negated. Each thread turns a part.
+  // With UpdateGate::write, the kernels used negated weights of the update gate. Each thread
+  // negates its part of their gradients.
   void negate_update_gate() {
     for (int gate = 0; gate < cell_.gate_count; ++gate) {
       const GateSpec& spec = cell_.gates[gate];
@@ -398,8 +401,8 @@ class WalkBack {
   const Index hidden_;
   const Index state_;
   const Index inputs_;
-  const Index index_;      // of the direction, layer-major
-  const Index first_row_;  // this thread's
+  const Index index_;      // the number of the direction, layer-major
+  const Index first_row_;  // of this thread
   const T** const x_rows_;
   const T** const h_rows_;
   const T** const c_rows_;
@@ -412,7 +415,7 @@ class WalkBack {
 
 template <class T>
 void BackwardDirection<T>::run(const Share& share, int thread) const {
-  WalkBack<T>(*this, share, thread).run();
+  BackwardPass<T>(*this, share, thread).run();
 }
 
 template struct BackwardScratch<float>;

@@ -1,4 +1,4 @@
-// The C API: arguments checked, exceptions turned into a status, one call into the C++ API.
+// The C API: checks arguments, makes one call into the C++ API, and turns exceptions into a status.
 #include <algorithm>
 #include <cstdarg>
 #include <cstdint>
@@ -33,19 +33,19 @@ struct tidegate_linear {
 
 struct tidegate_stream {
   tidegate::Stream<float> stream;
-  // Of each row, which call of tidegate_stream_step_rows() was the last to name it: so a row that
-  // is given twice is found in one pass, and without memory to be cleared first.
-  std::vector<std::uint64_t> named;
+  // For each row, the number of the last call of tidegate_stream_step_rows() that included it. It
+  // serves to find duplicate rows in one pass, without clearing memory first.
+  std::vector<std::uint64_t> last_calls;
   std::uint64_t calls = 0;
 };
 
 namespace {
 
-// Of the calling thread. Plain memory: to report that there is none must not need any. Of a size
-// for the longest path, and the reason behind it.
+// The last error of the calling thread. A fixed array, because reporting a lack of memory must not
+// allocate; large enough for the longest path and a message.
 thread_local char last_error[8192] = "";
 
-// What was too long ends after a whole character.
+// Truncates last_error to at most `size` bytes, after a whole UTF-8 character.
 void cut_between_characters(std::size_t size) noexcept {
   const auto byte = [](std::size_t i) { return static_cast<unsigned char>(last_error[i]); };
   while (size > 0 && (byte(size - 1) & 0xC0u) == 0x80u) --size;
@@ -63,7 +63,7 @@ void cut_between_characters(std::size_t size) noexcept {
   return status;
 }
 
-// The status of f(), whatever it throws.
+// Calls f() and returns its status: success, or that of the exception that it throws.
 template <class F>
 tidegate_status guarded(const F& f) noexcept {
   try {
@@ -97,7 +97,7 @@ int threads_of(int num_threads) {
   return std::max(num_threads, 1);
 }
 
-// An array that may be null where it has no elements.
+// Like require_argument(), but an array without elements may be null.
 void require_array(const void* pointer, const char* name, Index elements) {
   if (elements > 0) require_argument(pointer, name);
 }
@@ -107,7 +107,7 @@ tidegate::View<T> optional_view(T* data, Index a, Index b, Index c) {
   return data == nullptr ? tidegate::View<T>{} : tidegate::view(data, a, b, c);
 }
 
-// size(config), or 0 of a null handle.
+// Returns size(config), or 0 for a null handle.
 template <class Size>
 Index size_of(const tidegate_model* model, const Size& size) {
   return model == nullptr ? 0 : size(model->model->config());
@@ -129,19 +129,19 @@ void read_tensor(const tidegate::Safetensors& file, const char* name, float* val
   const tidegate::Tensor* const tensor = file.find(name);
   const auto fail = [&](const std::string& reason) {
     throw std::invalid_argument(tidegate::as_utf8(file.name()) + ": tensor " +
-                                tidegate::shown(name) + ": " + reason);
+                                tidegate::quoted_name(name) + ": " + reason);
   };
-  if (tensor == nullptr) fail("there is none of this name");
+  if (tensor == nullptr) fail("the file has none of this name");
   if (tensor->dtype != "F32") fail("got dtype " + tensor->dtype + ", wanted F32");
   const std::size_t elements = static_cast<std::size_t>(tensor->bytes) / sizeof(float);
   if (elements != count) {
-    fail("got " + std::to_string(count) + " for a count, wanted its " + std::to_string(elements) +
-         " elements");
+    fail("got a count of " + std::to_string(count) + ", wanted " + std::to_string(elements) +
+         ", the tensor's number of elements");
   }
   file.read(name, values, count * sizeof(float));
 }
 
-// The parameters' place in the flat vector: all of them, each once.
+// The flat vector of the parameters, each of which must be given once.
 std::vector<float> flat_parameters(const Config& config, const tidegate_parameter* given,
                                    std::size_t count) {
   const std::vector<tidegate::Parameter> wanted = tidegate::parameters(config);
@@ -149,7 +149,7 @@ std::vector<float> flat_parameters(const Config& config, const tidegate_paramete
     require_argument(given[i].name, "parameters: name");
     const auto known = [&](const tidegate::Parameter& p) { return p.name == given[i].name; };
     if (std::none_of(wanted.begin(), wanted.end(), known))
-      throw std::invalid_argument("parameters: surplus " + tidegate::shown(given[i].name));
+      throw std::invalid_argument("parameters: surplus " + tidegate::quoted_name(given[i].name));
   }
   const auto find = [&](const tidegate::Parameter& parameter) -> const tidegate_parameter& {
     const tidegate_parameter* found = nullptr;
@@ -168,7 +168,7 @@ std::vector<float> flat_parameters(const Config& config, const tidegate_paramete
   };
   std::vector<const tidegate_parameter*> in_order;
   for (const tidegate::Parameter& parameter : wanted) in_order.push_back(&find(parameter));
-  // Only now, when there are as many numbers as the options say.
+  // Allocates only now: all parameters are known to have the sizes that the options require.
   std::vector<float> flat;
   for (const tidegate_parameter* parameter : in_order)
     flat.insert(flat.end(), parameter->data, parameter->data + parameter->count);
@@ -179,7 +179,7 @@ tidegate_status null_stream() noexcept {
   return failed(TIDEGATE_INVALID_ARGUMENT, "stream: got a null pointer");
 }
 
-// `rows` null: all of them.
+// `rows` null: all rows of the stream.
 tidegate_status step_rows(tidegate_stream* stream, const Index* rows, Index count, const float* x,
                           float* y) noexcept {
   if (count > 0 && x == nullptr) return failed(TIDEGATE_INVALID_ARGUMENT, "x: got a null pointer");
@@ -201,7 +201,7 @@ void check_state(const tidegate_stream* stream, const float* c) {
                               " has no cell state");
 }
 
-// f(state, size, is_h) of h and then c of every layer's rows.
+// Calls f(state, size, is_h) for h, then c, of each row of each layer.
 template <class F>
 void for_each_state(tidegate::Stream<float>& stream, const F& f) {
   const Config& config = stream.config();
@@ -292,7 +292,7 @@ tidegate_status tidegate_model_run(const tidegate_model* model, const tidegate_r
     const Config& config = model->model->config();
     const Index steps = run->steps, batch = run->batch;
     const Index rows = config.num_layers * config.num_directions();
-    // A machine's memory holds neither more elements than this, nor strides.
+    // Throws if the numbers of elements, which bound all strides below, overflow.
     const Index widest = std::max(config.input_size, config.output_size());
     tidegate::checked_size(std::max(steps, rows), batch, std::max(widest, config.hidden_size));
     require_array(run->x, "x", steps * batch);
@@ -335,7 +335,7 @@ tidegate_status tidegate_stream_create(const tidegate_model* model, int64_t batc
   return guarded([&] {
     require_argument(model, "model");
     require_argument(stream, "stream");
-    // In this order: it is the stream that refuses a batch.
+    // The stream is constructed first and rejects a negative batch.
     *stream = new tidegate_stream{
         tidegate::Stream<float>(model->model, batch),
         std::vector<std::uint64_t>(static_cast<std::size_t>(std::max<Index>(batch, 0)))};
@@ -367,8 +367,8 @@ tidegate_status tidegate_stream_step_rows(tidegate_stream* stream, const int64_t
   ++stream->calls;
   for (Index i = 0; i < count; ++i) {
     if (rows[i] < 0 || rows[i] >= batch) return refuse("rows", rows[i], "0 to the last row");
-    std::uint64_t& last_call = stream->named[static_cast<std::size_t>(rows[i])];
-    if (last_call == stream->calls) return refuse("rows", rows[i], "it once");
+    std::uint64_t& last_call = stream->last_calls[static_cast<std::size_t>(rows[i])];
+    if (last_call == stream->calls) return refuse("rows", rows[i], "each row once");
     last_call = stream->calls;
   }
   return step_rows(stream, rows, count, x, y);
@@ -392,7 +392,7 @@ tidegate_status tidegate_stream_run(tidegate_stream* stream, int64_t steps, cons
 tidegate_status tidegate_stream_reset(tidegate_stream* stream, int64_t row) {
   return guarded([&] {
     require_argument(stream, "stream");
-    require(row >= -1 && row < stream->stream.batch(), "row: wanted one of the stream's, or -1");
+    require(row >= -1 && row < stream->stream.batch(), "row: wanted a row of the stream, or -1");
     if (row < 0) {
       stream->stream.reset();
     } else {
@@ -404,10 +404,10 @@ tidegate_status tidegate_stream_reset(tidegate_stream* stream, int64_t row) {
 tidegate_status tidegate_stream_resize(tidegate_stream* stream, int64_t batch) {
   return guarded([&] {
     require_argument(stream, "stream");
-    // Memory first: what fails changes nothing.
-    if (batch > 0) stream->named.reserve(static_cast<std::size_t>(batch));
+    // Reserves memory first, so that a failure changes nothing.
+    if (batch > 0) stream->last_calls.reserve(static_cast<std::size_t>(batch));
     stream->stream.resize(batch);
-    stream->named.resize(static_cast<std::size_t>(batch));
+    stream->last_calls.resize(static_cast<std::size_t>(batch));
   });
 }
 

@@ -1,5 +1,5 @@
-// One step of one layer's direction as kernel calls, assembled once and run many times: by the walk
-// through a sequence, and by a stream.
+// The kernel calls of one step of one layer's direction, assembled once and run for each step of a
+// sequence or of a stream.
 #ifndef TIDEGATE_CORE_CELL_STEP_H_
 #define TIDEGATE_CORE_CELL_STEP_H_
 
@@ -10,14 +10,14 @@
 
 namespace tidegate {
 
-// What the phases of a step hand to each other, for some rows.
+// Buffers by which the phases of a step pass data to each other, for some rows.
 template <class T>
 struct StepScratch {
   T* accumulators[kMaxPhases] = {};  // [slice][row][gate][width]
-  T* partial_sums[kMaxPhases] = {};  // the same, of a block of h's k's; null for one thread
+  T* partial_sums[kMaxPhases] = {};  // same layout, see PhaseCall; null for one thread
   Index accumulator_rows = 0;
   Index partial_sum_rows = 0;
-  Rows<T> gated_h, phase_state;  // of two phases: [row][hidden]; see PhaseCall
+  Rows<T> gated_h, phase_state;  // cells of two phases: [row][hidden]; see PhaseCall
   Rows<T> cell_output;           // projection: [row][hidden]
 
   static StepScratch take(Arena& arena, const Config& config, const CellSpec& cell,
@@ -45,26 +45,28 @@ struct StepScratch {
   }
 };
 
-// Where the rows of a step lie, as far as it stays the same from step to step: strides and tables.
-// Rows of states are padded to whole slices.
+// The strides and tables of a step's rows, which are the same for many steps. Rows of states are
+// padded to whole slices.
 template <class T>
 struct StepLayout {
   Rows<const T> x;
   Rows<const T> h_prev, c_prev;
-  Rows<T> h_next;  // not h_prev
-  Rows<T> c_next;  // may be c_prev
-  Rows<T> y;       // h once more, without padding; may be absent
+  Rows<T> h_next;  // must not alias h_prev
+  Rows<T> c_next;  // may alias c_prev
+  Rows<T> y;       // a copy of h without padding; may be absent
   Rows<T> saved;   // may be absent
 };
 
-// What differs: the bases of the layout's rows, null where there is a table.
+// The arguments that change from step to step: mainly the bases of the layout's rows, null where
+// the layout has a table.
 template <class T>
 struct StepBases {
   Index count = 0;
-  Index first = 0;         // among the scratch's accumulators
+  Index first = 0;         // the first row's number among the scratch's accumulators
   bool reversed = false;   // see PhaseCall
-  bool projected = false;  // `project` has begun the accumulators: there is no x
-  bool arrived = false;    // with h_prev at a meeting whose end is awaited here
+  bool projected = false;  // project() has added x to the accumulators; there is no x here
+  // The thread has arrived at the barrier after writing h_prev; run() waits for the other threads.
+  bool arrived = false;
   const T* x = nullptr;
   const T* h_prev = nullptr;
   const T* c_prev = nullptr;
@@ -74,15 +76,15 @@ struct StepBases {
   T* saved = nullptr;
 };
 
-// The most multiply-adds of a thread's product with h that begins before all of h is there: in
-// longer ones a meeting does not count.
-constexpr Index kOverlapped = 256 * 1024;
+// A thread begins its product with h before the other threads have written all of h if the product
+// has at most this many multiply-adds. In longer products the time of a barrier is negligible.
+constexpr Index kMaxEarlyProducts = 256 * 1024;
 
 template <class T>
 class CellStep {
  public:
-  // For one thread: its share of the units, and of the scratch's rows those from `first_row` on,
-  // accumulators from `first_accumulator_row` on.
+  // The calls of one thread, for its share of the units. It uses the scratch's rows from
+  // `first_row` and the accumulators from `first_accumulator_row`.
   CellStep(const Config& config, const Weights<T>& weights, Index layer, Index direction,
            const Share& share, const StepScratch<T>& scratch, Index first_row,
            Index first_accumulator_row, Index saved_gate_stride)
@@ -104,7 +106,7 @@ class CellStep {
       call.units = config.hidden_size;
       call.x.panel = packed.phases[p].x;
       call.x.depth = inputs_;
-      call.h.rows = from(scratch.gated_h);  // or h_prev: see lay_out
+      call.h.rows = from(scratch.gated_h);  // or h_prev, see set_layout()
       call.h.panel = packed.phases[p].h;
       call.h.depth = call.h.end = config.state_size();
       call.bias = packed.phases[p].bias;
@@ -112,7 +114,7 @@ class CellStep {
       call.accumulators_slice_stride = scratch.accumulator_rows * call.accumulators_row_stride;
       accumulators_[p] =
           scratch.accumulators[p] + first_accumulator_row * call.accumulators_row_stride;
-      call.partial_sums = scratch.partial_sums[p];  // of threads that divide units: of all rows
+      call.partial_sums = scratch.partial_sums[p];  // only where threads divide units: all rows
       call.partial_sums_slice_stride = scratch.partial_sum_rows * call.accumulators_row_stride;
       call.saved_gate_stride = saved_gate_stride;
       call.peephole = packed.peephole;
@@ -125,7 +127,7 @@ class CellStep {
       if (share.awaits_above() && call.h.depth <= kSumGroup) {
         const Index panel = phase.h.count * slices.size() * width * call.h.depth;
         const Index below = share.units(call.h.depth, width).end;
-        early_[p] = {below - below % storage_.grain, kOverlapped / std::max<Index>(1, panel)};
+        early_[p] = {below - below % storage_.grain, kMaxEarlyProducts / std::max<Index>(1, panel)};
       }
     }
     if (!has_projection_) return;
@@ -140,8 +142,8 @@ class CellStep {
     projection_.accumulators_slice_stride = width;
   }
 
-  // For the steps to come.
-  void lay_out(const StepLayout<T>& rows) {
+  // Sets the layout of all following steps.
+  void set_layout(const StepLayout<T>& rows) {
     for (int p = 0; p < cell_.phase_count; ++p) {
       PhaseCall<T>& call = calls_[p];
       call.x.rows = rows.x;
@@ -154,11 +156,12 @@ class CellStep {
     PhaseCall<T>& last = has_projection_ ? projection_ : calls_[cell_.phase_count - 1];
     last.h_next = rows.h_next;
     last.y = rows.y;
-    // A linear phase has one accumulator a unit: the state's own rows hold them.
+    // A linear phase has one accumulator for each unit, so the rows of h_next serve as
+    // accumulators.
     projection_.accumulators_row_stride = rows.h_next.stride;
   }
 
-  // Begins the accumulators of `count` rows with their input projections.
+  // Computes the input projections of `count` rows into their accumulators.
   void project(Rows<const T> x, Index count) const {
     for (int p = 0; p < cell_.phase_count; ++p) {
       PhaseCall<T> call = calls_[p];
@@ -173,8 +176,8 @@ class CellStep {
     }
   }
 
-  // Writes nothing but bases into calls that are ready: to build one anew takes as long as a small
-  // step.
+  // Sets only the arguments of the step in the assembled calls: assembling them again would take as
+  // long as a small step.
   void run(const StepBases<T>& step, const Share& share) {
     for (int p = 0; p < cell_.phase_count; ++p) {
       PhaseCall<T>& call = calls_[p];
@@ -197,7 +200,7 @@ class CellStep {
       if (p + 1 < cell_.phase_count) share.arrive_if_by_units();
     }
     if (!has_projection_) return;
-    share.meet_if_by_units();
+    share.barrier_wait_if_by_units();
     // h = weight_hr * (o * tanh(c)).
     projection_.rows = step.count;
     projection_.accumulators = step.h_next;
@@ -208,21 +211,21 @@ class CellStep {
   }
 
  private:
-  // Of h, the k's below the units of the threads above, for a product of so few rows that it begins
-  // with them.
-  struct Early {
+  // The part of the product with h that begins before the threads above have written their units:
+  // the k's below `end`, in calls of at most `max_rows` rows.
+  struct EarlyPart {
     Index end = 0;
-    Index most_rows = 0;
+    Index max_rows = 0;
   };
 
-  // awaits: the other threads are still writing their units of h's rows. A thread that need not
-  // wait for those above it runs ahead of them by as much as their signals take to arrive, and then
-  // no thread waits any more.
+  // awaits: the other threads may still be writing their units of h. A thread that does not wait
+  // for the threads above runs ahead of them by the latency of their signals, and then all waits
+  // are over before they begin.
   void run_phase(int p, const Share& share, bool awaits) {
     PhaseCall<T>& call = calls_[p];
     const auto products = storage_.products[cell_.phases[p].kind];
     if (awaits) share.await_below_if_by_units();
-    if (awaits && call.rows <= early_[p].most_rows) {
+    if (awaits && call.rows <= early_[p].max_rows) {
       call.h.end = early_[p].end;
       call.finish = nullptr;
       products(call);
@@ -245,8 +248,8 @@ class CellStep {
   const Index inputs_;
   const bool has_projection_;
   T* accumulators_[kMaxPhases] = {};
-  Early early_[kMaxPhases];
-  Index row_products_[kMaxPhases] = {};  // multiply-adds of a row, at most
+  EarlyPart early_[kMaxPhases];
+  Index row_products_[kMaxPhases] = {};  // multiply-adds of a row, an upper bound
   Finish<T> finish_[kMaxPhases] = {};
   PhaseCall<T> calls_[kMaxPhases];
   PhaseCall<T> projection_;

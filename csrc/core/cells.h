@@ -1,4 +1,4 @@
-// What the table of cells (kernels/spec.h) says of a network's cell.
+// The entry of a network's cell in the table of cells (kernels/spec.h).
 #ifndef TIDEGATE_CORE_CELLS_H_
 #define TIDEGATE_CORE_CELLS_H_
 
@@ -7,7 +7,7 @@
 
 namespace tidegate {
 
-// The gates, phases and windows.
+// The gates, phases and windows of the network's cell.
 inline CellSpec cell_spec(const Config& config) {
   return cell_info(config.cell).spec({config.peephole, config.reset_after});
 }

@@ -1,4 +1,4 @@
-// Checks of what a call is given.
+// Checks of a call's arguments.
 #include "core/check.h"
 
 #include <algorithm>
@@ -26,8 +26,8 @@ template <class T>
 void check_sequence(const char* name, const View<T>& v, CallSize size, Index features) {
   check_view(name, v, size.steps, size.batch, features);
   if (v.first_row && !size.longest_first) {
-    throw std::invalid_argument(std::string(name) +
-                                ": got a packed sequence, wanted lengths with it, longest first");
+    throw std::invalid_argument(
+        std::string(name) + ": got a packed sequence, wanted lengths in descending order with it");
   }
 }
 

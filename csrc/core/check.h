@@ -1,4 +1,4 @@
-// Checks of what a call is given: every one before anything is written.
+// Checks of a call's arguments. All are made before the call writes anything.
 #ifndef TIDEGATE_CORE_CHECK_H_
 #define TIDEGATE_CORE_CHECK_H_
 
@@ -14,7 +14,7 @@ inline void require(bool holds, const std::string& message) {
 }
 
 inline void require_size(const char* name, Index value, Index least) {
-  // Calls that must not allocate check sizes as well: the message is made only when needed.
+  // Composes the message only on failure, because calls that must not allocate check sizes, too.
   if (value >= least) return;
   throw std::invalid_argument(std::string(name) + ": got " + std::to_string(value) +
                               ", wanted an integer >= " + std::to_string(least));
@@ -23,10 +23,10 @@ inline void require_size(const char* name, Index value, Index least) {
 struct CallSize {
   Index steps;
   Index batch;
-  bool longest_first = false;  // the rows are in order of length, as packed sequences are
+  bool longest_first = false;  // lengths are given and descend, as those of packed sequences do
 };
 
-// All throw std::invalid_argument naming the argument, what came and what was wanted.
+// Each throws std::invalid_argument with the argument's name, the value given and the value wanted.
 template <class T>
 CallSize check_inputs(const Config& config, const Inputs<T>& inputs);
 template <class T>
@@ -37,7 +37,8 @@ void check_gradients(const Config& config, CallSize size, const OutputGradients<
 void check_shape(const char* name, const Index (&got)[3], const Index (&stride)[3], Index a,
                  Index b, Index c);
 
-// The threads that a call may use: those given, or the setting in force (0).
+// The greatest number of threads that a call may use: num_threads, or if it is 0 the current
+// setting.
 int allowed_threads(int num_threads);
 
 }  // namespace tidegate

@@ -1,4 +1,4 @@
-// What a network is: checks of its options, and the layout of its parameters.
+// Checks of a network's options, and the layout of its parameters.
 #include "tidegate/config.h"
 
 #include <cmath>
@@ -17,7 +17,7 @@ void require_activation(const char* name, const Activation& activation) {
           std::string(name) + ": got a parameter that is not finite");
 }
 
-// A negative alpha makes y the same on both sides of the kink.
+// A negative alpha gives the same y on both sides of the kink, so y does not determine the slope.
 void require_slope(const char* name, const Activation& activation) {
   const bool by_sign = activation.kind == ActivationKind::leaky_relu ||
                        activation.kind == ActivationKind::elu ||
@@ -27,7 +27,7 @@ void require_slope(const char* name, const Activation& activation) {
               " with a negative alpha, which cannot be trained; wanted alpha >= 0");
 }
 
-// An option that only some cells know: how it is where it is not given, and what that is called.
+// An option that only some cells have, and its value in the others: its text, and a test for it.
 struct OptionInfo {
   CellOption option;
   const char* name;
@@ -74,7 +74,7 @@ std::vector<std::string> gate_names(const Config& config) {
   const CellSpec cell = cell_spec(config);
   std::vector<std::string> names(static_cast<std::size_t>(block_count(cell)));
   for (int g = 0; g < cell.gate_count; ++g) {
-    // A gate that sees x names the block; h's product may have an accumulator of its own (q).
+    // A gate that reads x names the block; the product with h may have its own accumulator (q).
     const GateSpec& gate = cell.gates[g];
     if (gate.x_block >= 0) names[static_cast<std::size_t>(gate.x_block)] = gate.name;
   }
@@ -97,7 +97,7 @@ void Config::validate() const {
   require(proj_size == 0 || proj_size < hidden_size, "proj_size: got " + std::to_string(proj_size) +
                                                          ", wanted less than hidden_size (" +
                                                          std::to_string(hidden_size) + ")");
-  // "write" is carried out as "carry" with the sign of the update gate's argument turned.
+  // "write" is computed as "carry" with the argument of the update gate negated.
   const Activation& gate = activations.gate;
   const bool symmetric = gate.kind == ActivationKind::sigmoid ||
                          (gate.kind == ActivationKind::hard_sigmoid && gate.beta == 0.5);
@@ -139,7 +139,7 @@ Index parameter_count(const Config& config) {
   const Index layers =
       sum(of_layer(config.input_size), checked_size(config.num_layers - 1, of_layer(above)));
   const Index count = checked_size(config.num_directions(), layers);
-  checked_size(count, sizeof(double));  // their bytes fit, too
+  checked_size(count, sizeof(double));  // the number of bytes must not overflow either
   return count;
 }
 
@@ -150,8 +150,8 @@ std::vector<Parameter> parameters(const Config& config) {
     all.push_back({name, rows, columns, offset});
     offset += all.back().size();
   };
-  parameter_count(config);  // or a length_error: all sums and products below fit
-  // Too many layers are refused before memory fills up with their names.
+  parameter_count(config);  // throws length_error if a sum or product below would overflow
+  // Reserving throws for too many layers, before their names fill the memory.
   const Index each = 2 + (config.bias ? 2 : 0) + (config.proj_size > 0) + config.peephole;
   all.reserve(
       static_cast<std::size_t>(checked_size(config.num_layers, config.num_directions(), each)));

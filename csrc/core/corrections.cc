@@ -1,4 +1,4 @@
-// Corrections of the estimates, learnt from the calls' times.
+// Corrections of the estimates, learnt from the times of calls.
 #include "core/corrections.h"
 
 #include <algorithm>
@@ -8,18 +8,19 @@ namespace tidegate {
 
 namespace {
 
-constexpr double kRemembered = 8000;  // milliseconds until a correction has faded
-// A disturbed call moves its factor by at most kSlower * (kMostJump - 1): a quarter. It takes some
-// six slow calls in a row to double it.
-constexpr double kMostJump = 2;
-constexpr double kSlower = 0.25;
-constexpr double kFaster = 0.5;
-constexpr double kLeastFactor = 1.0 / 16;
-constexpr double kMostFactor = 16;
+constexpr double kFadeMilliseconds = 8000;  // until a correction has faded
+// A time is clamped to within a factor of kMaxJump of the old factor, and then moves it by the part
+// kSlowerPart or kFasterPart of the difference. So a disturbed call raises its factor by at most a
+// quarter, and it takes at least four slow calls in succession to double it.
+constexpr double kMaxJump = 2;
+constexpr double kSlowerPart = 0.25;
+constexpr double kFasterPart = 0.5;
+constexpr double kMinFactor = 1.0 / 16;
+constexpr double kMaxFactor = 16;
 
-constexpr std::int64_t kManyRows = 6;  // the rows of a tile: from here on arithmetic binds
+constexpr std::int64_t kManyRows = 6;  // the rows of a tile: from here on, arithmetic is the bound
 
-// The class of a value whose first class ends at `first`, each further one at four times as much.
+// The class of a value: the first class ends at `first`, each further one at four times the last.
 int quadrupling_class(double value, double first, int classes) {
   int result = 0;
   for (double end = first; value >= end && result + 1 < classes; end *= 4) ++result;
@@ -47,9 +48,9 @@ int CallClass::of(int work, double total_nanoseconds, double step_nanoseconds, s
 
 double CorrectionTable::weight_of(Entry entry, std::int64_t now) {
   if (entry.factor <= 0) return 0;  // never recorded
-  // Clocks of threads may differ by a little: an entry from the future is fresh.
+  // The clocks of threads may differ slightly: an entry from the future counts as new.
   const auto age = static_cast<std::int32_t>(milliseconds(now) - entry.milliseconds);
-  return std::clamp(1 - age / kRemembered, 0.0, 1.0);
+  return std::clamp(1 - age / kFadeMilliseconds, 0.0, 1.0);
 }
 
 Corrections CorrectionTable::at(int call_class, std::int64_t now) const {
@@ -73,11 +74,11 @@ void CorrectionTable::record(int call_class, int division, double ratio, std::in
   std::atomic<std::uint64_t>& word = entries_[call_class][division];
   const auto before = std::bit_cast<Entry>(word.load(std::memory_order_relaxed));
   const double old = 1 + weight_of(before, now) * (static_cast<double>(before.factor) - 1);
-  const double jump = std::clamp(ratio, old / kMostJump, old * kMostJump);
-  const double factor = old + (jump > old ? kSlower : kFaster) * (jump - old);
-  const Entry after = {static_cast<float>(std::clamp(factor, kLeastFactor, kMostFactor)),
+  const double jump = std::clamp(ratio, old / kMaxJump, old * kMaxJump);
+  const double factor = old + (jump > old ? kSlowerPart : kFasterPart) * (jump - old);
+  const Entry after = {static_cast<float>(std::clamp(factor, kMinFactor, kMaxFactor)),
                        milliseconds(now)};
-  // If two threads record at once, one of the times is lost.
+  // If two threads record at the same time, one of the times is lost.
   word.store(std::bit_cast<std::uint64_t>(after), std::memory_order_relaxed);
 }
 

@@ -1,5 +1,5 @@
-// How much longer than estimated calls have taken lately, by a coarse class of call and by how the
-// call was divided. The estimates themselves are in plan.cc.
+// The recent ratios of measured to estimated times, for each coarse class of calls and each way to
+// divide a call. The estimates themselves are in plan.cc.
 #ifndef TIDEGATE_CORE_CORRECTIONS_H_
 #define TIDEGATE_CORE_CORRECTIONS_H_
 
@@ -8,12 +8,12 @@
 
 namespace tidegate {
 
-// How a call is divided, as far as corrections tell divisions apart: one thread; rows or units
-// among 2, 3 or 4, 5 to 8, or more threads.
+// The class of a division; the corrections distinguish one thread, and rows or units divided among
+// 2, 3 to 4, 5 to 8, or more threads.
 int division_class(int threads, bool by_units);
 constexpr int kDivisionClasses = 1 + 2 * 4;
 
-// Factors on the estimates of one class of calls.
+// The factors on the estimates of one class of calls.
 struct Corrections {
   float factor[kDivisionClasses] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
 
@@ -22,30 +22,31 @@ struct Corrections {
   }
 };
 
-// A class of calls: those of about the same time in all (estimated, on one thread) and for each
-// step, in the same direction, and with few or many rows. Within one, the same resource decides.
+// A class of calls of the same work, with about the same estimated time on one thread, in total and
+// per step, and with few or many rows. The calls of a class are bound by the same resource.
 struct CallClass {
-  static constexpr int kWorks = 4;   // those of Work (plan.h), and even work
+  static constexpr int kWorks = 4;   // the values of Work (plan.h), and even work
   static constexpr int kTotals = 8;  // below 10 us, 40 us, 160 us, ...
   static constexpr int kSteps = 8;   // below 1 us, 4 us, 16 us, ...
-  static constexpr int kRows = 2;    // below kManyRows: a step waits for its weights
+  static constexpr int kRows = 2;    // few rows, bound by reading weights; or at least kManyRows
   static constexpr int kCount = kWorks * kTotals * kSteps * kRows;
 
   static int of(int work, double total_nanoseconds, double step_nanoseconds, std::int64_t rows);
 };
 
-// Learns from the calls' times. Of fixed size; reading and writing take no lock and never wait.
+// The corrections of all classes, learnt from the calls' times. The table has a fixed size; reads
+// and writes are lock-free and never wait.
 //
-// A correction follows times that are shorter than expected faster than longer ones, for what
-// disturbs a call makes it longer; a single time moves it by a quarter at most. What is not renewed
-// fades within seconds, so that a division that was once found slow is tried again.
+// A correction follows times that are shorter than expected faster than longer ones, because
+// disturbances make calls longer. A single time changes it by at most a quarter. A correction that
+// is not renewed fades within seconds, so that a division once measured as slow is tried again.
 class CorrectionTable {
  public:
-  // At time `now`, in nanoseconds. A division of which nothing is known is taken to be as fast as
-  // the best that is known, if that is faster than estimated: then the estimates are too long.
+  // The corrections at time `now`, in nanoseconds. A division without a record gets the smallest
+  // recorded factor, if that is below 1: then the estimates of the class are too long.
   Corrections at(int call_class, std::int64_t now) const;
 
-  // A call has taken `ratio` times its uncorrected estimate.
+  // Records that a call took `ratio` times its uncorrected estimate.
   void record(int call_class, int division, double ratio, std::int64_t now);
 
  private:
@@ -55,7 +56,7 @@ class CorrectionTable {
     std::uint32_t milliseconds;
   };
 
-  // How much of the entry's correction is left, 0 to 1.
+  // The weight of the entry, which decreases from 1 to 0 as it fades.
   static double weight_of(Entry entry, std::int64_t now);
 
   std::atomic<std::uint64_t> entries_[CallClass::kCount][kDivisionClasses] = {};

@@ -1,4 +1,4 @@
-// A file descriptor that is closed with its owner.
+// A file descriptor that is closed when its owner is destroyed.
 #ifndef TIDEGATE_CORE_DESCRIPTOR_H_
 #define TIDEGATE_CORE_DESCRIPTOR_H_
 
@@ -26,7 +26,7 @@ class Descriptor {
       number_ = ::open(path, flags | O_CLOEXEC, mode);
     } while (number_ < 0 && errno == EINTR);
   }
-  // Whether everything written has reached the file.
+  // Returns whether all writes have reached the file.
   bool close() { return ::close(std::exchange(number_, -1)) == 0; }
 
  private:

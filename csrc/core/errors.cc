@@ -1,4 +1,4 @@
-// What the library's own exceptions say.
+// The texts of the library's exceptions.
 #include "tidegate/errors.h"
 
 #include <cstdio>
@@ -11,8 +11,8 @@ OutOfMemory::OutOfMemory(const char* purpose, Index bytes) noexcept {
   } else {
     constexpr double kGibibyte = 1024.0 * 1024 * 1024;
     std::snprintf(text_, sizeof text_,
-                  "%s would take %lld bytes (%.4g GiB), more memory than the system gives", purpose,
-                  static_cast<long long>(bytes), static_cast<double>(bytes) / kGibibyte);
+                  "%s would take %lld bytes (%.4g GiB), more memory than the system provides",
+                  purpose, static_cast<long long>(bytes), static_cast<double>(bytes) / kGibibyte);
   }
 }
 

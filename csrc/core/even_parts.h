@@ -1,4 +1,4 @@
-// Passes over arrays that threads divide evenly.
+// Passes over arrays that are divided evenly among threads.
 #ifndef TIDEGATE_CORE_EVEN_PARTS_H_
 #define TIDEGATE_CORE_EVEN_PARTS_H_
 
@@ -9,20 +9,20 @@
 
 namespace tidegate {
 
-// A division or a root of each element takes as long as this many flops of multiply-adds: 16 cycles
-// a vector on recent cores of Intel, 5 to 10 on AMD's, in which time 2 vectors of multiply-adds a
-// cycle could be done.
+// The cost of a division or a square root of one element, as flops of multiply-adds: it takes 16
+// cycles per vector on recent Intel cores and 5 to 10 on AMD cores, which can do 2 vectors of
+// multiply-adds per cycle.
 constexpr double kFlopsOfDivision = 40;
 
-// The work of `count` elements of T, each of `flops` float flops and `bytes` accessed.
+// The work on `count` elements of T, each of which takes `flops` float flops and `bytes` accesses.
 template <class T>
 EvenWork elementwise_work(Index count, double flops, double bytes) {
   const auto elements = static_cast<double>(count);
   return {.flops = elements * flops * sizeof(T) / sizeof(float), .bytes = elements * bytes};
 }
 
-// body(part) in each of the threads that the work is worth, the parts being those of [0, blocks) in
-// ascending order.
+// Calls body(part) on each thread of the lease, with its part of [0, blocks); the parts ascend with
+// the index of the thread.
 template <class Body>
 void for_each_part(ThreadLease& lease, Index blocks, const Body& body) {
   const ThreadSetup setup;

@@ -1,18 +1,19 @@
-// One direction of one layer through time, forward.
+// The forward pass of one direction of one layer through time.
 #include "core/forward.h"
 
 namespace tidegate {
 
 namespace {
 
-// Accumulators of steps projected together: half of a small L2, or, where the weights that project
-// are larger, a part of their bytes small enough that reading them once for all these rows pays.
+// The bytes of the accumulators of steps that are projected together: half of a small L2, or a
+// quarter of the bytes of the input weights if that is more, because these weights are then read
+// once for more rows.
 constexpr Index kAccumulatorBytes = 256 * 1024;
-constexpr Index kAccumulatorsPart = 4;
+constexpr Index kWeightsPerAccumulators = 4;
 constexpr Index kMaxChunkRows = 1024;
 
-// Steps whose input projections are computed together, ahead of the recurrence: their accumulators
-// stay in L2.
+// The number of steps whose input projections are computed together, before their recurrence. Their
+// accumulators stay in L2.
 template <class T>
 Index projected_steps(const Config& config, Index steps, Index batch, Index width,
                       double weight_bytes) {
@@ -20,7 +21,7 @@ Index projected_steps(const Config& config, Index steps, Index batch, Index widt
   const Index row_bytes = checked_size(row, Index{sizeof(T)});
   const Index weights = checked_size(row, config.layer_input_size(config.num_layers - 1));
   const auto part = static_cast<Index>(static_cast<double>(weights) * weight_bytes);
-  const Index bytes = std::max(kAccumulatorBytes, part / kAccumulatorsPart);
+  const Index bytes = std::max(kAccumulatorBytes, part / kWeightsPerAccumulators);
   const Index rows = std::min(kMaxChunkRows, bytes / row_bytes);
   return std::max<Index>(1, std::min(steps, rows / std::max<Index>(1, batch)));
 }
@@ -47,11 +48,11 @@ ForwardScratch<T> ForwardScratch<T>::take(Arena& arena, const Config& config,
 
 namespace {
 
-// One thread's walk through the steps.
+// The forward pass of one thread.
 template <class T>
-class Walk {
+class ForwardPass {
  public:
-  Walk(const ForwardDirection<T>& run, const Share& share, int thread)
+  ForwardPass(const ForwardDirection<T>& run, const Share& share, int thread)
       : run_(run),
         share_(share),
         kernels_(run.weights.kernels()),
@@ -65,7 +66,7 @@ class Walk {
         y_rows_(run.scratch.y_rows + thread * run.schedule.batch()),
         h_rows_(run.scratch.h_rows + thread * run.schedule.batch()),
         c_rows_(run.scratch.c_rows + thread * run.schedule.batch()),
-        // Threads that divide rows have each their own part of the accumulators.
+        // Each of the threads that divide rows has its own part of the accumulators.
         step_(run.config, run.weights, run.layer, run.direction, share, run.scratch.step,
               first_row_, run.scratch.chunk * first_row_, run.saved.gate_stride) {
     const bool tables = run.schedule.has_reset();
@@ -77,12 +78,12 @@ class Walk {
     rows.c_next = {nullptr, run.c.row_stride, nullptr};
     rows.y = {nullptr, 0, y_rows_};
     rows.saved = {nullptr, run.saved.row_stride, nullptr};
-    step_.lay_out(rows);
+    step_.set_layout(rows);
   }
 
   void run(Range steps) {
     if (steps.begin == 0) {
-      never_alive();
+      copy_states_of_empty_rows();
       begin(0);
     }
     share_.arrive_if_by_units();
@@ -95,11 +96,11 @@ class Walk {
       if (projected) project(s0, s1);
       Index first = 0;  // this step's first row among the chunk's accumulators
       for (Index s = s0; s < s1; ++s) {
-        if (share_.leaves()) {
+        if (share_.stops()) {
           share_.await_all_if_by_units();
           return;
         }
-        const Range rows = live_rows(s);
+        const Range rows = active_rows(s);
         if (rows.size() > 0) {
           step(s, rows, first, projected);
         } else {
@@ -115,7 +116,7 @@ class Walk {
   }
 
  private:
-  Range live_rows(Index s) const { return share_.live_rows(timeline_.live(s)); }
+  Range active_rows(Index s) const { return share_.active_rows(timeline_.active(s)); }
   Range own_hidden() const { return share_.units(hidden_, kernels_.width); }
   Range own_state() const { return share_.units(state_, kernels_.width); }
 
@@ -125,11 +126,11 @@ class Walk {
       *to++ = run_.x.row(t, run_.schedule.caller_row(n));
   }
 
-  // The input projections of steps [s0, s1), for this thread's rows and units alone.
+  // Computes the input projections of steps [s0, s1), for this thread's rows and units.
   void project(Index s0, Index s1) {
     Index count = 0;
     for (Index s = s0; s < s1; ++s) {
-      const Range rows = live_rows(s);
+      const Range rows = active_rows(s);
       collect_x_rows(s, rows, x_rows_ + count);
       count += rows.size();
     }
@@ -162,7 +163,7 @@ class Walk {
   // This thread's first row of a buffer of all sorted rows.
   T* own(Rows<T> rows) const { return rows ? rows.base + first_row_ * rows.stride : nullptr; }
 
-  // The states of rows whose first step is s.
+  // Copies the initial states of rows whose first step is s.
   void begin(Index s) {
     if (s >= timeline_.steps()) return;
     const auto [begin, end] = timeline_.starting(s);
@@ -176,7 +177,7 @@ class Walk {
     }
   }
 
-  // The states of rows whose last step is s.
+  // Copies the final states of rows whose last step is s.
   void end(Index s) {
     const auto [begin, end] = timeline_.ending(s);
     for (Index n = std::max(begin, share_.rows().begin); n < std::min(end, share_.rows().end);
@@ -189,19 +190,19 @@ class Walk {
     }
   }
 
-  // y of padded steps is zero.
+  // Zeroes y at padded steps.
   void pad(Range steps) {
-    if (run_.y.first_row) return;  // there is none
+    if (run_.y.first_row) return;  // a packed sequence has no padding
     const Range rows = share_.rows();
     for (Index s = steps.begin; s < steps.end; ++s) {
       const Index t = timeline_.time(s);
-      for (Index n = std::max(rows.begin, run_.schedule.live(t)); n < rows.end; ++n)
+      for (Index n = std::max(rows.begin, run_.schedule.active(t)); n < rows.end; ++n)
         copy_units<T>(nullptr, run_.y.row(t, run_.schedule.caller_row(n)), own_state());
     }
   }
 
-  // A row of no steps keeps its initial state.
-  void never_alive() {
+  // For rows of length 0, the final state is the initial state.
+  void copy_states_of_empty_rows() {
     const Range rows = share_.rows();
     for (Index n = rows.begin; n < rows.end; ++n) {
       if (run_.schedule.length(n) > 0) continue;
@@ -222,8 +223,8 @@ class Walk {
   const Timeline timeline_;
   const Index hidden_;
   const Index state_;
-  const Index index_;      // of the direction, layer-major
-  const Index first_row_;  // this thread's
+  const Index index_;      // the number of the direction, layer-major
+  const Index first_row_;  // of this thread
   const T** const x_rows_;
   T** const y_rows_;
   const T** const h_rows_;
@@ -235,7 +236,7 @@ class Walk {
 
 template <class T>
 void ForwardDirection<T>::run(const Share& share, int thread, Range steps) const {
-  Walk<T>(*this, share, thread).run(steps);
+  ForwardPass<T>(*this, share, thread).run(steps);
 }
 
 template struct ForwardScratch<float>;

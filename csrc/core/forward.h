@@ -1,5 +1,5 @@
-// One direction of one layer through time, forward. Written once for all cells; what differs is in
-// CellSpec.
+// The forward pass of one direction of one layer through time, for all cells; CellSpec describes
+// their differences.
 #ifndef TIDEGATE_CORE_FORWARD_H_
 #define TIDEGATE_CORE_FORWARD_H_
 
@@ -11,10 +11,10 @@
 
 namespace tidegate {
 
-// Working memory of one direction, of any layer, shared by its threads.
+// The working memory of one direction, used by all layers in turn and shared by the threads.
 template <class T>
 struct ForwardScratch {
-  Index chunk = 1;  // steps projected together
+  Index chunk = 1;  // the number of steps whose inputs are projected together
   StepScratch<T> step;
   const T** x_rows = nullptr;  // per thread: [chunk][batch]
   T** y_rows = nullptr;        // per thread: [batch]
@@ -26,7 +26,7 @@ struct ForwardScratch {
                              Index steps, Index batch, int threads);
 };
 
-// What training keeps of a direction, beside all slots of its states.
+// The activated gates of a direction, which training keeps in addition to all slots of its states.
 template <class T>
 struct SavedGates {
   T* data = nullptr;  // [step][sorted row][gate][unit]
@@ -47,15 +47,15 @@ struct ForwardDirection {
   Index direction;
   const Schedule& schedule;
   View<const T> x;  // (T, N, inputs)
-  View<T> y;        // (T, N, state), of this direction
+  View<T> y;        // (T, N, state), this direction's part
   View<const T> h_0, c_0;
   View<T> h_n, c_n;  // all layers'
   States<T> h, c;
   SavedGates<T> saved;
   const ForwardScratch<T>& scratch;
 
-  // Steps [steps.begin, steps.end), those before having been run. `share` is this thread's;
-  // `thread` its number among those that share the scratch.
+  // Runs steps [steps.begin, steps.end), after all earlier ones. `share` is this thread's share,
+  // `thread` its number among the threads that share the scratch.
   void run(const Share& share, int thread, Range steps) const;
 };
 

@@ -1,4 +1,4 @@
-// Sigmoid and softmax of rows.
+// The sigmoid and softmax functions of rows.
 #include "tidegate/functions.h"
 
 #include <algorithm>
@@ -30,7 +30,7 @@ void softmax_of_row(const T* x, T* y, Index columns) {
 
 template <class T>
 T sigmoid(T x) noexcept {
-  // exp of a negative number cannot overflow, and keeps the digits of a small result.
+  // exp of a negative number cannot overflow, and keeps the precision of a small result.
   const T e = std::exp(-std::abs(x));
   return (x < 0 ? e : T(1)) / (1 + e);
 }

@@ -1,5 +1,5 @@
-// Whether a running call shall end early: asked by the thread that made the call, known to all of
-// its threads. How they leave together is the business of share.h.
+// Requests that a running call end early. The thread that made the call polls for them; all threads
+// of the call see them. share.h makes the threads leave their loops together.
 #ifndef TIDEGATE_CORE_INTERRUPTION_H_
 #define TIDEGATE_CORE_INTERRUPTION_H_
 
@@ -12,31 +12,31 @@
 
 namespace tidegate {
 
-// The state of one call; the thread that makes the call constructs it.
+// The state of one call. The thread that makes the call constructs it.
 class Interruption {
  public:
   Interruption() noexcept;
   Interruption(const Interruption&) = delete;
   Interruption& operator=(const Interruption&) = delete;
 
-  // Whether the calling thread has an InterruptPoll. Without one the rest costs nothing.
+  // Whether the calling thread has an InterruptPoll. Without one the other functions cost nothing.
   bool possible() const { return poll_ != nullptr; }
 
-  // For all threads of the call, often. In the calling thread it polls, if the last time is long
-  // ago.
+  // Whether an early end was requested. All threads of the call may check often; in the calling
+  // thread, the check polls if the last poll was long ago.
   bool requested() noexcept {
     if (!possible()) return false;
     if (requested_.load(std::memory_order_relaxed)) return true;
-    return std::this_thread::get_id() == caller_ && --countdown_ <= 0 && look();
+    return std::this_thread::get_id() == caller_ && --countdown_ <= 0 && check_clock();
   }
 
-  // The same between pieces of work that take milliseconds: looks at the clock each time.
+  // The same, for use between pieces of work that take milliseconds: reads the clock each time.
   bool requested_now() noexcept {
     if (possible() && std::this_thread::get_id() == caller_) countdown_ = 1;
     return requested();
   }
 
-  // For the calling thread, when the others have left: throws Interrupted if it was requested.
+  // Called by the calling thread after the others have left: throws Interrupted on a request.
   void finish() const {
     if (requested_.load(std::memory_order_relaxed)) throw Interrupted();
   }
@@ -44,18 +44,20 @@ class Interruption {
  private:
   using Clock = std::chrono::steady_clock;
 
-  bool look() noexcept;
+  // Reads the clock, and polls if it is time. Returns what the poll returned.
+  bool check_clock() noexcept;
 
   const InterruptPoll::Function poll_;
   void* const context_;
   const std::thread::id caller_;
   const ThreadSetup::Saved callers_setup_;
   std::atomic<bool> requested_{false};
-  // The caller's: questions between two looks at the clock, and how many of them are left. The
-  // first question looks, and the number then doubles until a look is some milliseconds away.
+  // Used by the calling thread only: the number of checks between two readings of the clock, and
+  // how many of them are left. The first check reads the clock; the number then doubles until
+  // readings are some milliseconds apart.
   int interval_ = 1;
   int countdown_ = 1;
-  Clock::time_point last_look_;
+  Clock::time_point last_reading_;
 };
 
 }  // namespace tidegate

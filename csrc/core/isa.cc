@@ -1,4 +1,4 @@
-// Choice of the instruction set, and what this build and machine offer.
+// The choice of the instruction set among those that this build and machine support.
 #include "core/isa.h"
 
 #include <atomic>
@@ -29,8 +29,8 @@ namespace tidegate {
 
 namespace {
 
-// Those that this machine can run, best last. To add an ISA: one line here, one object library in
-// CMakeLists.txt, one header beside kernels/vec.h.
+// The tables that this machine can run, the best one last. To add an ISA: one line here, one object
+// library in CMakeLists.txt, one header beside kernels/vec.h.
 std::vector<const KernelTable*> available_tables() {
 #if defined(__x86_64__)
   std::vector<const KernelTable*> tables = {&tidegate_kernels_baseline};
@@ -53,7 +53,7 @@ const KernelTable* find_table(const std::string& name, const char* what) {
     names += (names.empty() ? "" : ", ") + std::string(table->isa);
   }
   throw std::invalid_argument(std::string(what) + ": got \"" + name +
-                              "\", wanted one that this build and machine have: " + names);
+                              "\", wanted one that this build and machine support: " + names);
 }
 
 std::atomic<const KernelTable*> chosen{nullptr};

@@ -1,4 +1,4 @@
-// Choice of the instruction set: which kernel table runs.
+// The choice of the instruction set, and with it of the kernel table.
 #ifndef TIDEGATE_CORE_ISA_H_
 #define TIDEGATE_CORE_ISA_H_
 
@@ -6,7 +6,7 @@
 
 namespace tidegate {
 
-// The table in force. Chosen at first use; changed by select_isa() alone.
+// The current table. Chosen at first use; only select_isa() changes it.
 const KernelTable& kernel_table();
 
 template <class T>

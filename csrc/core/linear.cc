@@ -1,4 +1,4 @@
-// Linear layers: products of rows with one panel, and their gradients.
+// Linear layers: the product of rows with one panel, and its gradients.
 #include "tidegate/linear.h"
 
 #include "core/check.h"
@@ -15,16 +15,16 @@ namespace tidegate {
 
 namespace {
 
-// Rows of x at once, and the accumulators of a piece of y, which lie on a thread's stack: both stay
-// in L1 or L2 while the pieces' panels pass.
+// The rows of x at a time, and the bytes of the accumulators of a piece of y, which are on the
+// thread's stack. Both stay in L1 or L2 while panels are read.
 constexpr Index kPieceRows = 96;
 constexpr Index kPieceBytes = 32 * 1024;
 
-// A thread takes at least this many rows before outputs are divided instead: fewer make small
+// Threads divide rows if each gets at least this many, and outputs otherwise: fewer rows make small
 // tiles.
-constexpr Index kFewRows = 12;
+constexpr Index kMinRowsOfThread = 12;
 
-// A product that weights of `depth` inputs and `units` outputs make of a row.
+// The packed weights and the bias of a product with `depth` inputs and `units` outputs.
 template <class T>
 struct PackedProduct {
   Panel panel = nullptr;
@@ -56,8 +56,8 @@ class LinearWeights {
   const Kernels<T>& kernels() const { return kernels_; }
   const PackedProduct<T>& forward() const { return forward_; }
 
-  // Packs what backward() returns, unless that is done. `parameters` are those that the snapshot
-  // was made from. Not for several threads at once.
+  // Packs what backward() returns, unless it is packed already. `parameters` are those from which
+  // the snapshot was made. Must not be called by several threads at the same time.
   void prepare_backward(const T* parameters, int threads) const {
     if (backward_.panel) return;
     Panels<T> panels(kernels_, kernels_.exact());
@@ -83,17 +83,18 @@ class LinearWeights {
   mutable Buffer backward_memory_;
 };
 
-// y = x * weights + bias, for some rows and slices of outputs, unless the call ends early.
+// Computes y = x * weights + bias for some rows and slices of outputs. Returns if the call ends
+// early.
 template <class T>
 void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<const T> x,
               Rows<T> y, Range rows, Range slices, Interruption& interruption) {
   constexpr Index kPieceElements = kPieceBytes / static_cast<Index>(sizeof(T));
   alignas(Arena::kAlignment) T accumulators[kPieceElements];
   if (rows.size() <= 0) return;
-  const Index most_elements = std::clamp(kPieceProducts / std::max<Index>(1, product.depth),
-                                         Index{kernels.width}, kPieceElements);
-  const Index piece_rows = std::min({kPieceRows, rows.size(), most_elements / kernels.width});
-  const Index piece_slices = most_elements / (piece_rows * kernels.width);
+  const Index max_elements = std::clamp(kPieceProducts / std::max<Index>(1, product.depth),
+                                        Index{kernels.width}, kPieceElements);
+  const Index piece_rows = std::min({kPieceRows, rows.size(), max_elements / kernels.width});
+  const Index piece_slices = max_elements / (piece_rows * kernels.width);
   for (Index slice = slices.begin; slice < slices.end; slice += piece_slices) {
     for (Index row = rows.begin; row < rows.end; row += piece_rows) {
       if (interruption.requested()) return;
@@ -115,17 +116,17 @@ void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<c
   }
 }
 
-// The part of a thread: some of the rows, or, where they are few, some of the outputs.
+// Computes the part of one thread: a part of the rows, or of the outputs if there are few rows.
 template <class T>
 void multiply_part(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<const T> x,
                    Rows<T> y, Index rows, int thread, int threads, Interruption& interruption) {
   const Index slices = slice_count(product.units, kernels.width);
-  const bool by_rows = rows >= kFewRows * threads || slices < threads;
+  const bool by_rows = rows >= kMinRowsOfThread * threads || slices < threads;
   multiply(kernels, product, x, y, by_rows ? part_of(rows, thread, threads) : Range{0, rows},
            by_rows ? Range{0, slices} : part_of(slices, thread, threads), interruption);
 }
 
-// The flops of the product of all rows; an operation on double counts as two on float.
+// The flops of the product for all rows; an operation on double counts as two on float.
 template <class T>
 double float_flops(Index rows, Index in_features, Index out_features) {
   return 2.0 * sizeof(T) / sizeof(float) * static_cast<double>(rows) *
@@ -145,7 +146,7 @@ struct Linear<T>::Impl {
         parameters((require_size("in_features", in, 1), require_size("out_features", out, 1),
                     checked_size(out, checked_sum(in, has_bias ? 1 : 0)))) {}
 
-  // With the panel for backward if the call is recorded.
+  // The packed snapshot, with the panel for the backward pass if the call is recorded.
   std::shared_ptr<const LinearWeights<T>> weights(int threads, bool records) {
     return parameters.packed(
         [&](const T* values) {
@@ -304,7 +305,7 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
   });
   const Rows<const T> dy_rows = {dy, dy_stride, nullptr};
   Interruption interruption;
-  Interruption* const possible = interruption.possible() ? &interruption : nullptr;
+  Interruption* const interruption_or_null = interruption.possible() ? &interruption : nullptr;
   const ThreadSetup setup;
   lease.run([&](int thread) {
     const auto part = [&](Index size) { return part_of(size, thread, lease.size()); };
@@ -324,11 +325,11 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
     call.right_columns = inputs.size();
     call.result = {dparameters + outputs.begin * in + inputs.begin, in, nullptr};
     call.scratch = scratch + thread * kernels.outer->scratch;
-    run_outer(kernels, call, possible);
+    run_outer(kernels, call, interruption_or_null);
     if (!impl_->bias) return;
     const Range sums = part(out);
     run_sum_rows<T>(kernels, {dy + sums.begin, dy_stride, nullptr}, rows, sums.size(),
-                    dparameters + out * in + sums.begin, false, possible);
+                    dparameters + out * in + sums.begin, false, interruption_or_null);
   });
   interruption.finish();
   plan.record(lease.size());

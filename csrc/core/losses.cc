@@ -1,4 +1,4 @@
-// Losses: what a mask leaves, in blocks that threads divide, whose sums are added in order.
+// Losses over the unmasked elements. Threads divide them in blocks, whose sums are added in order.
 #include "tidegate/losses.h"
 
 #include <algorithm>
@@ -17,15 +17,15 @@
 namespace tidegate {
 namespace {
 
-// In float flops, like kFlopsOfDivision.
+// The cost of an exponential, in float flops as kFlopsOfDivision.
 constexpr double kFlopsOfExp = 30;
 
-// Elements of the rows between two questions whether the call ends early.
+// The number of elements of the rows between two checks whether the call ends early.
 constexpr Index kSoftmaxElements = 16 * 1024;
 
-// What counts of a loss's input, in blocks of `block_items` items. A row has `row_items` of them,
-// one after the other; those of rows that do not count are left out. So the blocks do not depend on
-// what a mask hides.
+// The unmasked items of a loss's input, in blocks of `block_items` items. A row has `row_items`
+// contiguous items; masked rows are left out, so the blocks, and with them the order of summation,
+// are the same as for an input without these rows.
 class Blocks {
  public:
   Blocks(const std::uint8_t* mask, Index rows, Index row_items, Index block_items)
@@ -46,22 +46,22 @@ class Blocks {
   Index count() const { return items_ / block_items_ + (items_ % block_items_ != 0); }
   Index size(Index block) const { return std::min(block_items_, items_ - block * block_items_); }
 
-  // f(first item, how many, their place in the block) for each run of items that lie side by side.
+  // Calls f(first item, number of items, position in the block) for each contiguous run of items.
   template <class F>
   void for_each_run(Index block, const F& f) const {
     const Index begin = block * block_items_;
     if (!mask_) return f(begin, size(block), Index{0});
     Index row = first_row_[block];
-    Index skipped = begin % row_items_;  // of the first row: they belong to the block before
-    for (Index place = 0; place < size(block); ++row) {
+    Index skipped = begin % row_items_;  // the first row's items in the previous block
+    for (Index position = 0; position < size(block); ++row) {
       if (!mask_[row]) continue;
       const Index first = row * row_items_ + skipped;
       Index run = row_items_ - skipped;
       skipped = 0;
-      for (; run < size(block) - place && mask_[row + 1]; ++row) run += row_items_;
-      run = std::min(run, size(block) - place);
-      f(first, run, place);
-      place += run;
+      for (; run < size(block) - position && mask_[row + 1]; ++row) run += row_items_;
+      run = std::min(run, size(block) - position);
+      f(first, run, position);
+      position += run;
     }
   }
 
@@ -70,7 +70,7 @@ class Blocks {
   const Index row_items_;
   const Index block_items_;
   Index items_;
-  Index* first_row_ = nullptr;  // of each block, if there is a mask
+  Index* first_row_ = nullptr;  // [block], if there is a mask
   Buffer memory_;
 };
 
@@ -80,7 +80,7 @@ void check_input(const LossInput<T>& input) {
   require_size("columns", input.columns, 0);
 }
 
-// What the sum of the losses, and each element of its gradient, is divided by.
+// The divisor of the sum of the losses, and of each element of its gradient.
 template <class T>
 double divisor(const LossInput<T>& input, Index counted) {
   return input.reduction == Reduction::mean ? static_cast<double>(std::max<Index>(1, counted)) : 1;
@@ -93,8 +93,8 @@ double divided_sum(const double* values, Index count, double divisor) {
   return total / divisor;
 }
 
-// compute(block) of each block, divided among threads; where there is a mask, the gradient is zero
-// beforehand. Throws Interrupted.
+// Calls compute(block) for each block, divided among threads. If there is a mask, zeroes the
+// gradient first. Throws Interrupted.
 template <class T, class Compute>
 void for_each_block(const LossInput<T>& input, const Blocks& blocks, T* gradient,
                     const EvenWork& work, int num_threads, const Compute& compute) {
@@ -115,7 +115,7 @@ void for_each_block(const LossInput<T>& input, const Blocks& blocks, T* gradient
   plan.record(lease.size());
 }
 
-[[noreturn]] void refuse_target(const std::string& got, const std::string& most) {
+[[noreturn]] void throw_target_out_of_range(const std::string& got, const std::string& most) {
   throw std::invalid_argument("targets: got " + got + ", wanted 0.." + most);
 }
 
@@ -127,59 +127,60 @@ std::string text_of(T number) {
   return text;
 }
 
-// A loss of each element. `refused(target)`: whether such a target is out of range.
-template <class T, class Refused>
+// A loss of each element. `out_of_range(target)`: whether the target is not allowed.
+template <class T, class OutOfRange>
 double elementwise(const LossInput<T>& input, const T* target, T* gradient, int num_threads,
                    double (*kernel)(const ElementwiseLossCall<T>&), double flops,
-                   const Refused& refused) {
+                   const OutOfRange& out_of_range) {
   check_input(input);
   const int threads = allowed_threads(num_threads);
   const Blocks blocks(input.mask, input.rows, input.columns, kReductionBlock);
   const double count = divisor(input, blocks.items());
   double* losses = nullptr;
   const Buffer memory([&](Arena& arena) { losses = arena.take<double>(blocks.count()); });
-  std::atomic<Index> refused_block{blocks.count()};  // the first one
+  // The first block with a target out of range; blocks.count(): none.
+  std::atomic<Index> first_bad_block{blocks.count()};
 
   const auto compute = [&](Index block) {
     ElementwiseLossCall<T> call;
     call.count = blocks.size(block);
     call.scale = static_cast<T>(1 / count);
-    // What does not lie side by side is gathered, and its gradients are put in their places.
+    // If there is a mask, the elements are gathered, and their gradients scattered.
     T gathered_prediction[kReductionBlock], gathered_target[kReductionBlock];
     T gathered_gradient[kReductionBlock];
     const bool gathers = input.mask != nullptr;
     call.prediction = gathered_prediction;
     call.target = gathered_target;
     call.gradient = gathered_gradient;
-    blocks.for_each_run(block, [&](Index first, Index size, Index place) {
+    blocks.for_each_run(block, [&](Index first, Index size, Index position) {
       if (!gathers) {
         call.prediction = input.prediction + first;
         call.target = target + first;
         call.gradient = gradient + first;
         return;
       }
-      std::copy_n(input.prediction + first, size, gathered_prediction + place);
-      std::copy_n(target + first, size, gathered_target + place);
+      std::copy_n(input.prediction + first, size, gathered_prediction + position);
+      std::copy_n(target + first, size, gathered_target + position);
     });
-    bool any_refused = false;
-    for (Index i = 0; i < call.count; ++i) any_refused |= refused(call.target[i]);
-    if (any_refused) {
-      Index before = refused_block.load(std::memory_order_relaxed);
-      while (block < before && !refused_block.compare_exchange_weak(before, block)) continue;
+    bool any_out_of_range = false;
+    for (Index i = 0; i < call.count; ++i) any_out_of_range |= out_of_range(call.target[i]);
+    if (any_out_of_range) {
+      Index before = first_bad_block.load(std::memory_order_relaxed);
+      while (block < before && !first_bad_block.compare_exchange_weak(before, block)) continue;
       return;
     }
     losses[block] = kernel(call);
     if (!gathers) return;
-    blocks.for_each_run(block, [&](Index first, Index size, Index place) {
-      std::copy_n(gathered_gradient + place, size, gradient + first);
+    blocks.for_each_run(block, [&](Index first, Index size, Index position) {
+      std::copy_n(gathered_gradient + position, size, gradient + first);
     });
   };
   for_each_block(input, blocks, gradient, elementwise_work<T>(blocks.items(), flops, 3 * sizeof(T)),
                  threads, compute);
-  if (refused_block < blocks.count()) {
-    blocks.for_each_run(refused_block, [&](Index first, Index size, Index) {
+  if (first_bad_block < blocks.count()) {
+    blocks.for_each_run(first_bad_block, [&](Index first, Index size, Index) {
       for (Index i = first; i < first + size; ++i) {
-        if (refused(target[i])) refuse_target(text_of(target[i]), "1");
+        if (out_of_range(target[i])) throw_target_out_of_range(text_of(target[i]), "1");
       }
     });
   }
@@ -197,24 +198,24 @@ double softmax_cross_entropy(const LossInput<T>& logits, const Index* targets, T
   for (Index row = 0; row < logits.rows; ++row) {
     if (logits.mask && !logits.mask[row]) continue;
     if (targets[row] < 0 || targets[row] >= classes)
-      refuse_target(std::to_string(targets[row]), std::to_string(classes - 1));
+      throw_target_out_of_range(std::to_string(targets[row]), std::to_string(classes - 1));
   }
   const Index block_rows =
       std::clamp<Index>(kSoftmaxElements / std::max<Index>(1, classes), 1, kReductionBlock);
   const Blocks blocks(logits.mask, logits.rows, 1, block_rows);
   const double count = divisor(logits, blocks.items());
-  double* losses = nullptr;  // of each row that counts
+  double* losses = nullptr;  // [unmasked row]
   const Buffer memory([&](Arena& arena) { losses = arena.take<double>(blocks.items()); });
   const ArrayKernels<T>& kernel = *kernels<T>().arrays;
   const auto compute = [&](Index block) {
-    blocks.for_each_run(block, [&](Index row, Index rows, Index place) {
+    blocks.for_each_run(block, [&](Index row, Index rows, Index position) {
       SoftmaxCall<T> call;
       call.rows = rows;
       call.classes = classes;
       call.logits = logits.prediction + row * classes;
       call.targets = targets + row;
       call.gradient = gradient + row * classes;
-      call.losses = losses + block * block_rows + place;
+      call.losses = losses + block * block_rows + position;
       call.scale = 1 / count;
       kernel.softmax_cross_entropy(call);
     });

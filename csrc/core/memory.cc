@@ -1,4 +1,4 @@
-// Where a Buffer's memory comes from.
+// The allocation of a Buffer's memory.
 #include "core/memory.h"
 
 #include <array>
@@ -15,22 +15,22 @@ namespace {
 constexpr std::align_val_t kAlignment{Arena::kAlignment};
 
 #ifdef __linux__
-// The pages of a large buffer: where the system lets a program choose, a few huge ones instead of
-// thousands, each of which would cost an interrupt at its first use, again in every call that needs
-// a buffer, and an entry of the translation buffer at every use. Mapped for it alone: the advice
-// stays with the pages, so that it must not outlive the buffer, as it would in the heap.
+// The pages of a large buffer. Where the system lets a program choose, these are a few huge pages
+// instead of thousands of small ones. Each page costs a page fault at its first use, again in every
+// call that needs a buffer, and an entry of the TLB at every use. The pages are mapped for the
+// buffer alone: the advice applies to pages, and in the heap it would outlive the buffer.
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-bool has_pages_of_its_own(std::size_t size) { return size >= kHugePage; }
+bool is_mapped(std::size_t size) { return size >= kHugePage; }
 
 std::size_t whole_pages(std::size_t size) {
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   return (size + page - 1) / page * page;
 }
 
-// Begins at a huge page: as much more is mapped first, and what then is too much given back. Null:
-// the system has no memory.
-std::byte* map(std::size_t size) noexcept {
+// Maps memory that begins at the boundary of a huge page: maps one huge page more than needed, and
+// unmaps what lies before and behind. Null: the system has no memory.
+std::byte* map_pages(std::size_t size) noexcept {
   const std::size_t length = whole_pages(size);
   void* const mapped =
       mmap(nullptr, length + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -41,17 +41,18 @@ std::byte* map(std::size_t size) noexcept {
   std::byte* const base = begin + before;
   if (before > 0) munmap(begin, before);
   if (before < kHugePage) munmap(base + length, kHugePage - before);
-  // Whole ones: the rest of the last is not ours. Refused where there are none, and no loss then.
+  // For whole huge pages only, because the rest of the last one is not part of the mapping. Fails
+  // where the system has no huge pages; small pages then serve as well.
   madvise(base, size / kHugePage * kHugePage, MADV_HUGEPAGE);
   return base;
 }
 
-// Buffers that were released, for the next of their size: a training loop takes and releases the
-// same ones again and again, and fresh pages cost it an interrupt each and are zeroed. Without a
-// lock, as a forked child may find it taken.
-class Kept {
+// A cache of released buffers, to be reused for buffers of the same size: a training loop takes and
+// releases buffers of the same sizes again and again, and each new page would cost a page fault and
+// be zeroed. Lock-free, because a forked child might find a lock held.
+class BufferCache {
  public:
-  // Null: there is none of this length.
+  // Null: the cache has no buffer of this length.
   std::byte* take(std::size_t length) {
     for (std::atomic<std::uint64_t>& slot : slots_) {
       std::uint64_t entry = slot.load(std::memory_order_relaxed);
@@ -61,29 +62,29 @@ class Kept {
     return nullptr;
   }
 
-  // Those kept longest give way.
-  void keep(std::byte* base, std::size_t length) {
-    if (length > kMostBytes) {
+  // Evicts the oldest buffers if necessary.
+  void put(std::byte* base, std::size_t length) {
+    if (length > kMaxBytes) {
       munmap(base, length);
       return;
     }
     replace(reinterpret_cast<std::uintptr_t>(base) | length / kUnit);
-    for (std::size_t i = 0; i < kSlots && bytes() > kMostBytes; ++i) replace(0);
+    for (std::size_t i = 0; i < kSlots && bytes() > kMaxBytes; ++i) replace(0);
   }
 
  private:
-  static constexpr std::size_t kMostBytes = std::size_t{128} << 20;
+  static constexpr std::size_t kMaxBytes = std::size_t{128} << 20;
   static constexpr std::size_t kSlots = 8;
 
-  // A slot is an address and a length in one word: that is a multiple of kHugePage, this of kUnit,
-  // and kMostBytes / kUnit < kHugePage.
+  // A slot holds an address and a length in one word: the address is a multiple of kHugePage, the
+  // length a multiple of kUnit, and kMaxBytes / kUnit < kHugePage.
   static constexpr std::size_t kUnit = 4096;
   static std::byte* base_of(std::uint64_t entry) {
     return reinterpret_cast<std::byte*>(entry & ~std::uint64_t{kHugePage - 1});
   }
   static std::size_t length_of(std::uint64_t entry) { return entry % kHugePage * kUnit; }
 
-  // Puts an entry, or nothing, in the place of the oldest.
+  // Replaces the oldest entry by `entry`; 0 leaves its slot empty.
   void replace(std::uint64_t entry) {
     const std::uint64_t old = slots_[oldest_++ % kSlots].exchange(entry);
     if (old != 0) munmap(base_of(old), length_of(old));
@@ -98,7 +99,7 @@ class Kept {
   std::array<std::atomic<std::uint64_t>, kSlots> slots_{};
   std::atomic<std::size_t> oldest_{0};
 };
-Kept kept;
+BufferCache buffer_cache;
 #endif
 
 }  // namespace
@@ -107,9 +108,9 @@ std::byte* Buffer::allocate(Index size, const char* purpose) {
   const auto bytes = static_cast<std::size_t>(size);
   std::byte* base = nullptr;
 #ifdef __linux__
-  if (has_pages_of_its_own(bytes)) {
-    base = kept.take(whole_pages(bytes));
-    if (base == nullptr) base = map(bytes);
+  if (is_mapped(bytes)) {
+    base = buffer_cache.take(whole_pages(bytes));
+    if (base == nullptr) base = map_pages(bytes);
     if (base == nullptr) throw OutOfMemory(purpose, size);
     return base;
   }
@@ -123,8 +124,8 @@ void Buffer::release() {
   if (base_ == nullptr) return;
 #ifdef __linux__
   const auto bytes = static_cast<std::size_t>(size_);
-  if (has_pages_of_its_own(bytes)) {
-    kept.keep(base_, whole_pages(bytes));
+  if (is_mapped(bytes)) {
+    buffer_cache.put(base_, whole_pages(bytes));
     return;
   }
 #endif

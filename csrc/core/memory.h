@@ -1,5 +1,5 @@
-// Memory of the core: aligned buffers, cut into arrays by one description that both counts and
-// hands out.
+// The memory of the core: aligned buffers, divided into arrays by a layout, a function that both
+// counts the bytes and assigns the arrays.
 #ifndef TIDEGATE_CORE_MEMORY_H_
 #define TIDEGATE_CORE_MEMORY_H_
 
@@ -13,7 +13,7 @@
 
 namespace tidegate {
 
-// Product and sum of non-negative sizes; they throw std::length_error where it does not fit.
+// The product and the sum of non-negative sizes. Both throw std::length_error on overflow.
 inline Index checked_size(Index a) { return a; }
 template <class... More>
 Index checked_size(Index a, Index b, More... more) {
@@ -29,8 +29,8 @@ inline Index checked_sum(Index a, Index b) {
   return sum;
 }
 
-// Hands out arrays, each on a cache line of its own, from one buffer. A layout is a function that
-// takes all arrays from an Arena: run on an empty one it only counts.
+// Takes arrays, each of which begins at a cache line, from one buffer. A layout is a function that
+// takes all its arrays from an Arena; with an Arena that has no buffer, it only counts.
 class Arena {
  public:
   static constexpr std::size_t kAlignment = 64;
@@ -63,12 +63,12 @@ T* take_zeros(Arena& arena, Index count) {
   return zeros;
 }
 
-// The memory behind a layout. `layout(arena)` must take the same arrays each time. `purpose` is
-// what OutOfMemory says that the memory is for.
+// The memory of a layout. `layout(arena)` must take the same arrays each time. `purpose` describes
+// the memory in the text of OutOfMemory.
 class Buffer {
  public:
   Buffer() = default;
-  // Delegates, so that the destructor runs if the layout throws when it has its memory.
+  // Delegates, so that the destructor runs if the layout throws after the allocation.
   template <class Layout>
   explicit Buffer(Layout&& layout, const char* purpose = "the working memory") : Buffer() {
     Arena counting;

@@ -1,4 +1,4 @@
-// Model and Tape.
+// The implementation of Model and Tape.
 #include "tidegate/model.h"
 
 #include <algorithm>
@@ -166,7 +166,7 @@ void Tape<T>::saved(Index layer, bool reverse, const std::string& name,
   if (gate == cell.gate_count && !is_h && !is_c) {
     throw std::invalid_argument("name: got \"" + name + "\", wanted a gate or a state of the cell");
   }
-  // The kernels' update gate is the one that carries.
+  // The kernels' update gate is that of UpdateGate::carry.
   const bool complement =
       gate < cell.gate_count && cell.gates[gate].update && config.update_gate == UpdateGate::write;
 
@@ -176,7 +176,7 @@ void Tape<T>::saved(Index layer, bool reverse, const std::string& name,
     const Index t = timeline.time(s);
     for (Index n = 0; n < batch(); ++n) {
       T* to = destination.row(t, impl_->schedule.caller_row(n));
-      if (n >= timeline.live(s)) {
+      if (n >= timeline.active(s)) {
         std::fill(to, to + units, T(0));
         continue;
       }

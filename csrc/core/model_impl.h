@@ -1,4 +1,4 @@
-// What Model holds, for Model itself and for Stream.
+// The implementation of Model, which Stream uses, too.
 #ifndef TIDEGATE_CORE_MODEL_IMPL_H_
 #define TIDEGATE_CORE_MODEL_IMPL_H_
 
@@ -14,8 +14,8 @@ template <class T>
 struct Model<T>::Impl {
   explicit Impl(const Config& network);
 
-  // The packed snapshot of the current parameters for the ISA in force, with the panels for
-  // backward if the call is recorded; packed, if needed, by at most `threads` threads.
+  // The packed snapshot of the current parameters for the current ISA, with the panels for the
+  // backward pass if the call is recorded. If necessary, packs it with at most `threads` threads.
   std::shared_ptr<const Weights<T>> weights(int threads = 1, bool records = false);
 
   const Config config;

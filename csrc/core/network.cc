@@ -1,4 +1,4 @@
-// All layers and directions of a network, forward and backward.
+// The forward and backward passes of all layers and directions of a network.
 #include "core/network.h"
 
 #include "core/thread_setup.h"
@@ -7,17 +7,17 @@ namespace tidegate {
 
 namespace {
 
-// What the layers of a stack hand to each other stays in L2.
-constexpr Index kBetweenBytes = 256 * 1024;
+// The bytes of a block's intermediate outputs between layers, which stay in L2.
+constexpr Index kIntermediateBytes = 256 * 1024;
 
-// Steps that a stack in one direction takes layer by layer, before it goes on to the next ones; a
-// multiple of the steps projected together.
+// The number of steps in a block. A stack with one direction runs a block in all layers before the
+// next block. A multiple of the steps that are projected together.
 template <class T>
 Index steps_at_once(const Config& config, CallSize size, Index chunk) {
-  // (An empty batch takes no time, however many steps it has.)
+  // An empty batch takes no time, whatever its number of steps.
   if (config.num_layers == 1 || config.bidirectional || size.batch == 0) return size.steps;
   const Index step = checked_size(std::max<Index>(1, size.batch), config.output_size(), sizeof(T));
-  const Index chunks = std::max<Index>(1, kBetweenBytes / step / chunk);
+  const Index chunks = std::max<Index>(1, kIntermediateBytes / step / chunk);
   return std::min(size.steps, chunks * chunk);
 }
 
@@ -42,7 +42,7 @@ ForwardWorkspace<T>::ForwardWorkspace(const Config& config, const Weights<T>& we
         }
         steps_at_once = tidegate::steps_at_once<T>(config, size, scratch[0].chunk);
         if (config.num_layers > 1)
-          between = arena.take<T>(steps_at_once, size.batch, config.output_size());
+          intermediate = arena.take<T>(steps_at_once, size.batch, config.output_size());
       }) {}
 
 template <class T>
@@ -78,7 +78,7 @@ Record<T>::Record(const Config& network, std::shared_ptr<const Weights<T>> snaps
 
 namespace {
 
-// Rows of thread `i` of `parts`, all of which have about the same number of live steps.
+// The rows of thread `i` of `parts`: each thread's rows have about the same total length.
 Range rows_of(const Schedule& schedule, Index i, Index parts) {
   const Index batch = schedule.batch();
   if (!schedule.ragged()) return part_of(batch, i, parts);
@@ -94,54 +94,56 @@ Range rows_of(const Schedule& schedule, Index i, Index parts) {
   return {first_row(i), first_row(i + 1)};
 }
 
-// A thread's place in the plan.
-struct Place {
+// The work that a plan assigns to a thread.
+struct ThreadTask {
   int thread;
   int first_direction, end_direction;
-  const Share& share;       // of its directions
-  const Share& whole_call;  // of work that all threads divide
+  const Share& share;       // its share of its directions
+  const Share& whole_call;  // its share of work that all threads divide
 };
 
-// Each thread of the plan is given its directions, and its shares. Throws Interrupted if the
-// calling thread's poll asked for it; the body then has left its loops where the shares say so.
+// Calls body(task) on each thread of the plan. Throws Interrupted if the calling thread's poll
+// requested an early end, for which the body checks by the shares.
 template <class Body>
 void run_plan(const Plan& plan, const Config& config, const Schedule& schedule, ThreadLease& lease,
               const Body& body) {
   Interruption interruption;
-  Interruption* const possible = interruption.possible() ? &interruption : nullptr;
+  Interruption* const interruption_or_null = interruption.possible() ? &interruption : nullptr;
   const ThreadSetup setup;
   const auto directions = static_cast<int>(config.num_directions());
   const Range all_rows = {0, schedule.batch()};
   if (plan.threads == 1) {
-    Barrier alone(1);
-    const Share share(0, 1, false, all_rows, alone, possible);
-    body(Place{0, 0, directions, share, share});
+    Barrier barrier(1);
+    const Share share(0, 1, false, all_rows, barrier, interruption_or_null);
+    body(ThreadTask{0, 0, directions, share, share});
     interruption.finish();
     return;
   }
-  Barrier everyone(plan.threads);
-  Barrier groups[kMaxDirections] = {Barrier(plan.group_size(0)),
-                                    Barrier(plan.group_size(plan.groups - 1))};
+  Barrier barrier_of_all(plan.threads);
+  Barrier group_barriers[kMaxDirections] = {Barrier(plan.group_size(0)),
+                                            Barrier(plan.group_size(plan.groups - 1))};
   lease.run([&](int thread) {
     if (thread >= plan.threads) return;
     const int group = plan.group_of(thread);
     const int index = plan.index_in_group(thread);
     const int members = plan.group_size(group);
     const Range rows = plan.by_units ? all_rows : rows_of(schedule, index, members);
-    const Share share(index, members, plan.by_units, rows, groups[group], possible);
-    const Share whole_call(thread, plan.threads, false, all_rows, everyone, possible);
-    body(Place{thread, plan.groups == 1 ? 0 : group, plan.groups == 1 ? directions : group + 1,
-               share, whole_call});
+    const Share share(index, members, plan.by_units, rows, group_barriers[group],
+                      interruption_or_null);
+    const Share whole_call(thread, plan.threads, false, all_rows, barrier_of_all,
+                           interruption_or_null);
+    body(ThreadTask{thread, plan.groups == 1 ? 0 : group, plan.groups == 1 ? directions : group + 1,
+                    share, whole_call});
   });
   interruption.finish();
 }
 
-// The estimates are those of full rows.
+// Estimates assume rows of full length, so the times of other calls are not recorded.
 void record_time(const PlannedCall& plan, const Schedule& schedule) {
   if (!schedule.ragged()) plan.record();
 }
 
-// Direction d of a sequence (T, N, D*S).
+// The part of one direction of a sequence (T, N, D*S).
 template <class T>
 View<T> direction_of(View<T> sequence, Index direction, Index state) {
   if (!sequence.given) return sequence;
@@ -150,12 +152,12 @@ View<T> direction_of(View<T> sequence, Index direction, Index state) {
   return sequence;
 }
 
-// Calls f(t, row) for this share of the live steps of all rows.
+// Calls f(t, row) for the active rows of this share of the steps.
 template <class F>
-void for_live_rows(const Schedule& schedule, const Share& share, const F& f) {
+void for_active_rows(const Schedule& schedule, const Share& share, const F& f) {
   const Range steps = share.part(Timeline(schedule, false).steps());
   for (Index t = steps.begin; t < steps.end; ++t) {
-    for (Index n = 0; n < schedule.live(t); ++n) f(t, schedule.caller_row(n));
+    for (Index n = 0; n < schedule.active(t); ++n) f(t, schedule.caller_row(n));
   }
 }
 
@@ -178,31 +180,32 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
   }
   const Index width = config.output_size();
   const CallSize size = {schedule.steps(), schedule.batch()};
-  run_plan(plan, config, schedule, lease, [&](const Place& place) {
+  run_plan(plan, config, schedule, lease, [&](const ThreadTask& task) {
     if (record) {
       const View<T> x = record->layer_input(0);
-      for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
+      for_active_rows(schedule, task.whole_call, [&](Index t, Index n) {
         const T* from = inputs.x.row(t, n);
         std::copy(from, from + config.input_size, x.row(t, n));
       });
       if (record->dropout_scale) {
         const Range part =
-            place.whole_call.part((config.num_layers - 1) * size.steps * size.batch * width);
+            task.whole_call.part((config.num_layers - 1) * size.steps * size.batch * width);
         std::copy(inputs.dropout_scale + part.begin, inputs.dropout_scale + part.end,
                   record->dropout_scale + part.begin);
       }
-      place.whole_call.meet();
+      task.whole_call.barrier_wait();
     }
     const Index block = workspace.steps_at_once;
     for (Index s0 = 0; s0 == 0 || s0 < size.steps; s0 += block) {
       const Range steps = {s0, std::min(s0 + block, size.steps)};
-      // In inference the layers write to `between` and to y in turn, the last one to y.
+      // In inference, the layers write alternately to `intermediate` and y; the last one writes to
+      // y.
       const auto buffer = [&](Index layer) {
         if ((config.num_layers - 1 - layer) % 2 == 0) return outputs.y;
         const Index first = config.reverse ? size.steps - steps.end : steps.begin;
-        View<T> between = view(workspace.between, size.steps, size.batch, width);
-        between.data -= first * between.stride[0];
-        return between;
+        View<T> intermediate = view(workspace.intermediate, size.steps, size.batch, width);
+        intermediate.data -= first * intermediate.stride[0];
+        return intermediate;
       };
       for (Index layer = 0; layer < config.num_layers; ++layer) {
         const bool top = layer + 1 == config.num_layers;
@@ -210,7 +213,7 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
                                 : layer == 0 ? inputs.x
                                              : constant(buffer(layer - 1));
         const View<T> y = record && !top ? record->layer_input(layer + 1) : buffer(layer);
-        for (int d = place.first_direction; d < place.end_direction; ++d) {
+        for (int d = task.first_direction; d < task.end_direction; ++d) {
           const auto index = static_cast<std::size_t>(layer * config.num_directions() + d);
           const ForwardDirection<T> direction = {
               .config = config,
@@ -229,15 +232,15 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
               .saved = record ? record->direction(layer, d).saved : SavedGates<T>{},
               .scratch = workspace.scratch[d],
           };
-          direction.run(place.share, place.thread, steps);
+          direction.run(task.share, task.thread, steps);
         }
-        if (config.num_layers > 1 && place.whole_call.meet_and_leave()) return;
+        if (config.num_layers > 1 && task.whole_call.barrier_wait_then_stops()) return;
         if (!top && record && record->dropout_scale) {
           const T* factors = record->dropout_of(layer);
-          for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
+          for_active_rows(schedule, task.whole_call, [&](Index t, Index n) {
             multiply_by(factors + (t * size.batch + n) * width, y.row(t, n), width);
           });
-          place.whole_call.meet();
+          task.whole_call.barrier_wait();
         }
       }
       if (size.steps == 0) break;
@@ -261,7 +264,7 @@ struct BackwardWorkspace {
           }
           const Index buffers = std::min<Index>(2, config.num_layers - 1);
           for (Index i = 0; i < buffers; ++i)
-            between[i] = arena.take<T>(size.steps, size.batch, config.output_size());
+            intermediate[i] = arena.take<T>(size.steps, size.batch, config.output_size());
           if (config.bidirectional) {
             second_dx = arena.take<T>(size.steps, size.batch,
                                       std::max(config.input_size, config.output_size()));
@@ -269,8 +272,8 @@ struct BackwardWorkspace {
         }) {}
 
   BackwardScratch<T> scratch[kMaxDirections];
-  T* between[2] = {};      // (T, N, D*S), dense: gradients by the layers' inputs, in turn
-  T* second_dx = nullptr;  // (T, N, inputs), dense: the second direction's part
+  T* intermediate[2] = {};  // (T, N, D*S), dense: gradients by the layers' inputs, alternately
+  T* second_dx = nullptr;   // (T, N, inputs), dense: the part of the second direction
   Buffer memory;
 };
 
@@ -290,19 +293,19 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
   const BackwardWorkspace<T> workspace(record, plan.threads);
   const std::vector<ParameterOffsets> offsets = parameter_offsets(config);
 
-  run_plan(plan, config, schedule, lease, [&](const Place& place) {
+  run_plan(plan, config, schedule, lease, [&](const ThreadTask& task) {
     for (Index layer = config.num_layers - 1; layer >= 0; --layer) {
       const bool top = layer + 1 == config.num_layers;
       const Index width = config.layer_input_size(layer);
       const View<const T> dy = top ? outputs.y
-                                   : constant(view(workspace.between[layer % 2], size.steps,
+                                   : constant(view(workspace.intermediate[layer % 2], size.steps,
                                                    size.batch, config.output_size()));
       const View<T> dx =
           layer == 0 ? inputs.x
-                     : view(workspace.between[(layer - 1) % 2], size.steps, size.batch, width);
+                     : view(workspace.intermediate[(layer - 1) % 2], size.steps, size.batch, width);
       View<T> second_dx = view(workspace.second_dx, size.steps, size.batch, width);
       second_dx.given = dx.given;
-      for (int d = place.first_direction; d < place.end_direction; ++d) {
+      for (int d = task.first_direction; d < task.end_direction; ++d) {
         const BackwardDirection<T> direction = {
             .config = config,
             .weights = *record.weights,
@@ -323,13 +326,13 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
             .offsets = offsets[static_cast<std::size_t>(layer * config.num_directions() + d)],
             .scratch = workspace.scratch[d],
         };
-        direction.run(place.share, place.thread);
+        direction.run(task.share, task.thread);
       }
-      if (place.whole_call.meet_and_leave()) return;
-      // A sum of two has the same bits in either order of the threads.
+      if (task.whole_call.barrier_wait_then_stops()) return;
+      // A sum of two terms is bitwise the same in either order.
       const T* factors = layer > 0 ? record.dropout_of(layer - 1) : nullptr;
       if (dx.given && (config.bidirectional || factors)) {
-        for_live_rows(schedule, place.whole_call, [&](Index t, Index n) {
+        for_active_rows(schedule, task.whole_call, [&](Index t, Index n) {
           T* row = dx.row(t, n);
           if (config.bidirectional) {
             record.weights->kernels().outer->add_rows({second_dx.row(t, n), 0, nullptr},
@@ -338,10 +341,10 @@ void run_backward(const Record<T>& record, const OutputGradients<T>& outputs,
           if (factors) multiply_by(factors + (t * size.batch + n) * width, row, width);
         });
       }
-      if (layer > 0) place.whole_call.meet();
+      if (layer > 0) task.whole_call.barrier_wait();
     }
     if (inputs.x.given && !inputs.x.first_row) {
-      const Range rows = place.whole_call.part(size.batch);
+      const Range rows = task.whole_call.part(size.batch);
       for (Index n = rows.begin; n < rows.end; ++n) {
         for (Index t = schedule.length(n); t < size.steps; ++t) {
           T* row = inputs.x.row(t, schedule.caller_row(n));

@@ -1,5 +1,5 @@
-// All layers and directions of a network, forward and backward: what runs where, and the memory for
-// it.
+// The forward and backward passes of all layers and directions of a network: their assignment to
+// threads, and their memory.
 #ifndef TIDEGATE_CORE_NETWORK_H_
 #define TIDEGATE_CORE_NETWORK_H_
 
@@ -15,9 +15,10 @@ namespace tidegate {
 
 constexpr int kMaxDirections = 2;
 
-// Working memory of a call. In inference two slots of the states and the output of every other
-// layer (y holds the others'): for a stack in one direction of some steps at a time, so that it
-// does not grow with T; with two directions of the whole sequence.
+// The working memory of a forward call. In inference it holds two slots of the states, and the
+// output of every other layer (y holds that of the others). A stack with one direction runs some
+// steps at a time, so that this output does not grow with T; with two directions it covers the
+// whole sequence.
 template <class T>
 struct ForwardWorkspace {
   ForwardWorkspace() = default;
@@ -30,12 +31,12 @@ struct ForwardWorkspace {
 
   ForwardScratch<T> scratch[kMaxDirections];
   Index steps_at_once = 0;
-  std::vector<LayerStates> states;  // by layer, then direction
-  T* between = nullptr;             // (steps_at_once, N, D*S), dense
+  std::vector<LayerStates> states;  // layer-major, then direction
+  T* intermediate = nullptr;        // (steps_at_once, N, D*S), dense
   Buffer memory;
 };
 
-// What a training call keeps.
+// The data that a training call keeps for its backward pass.
 template <class T>
 struct Record {
   Record(const Config& config, std::shared_ptr<const Weights<T>> weights, Schedule schedule,
@@ -54,7 +55,7 @@ struct Record {
     return view(inputs[static_cast<std::size_t>(layer)], schedule.steps(), schedule.batch(),
                 config.layer_input_size(layer));
   }
-  // The factors on the output of layer `layer`, (T, N, D*S) dense; null: none.
+  // The factors on the output of layer `layer`, (T, N, D*S), dense; null: no dropout.
   const T* dropout_of(Index layer) const {
     return dropout_scale
                ? dropout_scale + layer * schedule.steps() * schedule.batch() * config.output_size()
@@ -70,7 +71,7 @@ struct Record {
   Buffer memory;
 };
 
-// The arguments are checked. `plan` has at most the threads that the workspace was made for.
+// The arguments must have been checked. `plan` has at most as many threads as the workspace.
 template <class T>
 void run_forward(const Config& config, const Weights<T>& weights, const Schedule& schedule,
                  const Inputs<T>& inputs, const Outputs<T>& outputs,

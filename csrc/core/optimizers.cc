@@ -1,5 +1,5 @@
-// Steps of optimisers on flat vectors: hyperparameters become the factors of the kernels' formulas,
-// in double and then rounded to T.
+// Steps of optimisers on flat vectors. The factors of the kernels' formulas are computed from the
+// hyperparameters in double, and then rounded to T.
 #include "tidegate/optimizers.h"
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace {
 
 Index block_count(Index count) { return count / kReductionBlock + (count % kReductionBlock != 0); }
 
-// body(elements) for each thread's part of [0, count), which ends with a block.
+// Calls body(elements) for each thread's part of [0, count), which consists of whole blocks.
 template <class Body>
 void divide(Index count, const EvenWork& work, int num_threads, const Body& body) {
   const PlannedCall plan = plan_even_work(work, allowed_threads(num_threads));
@@ -27,7 +27,7 @@ void divide(Index count, const EvenWork& work, int num_threads, const Body& body
   plan.record(lease.size());
 }
 
-// `pointer` moved on to a part of its array; null stays.
+// pointer + offset; null stays null.
 template <class T>
 T* at(T* pointer, Index offset) {
   return pointer ? pointer + offset : nullptr;

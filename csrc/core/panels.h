@@ -1,5 +1,5 @@
-// Packing: blocks of parameters into the panels that kernels read. The layout of a panel is its
-// storage's; nothing here computes an address inside one.
+// Packing of blocks of parameters into the panels that kernels read. Only the storage knows the
+// layout of its panels; nothing here computes an address inside a panel.
 #ifndef TIDEGATE_CORE_PANELS_H_
 #define TIDEGATE_CORE_PANELS_H_
 
@@ -14,27 +14,28 @@
 
 namespace tidegate {
 
-// k's packed at a time. The cache lines that a unit contributes to them are used up before other
-// units' lines, which may all map to the same set, evict them. A multiple of every grain.
+// The number of k's packed at a time. All elements of a unit's cache lines are then read before the
+// lines of other units, which may all map to the same set, evict them. A multiple of every grain.
 constexpr Index kPackedDepth = 64;
 
-// Threads share the packing of panels of at least this size, which takes one thread some 100 us.
+// Panels of at least this size are packed by several threads; one thread takes about 100 us.
 constexpr Index kSharedBytes = 256 * 1024;
 
-// The panels of a layout. First all panels are taken from an arena, then all are packed.
+// The panels of a layout. All panels are first taken from an arena, and then packed.
 template <class T>
 class Panels {
  public:
   Panels(const Kernels<T>& kernels, const StorageKernels<T>& storage)
       : kernels_(kernels), storage_(storage) {}
 
-  // Memory for a panel that the blocks fill; zero beyond the units. Null while the arena counts.
+  // Memory for a panel to be packed from the blocks, and zero beyond the units. Null while the
+  // arena counts.
   Panel take(Arena& arena, const PanelShape& shape, std::vector<WeightBlock<T>> blocks) {
     return take(arena, storage_, shape, std::move(blocks));
   }
 
-  // The same for vectors that the cell reads: [slice][gate][width] of `gates` vectors of units,
-  // each sign * base[unit]. `blocks` give gate, base and sign alone.
+  // The same for vectors that the cell reads: [slice][gate][width], a vector of units for each
+  // block, which is sign * base[unit]. `blocks` give only gate, base and sign.
   const T* take_vectors(Arena& arena, Index units, std::vector<WeightBlock<T>> blocks) {
     for (WeightBlock<T>& block : blocks) {
       block.k_begin = 0;
@@ -45,7 +46,7 @@ class Panels {
     return static_cast<const T*>(take(arena, kernels_.exact(), shape, std::move(blocks)));
   }
 
-  // Packs them all, by at most `threads` threads.
+  // Packs all panels with at most `threads` threads.
   void pack(int threads) const {
     ThreadLease lease(bytes_ >= kSharedBytes ? threads : 1);
     lease.run([&](int thread) {
@@ -64,7 +65,7 @@ class Panels {
 
   Panel take(Arena& arena, const StorageKernels<T>& storage, const PanelShape& shape,
              std::vector<WeightBlock<T>> blocks) {
-    // Checks that the bytes of the panel are a number.
+    // Throws if the bytes of the panel overflow.
     checked_size(shape.units, kernels_.width, shape.depth, shape.gates, Index{sizeof(T)});
     const Index bytes = storage.panel_bytes(shape);
     void* const panel = arena.take<char>(bytes);

@@ -1,4 +1,4 @@
-// Parameters as a flat vector, and the packed snapshot of them that calls run on.
+// Parameters as a flat vector, and their packed snapshot, which calls use.
 #ifndef TIDEGATE_CORE_PARAMETER_STORE_H_
 #define TIDEGATE_CORE_PARAMETER_STORE_H_
 
@@ -20,8 +20,8 @@
 
 namespace tidegate {
 
-// Any number of threads may take snapshots and write. Packed is immutable, and tells by kernels()
-// for which ISA it was packed.
+// Any number of threads may take snapshots and write at the same time. Packed is immutable; its
+// kernels() are those of the ISA for which it was packed.
 template <class T, class Packed>
 class ParameterStore {
  public:
@@ -36,7 +36,7 @@ class ParameterStore {
 
   Index count() const { return static_cast<Index>(values_.size()); }
   const T* values() const { return values_.data(); }
-  // Counts writes.
+  // The number of the current values: it grows with each write.
   std::uint64_t version() const { return version_.load(std::memory_order_acquire); }
 
   // Throws std::invalid_argument unless [offset, offset + count) is a part of the vector.
@@ -55,24 +55,24 @@ class ParameterStore {
     version_.fetch_add(1, std::memory_order_release);
   }
 
-  // update(values): changes them in place. Nothing packs or writes them meanwhile; `update` must
-  // not call the store.
+  // Calls update(values), which changes the values in place. No thread packs or writes them
+  // meanwhile; `update` must not call the store.
   template <class Update>
   void update(const Update& update) {
     const std::lock_guard lock(mutex_);
-    // Before, so that what an `update` that throws has changed is packed anew, too.
+    // First, so that the values are packed again even if `update` throws after some changes.
     version_.fetch_add(1, std::memory_order_release);
     update(values_.data());
   }
 
-  // The snapshot of the current values for the ISA in force: pack(values), if there is none yet;
-  // after complete(snapshot, values), which may add to it what is packed on demand.
+  // The snapshot of the current values for the current ISA. Calls pack(values) if there is none
+  // yet, and then always complete(snapshot, values), which may add parts that are packed on demand.
   template <class Pack, class Complete>
   std::shared_ptr<const Packed> packed(const Pack& pack, const Complete& complete) {
     const std::lock_guard lock(mutex_);
     const std::uint64_t current = version_.load(std::memory_order_relaxed);
     if (!packed_ || packed_version_ != current || &packed_->kernels() != &kernels<T>()) {
-      packed_.reset();  // The next snapshot reuses its memory if no call holds it.
+      packed_.reset();  // frees the memory for the next snapshot, if no call holds it
       packed_ = pack(values_.data());
       packed_version_ = current;
     }

@@ -1,6 +1,6 @@
-// Kernel calls in pieces, between which the call may end early: a product with hundreds of
-// thousands of rows takes seconds. A piece ends where a row does, or a block of a gradient's sums,
-// so that pieces change no bit.
+// Kernel calls cut into pieces, between which the call may end early: a product of hundreds of
+// thousands of rows takes seconds. Cuts lie between rows, or between blocks of a gradient's sums,
+// so that the results are bitwise the same.
 #ifndef TIDEGATE_CORE_PIECES_H_
 #define TIDEGATE_CORE_PIECES_H_
 
@@ -11,19 +11,19 @@
 
 namespace tidegate {
 
-// Multiply-adds of a piece: some milliseconds, and a tenth of a second where they are slowest.
+// The multiply-adds of a piece: some milliseconds, or at the slowest rate a tenth of a second.
 constexpr Index kPieceProducts = Index{1} << 29;
-// Sides of a piece of a weight's gradient: what the kernel packs of the left operand at a time, and
-// as much of the right one as makes that negligible.
+// The sides of a piece of a weight's gradient: on the left, the columns that the kernel packs at a
+// time; on the right, enough columns to make the time for packing negligible.
 constexpr Index kPieceLeft = 384;
 constexpr Index kPieceRight = 4096;
 
-// As many rows as whole blocks of a gradient's sums hold, at least one block.
+// `rows` rounded down to whole blocks of a gradient's sums; at least one block.
 constexpr Index whole_blocks(Index rows) {
   return std::max<Index>(1, rows / kOuterSumBlock) * kOuterSumBlock;
 }
 
-// Moves the operands of a call, so that its first row is what was number `first`.
+// Advances the operands of a call so that it begins at row `first`.
 template <class T>
 void skip_rows(PhaseCall<T>& call, Index first) {
   for (Rows<const T>* rows : {&call.x.rows, &call.h.rows, &call.h_prev, &call.c_prev})
@@ -48,8 +48,8 @@ void skip_rows(BackwardCall<T>& call, Index first) {
   }
 }
 
-// kernel(call), of rows that take about `row_products` multiply-adds each. If the call ends early,
-// some rows are left out. `interruption`: null if it never does.
+// Runs kernel(call), whose rows take about `row_products` multiply-adds each. If the call ends
+// early, some rows are left out. `interruption`: null if it never ends early.
 template <class Call>
 void run_rows(void (*kernel)(const Call&), const Call& call, Index row_products,
               Interruption* interruption) {
@@ -64,11 +64,11 @@ void run_rows(void (*kernel)(const Call&), const Call& call, Index row_products,
   }
 }
 
-// OuterKernels::outer in pieces.
+// Runs OuterKernels::outer in pieces.
 template <class T>
 void run_outer(const Kernels<T>& kernels, const OuterCall<T>& whole, Interruption* interruption) {
   if (interruption == nullptr) return kernels.outer->outer(whole);
-  // A table has no columns to begin at.
+  // Rows given by a table cannot be advanced to a later column.
   const Index right_columns = whole.right.table ? whole.right_columns : kPieceRight;
   for (Index m = 0; m < whole.left_columns; m += kPieceLeft) {
     for (Index n = 0; n < whole.right_columns; n += right_columns) {
@@ -91,7 +91,7 @@ void run_outer(const Kernels<T>& kernels, const OuterCall<T>& whole, Interruptio
   }
 }
 
-// OuterKernels::sum_rows in pieces.
+// Runs OuterKernels::sum_rows in pieces.
 template <class T>
 void run_sum_rows(const Kernels<T>& kernels, Rows<const T> rows, Index count, Index columns,
                   T* sums, bool resume, Interruption* interruption) {

@@ -1,5 +1,5 @@
-// The cost model: estimates of a call's time, good to a factor of two, which is all that the choice
-// of threads needs. What they miss on a machine, or in a bad minute, the corrections make up for.
+// The cost model: estimates of a call's time, accurate to a factor of two, which is sufficient for
+// the choice of threads. The corrections compensate for larger errors on a machine, or for a time.
 #include "core/plan.h"
 
 #include <algorithm>
@@ -12,42 +12,44 @@ namespace tidegate {
 
 namespace {
 
-// Products and cells reach this part of the peak of multiply-adds, rows and sizes taken together
-// (few rows less, many up to 0.95).
+// The part of the peak of multiply-adds that products and cells reach, averaged over numbers of
+// rows and sizes (less with few rows, up to 0.95 with many).
 constexpr double kSustained = 0.65;
-// A gate's activations and its part of the cell take as long as this many float flops: 0.6 ns on
-// the machine of 115 flops a nanosecond where they were measured.
+// The time of a gate's activations and its part of the cell, in float flops: 0.6 ns, as measured on
+// a machine of 115 flops per nanosecond.
 constexpr double kFlopsOfGate = 45;
-// Bytes a nanosecond of weights that lie in the nearest cache, in the middle of the machines.
+// The bytes per nanosecond at which weights are read from the nearest cache, on a typical machine.
 constexpr double kNearReadRate = 80;
-// Input projections are computed for this many rows at once (forward.cc: 64 to 256), so that the
-// input's weights are read once for all of them.
+// Input projections are computed for about this many rows at a time (64 to 256 in forward.cc),
+// which read the input weights once.
 constexpr Index kProjectedRows = 128;
 
-constexpr double kStep = 80;          // nanoseconds of a step's own cost
-constexpr double kStart = 1500;       // two threads that are awake get a call, and end it
-constexpr double kStartStep = 600;    // the same, of a stream's step
-constexpr double kStartThread = 150;  // each further thread: two lines of the cache travel
-// Threads that meet in each step wait for every delay of each other: so much of the step's time for
-// each doubling of their number.
-constexpr double kWaiting = 0.05;
-constexpr double kOverlapped = 0.4;  // of a barrier, where threads have work until all have come
-constexpr Index kUnitsOfSlice = 16;  // units are divided by slices; those of the widest vector
+// In nanoseconds.
+constexpr double kStep = 80;          // the overhead of a step
+constexpr double kStart = 1500;       // starting and ending a call on two threads that are awake
+constexpr double kStartStep = 600;    // the same for a stream's step
+constexpr double kStartThread = 150;  // each further thread: the transfer of two cache lines
+// With a barrier in each step, every delay of one thread delays all: the relative increase of the
+// step's time for each doubling of the number of threads.
+constexpr double kDelayPerDoubling = 0.05;
+// The visible part of a barrier's time where threads compute before all have arrived.
+constexpr double kVisibleBarrier = 0.4;
+constexpr Index kUnitsOfSlice = 16;  // units are divided in slices; this is the widest vector
 constexpr double kPriceOfDoubling = 1 / kWorthwhile - 1;
 
-constexpr int kEvenWork = 3;  // beside the values of Work
+constexpr int kEvenWork = 3;  // in CallClass, after the values of Work
 
 double factor_of(Work work) { return work == Work::backward ? 2 : 1; }
 double start_of(Work work) { return work == Work::step ? kStartStep : kStart; }
 
-// How often one thread was doubled; between powers of two along a line, for speed.
+// The binary logarithm of the number of threads; linear between powers of two, for speed.
 double doublings(int threads) {
   const int whole = std::ilogb(threads);
   return whole + static_cast<double>(threads) / (1 << whole) - 1;
 }
 
-// What plans are compared by is their time multiplied by this: twice as many threads must save a
-// fifth.
+// Plans are compared by their time multiplied by this factor: twice as many threads must save a
+// fifth of the time.
 double price_of(int threads) { return 1 + kPriceOfDoubling * doublings(threads); }
 
 }  // namespace
@@ -59,7 +61,7 @@ CostModel::CostModel(const Call& call) : call_(call) {
   const double state = of(config.state_size());
   const double gates = of(config.gate_count());
   const double layers = of(config.num_layers);
-  // Of the average layer.
+  // Averaged over the layers.
   const double inputs = (of(config.input_size) + (layers - 1) * of(config.output_size())) / layers;
   const double projection = config.proj_size > 0 ? hidden * state : 0;
   const double recurrent = gates * hidden * state + projection;
@@ -68,7 +70,7 @@ CostModel::CostModel(const Call& call) : call_(call) {
   layer_steps_ = of(call.steps) * layers;
   row_flops_ = 2 * (recurrent + input) * call.cost.product_flops +
                kFlopsOfGate * gates * hidden * call.cost.cell_flops;
-  // A single step reads all weights; among many, a layer's recurrent weights are read in each.
+  // A single step reads all weights once; many steps read a layer's recurrent weights repeatedly.
   if (call.steps == 1) {
     bytes_ = (recurrent + input) * call.cost.weight_bytes;
     working_set_ = bytes_ * layers;
@@ -82,7 +84,7 @@ CostModel::CostModel(const Call& call) : call_(call) {
 
 double CostModel::step_nanoseconds(double rows, double part, double fma_rate,
                                    double read_rate) const {
-  // Neither hides the other: the first rows that pass over a block of weights wait for it.
+  // The times add up, because the first rows that use a block of weights wait for it.
   const double arithmetic = rows * row_flops_ / (fma_rate * kSustained);
   return (arithmetic + bytes_ / read_rate) * part + kStep;
 }
@@ -122,25 +124,25 @@ void CostModel::for_each_division(int threads, const Machine& machine,
   const Index batch = std::max<Index>(1, call_.batch);
   const Index slices = (config.state_size() + kUnitsOfSlice - 1) / kUnitsOfSlice;
   const double barriers_of_step = (cell_spec(config).phase_count + (config.proj_size > 0)) *
-                                  (call_.work == Work::forward ? kOverlapped : 1);
+                                  (call_.work == Work::forward ? kVisibleBarrier : 1);
   const auto consider = [&](int groups, int group_threads, bool by_units, Index largest_part) {
     Plan plan;
     plan.threads = groups * group_threads;
     plan.groups = groups;
     plan.by_units = by_units;
-    // What the groups read lies in the caches beside each other. Threads that divide rows read all
-    // of their group's, and find it no closer than one thread would.
+    // The working sets of the groups share the caches. Threads that divide rows each read all of
+    // their group's working set, at most at the rate of one thread for each group.
     const double set = working_set_ * groups;
     double read_rate = machine.read_rate(set, plan.threads);
     if (!by_units) read_rate = std::min(read_rate, machine.read_rate(set, groups));
-    // Each thread's own work takes longer where cores are shared.
+    // Each thread's work takes longer on shared cores.
     const double slower = plan.threads / machine.speedup(plan.threads);
     double step;
     if (by_units) {
       const double part = static_cast<double>(largest_part) / static_cast<double>(slices);
       step = slower *
              step_nanoseconds(static_cast<double>(call_.batch), part, machine.fma_rate, read_rate);
-      step = (1 + kWaiting * doublings(plan.threads)) *
+      step = (1 + kDelayPerDoubling * doublings(plan.threads)) *
              (step + barriers_of_step * machine.barrier(plan.threads));
     } else {
       step = slower *
@@ -151,11 +153,11 @@ void CostModel::for_each_division(int threads, const Machine& machine,
     plan.nanoseconds = plan.uncorrected * corrections.of(plan.threads, by_units);
     visit(plan);
   };
-  // A count is useful if its largest part is smaller than that of all lower ones.
+  // A number of threads is useful if its largest part is smaller than that of all lower numbers.
   const auto for_each_count = [&](int groups, bool by_units, Index all) {
-    const int most = static_cast<int>(std::min<Index>(threads / groups, all));
+    const int max_count = static_cast<int>(std::min<Index>(threads / groups, all));
     Index before = all;
-    for (int count = 2; count <= most; ++count) {
+    for (int count = 2; count <= max_count; ++count) {
       const Index largest = (all - 1) / count + 1;
       if (largest < before) consider(groups, count, by_units, largest);
       before = largest;
@@ -189,7 +191,7 @@ std::string text_of(const Plan& plan) {
   const char* const division = plan.threads == 1 ? "" : (plan.by_units ? " by units" : " by rows");
   std::snprintf(text, sizeof text, "%d thread%s%s%s %.1f us", plan.threads,
                 plan.threads == 1 ? "" : "s", division,
-                plan.groups == 2 ? ", directions side by side," : "", plan.nanoseconds / 1000);
+                plan.groups == 2 ? ", directions in parallel," : "", plan.nanoseconds / 1000);
   std::string result = text;
   const double factor = plan.uncorrected > 0 ? plan.nanoseconds / plan.uncorrected : 1;
   if (std::abs(factor - 1) >= 0.005) {
@@ -242,7 +244,7 @@ bool EvenWork::may_pay(int threads, double fma_rate) const {
 int EvenWork::call_class(const Machine& machine) const {
   const double arithmetic = flops / (machine.fma_rate * kSustained);
   const double memory = bytes / machine.read_rate(bytes, 1);
-  // As with rows of a batch: few of them wait for memory.
+  // The class has few rows if memory is the bound, and many if arithmetic is, as for a batch.
   return CallClass::of(kEvenWork, arithmetic + memory, 0, arithmetic > memory ? kProjectedRows : 1);
 }
 

@@ -1,5 +1,5 @@
-// The cost model: how many threads a call is worth on a machine of given figures, and how they
-// divide it. It knows nothing of the process's threads; plan_call.h does.
+// The cost model: the best number of threads for a call on a machine of given figures, and the best
+// division of the call among them. It is independent of the process's threads, see plan_call.h.
 #ifndef TIDEGATE_CORE_PLAN_H_
 #define TIDEGATE_CORE_PLAN_H_
 
@@ -23,15 +23,15 @@ struct Call {
   Work work;
   Index steps;
   Index batch;
-  StorageCost cost;  // of its weights
+  StorageCost cost;  // of the weights
 };
 
 struct Plan {
   int threads = 1;
-  int groups = 1;          // 2: the two directions of a layer run side by side
-  bool by_units = false;   // threads of a group divide units rather than rows
-  double nanoseconds = 0;  // estimated, with the correction
-  double uncorrected = 0;  // estimated
+  int groups = 1;          // 2: the two directions of a layer run at the same time
+  bool by_units = false;   // the threads of a group divide units instead of rows
+  double nanoseconds = 0;  // the estimate with its correction
+  double uncorrected = 0;  // the estimate without it
 
   int group_of(int thread) const { return groups == 1 || thread < first_group() ? 0 : 1; }
   int index_in_group(int thread) const {
@@ -45,7 +45,7 @@ struct Plan {
   int first_group() const { return (threads + 1) / 2; }
 };
 
-// A second thread is worth it if the call then takes less than this part of the time.
+// A second thread is used if the call then takes less than this part of the time.
 constexpr double kWorthwhile = 0.8;
 
 // The estimates of one call.
@@ -53,32 +53,33 @@ class CostModel {
  public:
   explicit CostModel(const Call& call);
 
-  // One thread's time if its weights come from the nearest cache.
+  // The time on one thread if it reads its weights from the nearest cache: a lower bound.
   double least_serial_nanoseconds(double fma_rate) const;
 
-  // Whether several threads could pay if the machine divided the call perfectly. Quick: it is asked
-  // before each small call.
+  // Whether several threads could be faster if the call were divided perfectly. Takes little time,
+  // because it runs before each small call.
   bool may_pay(int threads, double fma_rate) const;
 
-  // The bytes of weights that one direction reads again and again.
+  // The bytes of weights that one direction reads repeatedly.
   double working_set() const { return working_set_; }
 
-  // The class of calls whose corrections hold for this one.
+  // The class of this call, whose corrections apply to it.
   int call_class(const Machine& machine) const;
 
-  // One thread for all of it.
+  // The plan for one thread.
   Plan serial_plan(const Machine& machine, const Corrections& corrections) const;
 
   // See make_plan().
   Plan best_plan(int threads, const Machine& machine, const Corrections& corrections) const;
 
-  // A line of text: the call, the plan, and the best estimates of one thread, of threads that
-  // divide rows, and of threads that divide units.
+  // A line of text: the call, the plan, and the best estimates for one thread, for threads that
+  // divide rows, and for threads that divide units.
   std::string explain(int threads, const Machine& machine, const Corrections& corrections,
                       const Plan& plan) const;
 
  private:
-  // A step of the average layer's direction: `rows` rows, `part` of its units.
+  // The time of a step of one direction of the average layer, for `rows` rows and a part `part` of
+  // the units.
   double step_nanoseconds(double rows, double part, double fma_rate, double read_rate) const;
   double serial_nanoseconds(double fma_rate, double read_rate) const;
   // Calls visit(plan) for each useful way to divide the call among 2 to `threads` threads.
@@ -88,25 +89,25 @@ class CostModel {
 
   const Call call_;
   double directions_;
-  double layer_steps_;  // of all layers, each direction's
-  double row_flops_;    // of a step, in float flops
-  double bytes_;        // of weights that a step reads
-  double working_set_;  // of one direction
+  double layer_steps_;  // steps of one direction, in all layers
+  double row_flops_;    // float flops of one row of a step
+  double bytes_;        // of the weights that a step reads
+  double working_set_;  // bytes, of one direction
 };
 
-// The best use of at most `threads` threads, which must be available and awake.
+// The best plan for at most `threads` threads, which must be available and awake.
 inline Plan make_plan(const Call& call, int threads, const Machine& machine,
                       const Corrections& corrections = {}) {
   return CostModel(call).best_plan(threads, machine, corrections);
 }
 
-// Work that any number of threads divide evenly, without a barrier: a product, or a pass over
-// arrays.
+// Work that can be divided evenly among any number of threads, without a barrier: a product, or a
+// pass over arrays.
 struct EvenWork {
-  double flops = 0;  // of multiply-adds in float; other arithmetic counts by the time that it takes
-  double bytes = 0;  // read and written, each access counted
+  double flops = 0;  // float flops of multiply-adds, or of as many as take the same time
+  double bytes = 0;  // read and written; each access counts
 
-  // The same questions as to a CostModel.
+  // As in CostModel.
   double least_serial_nanoseconds(double fma_rate) const;
   bool may_pay(int threads, double fma_rate) const;
   int call_class(const Machine& machine) const;

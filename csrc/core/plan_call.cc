@@ -1,4 +1,4 @@
-// The plan of a call in this process, now.
+// The plan of a call in the present state of this process.
 #include "core/plan_call.h"
 
 #include <algorithm>
@@ -18,13 +18,13 @@ namespace tidegate {
 namespace {
 
 // In nanoseconds.
-constexpr double kWake = 100'000;      // until a sleeping worker is awake
-constexpr double kWakeThread = 5'000;  // for each further one: a system call
-constexpr double kShort = 50'000;      // shorter calls: a team stays awake this long after a call
-constexpr double kLong = 4 * kWake;    // longer calls: waking threads pays, so their figures count
+constexpr double kWake = 100'000;      // waking a sleeping worker
+constexpr double kWakeThread = 5'000;  // waking each further one: a system call
+constexpr double kShort = 50'000;    // below: short calls; a team stays awake as long after a call
+constexpr double kLong = 4 * kWake;  // from here, waking threads may pay, so figures are measured
 
-// When figures are stale: in general, and where a sleeping team would have to be woken for them
-// before a call that does not take much longer than that.
+// The age at which figures are stale: in general, and if a sleeping team would have to be woken to
+// measure them before a call that does not take much longer than waking it.
 constexpr std::int64_t kStale = 50'000'000;
 constexpr std::int64_t kStaleAsleep = 1'000'000'000;
 constexpr double kMuchLonger = 5'000'000;
@@ -36,7 +36,7 @@ CorrectionTable corrections;
 
 bool forces() { return division.load(std::memory_order_relaxed) != Division::automatic; }
 
-// All the threads that were asked for, whatever it costs.
+// The plan with all threads that the call may use, whatever it costs.
 PlannedCall forced_plan(const Call& call, int threads) {
   PlannedCall plan;
   plan.by_units = division.load(std::memory_order_relaxed) == Division::units && threads > 1;
@@ -46,11 +46,11 @@ PlannedCall forced_plan(const Call& call, int threads) {
   return plan;
 }
 
-// When the last call that asked began, or ended if it told its time.
+// The time of the last call that was planned: its beginning, or its end if that was recorded.
 std::atomic<std::int64_t> last_call{0};
 
-// Whether this call, of about `nanoseconds`, follows the last one so soon that a team woken by that
-// one would still be awake.
+// Whether this call, of about `nanoseconds`, follows the last one so closely that a team woken by
+// the last call would still be awake.
 bool follows_another(double nanoseconds, std::int64_t now) {
   const auto since = static_cast<double>(now - last_call.exchange(now, std::memory_order_relaxed));
   return since < 2 * nanoseconds + kWake;
@@ -66,12 +66,12 @@ bool read_explains() {
   return false;
 }
 
-// Whether the choice was not printed before; forgets some after hundreds of others.
+// Whether the choice has not been printed before. May forget a choice after hundreds of others.
 bool is_new(const std::string& choice) {
-  constexpr std::size_t kRemembered = 1024;
-  static std::atomic<std::size_t> printed[kRemembered];
+  constexpr std::size_t kSlots = 1024;
+  static std::atomic<std::size_t> printed[kSlots];
   const std::size_t hash = std::hash<std::string>()(choice) | 1;
-  return printed[hash / 2 % kRemembered].exchange(hash, std::memory_order_relaxed) != hash;
+  return printed[hash / 2 % kSlots].exchange(hash, std::memory_order_relaxed) != hash;
 }
 
 void print_choice(const Call& call, const CostModel& model, int threads, const Machine& machine,
@@ -100,11 +100,11 @@ PlannedCall planned(const Plan& plan, int call_class, std::int64_t begin) {
   return result;
 }
 
-// The best plan of a CostModel or EvenWork. measure(threads, now, stale): whether there was
-// anything to measure; print(threads, machine, corrections, plan) is told what is chosen.
+// The best plan of a CostModel or EvenWork. measure(threads, now, stale) returns whether it
+// measured anything; print(threads, machine, corrections, plan) is called with the chosen plan.
 template <class Model, class Measure, class Print>
 PlannedCall choose(const Model& model, int threads, const Measure& measure, const Print& print) {
-  const auto alone = [&]() -> PlannedCall {
+  const auto serial_plan = [&]() -> PlannedCall {
     if (explains_plans()) {
       const Machine machine = machine_now(threads);
       print(threads, machine, Corrections{}, model.serial_plan(machine, {}));
@@ -112,12 +112,12 @@ PlannedCall choose(const Model& model, int threads, const Measure& measure, cons
     return {};
   };
   const double fma_rate = fma_rate_now();
-  if (!model.may_pay(threads, fma_rate)) return alone();
+  if (!model.may_pay(threads, fma_rate)) return serial_plan();
   std::int64_t now = nanoseconds_now();
-  // More threads than processors would wait for each other.
+  // More threads than processors would take turns, and wait for each other.
   if (const int processors = processors_at(now, kStale); processors > 0)
     threads = std::min(threads, processors);
-  if (threads <= 1) return alone();
+  if (threads <= 1) return serial_plan();
 
   Machine machine;
   int call_class;
@@ -128,15 +128,15 @@ PlannedCall choose(const Model& model, int threads, const Measure& measure, cons
     learnt = corrections.at(call_class, now);
   };
   look_up();
-  // While the rate of reading is a guess, the corrections tell how long a call takes.
+  // Includes the corrections, because the read rate may not have been measured yet.
   const double serial = model.serial_plan(machine, learnt).nanoseconds;
   const int ready = threads_ready();
   const bool follows = ready < 2 && follows_another(serial, now);
-  // Short calls that come one by one are left to one thread: waking another takes longer.
+  // Short calls with pauses between them run on one thread: waking another would take longer.
   const bool starts = ready >= 2 || (follows && serial >= kShort);
   const std::int64_t stale = starts || serial >= kMuchLonger ? kStale : kStaleAsleep;
   if ((starts || serial >= kLong) && measure(threads, now, stale)) {
-    now = nanoseconds_now();  // the call begins here
+    now = nanoseconds_now();  // the time of the call begins after the measurement
     look_up();
   }
   const auto result = [&](const Plan& plan) {
@@ -146,18 +146,19 @@ PlannedCall choose(const Model& model, int threads, const Measure& measure, cons
   const Plan best = model.best_plan(threads, machine, learnt);
   const int asleep = best.threads - ready;
   if (asleep <= 0) {
-    // To measure them during one of the next calls.
+    // So that they are awake when one of the next calls measures them.
     if (follows && !starts && pair_is_stale(now, kStale)) wake_threads(2);
     return result(best);
   }
-  // Long calls close to each other: the threads stay awake between them, or the corrections tell.
+  // Long calls in close succession: the threads stay awake between them; if not, the corrections
+  // account for it.
   if (starts && serial >= kShort) return result(best);
   Plan woken = best;
   woken.uncorrected += kWake + (asleep - 1) * kWakeThread;
   woken.nanoseconds += kWake + (asleep - 1) * kWakeThread;
   const Plan fewer = model.best_plan(ready, machine, learnt);
   if (woken.nanoseconds < kWorthwhile * fewer.nanoseconds) return result(woken);
-  // A short call does not wait until they are awake: they will be for one of the next.
+  // Does not wait until the threads are awake, but wakes them for one of the next calls.
   if (starts || follows) wake_threads(best.threads);
   return result(fewer);
 }

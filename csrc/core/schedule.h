@@ -1,5 +1,5 @@
-// Who is alive when: rows sorted by length, time order of a direction, and where states begin, end
-// and are zeroed.
+// Which rows are active at each time step, the order of the steps in a direction, and the steps at
+// which states begin, end, or are zeroed.
 #ifndef TIDEGATE_CORE_SCHEDULE_H_
 #define TIDEGATE_CORE_SCHEDULE_H_
 
@@ -13,9 +13,9 @@
 
 namespace tidegate {
 
-// The rows of a batch, longest first, so that those alive at any time are the first ones: dead rows
-// are skipped, never multiplied by zero. Without lengths the order is the caller's, and nothing is
-// allocated.
+// The rows of a batch, sorted by descending length, so that at each time the active rows come
+// first. Inactive rows are skipped, never multiplied by zero. Without lengths, the order is that of
+// the caller, and nothing is allocated.
 class Schedule {
  public:
   Schedule() = default;
@@ -27,13 +27,13 @@ class Schedule {
     std::stable_sort(order_.begin(), order_.end(),
                      [&](Index a, Index b) { return lengths[a] > lengths[b]; });
     for (const Index row : order_) lengths_.push_back(lengths[row]);
-    live_.resize(static_cast<std::size_t>(steps));
+    active_.resize(static_cast<std::size_t>(steps));
     for (const Index length : lengths_) {
-      for (Index t = 0; t < length; ++t) ++live_[static_cast<std::size_t>(t)];
+      for (Index t = 0; t < length; ++t) ++active_[static_cast<std::size_t>(t)];
     }
   }
 
-  // A copy that keeps nothing of the caller's.
+  // A copy that does not refer to the caller's memory.
   Schedule owned() const {
     Schedule copy = *this;
     if (reset_.given && batch_ > 0) {
@@ -50,20 +50,20 @@ class Schedule {
   Index steps() const { return steps_; }
   Index batch() const { return batch_; }
   bool ragged() const { return !lengths_.empty(); }
-  // Whether there are lengths, and the caller's rows are in their order.
+  // Whether there are lengths, and those of the caller's rows descend.
   bool longest_first() const { return ragged() && std::is_sorted(order_.begin(), order_.end()); }
-  // The caller's number of sorted row n.
+  // The number that sorted row n has in the caller's arrays.
   Index caller_row(Index n) const {
     return order_.empty() ? n : order_[static_cast<std::size_t>(n)];
   }
   Index length(Index n) const { return ragged() ? lengths_[static_cast<std::size_t>(n)] : steps_; }
-  // How many rows are longer than t.
-  Index live(Index t) const {
+  // The number of rows that are active at time t: those longer than t.
+  Index active(Index t) const {
     if (t < 0 || t >= steps_) return 0;
-    return ragged() ? live_[static_cast<std::size_t>(t)] : batch_;
+    return ragged() ? active_[static_cast<std::size_t>(t)] : batch_;
   }
   bool has_reset() const { return reset_.given; }
-  // A boundary between t-1 and t in sorted row n.
+  // Whether sorted row n has a boundary between t-1 and t.
   bool reset(Index t, Index n) const {
     const Index row = caller_row(n);
     return reset_copy_.empty() ? reset_.at(t, row)
@@ -77,23 +77,23 @@ class Schedule {
   std::vector<std::uint8_t> reset_copy_;
   std::vector<Index> order_;
   std::vector<Index> lengths_;
-  std::vector<Index> live_;
+  std::vector<Index> active_;
 };
 
-// A schedule as one direction walks it: step s is time s, or from the end.
+// A schedule in the order of one direction: step s is time s, or time T-1-s in reverse.
 class Timeline {
  public:
   Timeline(const Schedule& schedule, bool reversed) : schedule_(schedule), reversed_(reversed) {}
 
   const Schedule& schedule() const { return schedule_; }
-  // None for an empty batch, whatever T is.
+  // 0 for an empty batch, whatever T is.
   Index steps() const { return schedule_.batch() > 0 ? schedule_.steps() : 0; }
   Index time(Index s) const { return reversed_ ? schedule_.steps() - 1 - s : s; }
-  Index live(Index s) const { return schedule_.live(time(s)); }
+  Index active(Index s) const { return schedule_.active(time(s)); }
 
-  // Sorted rows [first, second) begin at, or end with, step s.
-  std::pair<Index, Index> starting(Index s) const { return beyond(s - 1, s); }
-  std::pair<Index, Index> ending(Index s) const { return beyond(s + 1, s); }
+  // The sorted rows [first, second) whose first, or last, step is s.
+  std::pair<Index, Index> starting(Index s) const { return inactive_at(s - 1, s); }
+  std::pair<Index, Index> ending(Index s) const { return inactive_at(s + 1, s); }
 
   // Whether row n's state is zeroed before step s.
   bool zeroed(Index s, Index n) const {
@@ -103,11 +103,11 @@ class Timeline {
   }
 
  private:
-  // Those of step s that step `other`, beside it, has not.
-  std::pair<Index, Index> beyond(Index other, Index s) const {
+  // The rows that are active at step s, but not at the neighbouring step `other`.
+  std::pair<Index, Index> inactive_at(Index other, Index s) const {
     const bool inside = other >= 0 && other < schedule_.steps();
     if (inside && !schedule_.ragged()) return {0, 0};
-    return {std::min(live(other), live(s)), live(s)};
+    return {std::min(active(other), active(s)), active(s)};
   }
 
   const Schedule& schedule_;

@@ -8,13 +8,13 @@
 
 namespace tidegate {
 
-// The threads of one direction divide either the rows of the batch, and need not wait for each
-// other within the time loop, or the units of every step, and meet after each phase. Outputs are
-// divided, never sums: the bits do not change. Thread by thread the units ascend.
+// The threads of one direction divide either the rows of the batch, without a barrier in the time
+// loop, or the units of every step, with a barrier after each phase. Only outputs are divided,
+// never sums, so the results are bitwise the same. Units ascend with the index of the thread.
 class Share {
  public:
-  // Thread `index` of `count`, working on sorted rows `rows`; by_units: on all of them, but on its
-  // part of the units. `interruption`: null if the call never ends early.
+  // Thread `index` of `count`. Its sorted rows are `rows`; if by_units, these are all rows, and the
+  // thread has a part of the units. `interruption`: null if the call never ends early.
   Share(int index, int count, bool by_units, Range rows, Barrier& barrier,
         Interruption* interruption = nullptr)
       : index_(index),
@@ -26,9 +26,9 @@ class Share {
 
   Range rows() const { return rows_; }
   Interruption* interruption() const { return interruption_; }
-  // Of `live` sorted rows, this thread's.
-  Range live_rows(Index live) const {
-    const Index end = live < rows_.end ? live : rows_.end;
+  // This thread's rows among the first `active` sorted rows.
+  Range active_rows(Index active) const {
+    const Index end = active < rows_.end ? active : rows_.end;
     return {rows_.begin, end > rows_.begin ? end : rows_.begin};
   }
   Range slices(Index units, Index width) const {
@@ -42,17 +42,18 @@ class Share {
     const Index begin = s.begin * width;
     return {begin < units ? begin : units, end < units ? end : units};
   }
-  // For work after the time loop: a part of anything.
+  // This thread's part of [0, size), for work outside the time loop.
   Range part(Index size) const { return part_of(size, index_, count_); }
 
-  // After a phase: the others' units are there.
-  void meet_if_by_units() const {
-    if (by_units_) meet();
+  // Barrier after a phase: when it returns, the units of all threads have been written.
+  void barrier_wait_if_by_units() const {
+    if (by_units_) barrier_wait();
   }
-  void meet() const { barrier_.wait(index_); }
+  void barrier_wait() const { barrier_.wait(index_); }
 
-  // The same in parts, for callers that can compute meanwhile: this thread's units are there;
-  // those below its own are; those above.
+  // The same barrier in parts, for callers that can compute in between: arrival, after this thread
+  // has written its units; waiting for the threads with the units below its own; for those with the
+  // units above.
   void arrive_if_by_units() const {
     if (by_units_) barrier_.arrive(index_);
   }
@@ -65,25 +66,25 @@ class Share {
   void await_all_if_by_units() const {
     if (by_units_) barrier_.await(index_, 0, count_);
   }
-  // Whether the call ends early, asked before each step: then this thread leaves the loop over
-  // time. Threads that divide units all leave before the same step; a thread may then have arrived
-  // at the barrier once without having awaited the others. Threads that divide rows leave
-  // independently of each other.
-  bool leaves() const {
+  // Whether the call ends early, to be checked before each step: if so, this thread leaves the time
+  // loop. Threads that divide units all leave before the same step; each may then have arrived at
+  // the barrier once without having awaited the others. Threads that divide rows leave
+  // independently.
+  bool stops() const {
     if (interruption_ == nullptr) return false;
     const bool requested = interruption_->requested();
     if (!by_units_) return requested;
     if (requested && index_ == 0) barrier_.stop();
     return barrier_.stopped(index_, 1);
   }
-  // meet(), and whether the call ends early: all threads get the same answer.
-  bool meet_and_leave() const {
+  // barrier_wait(), then whether the call ends early, which is the same for all threads.
+  bool barrier_wait_then_stops() const {
     if (interruption_ != nullptr && index_ == 0 && interruption_->requested()) barrier_.stop();
-    meet();
+    barrier_wait();
     return barrier_.stopped(index_);
   }
 
-  // Whether there are threads whose units are above this one's.
+  // Whether other threads have units above this thread's.
   bool awaits_above() const { return by_units_ && index_ + 1 < count_; }
 
  private:

@@ -1,4 +1,4 @@
-// Slices of units, and equal parts of a range. Needs no other header of the core.
+// Slices of units, and nearly equal parts of a range. Includes no other header of the core.
 #ifndef TIDEGATE_CORE_SLICES_H_
 #define TIDEGATE_CORE_SLICES_H_
 
@@ -6,8 +6,8 @@
 
 namespace tidegate {
 
-// The units of a layer are packed in slices of `width`, the elements of a vector; the last slice
-// may be partly empty.
+// The units of a layer are packed in slices of `width` units, the elements of a vector. The last
+// slice may be partly empty.
 inline Index slice_count(Index units, Index width) { return (units + width - 1) / width; }
 
 struct Range {

@@ -1,4 +1,4 @@
-// A direction's states over time, and how they begin and end.
+// The states of a direction over time, and the copies from initial and to final states.
 #ifndef TIDEGATE_CORE_STATES_H_
 #define TIDEGATE_CORE_STATES_H_
 
@@ -10,8 +10,8 @@
 
 namespace tidegate {
 
-// Elements between padded rows of `units`. Rows must not all fall on the same few sets of the L1
-// cache, as they would a multiple of a large power of two apart.
+// The stride of padded rows of `units` elements. It is not a multiple of a large power of two,
+// because the rows would then all map to the same few sets of the L1 cache.
 template <class T>
 Index padded_row(Index units, Index width) {
   const Index row = slice_count(units, width) * width;
@@ -19,8 +19,8 @@ Index padded_row(Index units, Index width) {
                                                          : row;
 }
 
-// One state (h or c) of sorted rows: step s reads slot s, or zero at a boundary, and writes slot s
-// + 1. Inference keeps two slots in turn, training all of them.
+// One state (h or c) of the sorted rows. Step s reads slot s, or zero at a boundary, and writes
+// slot s + 1. Inference uses two slots alternately; training keeps all slots.
 template <class T>
 struct States {
   T* data = nullptr;
@@ -40,8 +40,9 @@ struct States {
   }
 };
 
-// What step s reads of rows `rows`: a select, so that a zeroed row takes nothing of the state
-// before it. `table` and `zero`, a padded row of zeros, are needed if the schedule has resets.
+// The previous states that step s reads for rows `rows`. A zeroed row is replaced, not multiplied
+// by zero, so that not even a NaN of its previous state remains. `table` and `zero`, a padded row
+// of zeros, are needed if the schedule has resets.
 template <class T>
 Rows<const T> previous(const States<T>& states, const Timeline& timeline, Index s, Range rows,
                        const T* zero, const T** table) {
@@ -62,7 +63,7 @@ void copy_units(const T* from, T* to, Range units) {
   }
 }
 
-// Row n of a direction's initial or final state; null where the array was not given.
+// Row n of a direction's initial or final state; null if the array was not given.
 template <class T>
 T* state_row(const View<T>& states, Index direction, Index n) {
   return states.given ? states.row(direction, n) : nullptr;

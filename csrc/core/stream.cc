@@ -1,4 +1,4 @@
-// Stream: states that stay inside, and a step that allocates nothing.
+// Stream: it keeps its states, and its steps allocate nothing.
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
@@ -17,7 +17,7 @@ namespace {
 // The rows of all layers' states, [layer][row][unit].
 template <class T>
 struct StreamState {
-  // Padded for the widest vector, so that a change of ISA leaves them where they are.
+  // Padded for the widest vector, so that the layout does not depend on the ISA.
   static constexpr Index kPadding = 64 / sizeof(T);
 
   StreamState(const Config& config, Index rows)
@@ -48,7 +48,7 @@ struct StreamState {
   View<T> h_view() const { return view_of(h, state_size); }
   View<T> c_view() const { return view_of(c, hidden_size); }
 
-  // Row `row` of `from` to row `to_row` of this, in all layers; null: zeros.
+  // Copies row `row` of `from` to row `to_row` of this state, in all layers. `from` null: zeros.
   void copy_row(const StreamState* from, Index row, Index to_row) {
     for (Index layer = 0; layer < num_layers; ++layer) {
       copy_units<T>(from ? from->layer_of(from->h, layer)[row] : nullptr,
@@ -59,7 +59,7 @@ struct StreamState {
     }
   }
 
-  // All rows of one of the same sizes.
+  // Copies all rows of a state of the same sizes.
   void copy(const StreamState& from) {
     for (Index row = 0; row < batch; ++row) copy_row(&from, row, row);
   }
@@ -70,16 +70,16 @@ struct StreamState {
   Buffer memory;
 };
 
-// A step's threads, one or several, and each one's share of it and calls of every layer.
+// The division of a step among threads: the share of each thread, and its calls for each layer.
 template <class T>
 class StepDivision {
  public:
-  // What the calls are made for; nearly always the same as for the last step.
+  // The arguments on which the calls depend; nearly always the same as in the last step.
   struct Shape {
     int threads = 0;
     bool by_units = false;
-    Index count = 0;  // rows that are divided, or the most there can be
-    bool picked = false;
+    Index count = 0;      // the rows to be divided, or their greatest number
+    bool picked = false;  // the rows are given by their numbers
     Index x_stride = 0, y_stride = 0;
 
     bool operator==(const Shape& other) const {
@@ -88,15 +88,15 @@ class StepDivision {
     }
   };
 
-  // Reserves memory for this many threads, so that divide() allocates nothing.
-  StepDivision(int most_threads, Index layers) : layers_(static_cast<std::size_t>(layers)) {
-    shares_.reserve(static_cast<std::size_t>(most_threads));
-    steps_.reserve(static_cast<std::size_t>(most_threads) * layers_);
+  // Reserves memory for max_threads threads, so that divide() allocates nothing.
+  StepDivision(int max_threads, Index layers) : layers_(static_cast<std::size_t>(layers)) {
+    shares_.reserve(static_cast<std::size_t>(max_threads));
+    steps_.reserve(static_cast<std::size_t>(max_threads) * layers_);
   }
   StepDivision(const StepDivision&) = delete;
   StepDivision& operator=(const StepDivision&) = delete;
 
-  // `make(layer, thread, share)` gives a CellStep, laid out.
+  // `make(layer, thread, share)` returns a CellStep with its layout set.
   template <class Make>
   void divide(const Shape& shape, Make&& make) {
     if (shape == shape_) return;
@@ -122,27 +122,27 @@ class StepDivision {
   const std::size_t layers_;
   Shape shape_;
   std::optional<Barrier> barrier_;
-  std::vector<Share> shares_;       // by thread
+  std::vector<Share> shares_;       // [thread]
   std::vector<CellStep<T>> steps_;  // [thread][layer]
 };
 
-// What steps of up to `batch` rows need besides the state: a snapshot of the weights, the calls of
-// each layer, and room for what they write.
+// The data that steps of up to `batch` rows need besides the state: a snapshot of the weights, the
+// calls of each layer, and their working memory.
 template <class T>
 struct StreamWork {
   StreamWork(const Model<T>& model, typename Model<T>::Impl& impl, Index rows)
       : version(impl.parameters.version()),
         weights(impl.weights()),
         batch(rows),
-        most_threads(std::min(num_threads(), kMaxThreads)),
+        max_threads(std::min(num_threads(), kMaxThreads)),
         memory([&](Arena& arena) { take(arena, model.config()); }),
-        alone(1, model.config().num_layers),
-        together(most_threads, model.config().num_layers) {
-    // (A plan that is to be explained is always made.)
-    while (least_together <= batch && !explains_plans() &&
-           !may_pay({model.config(), Work::step, 1, least_together, weights->storage().cost},
-                    most_threads))
-      ++least_together;
+        serial(1, model.config().num_layers),
+        parallel(max_threads, model.config().num_layers) {
+    // To explain plans, they are made for all steps.
+    while (min_parallel_rows <= batch && !explains_plans() &&
+           !may_pay({model.config(), Work::step, 1, min_parallel_rows, weights->storage().cost},
+                    max_threads))
+      ++min_parallel_rows;
   }
   StreamWork(const StreamWork&) = delete;
   StreamWork& operator=(const StreamWork&) = delete;
@@ -150,18 +150,18 @@ struct StreamWork {
   void take(Arena& arena, const Config& config) {
     const Index width = weights->kernels().width;
     scratch =
-        StepScratch<T>::take(arena, config, weights->cell(), batch, batch, most_threads, width);
+        StepScratch<T>::take(arena, config, weights->cell(), batch, batch, max_threads, width);
     const Index stride = padded_row<T>(config.state_size(), width);
     for (Rows<T>& rows : h_next) rows = {arena.take<T>(batch, stride), stride, nullptr};
-    h_rows = arena.take<const T*>(most_threads, batch);
-    c_rows = arena.take<T*>(most_threads, batch);
+    h_rows = arena.take<const T*>(max_threads, batch);
+    c_rows = arena.take<T*>(max_threads, batch);
   }
 
-  // The tables of picked rows' states, of each thread its own.
+  // The tables of the picked rows' states for one thread.
   const T** h_table(int thread) const { return h_rows + thread * batch; }
   T** c_table(int thread) const { return c_rows + thread * batch; }
 
-  // Has `division` ready for steps of that shape.
+  // Prepares `division` for steps of this shape.
   void divide(StepDivision<T>& division, const typename StepDivision<T>::Shape& shape,
               const Config& config, const StreamState<T>& state) {
     division.divide(shape, [&](Index layer, int thread, const Share& share) {
@@ -174,7 +174,7 @@ struct StreamWork {
       rows.y = {nullptr, shape.y_stride, nullptr};
       const Index first = share.rows().begin;
       CellStep<T> step(config, *weights, layer, 0, share, scratch, first, first, 0);
-      step.lay_out(rows);
+      step.set_layout(rows);
       return step;
     });
   }
@@ -182,16 +182,16 @@ struct StreamWork {
   const std::uint64_t version;
   const std::shared_ptr<const Weights<T>> weights;
   const Index batch;
-  const int most_threads;
-  Index least_together = 1;  // rows of a step that several threads may be worth
+  const int max_threads;
+  Index min_parallel_rows = 1;  // with fewer rows, several threads cannot be faster
 
   StepScratch<T> scratch;
-  Rows<T> h_next[2];  // of the layers in turn
+  Rows<T> h_next[2];  // used by the layers alternately
   const T** h_rows;   // [thread][row]
-  T** c_rows;
+  T** c_rows;         // [thread][row]
   Buffer memory;
 
-  StepDivision<T> alone, together;
+  StepDivision<T> serial, parallel;
 };
 
 Index checked_batch(Index batch) {
@@ -218,8 +218,7 @@ struct Stream<T>::Impl {
         state(config, checked_batch(rows)),
         work(std::make_unique<StreamWork<T>>(*model, *model->impl_, rows)) {}
 
-  // A step: `rows` of the stream, null: all. On up to `threads` threads, if that pays and they are
-  // to be had.
+  // The arguments of a step. `rows`: numbers of rows of the stream; null: all rows.
   struct Step {
     const Rows<const T>& x;
     const Rows<T>& y;
@@ -227,35 +226,36 @@ struct Stream<T>::Impl {
     Index count;
   };
 
+  // Runs a step on up to `threads` threads, if they are available and the plan is to use them.
   void run(const Step& step, int threads) {
     reversed = !reversed;
-    if (threads == 1 || step.count < work->least_together) {
-      run_alone(step);
+    if (threads == 1 || step.count < work->min_parallel_rows) {
+      run_serial(step);
     } else {
       run_planned(step, threads);
     }
   }
 
-  void run_alone(const Step& step) {
-    divide(work->alone, step, {});
+  void run_serial(const Step& step) {
+    divide(work->serial, step, {});
     const ThreadSetup setup;
-    run_share(step, work->alone, 0);
+    run_share(step, work->serial, 0);
   }
 
   void run_planned(const Step& step, int threads) noexcept {
     const Call call = {config, Work::step, 1, step.count, work->weights->storage().cost};
     PlannedCall plan;
-    // (The setting in force may be wrong, or there may be no memory for threads.)
+    // Throws if the number of threads or its setting is invalid, or without memory for threads.
     try {
-      plan = plan_call(call, std::min(allowed_threads(threads), work->most_threads),
+      plan = plan_call(call, std::min(allowed_threads(threads), work->max_threads),
                        work->weights->memory());
       ThreadLease lease(plan.threads);
       if (lease.size() < plan.threads) plan = plan_again(call, lease.size(), plan);
       if (plan.threads > 1) {
-        divide(work->together, step, plan);
+        divide(work->parallel, step, plan);
         const ThreadSetup setup;
         lease.run([&](int thread) {
-          if (thread < plan.threads) run_share(step, work->together, thread);
+          if (thread < plan.threads) run_share(step, work->parallel, thread);
         });
         plan.record();
         return;
@@ -263,7 +263,7 @@ struct Stream<T>::Impl {
     } catch (const std::exception&) {
       plan = {};
     }
-    run_alone(step);
+    run_serial(step);
     plan.record();
   }
 
@@ -275,13 +275,13 @@ struct Stream<T>::Impl {
                  config, state);
   }
 
-  // One thread's share.
+  // Runs one thread's share of a step.
   void run_share(const Step& step, StepDivision<T>& division, int thread) {
     const Share& share = division.share(thread);
-    const Range own = share.live_rows(step.count);
+    const Range own = share.active_rows(step.count);
     const Range units = share.units(state.state_size, work->weights->kernels().width);
     const Index* const picked = step.rows ? step.rows + own.begin : nullptr;
-    if (own.size() == 0) return;  // with rows divided no thread waits for it
+    if (own.size() == 0) return;  // rows are divided, so no other thread waits for this one
     StepBases<T> bases;
     bases.count = own.size();
     bases.reversed = reversed;
@@ -302,7 +302,7 @@ struct Stream<T>::Impl {
       bases.h_next = h_next[own.begin];
       if (layer + 1 == config.num_layers) bases.y = step.y.base + own.begin * step.y.stride;
       division.step(thread, layer).run(bases, share);
-      share.meet_if_by_units();
+      share.barrier_wait_if_by_units();
       for (Index r = 0; r < own.size(); ++r)
         copy_units<T>(h_next[own.begin + r], h[picked ? picked[r] : own.begin + r], units);
       bases.x = bases.h_next;
@@ -312,7 +312,7 @@ struct Stream<T>::Impl {
   const std::shared_ptr<const Model<T>> model;
   const Config config;
   StreamState<T> state;
-  bool reversed = false;  // the last step
+  bool reversed = false;  // whether the last step was reversed, see PhaseCall
   std::unique_ptr<StreamWork<T>> work;
 };
 

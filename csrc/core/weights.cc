@@ -1,4 +1,4 @@
-// Packing of weights into panels, forward and backward.
+// The packing of weights into panels for the forward and backward passes.
 #include "core/weights.h"
 
 #include <utility>
@@ -80,7 +80,7 @@ void Weights<T>::take_forward(Arena& arena, const T* parameters,
   for (std::size_t i = 0; i < forward_.size(); ++i) {
     const ParameterOffsets& at = offsets[i];
     const Index inputs = config_.layer_input_size(static_cast<Index>(i) / config_.num_directions());
-    // The gates of a window, whose blocks of rows of a weight begin at `weight`.
+    // A panel of `count` gates, which are blocks of rows of the matrix `weight`.
     const auto take_gates = [&](const GateSpec* gates, Index count, int GateSpec::* block,
                                 const T* weight, Index depth) {
       std::vector<WeightBlock<T>> blocks;
@@ -146,7 +146,7 @@ void Weights<T>::take_backward(Arena& arena, const T* parameters,
   for (std::size_t i = 0; i < forward_.size(); ++i) {
     const ParameterOffsets& at = offsets[i];
     const Index inputs = config_.layer_input_size(static_cast<Index>(i) / config_.num_directions());
-    // The transposed weights of the gates of a window.
+    // A panel of the transposed weights of `count` gates.
     const auto take_gates = [&](const GateSpec* gates, Index count, int GateSpec::* block,
                                 const T* weight, Index outputs) {
       std::vector<WeightBlock<T>> blocks;

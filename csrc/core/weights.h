@@ -1,4 +1,4 @@
-// Packed weights: an immutable snapshot of a model's parameters in a storage of one ISA's kernels.
+// Packed weights: an immutable snapshot of a model's parameters, in a storage of one ISA's kernels.
 #ifndef TIDEGATE_CORE_WEIGHTS_H_
 #define TIDEGATE_CORE_WEIGHTS_H_
 
@@ -13,7 +13,7 @@
 
 namespace tidegate {
 
-// Where the parameters of one layer's direction stand in the flat vector; -1: there are none.
+// The offsets of the parameters of one layer's direction in the flat vector; -1: absent.
 struct ParameterOffsets {
   Index weight_ih, weight_hh;
   Index bias_ih = -1, bias_hh = -1;
@@ -25,24 +25,24 @@ std::vector<ParameterOffsets> parameter_offsets(
 
 template <class T>
 struct PhaseWeights {
-  Panel x = nullptr;        // of the gates that see x
-  Panel h = nullptr;        // of the gates that see the operand
+  Panel x = nullptr;        // for the gates that read x
+  Panel h = nullptr;        // for the gates that read the operand
   const T* bias = nullptr;  // [slice][gate][width]
 };
 
-// A layer's direction, forward.
+// The weights of one layer's direction in the forward pass.
 template <class T>
 struct DirectionWeights {
   PhaseWeights<T> phases[kMaxPhases];
   const T* peephole = nullptr;  // [slice][i f o][width]
-  Panel projection = nullptr;   // of weight_hr
+  Panel projection = nullptr;   // weight_hr
 };
 
-// A layer's direction, backward: panels of the transposed weights, whose k's are the units of one
-// gate after the other.
+// The weights of one layer's direction in the backward pass: panels of the transposed weights,
+// whose k's are [gate][unit].
 struct BackwardWeights {
-  Panel x = nullptr;           // [gates that see x] -> layer input
-  Panel h[kMaxPhases] = {};    // [gates of the phase that see its operand] -> operand
+  Panel x = nullptr;           // [gates that read x] -> layer input
+  Panel h[kMaxPhases] = {};    // [gates of the phase that read its operand] -> operand
   Panel projection = nullptr;  // [proj_size] -> hidden units
 };
 
@@ -52,7 +52,7 @@ class Panels;
 template <class T>
 class Weights {
  public:
-  // Packs the flat parameters for the kernels in force, by at most `threads` threads.
+  // Packs the flat parameters for the current kernels, with at most `threads` threads.
   Weights(const Config& config, const T* parameters, int threads,
           StorageKind storage = kExactWeights);
 
@@ -65,22 +65,22 @@ class Weights {
   // The memory of all forward panels.
   WeightsMemory memory() const { return {memory_.data(), memory_.size(), Index{sizeof(T)}}; }
 
-  // Packs what backward() returns, unless that is done. `parameters` are those that the snapshot
-  // was made from. Not for several threads at once.
+  // Packs what backward() returns, unless it is packed already. `parameters` are those from which
+  // the snapshot was made. Must not be called by several threads at the same time.
   void prepare_backward(const T* parameters, int threads) const;
   const BackwardWeights& backward(Index layer, Index direction) const {
     return backward_[static_cast<std::size_t>(layer * config_.num_directions() + direction)];
   }
 
  private:
-  // For each phase of each direction: the sum of both biases, [gate][unit].
+  // The sums of both biases, [gate][unit], for each phase of each direction.
   std::vector<std::vector<T>> phase_biases(const T* parameters) const;
-  // For each direction: its panels.
+  // Take the panels of all directions from the arena.
   void take_forward(Arena& arena, const T* parameters, const std::vector<std::vector<T>>& biases,
                     Panels<T>& panels);
   void take_backward(Arena& arena, const T* parameters, std::vector<BackwardWeights>& backward,
                      Panels<T>& panels) const;
-  // -1 for the update gate that writes: its weights are negated.
+  // -1 for the update gate with UpdateGate::write, whose weights are negated.
   T sign(const GateSpec& gate) const;
 
   const Config config_;

@@ -252,7 +252,7 @@ static void test_files(void) {
   CHECK_REFUSED(tidegate_tensor_read_memory(bytes, size, tensor, values, count), message)
   copied[0] = 7;
   READ("g.weight_ih", copied, 3, "memory: tensor \"g.weight_ih\": there is none");
-  READ("g.weight_ih_l0", copied, 2, "memory: tensor \"g.weight_ih_l0\": got 2 for a count");
+  READ("g.weight_ih_l0", copied, 2, "memory: tensor \"g.weight_ih_l0\": got a count of 2");
   READ("g.weight_ih_l0", NULL, 3, "values: got a null pointer");
   READ(NULL, copied, 3, "tensor: got a null pointer");
   CHECK_REFUSED(tidegate_tensor_read(NULL, "w", copied, 3), "path: got a null pointer");
@@ -390,7 +390,8 @@ static void test_what_is_refused(void) {
   CHECK_REFUSED(tidegate_stream_step(NULL, x, y), "stream: got a null pointer");
   CHECK_REFUSED(tidegate_stream_step_rows(stream, rows, 2, x, y), "rows: got 2, wanted 0 to");
   CHECK_REFUSED(tidegate_stream_step_rows(stream, rows, -1, x, y), "count: got -1, wanted 0 to");
-  CHECK_REFUSED(tidegate_stream_step_rows(stream, twice, 2, x, y), "rows: got 1, wanted it once");
+  CHECK_REFUSED(tidegate_stream_step_rows(stream, twice, 2, x, y),
+                "rows: got 1, wanted each row once");
   CHECK_REFUSED(tidegate_stream_step_rows(stream, twice, 1, NULL, y), "x: got a null pointer");
   CHECK_REFUSED(tidegate_stream_step_rows(NULL, twice, 1, x, y), "stream: got a null pointer");
   CHECK(tidegate_stream_get_state(stream, y, NULL) == TIDEGATE_OK);

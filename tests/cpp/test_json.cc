@@ -171,8 +171,8 @@ TEST(a_string_comes_next) {
   for (const char* text : {"[\"\"]", "7", "null", " ", ""}) CHECK(!JsonReader(text).at_string());
 }
 
-TEST(sizes_are_shown) {
-  CHECK(tidegate::shown(std::vector<std::int64_t>{}) == "[]");
-  CHECK(tidegate::shown(std::vector<std::int64_t>{3, 4}) == "[3, 4]");
-  CHECK(tidegate::shown(std::vector<std::int64_t>(1000, 1)).size() < 50);
+TEST(sizes_are_listed) {
+  CHECK(tidegate::size_list(std::vector<std::int64_t>{}) == "[]");
+  CHECK(tidegate::size_list(std::vector<std::int64_t>{3, 4}) == "[3, 4]");
+  CHECK(tidegate::size_list(std::vector<std::int64_t>(1000, 1)).size() < 50);
 }

@@ -1,4 +1,5 @@
-// Schedule and Timeline: who is alive when, and where states begin, end and are zeroed.
+// Schedule and Timeline: which rows are active at each step, and where states begin, end and are
+// zeroed.
 #include "core/schedule.h"
 
 #include <vector>
@@ -53,7 +54,7 @@ void check_timeline(const Schedule& schedule, const std::vector<Index>& lengths,
       const Index row = schedule.caller_row(n);
       const RowHistory history = {lengths[static_cast<std::size_t>(row)], reversed};
       const bool lives = history.lives(t);
-      CHECK((n < timeline.live(s)) == lives);
+      CHECK((n < timeline.active(s)) == lives);
       CHECK((n >= starting && n < starting_end) == (lives && t == history.first()));
       CHECK((n >= ending && n < ending_end) == (lives && t == history.last()));
       if (!schedule.has_reset() || !lives) continue;
@@ -81,9 +82,9 @@ void check_schedule(const Schedule& schedule, const std::vector<Index>& lengths,
   }
   for (const int count : seen) CHECK(count == 1);
   for (Index t = -1; t <= steps; ++t) {
-    Index live = 0;
-    for (const Index length : lengths) live += t >= 0 && t < length;
-    CHECK(schedule.live(t) == live);
+    Index active = 0;
+    for (const Index length : lengths) active += t >= 0 && t < length;
+    CHECK(schedule.active(t) == active);
   }
   check_timeline(schedule, lengths, mask, false);
   check_timeline(schedule, lengths, mask, true);

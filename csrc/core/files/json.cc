@@ -118,7 +118,7 @@ JsonReader::JsonReader(std::string_view text) : text_(text) {
 
 void JsonReader::fail(const std::string& reason) const {
   std::string where = "byte " + std::to_string(at_);
-  for (const std::string* key : keys_) where += ", " + shown(*key);
+  for (const std::string* key : keys_) where += ", " + quoted_name(*key);
   throw std::invalid_argument(where + ": " + reason);
 }
 
@@ -162,7 +162,7 @@ bool JsonReader::another(char bracket) {
 
 std::string JsonReader::new_key(std::set<std::string>& keys) {
   std::string key = string();
-  if (!keys.insert(key).second) fail("the key " + shown(key) + " is there twice");
+  if (!keys.insert(key).second) fail("the key " + quoted_name(key) + " is there twice");
   skip_space();
   if (at_ >= text_.size() || text_[at_] != ':') fail_wanted("':'");
   ++at_;
@@ -251,7 +251,7 @@ std::int64_t JsonReader::integer() {
   std::int64_t value = 0;
   const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), value);
   if (error != std::errc() || end != number.data() + number.size())
-    fail("got " + shown(number) + ", wanted an integer of 64 bits");
+    fail("got " + quoted_name(number) + ", wanted an integer of 64 bits");
   return value;
 }
 
@@ -259,7 +259,7 @@ double JsonReader::number() {
   const std::string_view text = number_text("a number");
   const double value = to_double(text);
   if (!std::isfinite(value))
-    fail("got " + shown(text) + ", wanted a number that a double can hold");
+    fail("got " + quoted_name(text) + ", wanted a number that a double can hold");
   return value;
 }
 
@@ -319,7 +319,7 @@ std::string as_utf8(std::string_view text) {
   return out;
 }
 
-std::string shown(const std::vector<std::int64_t>& sizes) {
+std::string size_list(const std::vector<std::int64_t>& sizes) {
   constexpr std::size_t kMost = 10;
   std::string text = "[";
   for (std::size_t i = 0; i < std::min(sizes.size(), kMost); ++i)
@@ -327,7 +327,7 @@ std::string shown(const std::vector<std::int64_t>& sizes) {
   return text + (sizes.size() > kMost ? ", ...]" : "]");
 }
 
-std::string shown(std::string_view name) {
+std::string quoted_name(std::string_view name) {
   constexpr std::size_t kMost = 100;
   if (name.size() <= kMost) return json_string(as_utf8(name));
   // Cut at the boundaries of characters.

@@ -83,9 +83,9 @@ std::string json_number(double value);
 // The text with a question mark for each byte that is not UTF-8, as paths may contain.
 std::string as_utf8(std::string_view text);
 
-// A name or a shape from a file, as JSON for messages; of a long one, a part is left out.
-std::string shown(std::string_view name);
-std::string shown(const std::vector<std::int64_t>& sizes);
+// A name or a list of sizes from a file, as JSON for messages; a long one is abbreviated.
+std::string quoted_name(std::string_view name);
+std::string size_list(const std::vector<std::int64_t>& sizes);
 
 }  // namespace tidegate
 

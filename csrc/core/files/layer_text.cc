@@ -72,7 +72,7 @@ void read_value(JsonReader& json, double& value) { value = json.number(); }
 void read_value(JsonReader& json, UpdateGate& value) {
   const std::string name = json.string();
   if (name != "carry" && name != "write")
-    json.fail("got " + shown(name) + ", wanted \"carry\" or \"write\"");
+    json.fail("got " + quoted_name(name) + ", wanted \"carry\" or \"write\"");
   value = name == "carry" ? UpdateGate::carry : UpdateGate::write;
 }
 
@@ -83,7 +83,7 @@ const ActivationInfo& read_activation_name(JsonReader& json) {
     if (name == info.name) return info;
     names += (names.empty() ? "" : ", ") + std::string(info.name);
   }
-  json.fail("got " + shown(name) + ", wanted one of " + names);
+  json.fail("got " + quoted_name(name) + ", wanted one of " + names);
 }
 
 // A name, or an array of a name and parameters.
@@ -198,7 +198,7 @@ void read_kind(JsonReader& json, LayerInfo& layer) {
     layer.kind = kind;
     if (is(kind_name(layer))) return;
   }
-  json.fail("got " + shown(name) + ", wanted one of " + names);
+  json.fail("got " + quoted_name(name) + ", wanted one of " + names);
 }
 
 void require_sizes(const LayerInfo& layer) {

@@ -53,7 +53,7 @@ class Names {
  public:
   void add(const std::string& name) {
     constexpr int kMost = 8;
-    if (++count_ <= kMost) text_ += (count_ > 1 ? ", " : "") + shown(name);
+    if (++count_ <= kMost) text_ += (count_ > 1 ? ", " : "") + quoted_name(name);
     if (count_ == kMost + 1) text_ += ", ...";
   }
   bool empty() const { return count_ == 0; }
@@ -83,9 +83,9 @@ LayerInfo layer_of_metadata(const Safetensors& file, const std::string& where,
 // The tensor of an array. The metadata give only its name, with an empty text.
 Tensor array_of_metadata(const Safetensors& file, const std::string& where, const std::string& name,
                          const std::string& text) {
-  if (!text.empty()) fail(file, where + "got " + shown(text) + ", wanted an empty text");
+  if (!text.empty()) fail(file, where + "got " + quoted_name(text) + ", wanted an empty text");
   const Tensor* const tensor = file.find(name);
-  if (tensor == nullptr) fail(file, "missing tensors " + shown(name));
+  if (tensor == nullptr) fail(file, "missing tensors " + quoted_name(name));
   return *tensor;
 }
 
@@ -98,10 +98,11 @@ std::vector<Entry> entries_of_metadata(const Safetensors& file) {
   bool has_format = false;
   for (const auto& [key, value] : file.metadata()) {
     if (!begins_with(key, kPrefix)) continue;
-    const std::string where = "metadata " + shown(key) + ": ";
+    const std::string where = "metadata " + quoted_name(key) + ": ";
     if (key == kFormat) {
       if (value != kVersion)
-        fail(file, where + "got " + shown(value) + ", wanted \"" + std::string(kVersion) + "\"");
+        fail(file,
+             where + "got " + quoted_name(value) + ", wanted \"" + std::string(kVersion) + "\"");
       has_format = true;
       continue;
     }
@@ -141,7 +142,7 @@ void check_tensors(const Safetensors& file, LayerInfo& layer, std::set<std::stri
   try {
     wanted = parameters(layer);
   } catch (const std::length_error&) {
-    fail(file, "layer " + shown(layer.name) + ": the sizes overflow");
+    fail(file, "layer " + quoted_name(layer.name) + ": the sizes overflow");
   }
   for (const Parameter& parameter : wanted) {
     const std::string name = tensor_name(layer, parameter.name);
@@ -151,7 +152,7 @@ void check_tensors(const Safetensors& file, LayerInfo& layer, std::set<std::stri
       missing.add(name);
       continue;
     }
-    const std::string where = "tensor " + shown(name) + ": ";
+    const std::string where = "tensor " + quoted_name(name) + ": ";
     if (tensor->dtype != "F32" && tensor->dtype != "F64")
       fail(file, where + "got dtype " + tensor->dtype + ", wanted F32 or F64");
     if (layer.dtype.empty()) layer.dtype = tensor->dtype;
@@ -160,8 +161,8 @@ void check_tensors(const Safetensors& file, LayerInfo& layer, std::set<std::stri
                      " as in the rest of its layer");
     }
     if (tensor->shape != shape_of(parameter)) {
-      fail(file, where + "got shape " + shown(tensor->shape) + ", wanted " +
-                     shown(shape_of(parameter)) + " by the layer's options");
+      fail(file, where + "got shape " + size_list(tensor->shape) + ", wanted " +
+                     size_list(shape_of(parameter)) + " by the layer's options");
     }
   }
 }
@@ -169,12 +170,13 @@ void check_tensors(const Safetensors& file, LayerInfo& layer, std::set<std::stri
 Index element_size(const LayerInfo& layer) {
   if (layer.dtype == "F32") return 4;
   if (layer.dtype == "F64") return 8;
-  throw std::invalid_argument("dtype: got " + shown(layer.dtype) + ", wanted F32 or F64");
+  throw std::invalid_argument("dtype: got " + quoted_name(layer.dtype) + ", wanted F32 or F64");
 }
 
 // Refuses a layer that a reader of the file would refuse.
 void check_writable(const LayerInfo& layer) {
-  const std::string where = layer.name.empty() ? "layer: " : "layer " + shown(layer.name) + ": ";
+  const std::string where =
+      layer.name.empty() ? "layer: " : "layer " + quoted_name(layer.name) + ": ";
   try {
     // Options that its cell does not have must have their defaults.
     if (layer.kind == LayerKind::recurrent) layer.config.validate();
@@ -229,9 +231,9 @@ void check_arrays_beside_layers(const std::vector<EntryData>& entries) {
     if (array == nullptr) continue;
     const auto found = layer_names.find(array->name);
     if (found == layer_names.end()) continue;
-    throw std::invalid_argument("entries: the name " + shown(array->name) +
+    throw std::invalid_argument("entries: the name " + quoted_name(array->name) +
                                 " of an array is also that of a parameter of the layer " +
-                                shown(found->second) + "; rename one of them");
+                                quoted_name(found->second) + "; rename one of them");
   }
 }
 
@@ -252,12 +254,13 @@ LayerInfo find_layer(const Safetensors& file, const std::string& name, const std
   }
   if (found.size() != 1) {
     fail(file, (name.empty() ? "layer: wanted the name of one"
-                             : "layer: got " + shown(name) + ", wanted one") +
+                             : "layer: got " + quoted_name(name) + ", wanted one") +
                    " of the " + kinds +
                    " of this file: " + (names.empty() ? "there is none" : names.text()));
   }
   if (found[0]->dtype != dtype) {
-    fail(file, "layer " + shown(found[0]->name) + ": got " + found[0]->dtype + ", wanted " + dtype);
+    fail(file,
+         "layer " + quoted_name(found[0]->name) + ": got " + found[0]->dtype + ", wanted " + dtype);
   }
   return *found[0];
 }
@@ -285,7 +288,8 @@ std::vector<Entry> read_entries(const Safetensors& file) {
   for (const Entry& entry : entries) {
     const auto* const array = std::get_if<Tensor>(&entry);
     if (array != nullptr && !known.insert(array->name).second)
-      fail(file, "tensor " + shown(array->name) + ": an array that is a layer's parameter too");
+      fail(file,
+           "tensor " + quoted_name(array->name) + ": an array that is a layer's parameter too");
   }
   for (const Tensor& tensor : file.tensors()) {
     if (known.count(tensor.name) == 0) surplus.add(tensor.name);
@@ -342,7 +346,7 @@ void write_entries(const std::string& path, const std::vector<EntryData>& entrie
     if (name.empty() && (entries.size() > 1 || !std::holds_alternative<LayerInfo>(data.entry)))
       throw std::invalid_argument("entries: got an empty name, wanted one for each");
     if (!names.insert(name).second)
-      throw std::invalid_argument("entries: the name " + shown(name) + " is given twice");
+      throw std::invalid_argument("entries: the name " + quoted_name(name) + " is given twice");
     std::visit([&](const auto& entry) { contents.add(entry, data.data); }, data.entry);
   }
   check_arrays_beside_layers(entries);

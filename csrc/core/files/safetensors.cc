@@ -76,21 +76,21 @@ const DtypeBits* find_dtype(std::string_view dtype) {
 // that makes an array may multiply them in any order.
 Index tensor_bytes(const Tensor& tensor) {
   const auto fail = [&](const std::string& reason) {
-    throw std::invalid_argument("tensor " + shown(tensor.name) + ": " + reason);
+    throw std::invalid_argument("tensor " + quoted_name(tensor.name) + ": " + reason);
   };
   const DtypeBits* const dtype = find_dtype(tensor.dtype);
-  if (dtype == nullptr) fail("dtype " + shown(tensor.dtype) + " is not known");
+  if (dtype == nullptr) fail("dtype " + quoted_name(tensor.dtype) + " is not known");
   Index bits = dtype->bits;
   bool overflow = false, empty = false;
   for (const Index size : tensor.shape) {
-    if (size < 0) fail("shape " + shown(tensor.shape) + " has a negative size");
+    if (size < 0) fail("shape " + size_list(tensor.shape) + " has a negative size");
     empty = empty || size == 0;
     overflow = overflow || __builtin_mul_overflow(bits, std::max<Index>(size, 1), &bits);
   }
-  if (overflow) fail("shape " + shown(tensor.shape) + " overflows");
+  if (overflow) fail("shape " + size_list(tensor.shape) + " overflows");
   if (empty) return 0;
   if (bits % 8 != 0)
-    fail("shape " + shown(tensor.shape) + " of " + tensor.dtype + " fills no whole bytes");
+    fail("shape " + size_list(tensor.shape) + " of " + tensor.dtype + " fills no whole bytes");
   return bits / 8;
 }
 
@@ -100,7 +100,7 @@ Index tensor_bytes(const Tensor& tensor) {
 
 void check_path(const std::string& path) {
   if (path.empty() || path.find('\0') != std::string::npos)
-    throw std::invalid_argument("path: got " + shown(path) + ", wanted the path of a file");
+    throw std::invalid_argument("path: got " + quoted_name(path) + ", wanted the path of a file");
 }
 
 // Refuses what is not a regular file: reading a pipe might wait forever, and replacing a device
@@ -252,8 +252,8 @@ void Safetensors::Impl::read_tensor(JsonReader& json, const std::string& key, In
   if (offsets.size() != 2) json.fail("\"data_offsets\", two of them, are missing");
   const Index data_size = size - data_begin;
   if (offsets[0] > offsets[1] || offsets[1] > data_size) {
-    json.fail("data_offsets " + shown(offsets) + " do not lie in the " + std::to_string(data_size) +
-              " bytes of data");
+    json.fail("data_offsets " + size_list(offsets) + " do not lie in the " +
+              std::to_string(data_size) + " bytes of data");
   }
   tensor.offset = data_begin + offsets[0];
   tensor.bytes = offsets[1] - offsets[0];
@@ -273,10 +273,11 @@ void Safetensors::Impl::check_data(Index data_begin) {
     } catch (const std::invalid_argument& error) {
       fail(error.what());
     }
-    const std::string where = "tensor " + shown(tensor.name) + ": ";
+    const std::string where = "tensor " + quoted_name(tensor.name) + ": ";
     if (tensor.bytes != wanted) {
       fail(where + "data_offsets span " + std::to_string(tensor.bytes) + " bytes, wanted " +
-           std::to_string(wanted) + " for " + tensor.dtype + " of shape " + shown(tensor.shape));
+           std::to_string(wanted) + " for " + tensor.dtype + " of shape " +
+           size_list(tensor.shape));
     }
     if (tensor.offset < end) fail(where + "its data overlap those of another tensor");
     if (tensor.offset > end)
@@ -317,10 +318,10 @@ const Tensor* Safetensors::find(const std::string& tensor) const {
 
 void Safetensors::read(const std::string& tensor, void* destination, std::size_t size) const {
   const Tensor* const found = find(tensor);
-  if (found == nullptr) impl_->fail("there is no tensor " + shown(tensor));
+  if (found == nullptr) impl_->fail("there is no tensor " + quoted_name(tensor));
   if (size != static_cast<std::size_t>(found->bytes)) {
     throw std::invalid_argument("size: got " + std::to_string(size) + ", wanted the " +
-                                std::to_string(found->bytes) + " bytes of " + shown(tensor));
+                                std::to_string(found->bytes) + " bytes of " + quoted_name(tensor));
   }
   impl_->copy(found->offset, destination, found->bytes);
 }
@@ -437,7 +438,7 @@ std::string header_of(const std::vector<TensorData>& tensors, const Metadata& me
   std::string header = "{";
   const auto key = [&](const std::string& name, std::set<std::string>& keys) {
     if (!keys.insert(name).second)
-      throw std::invalid_argument("the name " + shown(name) + " is given twice");
+      throw std::invalid_argument("the name " + quoted_name(name) + " is given twice");
     header += (header.back() == '{' ? "" : ", ") + json_string(name) + ": ";
   };
   std::set<std::string> tensor_keys, metadata_keys;
@@ -453,7 +454,7 @@ std::string header_of(const std::vector<TensorData>& tensors, const Metadata& me
   for (const TensorData& data : tensors) {
     const Tensor& tensor = data.tensor;
     if (tensor.name == kMetadata) {
-      throw std::invalid_argument("the name " + shown(tensor.name) +
+      throw std::invalid_argument("the name " + quoted_name(tensor.name) +
                                   " is reserved by the safetensors format; choose another one");
     }
     const Index end = begin + tensor_bytes(tensor);

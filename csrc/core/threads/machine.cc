@@ -10,7 +10,7 @@
 #include <limits>
 
 #include "core/isa.h"
-#include "core/limits.h"
+#include "core/machine_speed.h"
 #include "core/memory.h"
 #include "core/thread_setup.h"
 #include "core/threads/processors.h"

@@ -1,5 +1,5 @@
-// The machine's limits as measured now.
-#include "core/limits.h"
+// Measurement of the machine's peak rates.
+#include "core/machine_speed.h"
 
 #include <algorithm>
 #include <chrono>
@@ -15,9 +15,9 @@ namespace {
 
 constexpr int kRounds = 20;
 constexpr double kRoundNanoseconds = 1e6;
-constexpr Index kLeastRead = 256 * 1024;
+constexpr Index kMinRead = 256 * 1024;  // bytes of a call
 
-// The best rate, in units a nanosecond, of work that does `units` in a call.
+// The best rate, in units per nanosecond, of calls of work(), each of which does `units`.
 template <class Work>
 double best_rate(double units, const Work& work) {
   using Clock = std::chrono::steady_clock;
@@ -56,12 +56,13 @@ double fma_rate(Index element_size) {
 double read_rate(Index bytes) {
   if (bytes < 1024)
     throw std::invalid_argument("bytes: got " + std::to_string(bytes) + ", wanted at least 1024");
-  // Where weights lie, too.
+  // In memory of the same kind as that of weights.
   const Index count = bytes / static_cast<Index>(sizeof(float));
   const float* data = nullptr;
   const Buffer buffer([&](Arena& arena) { data = take_zeros<float>(arena, count); });
-  // A short read would be over before its sum is. Half of the passes are backwards.
-  const Index passes = 2 * std::max<Index>(1, kLeastRead / bytes);
+  // A shorter read would end before the latency of its sums has passed. Half of the passes are
+  // backwards.
+  const Index passes = 2 * std::max<Index>(1, kMinRead / bytes);
   const ArrayKernels<float>& k = *kernels<float>().arrays;
   volatile float sink = 0;
   return best_rate(static_cast<double>(bytes * passes),
