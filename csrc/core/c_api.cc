@@ -131,7 +131,7 @@ void read_tensor(const tidegate::Safetensors& file, const char* name, float* val
     throw std::invalid_argument(tidegate::as_utf8(file.name()) + ": tensor " +
                                 tidegate::quoted_name(name) + ": " + reason);
   };
-  if (tensor == nullptr) fail("the file has none of this name");
+  if (tensor == nullptr) fail("the file has no tensor of this name");
   if (tensor->dtype != "F32") fail("got dtype " + tensor->dtype + ", wanted F32");
   const std::size_t elements = static_cast<std::size_t>(tensor->bytes) / sizeof(float);
   if (elements != count) {

@@ -219,8 +219,8 @@ class CellStep {
   };
 
   // awaits: the other threads may still be writing their units of h. A thread that does not wait
-  // for the threads above runs ahead of them by the latency of their signals, and then all waits
-  // are over before they begin.
+  // for the threads above runs ahead of them by the latency of their signals; after that, no thread
+  // has to wait.
   void run_phase(int p, const Share& share, bool awaits) {
     PhaseCall<T>& call = calls_[p];
     const auto products = storage_.products[cell_.phases[p].kind];

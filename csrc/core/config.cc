@@ -27,7 +27,7 @@ void require_slope(const char* name, const Activation& activation) {
               " with a negative alpha, which cannot be trained; wanted alpha >= 0");
 }
 
-// An option that only some cells have, and its value in the others: its text, and a test for it.
+// An option that only some cells have. The others require one value: its text, and a test for it.
 struct OptionInfo {
   CellOption option;
   const char* name;

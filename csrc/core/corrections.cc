@@ -9,9 +9,9 @@ namespace tidegate {
 namespace {
 
 constexpr double kFadeMilliseconds = 8000;  // until a correction has faded
-// A time is clamped to within a factor of kMaxJump of the old factor, and then moves it by the part
-// kSlowerPart or kFasterPart of the difference. So a disturbed call raises its factor by at most a
-// quarter, and it takes at least four slow calls in succession to double it.
+// The ratio of a call is clamped to within a factor of kMaxJump of the old correction, which then
+// moves by the part kSlowerPart or kFasterPart of their difference. So a disturbed call raises it
+// by at most a quarter, and doubling it takes at least four slow calls in succession.
 constexpr double kMaxJump = 2;
 constexpr double kSlowerPart = 0.25;
 constexpr double kFasterPart = 0.5;

@@ -49,7 +49,7 @@ struct ForwardDirection {
   View<const T> x;  // (T, N, inputs)
   View<T> y;        // (T, N, state), this direction's part
   View<const T> h_0, c_0;
-  View<T> h_n, c_n;  // all layers'
+  View<T> h_n, c_n;  // of all layers
   States<T> h, c;
   SavedGates<T> saved;
   const ForwardScratch<T>& scratch;

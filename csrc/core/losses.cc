@@ -20,7 +20,7 @@ namespace {
 // The cost of an exponential, in float flops as kFlopsOfDivision.
 constexpr double kFlopsOfExp = 30;
 
-// The number of elements of the rows between two checks whether the call ends early.
+// About this many elements form a block of softmax rows; the call may end early between blocks.
 constexpr Index kSoftmaxElements = 16 * 1024;
 
 // The unmasked items of a loss's input, in blocks of `block_items` items. A row has `row_items`

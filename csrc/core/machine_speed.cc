@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kRounds = 20;
 constexpr double kRoundNanoseconds = 1e6;
-constexpr Index kMinRead = 256 * 1024;  // bytes of a call
+constexpr Index kMinRead = 256 * 1024;  // bytes read by a call, at least
 
 // The best rate, in units per nanosecond, of calls of work(), each of which does `units`.
 template <class Work>

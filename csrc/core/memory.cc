@@ -29,7 +29,7 @@ std::size_t whole_pages(std::size_t size) {
 }
 
 // Maps memory that begins at the boundary of a huge page: maps one huge page more than needed, and
-// unmaps what lies before and behind. Null: the system has no memory.
+// unmaps the excess at both ends. Null: the system has no memory.
 std::byte* map_pages(std::size_t size) noexcept {
   const std::size_t length = whole_pages(size);
   void* const mapped =

@@ -198,8 +198,7 @@ void run_forward(const Config& config, const Weights<T>& weights, const Schedule
     const Index block = workspace.steps_at_once;
     for (Index s0 = 0; s0 == 0 || s0 < size.steps; s0 += block) {
       const Range steps = {s0, std::min(s0 + block, size.steps)};
-      // In inference, the layers write alternately to `intermediate` and y; the last one writes to
-      // y.
+      // In inference, layers write alternately to `intermediate` and y, the last layer to y.
       const auto buffer = [&](Index layer) {
         if ((config.num_layers - 1 - layer) % 2 == 0) return outputs.y;
         const Index first = config.reverse ? size.steps - steps.end : steps.begin;

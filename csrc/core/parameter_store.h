@@ -60,7 +60,7 @@ class ParameterStore {
   template <class Update>
   void update(const Update& update) {
     const std::lock_guard lock(mutex_);
-    // First, so that the values are packed again even if `update` throws after some changes.
+    // Counts the write first: if `update` throws after some changes, the values are packed again.
     version_.fetch_add(1, std::memory_order_release);
     update(values_.data());
   }

@@ -1,5 +1,6 @@
 // The cost model: estimates of a call's time, accurate to a factor of two, which is sufficient for
-// the choice of threads. The corrections compensate for larger errors on a machine, or for a time.
+// the choice of threads. The corrections compensate for larger errors, on a machine or during a
+// disturbance.
 #include "core/plan.h"
 
 #include <algorithm>

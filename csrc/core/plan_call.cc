@@ -20,8 +20,8 @@ namespace {
 // In nanoseconds.
 constexpr double kWake = 100'000;      // waking a sleeping worker
 constexpr double kWakeThread = 5'000;  // waking each further one: a system call
-constexpr double kShort = 50'000;    // below: short calls; a team stays awake as long after a call
-constexpr double kLong = 4 * kWake;  // from here, waking threads may pay, so figures are measured
+constexpr double kShort = 50'000;      // how long a team stays awake; calls below are short
+constexpr double kLong = 4 * kWake;    // from here, waking threads may pay, so figures are measured
 
 // The age at which figures are stale: in general, and if a sleeping team would have to be woken to
 // measure them before a call that does not take much longer than waking it.

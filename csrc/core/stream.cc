@@ -138,7 +138,7 @@ struct StreamWork {
         memory([&](Arena& arena) { take(arena, model.config()); }),
         serial(1, model.config().num_layers),
         parallel(max_threads, model.config().num_layers) {
-    // To explain plans, they are made for all steps.
+    // With TIDEGATE_PLAN=explain, a plan is made for every step.
     while (min_parallel_rows <= batch && !explains_plans() &&
            !may_pay({model.config(), Work::step, 1, min_parallel_rows, weights->storage().cost},
                     max_threads))
@@ -203,7 +203,7 @@ Index checked_batch(Index batch) {
 const Config& checked_config(const Config& config) {
   if (config.bidirectional || config.reverse) {
     throw std::invalid_argument(std::string(config.bidirectional ? "bidirectional" : "reverse") +
-                                ": a stream has no end to run back from; wanted False");
+                                ": a stream has no last step to begin at; wanted False");
   }
   return config;
 }

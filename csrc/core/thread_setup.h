@@ -1,4 +1,4 @@
-// What a thread configures for its part of a call.
+// The configuration of a thread for its part of a call.
 #ifndef TIDEGATE_CORE_THREAD_SETUP_H_
 #define TIDEGATE_CORE_THREAD_SETUP_H_
 
@@ -14,13 +14,13 @@ class ThreadSetup {
  public:
   ThreadSetup() = default;
 
-  // The present configuration of the calling thread.
+  // The present configuration of the calling thread, see below.
   struct Saved {
     FloatControl::Register float_control;
   };
   static Saved saved() { return {FloatControl::read()}; }
 
-  // The same with a configuration that saved() returned, for code of the caller's inside a call.
+  // Restores a configuration that saved() returned, for a callback to the caller's code in a call.
   explicit ThreadSetup(const Saved& saved) : float_control_(saved.float_control) {}
 
  private:
