@@ -1,7 +1,7 @@
 // The speed of this machine for the threads of a call: a table of figures, their measurement, and
 // the clock. What follows from the figures for a call is decided in plan.cc.
 //
-// A figure is measured when a plan first needs it, and kept for the process. Of the rate of
+// A figure is measured when a plan first needs it, and kept for the process. For the rate of
 // reading, the greatest value measured is kept. Figures of teams of threads are measured again at
 // intervals, because the host of a virtual machine moves its processors: sometimes each has a core
 // of its own, sometimes two share one.
