@@ -1,4 +1,4 @@
-// Accumulators in memory: where products leave them and the cell finds them.
+// The accumulators in memory: written by the products, read by the cell.
 #ifndef TIDEGATE_KERNELS_ACCUMULATORS_H_
 #define TIDEGATE_KERNELS_ACCUMULATORS_H_
 

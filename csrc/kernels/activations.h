@@ -1,5 +1,5 @@
-// The activations a cell may have, each slope below its function, and the two ways in which a cell
-// gets at its own: fixed to sigmoid and tanh at compile time, or chosen by the call.
+// The activation functions with their slopes, and the two policies by which a cell selects its own:
+// sigmoid and tanh at compile time, or the functions that the call names.
 #ifndef TIDEGATE_KERNELS_ACTIVATIONS_H_
 #define TIDEGATE_KERNELS_ACTIVATIONS_H_
 
@@ -10,8 +10,8 @@
 namespace tidegate {
 namespace {
 
-// A function of the C library on each lane; it is called for double, so that the float result is
-// the rounded one.
+// Applies a function of the C library to each lane. It is called with a double, so that a float
+// result is the correctly computed value rounded once.
 template <class T, class F>
 inline Vec<T> by_lane(Vec<T> x, F&& f) {
   T lanes[Vec<T>::width];
@@ -21,7 +21,7 @@ inline Vec<T> by_lane(Vec<T> x, F&& f) {
   return load(lanes);
 }
 
-// y = activation(x). NaN passes through all of them.
+// y = activation(x). All of them propagate NaN.
 template <class T>
 inline Vec<T> activate(const Activation& activation, Vec<T> x) {
   const Vec<T> zeros = zero<T>();
@@ -44,7 +44,7 @@ inline Vec<T> activate(const Activation& activation, Vec<T> x) {
     case ActivationKind::leaky_relu:
       return select(less(x, zeros), alpha * x, x);
     case ActivationKind::thresholded_relu:
-      // A NaN is neither above alpha nor below; of what is neither, alpha - alpha is zero.
+      // x - alpha covers the two remaining cases: zero if x is alpha, NaN if x is NaN.
       return select(less(alpha, x), x, select(less(x, alpha), zeros, x - alpha));
     case ActivationKind::scaled_tanh:
       return alpha * tanh(beta * x);
@@ -73,8 +73,8 @@ inline Vec<T> tanh_slope(Vec<T> y) {
   return fma(-y, y, broadcast<T>(1));
 }
 
-// d activation(x) / dx by y = activation(x), which is all that training keeps. At a kink, the left
-// slope; where hard_sigmoid saturates, zero.
+// d activation(x) / dx as a function of y = activation(x), the only value that training keeps. The
+// left slope at a kink; zero where hard_sigmoid saturates.
 template <class T>
 inline Vec<T> slope(const Activation& activation, Vec<T> y) {
   const Vec<T> zeros = zero<T>();
@@ -111,7 +111,7 @@ inline Vec<T> slope(const Activation& activation, Vec<T> y) {
   return ones;
 }
 
-// sigmoid and tanh, as in PyTorch.
+// Sigmoid and tanh, as in PyTorch.
 struct StandardActivations {
   explicit StandardActivations(const CellActivations*) {}
 
@@ -143,7 +143,7 @@ struct StandardActivations {
   }
 };
 
-// Whatever the call says.
+// The activations that the call names.
 class ChosenActivations {
  public:
   explicit ChosenActivations(const CellActivations* chosen) : chosen_(*chosen) {}

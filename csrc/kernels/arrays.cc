@@ -1,8 +1,8 @@
-// The kernels that pass over arrays: optimisers, losses, and what measures the machine.
+// The kernels that pass over arrays: optimisers, losses, and measurements of the machine.
 #include "kernels/isa_tables.h"
-#include "kernels/limits.h"
 #include "kernels/losses.h"
 #include "kernels/optimizers.h"
+#include "kernels/peak.h"
 
 namespace tidegate {
 namespace {

@@ -1,5 +1,5 @@
-// The kernels of weights rounded to bfloat16, the upper half of a float: half the bytes of a panel.
-// Weights are widened as they are loaded; everything else is float.
+// The kernels for weights rounded to bfloat16, the upper half of a float, which halve the bytes of
+// a panel. Weights are widened as they are loaded; everything else is float.
 #include "kernels/isa_tables.h"
 #include "kernels/product.h"
 #include "kernels/storage.h"
@@ -22,7 +22,7 @@ struct Bf16Weights : FusedMultiplyAdd<Bf16Weights> {
     return {(Vec<float>::Native)(__builtin_convertvector(halves, Words) << 16)};
   }
 
-  // Rounds to nearest, ties to even. A NaN stays one: its payload keeps the upper bits, made quiet.
+  // Rounds to nearest, ties to even. A NaN becomes a quiet NaN with the upper bits of its payload.
   static TIDEGATE_INLINE void store(Element* to, Vec<float> weights) {
     const Words bits = (Words)weights.v;
     const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;

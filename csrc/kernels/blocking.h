@@ -1,5 +1,5 @@
-// How the product of a phase is cut: which rows, slices and k's pass together. Decisions on plain
-// numbers; no SIMD, and no bit of a result depends on them.
+// Blocking of a phase's product: which rows, slices and k's are processed together. Decisions on
+// plain numbers; no SIMD, and no bit of a result depends on them.
 #ifndef TIDEGATE_KERNELS_BLOCKING_H_
 #define TIDEGATE_KERNELS_BLOCKING_H_
 
@@ -10,54 +10,54 @@ namespace {
 
 constexpr Index min_of(Index a, Index b) { return a < b ? a : b; }
 
-// The tiles of a phase, and what they read.
+// The tiles of a phase, and the panel that they read.
 struct Tiles {
-  int gates;              // accumulators of a unit
-  int rows;               // of a tile
-  int slices;             // of a tile
-  Index slice_bytes;      // of a panel: one k of one slice
-  bool vector_is_a_line;  // of the cache
+  int gates;              // accumulators per unit
+  int rows;               // rows of a tile
+  int slices;             // slices of a tile
+  Index slice_bytes;      // bytes in the panel of one k of one slice
+  bool vector_is_a_line;  // whether a vector is a whole cache line
 };
 
 struct Blocking {
-  Index finished_slices;  // slices whose cells run together, once all their products are complete
-  Index slices;           // slices whose products pass over the same rows in turn
+  Index finished_slices;  // slices on which the cell runs at a time, after all their products
+  Index slices;           // slices that are multiplied by the same rows in turn
   Index depth;            // k's of a block of the panel
-  bool prefetch;          // the next block while tiles pass over one
-  bool last_row_alone;    // the last row is no part of a tile of several rows
+  bool prefetch;          // whether tiles prefetch the next block
+  bool last_row_alone;    // whether the last row is multiplied by itself, in tiles of one row
 };
 
-// A block of a panel that stays cached while all rows pass over it: in L1 (half of 32 KiB), or,
-// where a vector is a whole cache line, in L2, which delivers lines as fast as a tile's rows use
-// them.
+// Bytes of a block of a panel that stays cached while it is multiplied by all rows: in L1 (half of
+// 32 KiB), or, where a vector is a whole cache line, in L2, which delivers lines as fast as a
+// tile's rows use them.
 constexpr Index panel_block_bytes(const Tiles& tiles) {
   return (tiles.vector_is_a_line ? 128 : 16) * 1024;
 }
 
-// A panel of this size comes from beyond L2. While several tiles of rows pass over a block of it,
-// the next block is prefetched. With fewer tiles the hardware prefetcher keeps pace, and more
-// requests than the core can track would stall it; many rows hide the latency by themselves.
+// A panel of this size is read from beyond L2. The next block is prefetched while several tiles of
+// rows multiply the current one. With fewer tiles the hardware prefetcher keeps pace, and more
+// requests than the core can track would stall it; with many rows the arithmetic hides the latency.
 constexpr Index kPrefetchedPanelBytes = 6 * 1024 * 1024;
 constexpr int kPrefetchedTiles = 4;
 constexpr Index kPrefetchedRows = 96;
 
-// The next blocks of several slices are not one stretch of memory.
+// The next blocks of several slices are not contiguous in memory.
 constexpr bool may_prefetch(const Tiles& tiles) { return tiles.slices == 1; }
 
 // For small batches, the cell runs on this many vectors of units at a time: enough to hide the
 // latency of their activations, few enough for their accumulators to stay in L1.
 constexpr Index kFinishedVectors = 48;
 
-// Vectors of a k that a last row alone passes over: enough chains, and a block of sums of them
-// stays in L1 after the tile of the other rows.
+// Vectors per k by which a separate last row is multiplied: enough independent chains, and a block
+// of kSumBlock k's of them stays in L1 after the tile of the other rows.
 constexpr int kLastRowVectors = 8;
 
-// With fewer chains multiply-adds wait for each other: 8 would do if the processor always issued
-// the right one next.
+// With fewer chains, multiply-adds wait for each other: 8 would suffice if the processor always
+// issued the right one next.
 constexpr int kEnoughChains = 10;
 
-// For several rows; `panel_bytes` are those of all slices, and `depth` k's are added. Inlined, so
-// that what follows from the tiles alone is computed by the compiler.
+// The blocking for several rows. `panel_bytes` are the bytes of all slices; `depth` is the number
+// of k's. Inlined, so that the compiler computes all that depends on the tiles alone.
 __attribute__((always_inline)) constexpr Blocking blocking_of(const Tiles& tiles, Index rows,
                                                               Index panel_bytes, Index depth) {
   const bool few_rows = rows <= tiles.rows;
@@ -65,7 +65,8 @@ __attribute__((always_inline)) constexpr Blocking blocking_of(const Tiles& tiles
   Blocking cut = {};
   cut.prefetch = may_prefetch(tiles) && row_tiles >= kPrefetchedTiles && rows <= kPrefetchedRows &&
                  panel_bytes >= kPrefetchedPanelBytes;
-  // A last row that would make another row's tile a small one passes over several slices by itself.
+  // If a single last row, sharing the remaining rows with the tile before, would make tiles too
+  // small, it is multiplied by itself, by several slices at a time.
   const bool small_tiles = (tiles.rows + 1) / 2 * tiles.gates * tiles.slices < kEnoughChains;
   cut.last_row_alone = small_tiles && !few_rows && !cut.prefetch && rows % tiles.rows == 1 &&
                        rows <= 2 * tiles.rows + 1;
@@ -90,27 +91,28 @@ constexpr Index sum_block_end(Index k, Index depth) {
   return min_of((k & -kSumBlock) + kSumBlock, depth);
 }
 
-// The end of the k's from `begin` on that pass together, `most` at most: all up to `end`, or whole
-// blocks of sums.
+// The end of the k's from `begin` on that one block takes, `most` at most: `end`, or the end of a
+// block of sums.
 constexpr Index fitting_end(Index begin, Index end, Index most) {
   if (end - begin <= most) return end;
   const Index whole = (begin + most) - (begin + most) % kSumBlock;
   return whole > begin ? whole : begin;
 }
 
-// Part of the k's of x, then part of the k's of h: what all rows pass over before the next part.
+// A range of the k's of x, then a range of the k's of h. All rows are multiplied by it before the
+// next block.
 struct DepthBlock {
   Index x_begin, x_end;
   Index h_begin, h_end;
   bool first;
 };
 
-// What lies before the first part of `all`.
+// The empty block before the first one of `all`.
 constexpr DepthBlock before(const DepthBlock& all) {
   return {all.x_begin, all.x_begin, all.h_begin, all.h_begin, false};
 }
 
-// The part of `all` that follows `previous`, of `most` k's at most.
+// The block of `all` that follows `previous`, of at most `most` k's.
 constexpr DepthBlock next_depth_block(const DepthBlock& all, const DepthBlock& previous,
                                       Index most) {
   DepthBlock block = {previous.x_end, 0, previous.h_end, 0, false};

@@ -1,4 +1,4 @@
-// The kernels of cells, registered by their formulas' types.
+// The kernels of the cells: one entry for each phase in cells.h.
 #include "kernels/cells.h"
 
 #include "kernels/epilogue.h"
@@ -15,13 +15,13 @@ using LstmPeephole = Lstm<Activations, true>;
 template <template <class> class Cell, class T>
 void backward(const BackwardCall<T>& call) {
   if (call.activations) {
-    derivative<Cell<ChosenActivations>>(call);
+    run_backward<Cell<ChosenActivations>>(call);
   } else {
-    derivative<Cell<StandardActivations>>(call);
+    run_backward<Cell<StandardActivations>>(call);
   }
 }
 
-// Enters a phase of a cell in the place of its kind.
+// Enters the kernels of a cell's phase in the table, at the index of its kind.
 template <template <class> class Cell, class T>
 constexpr void add(CellKernels<T>& all) {
   constexpr PhaseKind kind = Cell<StandardActivations>::spec.kind;

@@ -1,6 +1,6 @@
-// The cells: the formulas of each phase of a step, the derivative directly below the formula it
-// belongs to. Which gates there are and what they see is in spec.h, what the activations are in
-// activations.h; how the pre-activations are computed is in phase.h.
+// The cells: the formulas of each phase of a step, each with its derivative directly below. The
+// gates and their operands are in spec.h, the activations in activations.h; the pre-activations are
+// computed in phase.h.
 #ifndef TIDEGATE_KERNELS_CELLS_H_
 #define TIDEGATE_KERNELS_CELLS_H_
 
@@ -12,7 +12,7 @@
 namespace tidegate {
 namespace {
 
-// One row's activated gates: `[gate of the cell][unit]`, padded to whole slices.
+// The activated gates of a row: `[gate of the cell][unit]`, padded to whole slices.
 template <class T>
 inline Vec<T> load_gate(const BackwardCall<T>& call, Position at, int gate) {
   return load<T>(call.saved[at.row] + gate * call.saved_gate_stride + at.unit);
@@ -21,27 +21,27 @@ template <class T>
 inline void save_gate(const PhaseCall<T>& call, Position at, int gate, Vec<T> value) {
   if (call.saved) store(call.saved[at.row] + gate * call.saved_gate_stride + at.unit, value);
 }
-// A row of gradients by the pre-activations: `[gate of the cell][unit]`, without padding.
+// The gradients of a row by the pre-activations: `[gate of the cell][unit]`, without padding.
 template <class T>
 inline void store_dgate(const BackwardCall<T>& call, Position at, int gate, Vec<T> value) {
   store_partial<T>(call.dgates[at.row] + gate * call.units + at.unit, value, at.lanes);
 }
 
-// What a later phase has left there.
+// The value that a later phase has written to `dgates`.
 template <class T>
 inline Vec<T> load_dgate(const BackwardCall<T>& call, Position at, int gate) {
   return load_partial<T>(call.dgates[at.row] + gate * call.units + at.unit, at.lanes);
 }
 
-// h to the state, and once more without padding to the caller's y.
+// Stores h in the state, and without padding in the caller's y.
 template <class T>
 inline void store_h(const PhaseCall<T>& call, Position at, Vec<T> h) {
   if (call.h_next) store(call.h_next[at.row] + at.unit, h);
   if (call.y) store_partial<T>(call.y[at.row] + at.unit, h, at.lanes);
 }
 
-// A phase runs on the accumulators of a tile in two loops, `gates` and `state`: whichever of them
-// it does not define does nothing.
+// Base class of the phases. A phase runs in two loops over complete accumulators, `gates` and
+// `state`; a loop that it does not define does nothing.
 struct Phase {
   template <class T>
   static void gates(const PhaseCall<T>&, Accumulators<T>, Position) {}
@@ -53,8 +53,8 @@ struct Phase {
 // Schmidhuber 2000):
 //   i = sigmoid(a_i + w_i*c)   f = sigmoid(a_f + w_f*c)   g = tanh(a_g)
 //   c' = f*c + i*g             o = sigmoid(a_o + w_o*c')  h' = o*tanh(c')
-// with w = 0 where there are no peepholes, sigmoid and tanh standing for the cell's activations,
-// and f = 1 - i with input_forget.
+// where w = 0 without peepholes, sigmoid and tanh denote the cell's activations, and f = 1 - i with
+// input_forget.
 template <class Activations, bool Peephole>
 struct Lstm {
   static constexpr PhaseSpec spec = phase_spec(Peephole ? kLstmPeephole : kLstm);
@@ -138,7 +138,8 @@ struct Lstm {
   }
 };
 
-// gate*open + (1-gate)*closed, and its gradients by the three, given that by the result.
+// gate*open + (1-gate)*closed, and its gradients by the three operands, given the gradient by the
+// result.
 template <class T>
 inline Vec<T> blend(Vec<T> gate, Vec<T> open, Vec<T> closed) {
   return fma(gate, open, (broadcast<T>(1) - gate) * closed);
@@ -154,12 +155,12 @@ inline BlendGradient<T> blend_backward(Vec<T> d, Vec<T> gate, Vec<T> open, Vec<T
 
 // The GRU's state (Cho et al. 2014), with update_gate="carry":
 //   h' = z*h + (1-z)*n
-// "write", h' = (1-z)*h + z*n, is the same with the sign of a_z turned, since 1 - sigmoid(a) =
+// "write", h' = (1-z)*h + z*n, is the same with the opposite sign of a_z, since 1 - sigmoid(a) =
 // sigmoid(-a): its weights are negated when they are packed.
 
 // GRU, reset gate after the product:
-//   r = sigmoid(a_r)   z = sigmoid(a_z)   q = U_n h + b_hn   n = tanh(a_n + r*q), a_n = W_n x +
-//   b_in
+//   r = sigmoid(a_r)          z = sigmoid(a_z)
+//   q = U_n h + b_hn          n = tanh(a_n + r*q), a_n = W_n x + b_in
 template <class Activations>
 struct GruAfter {
   static constexpr PhaseSpec spec = phase_spec(kGruAfter);
@@ -207,12 +208,13 @@ struct GruAfter {
   }
 };
 
-// GRU, reset gate before the product, in two phases, as U_n multiplies all of r*h:
+// GRU, reset gate before the product. Two phases, because each unit of U_n (r*h) needs all units of
+// r*h. The first one:
 //   r = sigmoid(a_r)   z = sigmoid(a_z)
 template <class Activations>
 struct GruGates : Phase {
   static constexpr PhaseSpec spec = phase_spec(kGruGates);
-  enum Gate { kN, kR, kZ };  // of the cell; the phase computes r and z
+  enum Gate { kN, kR, kZ };  // the cell's gates; the phase computes r and z
 
   template <class T>
   static void gates(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
@@ -240,6 +242,7 @@ struct GruGates : Phase {
   }
 };
 
+// The second phase:
 //   n = tanh(a_n), a_n = W_n x + b_in + U_n (r*h) + b_hn
 template <class Activations>
 struct GruCandidate : Phase {
@@ -274,12 +277,13 @@ struct GruCandidate : Phase {
   }
 };
 
-// Minimal gated unit (Zhou et al. 2016), in two phases, as U_n multiplies all of f*h:
+// Minimal gated unit (Zhou et al. 2016). Two phases, because each unit of U_n (f*h) needs all units
+// of f*h. The first one:
 //   f = sigmoid(a_f)
 template <class Activations>
 struct MguGate : Phase {
   static constexpr PhaseSpec spec = phase_spec(kMguGate);
-  enum Gate { kF, kN };  // of the cell; the phase computes f
+  enum Gate { kF, kN };  // the cell's gates; the phase computes f
 
   template <class T>
   static void gates(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
@@ -305,6 +309,7 @@ struct MguGate : Phase {
   }
 };
 
+// The second phase:
 //   n = tanh(a_n), a_n = W_n x + b_in + U_n (f*h) + b_hn   h' = (1-f)*h + f*n
 template <class Activations>
 struct MguCandidate : Phase {

@@ -1,4 +1,4 @@
-// Walks over arrays vector by vector, and sums of them; no formula of a loss or an optimiser.
+// Loops over arrays, vector by vector, and sums of arrays; no formula of a loss or an optimiser.
 #ifndef TIDEGATE_KERNELS_ELEMENTWISE_H_
 #define TIDEGATE_KERNELS_ELEMENTWISE_H_
 
@@ -8,7 +8,8 @@
 namespace tidegate {
 namespace {
 
-// Where a vector lies in each of several arrays.
+// The position of a vector in several arrays of one length: a whole vector, or the first lanes of
+// one at the arrays' end.
 template <class T>
 struct WholeVector {
   Index at;
@@ -17,24 +18,24 @@ struct WholeVector {
 };
 
 template <class T>
-struct PartOfVector {
+struct PartialVector {
   Index at;
   int lanes;
   Vec<T> load(const T* array) const { return load_partial(array + at, lanes); }
   void store(T* array, Vec<T> x) const { store_partial(array + at, x, lanes); }
 };
 
-// update(place) for each vector of `count` elements.
+// Calls update(position) for each vector of `count` elements.
 template <class T, class Update>
 TIDEGATE_INLINE void for_each_vector(Index count, const Update& update) {
   constexpr Index kWidth = Vec<T>::width;
   Index at = 0;
   for (; at + kWidth <= count; at += kWidth) update(WholeVector<T>{at});
-  if (at < count) update(PartOfVector<T>{at, static_cast<int>(count - at)});
+  if (at < count) update(PartialVector<T>{at, static_cast<int>(count - at)});
 }
 
-// f(element 0) + f(element 1) + ..., f being of double. The order is that of the code below on
-// every ISA: eight chains, element i in chain i mod 8, added pairwise in the end; no product is
+// f(element 0) + f(element 1) + ..., where f maps double to double. Every ISA adds in the order
+// written here: eight chains, element i in chain i mod 8, added pairwise at the end; no product is
 // fused with a sum.
 template <class T, class F>
 TIDEGATE_INLINE double sum_in_double(const T* x, Index count, const F& f) {
@@ -60,8 +61,8 @@ TIDEGATE_INLINE double sum_in_double(const T* x, Index count) {
 
 template <class T>
 void scale(T* values, Index count, T factor) {
-  for_each_vector<T>(count, [&](auto place) __attribute__((always_inline)) {
-    place.store(values, place.load(values) * broadcast(factor));
+  for_each_vector<T>(count, [&](auto position) __attribute__((always_inline)) {
+    position.store(values, position.load(values) * broadcast(factor));
   });
 }
 

@@ -14,7 +14,7 @@ namespace {
 struct Position {
   Index row;
   Index unit;
-  int lanes;  // real units of the vector
+  int lanes;  // units in the vector; the other lanes are padding
 };
 
 template <class T>
@@ -23,14 +23,14 @@ inline Position position(Index units, Index row, Index slice) {
   return {row, unit, static_cast<int>(min_of(units - unit, Vec<T>::width))};
 }
 
-// A phase's `gates` and `state`, for all rows and the slices [slice_begin, slice_end), once their
-// accumulators are complete. They are two loops, because one would be a long chain of activations
-// whose latency the processor cannot hide behind the next vector's; and they run over many rows at
-// a time instead of tile by tile, for the same reason.
+// Runs a phase's `gates` and `state` on all rows and the slices [slice_begin, slice_end), whose
+// accumulators are complete. In one loop, the two would form a chain of activations so long that
+// the processor could not hide its latency behind the next vector's; hence two loops, over many
+// rows at a time instead of tile by tile.
 template <class Phase, class T>
 __attribute__((noinline)) void finish(const PhaseCall<T>& given, Index slice_begin,
                                       Index slice_end) {
-  const PhaseCall<T> call = given;  // a copy that no store can alias stays in registers
+  const PhaseCall<T> call = given;  // a local copy: no store can alias it, so it stays in registers
   const auto each = [&](auto&& cell) __attribute__((always_inline)) {
     for (Index slice = slice_begin; slice < slice_end; ++slice) {
       Position at = position<T>(call.units, 0, slice);
@@ -47,10 +47,10 @@ __attribute__((noinline)) void finish(const PhaseCall<T>& given, Index slice_beg
            __attribute__((always_inline)) { Phase::template state<T>(call, a, at); });
 }
 
-// A phase's `backward`, for all rows and slices of the call.
+// Runs a phase's `backward` on all rows and slices of the call.
 template <class Phase, class T>
-void derivative(const BackwardCall<T>& given) {
-  const BackwardCall<T> call = given;  // as above
+void run_backward(const BackwardCall<T>& given) {
+  const BackwardCall<T> call = given;  // a local copy, as in finish()
   for (Index row = 0; row < call.rows; ++row) {
     for (Index slice = call.slice_begin; slice < call.slice_end; ++slice)
       Phase::template backward<T>(call, position<T>(call.units, row, slice));

@@ -1,4 +1,4 @@
-// The kernels of weights in the type that is computed in.
+// The kernels for weights stored in the type of the computation.
 #include "kernels/exact_weights.h"
 
 #include "kernels/isa_tables.h"

@@ -1,4 +1,4 @@
-// Weights in the type that is computed in.
+// Weights stored in the type of the computation, float or double.
 #ifndef TIDEGATE_KERNELS_EXACT_WEIGHTS_H_
 #define TIDEGATE_KERNELS_EXACT_WEIGHTS_H_
 

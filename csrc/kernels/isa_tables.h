@@ -1,6 +1,6 @@
-// The tables that the objects of one ISA export: one object, one table, one symbol. Everything else
-// in this folder has internal linkage, so that the linker cannot pick one ISA's copy of a function
-// for another ISA's machine.
+// The tables that the object files of one ISA export: each object file exports one table as one
+// symbol. Everything else in this folder has internal linkage; otherwise the linker could pick the
+// AVX-512 copy of a shared function for an AVX2 machine.
 #ifndef TIDEGATE_KERNELS_ISA_TABLES_H_
 #define TIDEGATE_KERNELS_ISA_TABLES_H_
 

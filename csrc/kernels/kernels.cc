@@ -1,4 +1,4 @@
-// All tables of one ISA in one.
+// The table of all kernels of one ISA.
 #include "kernels/isa_tables.h"
 #include "kernels/vec.h"
 

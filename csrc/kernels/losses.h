@@ -1,4 +1,4 @@
-// Losses and their gradients. Sums are in double, of elements rounded to T.
+// Losses and their gradients. Elements are rounded to T and summed in double.
 #ifndef TIDEGATE_KERNELS_LOSSES_H_
 #define TIDEGATE_KERNELS_LOSSES_H_
 
@@ -10,63 +10,63 @@
 namespace tidegate {
 namespace {
 
-// f of each vector of x to y. The last vector is filled up with `filling`, and f's results of that
+// y = f(x), vector by vector. The last vector is padded with `padding`, and the padding's results
 // are dropped.
 template <class T, class F>
-TIDEGATE_INLINE void map_vectors(const T* x, T* y, Index count, T filling, const F& f) {
+TIDEGATE_INLINE void map_vectors(const T* x, T* y, Index count, T padding, const F& f) {
   constexpr Index kWidth = Vec<T>::width;
   Index i = 0;
   for (; i + kWidth <= count; i += kWidth) store(y + i, f(load(x + i)));
   if (i == count) return;
   const int lanes = static_cast<int>(count - i);
   T last[kWidth];
-  for (int k = 0; k < kWidth; ++k) last[k] = k < lanes ? x[i + k] : filling;
+  for (int k = 0; k < kWidth; ++k) last[k] = k < lanes ? x[i + k] : padding;
   store_partial(y + i, f(load(last)), lanes);
 }
 
-// The greatest of `count` elements, at least 1; unspecified if there is a NaN.
+// The maximum of `count` >= 1 elements; unspecified if one is NaN.
 template <class T>
-TIDEGATE_INLINE T greatest(const T* x, Index count) {
+TIDEGATE_INLINE T maximum(const T* x, Index count) {
   constexpr Index kWidth = Vec<T>::width;
-  T most = x[0];
+  T result = x[0];
   Index i = 0;
   if (count >= kWidth) {
     Vec<T> vector = load(x);
     for (i = kWidth; i + kWidth <= count; i += kWidth) vector = at_least(load(x + i), vector);
     T lanes[kWidth];
     store(lanes, vector);
-    for (const T lane : lanes) most = lane > most ? lane : most;
+    for (const T lane : lanes) result = lane > result ? lane : result;
   }
-  for (; i < count; ++i) most = x[i] > most ? x[i] : most;
-  return most;
+  for (; i < count; ++i) result = x[i] > result ? x[i] : result;
+  return result;
 }
 
-// A row's loss = log(sum of exp(x - m)) - (x[target] - m), m the greatest, so that no exp
-// overflows. d/dx = exp(x - m) / sum - (1 at the target).
+// The loss of a row is log(sum of exp(x - m)) - (x[target] - m), where m is the maximum of the row,
+// so that no exp overflows. d/dx = exp(x - m) / sum - (1 at the target).
 //
-// A NaN, or m infinite, makes an exp NaN, and so the sum and all of the row.
+// If an element is NaN or m is infinite, one exp is NaN, hence the sum and the whole row.
 template <class T>
 void softmax_cross_entropy(const SoftmaxCall<T>& call) {
   for (Index r = 0; r < call.rows; ++r) {
     const T* const x = call.logits + r * call.classes;
     T* const gradient = call.gradient + r * call.classes;
     const Index target = call.targets[r];
-    const T most = greatest(x, call.classes);
-    const Vec<T> shift = broadcast(most);
-    map_vectors(x, gradient, call.classes, most, [&](Vec<T> v) __attribute__((always_inline)) {
+    const T max = maximum(x, call.classes);
+    const Vec<T> shift = broadcast(max);
+    map_vectors(x, gradient, call.classes, max, [&](Vec<T> v) __attribute__((always_inline)) {
       return exp_nonpositive(v - shift);
     });
     const double sum = sum_in_double(gradient, call.classes);
-    // p - 1 at the target, without the cancellation; +0 where the others vanish.
+    // p - 1 at the target, without cancellation; +0 if the exp of all other classes is zero.
     const double others = sum - static_cast<double>(gradient[target]);
     scale(gradient, call.classes, static_cast<T>(call.scale / sum));
     gradient[target] = static_cast<T>(call.scale * (0 - others) / sum);
     call.losses[r] =
-        __builtin_log(sum) - (static_cast<double>(x[target]) - static_cast<double>(most));
+        __builtin_log(sum) - (static_cast<double>(x[target]) - static_cast<double>(max));
   }
 }
 
-// -t log s(a) - (1-t) log(1 - s(a)), s the sigmoid, = max(a, 0) - a t + log(1 + exp(-|a|)).
+// -t log s(a) - (1-t) log(1 - s(a)) = max(a, 0) - a t + log(1 + exp(-|a|)), where s is the sigmoid.
 // d/da = s(a) - t.
 struct BinaryCrossEntropy {
   template <class T>
@@ -91,13 +91,13 @@ struct SquaredError {
 
 template <class Loss, class T>
 double elementwise_loss(const ElementwiseLossCall<T>& given) {
-  const ElementwiseLossCall<T> call = given;  // out of reach of what is stored
+  const ElementwiseLossCall<T> call = given;  // a local copy, which no store can alias
   T losses[kReductionBlock];
-  for_each_vector<T>(call.count, [&](auto place) __attribute__((always_inline)) {
+  for_each_vector<T>(call.count, [&](auto position) __attribute__((always_inline)) {
     Vec<T> slope;
-    place.store(losses,
-                Loss::loss_and_slope(place.load(call.prediction), place.load(call.target), slope));
-    place.store(call.gradient, slope * broadcast(call.scale));
+    position.store(losses, Loss::loss_and_slope(position.load(call.prediction),
+                                                position.load(call.target), slope));
+    position.store(call.gradient, slope * broadcast(call.scale));
   });
   return sum_in_double(losses, call.count);
 }

@@ -1,52 +1,51 @@
-// sigmoid, tanh, exp and log1p on Vec<T>, exact to 2 ulp over the whole range; no gate and no
-// derivative here.
+// Sigmoid, tanh, exp and log1p on Vec<T>, within 2 ulp over the whole range; no gate and no
+// derivative. An ulp is the spacing of T at the true result.
 //
-// The first three rest on exp(z) = 2^n * (1 + p), z = n*ln2 + r, p = expm1(r), |r| <= ln2 / 2, and
-// keep 2^n and p apart for as long as that saves a rounding. ulp: the spacing of T at the true
-// result.
+// The first three use exp(z) = 2^n * (1 + p), z = n*ln2 + r, p = expm1(r), |r| <= ln2 / 2, and keep
+// 2^n and p separate for as long as that saves a rounding.
 //
 // sigmoid(x) = 1 / (1 + exp(-x))
-//   The denominator is summed as (1 + 2^n) + 2^n * p. 1 + 2^n is exact while T can hold it, and
-//   what it drops beyond (2^n below, 1 above) goes in with the product, so that one rounding is
-//   left: at most 1 ulp of the result. The division adds 0.5, and p 0.25 at most, at the ends of
-//   r. Rounding e in 1 / (1 + e) first would come to 2.4: at e = 2^24 (float) its half ulp, the tie
-//   in 1 + e and the division's half ulp add up.
+//   The denominator is summed as (1 + 2^n) + 2^n * p. The sum 1 + 2^n is exact while T can
+//   represent it; beyond, the part that it drops (of 2^n or of 1) is added together with the
+//   product. One rounding is left: at most 1 ulp of the result. The division adds 0.5 ulp, and p at
+//   most 0.25, at the ends of r's interval. Rounding e in 1 / (1 + e) first would give 2.4 ulp: at
+//   e = 2^24 (float) the half ulp of e, the tie in 1 + e and the half ulp of the division add up.
 //
-// tanh(x), y = |x|, the sign put back at the end
-//   y >= 0.256:  e / (e + 2), e = expm1(2y) = (2^n - 1) + 2^n * p >= 2/3. An error in e enters
-//     damped by 2 / (e + 2), and the sum rounds by 1 ulp as e grows: 1.5 ulp with the division.
+// tanh(x), with y = |x|; the sign is restored at the end
+//   y >= 0.256:  e / (e + 2), e = expm1(2y) = (2^n - 1) + 2^n * p >= 2/3. An error in e is damped
+//     by 2 / (e + 2); the sum's rounding approaches 1 ulp as e grows. 1.5 ulp with the division.
 //   y < 0.256:  y + y^3 * S(y^2). The quotient would lose 2.6 ulp here, since e and e + 2 round
-//     independently where the result's mantissa is near 2. The second term is at most 2 % of the
-//     first, and so are its roundings: 0.6 ulp. Tiny x come back as they are.
+//     independently and the result's mantissa is near 2. The second term is at most 2 % of the
+//     first, and so are its roundings: 0.6 ulp. Tiny x are returned unchanged.
 //
-// exp_nonpositive(z) = 2^n * (1 + p) for z <= 0: p's error and one rounding. Results below the
-// least normal number are zero.
+// exp_nonpositive(z) = 2^n * (1 + p) for z <= 0: the error of p and one rounding. Results below the
+// least normal number are flushed to zero.
 //
 // log1p_unit(u) = log(1 + u) for 0 <= u <= 1, the range of exp_nonpositive
 //   = 2 artanh(t / 2) = t + t^3 * L(t^2), t = u / (1 + u / 2) <= 2/3,
-//   = u - t (u / 2 - t^2 * L(t^2)), since t = u - t u / 2: the rounding of the sum and of the
-//   division enter with what is subtracted, at most 4/9 of the result.
+//   = u - t (u / 2 - t^2 * L(t^2)), since t = u - t u / 2. The roundings of the sum and of the
+//   division affect only the subtrahend, which is at most 4/9 of the result.
 //
-// Measured, over every float: sigmoid 1.70 ulp (baseline 1.75), tanh 1.50, exp_nonpositive 1.04,
-// log1p_unit 1.06 (baseline 1.25). Over samples of every exponent of double: 1.59, 1.50, 1.05 and
-// 0.97 (baseline 1.22).
+// Measured errors over every float: sigmoid 1.70 ulp (baseline 1.75), tanh 1.50, exp_nonpositive
+// 1.04, log1p_unit 1.06 (baseline 1.25). Over samples of every exponent of double: 1.59, 1.50, 1.05
+// and 0.97 (baseline 1.22).
 //
-// The baseline has no fused multiply-add. It reduces z in two steps, n * ln2_high being exact (the
-// low bits of ln2_high are zero, as many as n has), and scaling by 2^n is exact anyway: only p is a
-// little worse. With FMA the same formulas round the same everywhere: AVX2, AVX-512 and NEON agree
-// bit for bit. There are no approximate reciprocals.
+// The baseline has no fused multiply-add. It reduces z in two steps: n * ln2_high is exact, because
+// ln2_high has at least as many low zero bits as n has bits. Scaling by 2^n is exact in any case,
+// so only p is slightly less accurate. With FMA the same formulas round the same everywhere: AVX2,
+// AVX-512 and NEON agree bit for bit. There are no approximate reciprocals.
 //
-// The argument is clamped where the result has saturated; NaN passes. sigmoid's lower end is a
-// subnormal number, which is zero under flush-to-zero; below the least normal number the error is
-// absolute. Rounding must be to nearest.
+// The argument is clamped where the result has saturated; NaN propagates. The least result of
+// sigmoid is a subnormal number, which is zero under flush-to-zero; below the least normal number
+// the error is absolute. The rounding mode must be to nearest.
 //
 // Source: the reduction in two constants is Cody and Waite's (Software Manual for the Elementary
-// Functions, 1980). The coefficients are our own: minimax by Remez's exchange in 60 digits
-// (mpmath),
+// Functions, 1980). The coefficients were computed for this file by Remez's exchange algorithm in
+// 60 digits (mpmath), as minimax approximations of
 //   B: |expm1(r) - (r + r^2 B(r))| / exp(r) on |r| <= 1.0002 * ln2 / 2 (double: 1.0001),
 //   S: |tanh(y) - (y + y^3 S(y^2))| / tanh(y) on 0 < y <= 0.256,
 //   L: |2 artanh(t/2) - (t + t^3 L(t^2))| / (2 artanh(t/2)) on 0 < t <= 2/3,
-// then rounded to T. The error after rounding stands beside them, in units of u = ulp(1) / 2.
+// then rounded to T. Their errors after rounding are given beside them, in units of u = ulp(1) / 2.
 #ifndef TIDEGATE_KERNELS_MATH_H_
 #define TIDEGATE_KERNELS_MATH_H_
 
@@ -131,7 +130,7 @@ TIDEGATE_INLINE SplitExp<T> split_exp(Vec<T> z) {
   Vec<T> r = fma(two_n.exponent, broadcast(-Constants::ln2_high), z);
   r = fma(two_n.exponent, broadcast(-Constants::ln2_low), r);
 
-  // Even and odd powers apart: as many operations as Horner's rule on all, in half the chain.
+  // Even and odd powers separately: as many operations as Horner's rule, in half as long a chain.
   const Vec<T> r2 = r * r;
   const Vec<T> even = polynomial<0, 2>(r2, Constants::expm1);
   const Vec<T> odd = polynomial<1, 2>(r2, Constants::expm1);
@@ -150,7 +149,7 @@ TIDEGATE_INLINE Vec<T> log1p_unit(Vec<T> u) {
   const Vec<T> half = u * broadcast(static_cast<T>(0.5));
   const Vec<T> t = u / (half + broadcast<T>(1));
   const Vec<T> t2 = t * t;
-  // Even and odd powers of t2 apart, as in split_exp().
+  // Even and odd powers of t2 separately, as in split_exp().
   const Vec<T> t4 = t2 * t2;
   const Vec<T> even = polynomial<0, 2>(t4, ActivationConstants<T>::log1p);
   const Vec<T> odd = polynomial<1, 2>(t4, ActivationConstants<T>::log1p);

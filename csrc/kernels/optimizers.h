@@ -1,5 +1,5 @@
 // The steps of the optimisers, element by element, each in one pass over memory. Every operation is
-// rounded as it stands here, none is fused, so that all ISAs give the same bits.
+// rounded separately and none is fused, so that all ISAs give the same bits.
 #ifndef TIDEGATE_KERNELS_OPTIMIZERS_H_
 #define TIDEGATE_KERNELS_OPTIMIZERS_H_
 
@@ -18,20 +18,20 @@ TIDEGATE_INLINE Vec<T> with_penalty(Vec<T> gradient, Vec<T> values, T l2) {
 
 template <bool kL2, class T>
 void adam_elements(const AdamCall<T>& given) {
-  const AdamCall<T> call = given;  // out of reach of what is stored: it stays in registers
-  for_each_vector<T>(call.count, [&](auto place) __attribute__((always_inline)) {
-    const Vec<T> values = place.load(call.values);
-    const Vec<T> gradient = with_penalty<kL2>(place.load(call.gradient), values, call.l2);
-    const Vec<T> exp_avg = place.load(call.exp_avg) * broadcast(call.beta1) +
+  const AdamCall<T> call = given;  // a local copy: no store can alias it, so it stays in registers
+  for_each_vector<T>(call.count, [&](auto position) __attribute__((always_inline)) {
+    const Vec<T> values = position.load(call.values);
+    const Vec<T> gradient = with_penalty<kL2>(position.load(call.gradient), values, call.l2);
+    const Vec<T> exp_avg = position.load(call.exp_avg) * broadcast(call.beta1) +
                            gradient * broadcast(call.one_minus_beta1);
-    const Vec<T> exp_avg_sq = place.load(call.exp_avg_sq) * broadcast(call.beta2) +
+    const Vec<T> exp_avg_sq = position.load(call.exp_avg_sq) * broadcast(call.beta2) +
                               gradient * broadcast(call.one_minus_beta2) * gradient;
     const Vec<T> denominator =
         sqrt(exp_avg_sq) / broadcast(call.root_correction2) + broadcast(call.eps);
     const Vec<T> step = exp_avg / denominator * broadcast(call.step_size);
-    place.store(call.exp_avg, exp_avg);
-    place.store(call.exp_avg_sq, exp_avg_sq);
-    place.store(call.values, values * broadcast(call.decay) - step);
+    position.store(call.exp_avg, exp_avg);
+    position.store(call.exp_avg_sq, exp_avg_sq);
+    position.store(call.values, values * broadcast(call.decay) - step);
   });
 }
 
@@ -47,19 +47,19 @@ void adam(const AdamCall<T>& call) {
 template <bool kL2, class T>
 void sgd_elements(const SgdCall<T>& given) {
   const SgdCall<T> call = given;
-  for_each_vector<T>(call.count, [&](auto place) __attribute__((always_inline)) {
-    const Vec<T> values = place.load(call.values);
-    Vec<T> direction = with_penalty<kL2>(place.load(call.gradient), values, call.l2);
+  for_each_vector<T>(call.count, [&](auto position) __attribute__((always_inline)) {
+    const Vec<T> values = position.load(call.values);
+    Vec<T> direction = with_penalty<kL2>(position.load(call.gradient), values, call.l2);
     if (call.momentum_buffer) {
       Vec<T> buffer = direction;
       if (!call.first) {
-        buffer = place.load(call.momentum_buffer) * broadcast(call.momentum) +
+        buffer = position.load(call.momentum_buffer) * broadcast(call.momentum) +
                  direction * broadcast(call.one_minus_dampening);
       }
-      place.store(call.momentum_buffer, buffer);
+      position.store(call.momentum_buffer, buffer);
       direction = call.nesterov ? direction + buffer * broadcast(call.momentum) : buffer;
     }
-    place.store(call.values, values - direction * broadcast(call.lr));
+    position.store(call.values, values - direction * broadcast(call.lr));
   });
 }
 

@@ -1,4 +1,4 @@
-// The kernels of weights' gradients and of sums of rows.
+// The kernels for weight gradients and sums of rows.
 #include "kernels/outer.h"
 
 #include "kernels/isa_tables.h"

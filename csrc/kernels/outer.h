@@ -1,5 +1,5 @@
-// Weights' gradients, and sums of rows. The depth of a gradient's product is the rows of all steps;
-// both operands are packed block by block.
+// Weight gradients, and sums of rows. The depth of a gradient's product is the number of batch rows
+// of all steps; both operands are packed block by block.
 #ifndef TIDEGATE_KERNELS_OUTER_H_
 #define TIDEGATE_KERNELS_OUTER_H_
 
@@ -11,8 +11,8 @@
 namespace tidegate {
 namespace {
 
-// A block of sums is packed at once: of `right`'s panel 16 or 32 KiB. Columns of `left` packed at
-// once: 192 KiB of float, in L2.
+// Columns of `left` that are packed at a time, kOuterSumBlock rows deep: 192 KiB of float, in L2. A
+// packed block of `right` has 16 or 32 KiB.
 constexpr Index kOuterLeft = 384;
 
 template <class T>
@@ -23,7 +23,7 @@ struct OuterShape {
       kOuterSumBlock * (kOuterLeft + kRows + kColumns * Vec<T>::width);
 };
 
-// Packs rows of `left` for `Tiles` tiles of R columns each: [tile][k][row of the tile].
+// Packs columns of `left` for `Tiles` tiles of R columns each: [tile][k][row of the tile].
 template <int R, int Tiles, class T>
 inline __attribute__((always_inline)) void pack_left(Rows<const T> left, Index k0, Index depth,
                                                      Index column, T* to) {
@@ -36,8 +36,9 @@ inline __attribute__((always_inline)) void pack_left(Rows<const T> left, Index k
   }
 }
 
-// R columns of `left` by S vectors of `right`, both packed; the last vector has `last_lanes`
-// columns of `result`. The next tile's part of it, up to row `rows_end`, is brought near meanwhile.
+// Multiplies R columns of `left` by S vectors of `right`, both packed; the last vector has
+// `last_lanes` columns of `result`. Prefetches the next tile's part of `result`, up to row
+// `rows_end`.
 template <class T, int R, int S>
 inline __attribute__((always_inline)) void outer_tile(const T* left, const T* right, Index depth,
                                                       Rows<T> result, Index row, Index column,

@@ -1,4 +1,4 @@
-// Packing of parameters into panels: the weights of a slice's units become vectors.
+// Packs parameters into panels, in which the weights of a slice's units form vectors.
 #ifndef TIDEGATE_KERNELS_PACK_H_
 #define TIDEGATE_KERNELS_PACK_H_
 
@@ -10,16 +10,17 @@
 namespace tidegate {
 namespace {
 
-// Alternate lanes of a and b: of their first halves (half 0), or of their second halves.
+// Interleaves the lanes of a's and b's first halves (half 0), or of their second halves (half 1).
 template <int half, class T, int... i>
 TIDEGATE_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
   constexpr int kWidth = Vec<T>::width;
   return {__builtin_shufflevector(a.v, b.v, (half * kWidth / 2 + i / 2 + i % 2 * kWidth)...)};
 }
 
-// Element (i, j) of a square, vector by vector, goes to (j, i). Interleaving row i with row i +
-// width / 2 moves the highest bit of a row's number to the lowest place of a lane's, and a lane's
-// highest to the row's lowest; once for each bit, and they have changed places.
+// Transposes a square matrix of one vector per row. Interleaving row i with row i + width / 2 moves
+// the highest bit of the row's index to the lowest bit of the lane's, and the highest bit of the
+// lane's to the lowest of the row's. After as many interleavings as an index has bits, the two
+// indices are exchanged.
 template <class T>
 TIDEGATE_INLINE void transpose(Vec<T> (&rows)[Vec<T>::width]) {
   constexpr int kWidth = Vec<T>::width;
@@ -37,7 +38,7 @@ TIDEGATE_INLINE void transpose(Vec<T> (&rows)[Vec<T>::width]) {
   }
 }
 
-// The bytes of a panel of a storage of grain 1.
+// The bytes of a panel, for a storage of grain 1.
 template <class Weights>
 Index panel_bytes(const PanelShape& shape) {
   constexpr Index kWidth = Vec<typename Weights::Value>::width;
@@ -46,7 +47,7 @@ Index panel_bytes(const PanelShape& shape) {
          static_cast<Index>(sizeof(typename Weights::Element));
 }
 
-// Packs into a panel of a storage of grain 1.
+// Packs weights into a panel, for a storage of grain 1.
 template <class Weights, class T>
 void pack(const PackCall<T>& call) {
   constexpr Index kWidth = Vec<T>::width;

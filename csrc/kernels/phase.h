@@ -1,9 +1,9 @@
-// The products of a phase: how a PhaseCall is cut into tiles, and the tiles' blocks of sums. The
-// decisions are in blocking.h, the arithmetic in product.h.
+// The products of a phase: the loops over tiles, and each tile's sums. The blocking is decided in
+// blocking.h; the arithmetic is in product.h.
 //
-// The order of summation (table.h) makes the bits independent of all cuts. Work is cut between
-// blocks of sums; a cut inside one (PhaseCall::partial_sums) spills the block's sum and loads it
-// again.
+// The order of summation (table.h) makes the bits independent of the blocking. Work is divided
+// between blocks of sums; a division inside one (PhaseCall::partial_sums) spills the block's sum
+// and reloads it.
 #ifndef TIDEGATE_KERNELS_PHASE_H_
 #define TIDEGATE_KERNELS_PHASE_H_
 
@@ -16,27 +16,27 @@
 namespace tidegate {
 namespace {
 
-// The most gates that see one operand: a tile's accumulators of a unit.
+// The greatest number of gates that see one operand: the accumulators per unit in a tile.
 constexpr int widest(const PhaseShape& shape) {
   return shape.x.count > shape.h.count ? shape.x.count : shape.h.count;
 }
 
-// What tile number `tile` of those that pass over a block prefetches of the next block: some cache
-// lines of every kUnrolled k's, so that the first few tiles together prefetch all. Null: nothing is
-// left for this tile.
+// Where tile number `tile` of a block begins to prefetch the next block. Each tile prefetches
+// `Prefetched` cache lines for every kUnrolled k's, so that the first few tiles together prefetch
+// all of them. Null: no lines are left for this tile.
 template <int Count, int Prefetched, class T, class Element>
-inline const Element* share_ahead(const Element* next, Index tile) {
+inline const Element* prefetch_begin(const Element* next, Index tile) {
   constexpr Index kStep = Count * Vec<T>::width;
   const Index share = tile * Prefetched * kLine<Element>;
   return Prefetched > 0 && share < kUnrolled * kStep ? next + share : nullptr;
 }
 
-// Calls f.template operator()<n>() for the number n of lines that each tile prefetches, where the
-// first of `tiles` prefetch Lines together: halved as their number doubles, but not below two.
+// Calls f.template operator()<n>(), where n is the number of lines that each tile prefetches:
+// Lines, halved for each doubling of `tiles` while it exceeds 2.
 template <int Lines, class F>
-inline void with_share(Index tiles, F&& f) {
+inline void with_prefetched_lines(Index tiles, F&& f) {
   if constexpr (Lines > 2) {
-    if (tiles > 1) return with_share<(Lines + 1) / 2>(tiles / 2, f);
+    if (tiles > 1) return with_prefetched_lines<(Lines + 1) / 2>(tiles / 2, f);
   }
   f.template operator()<Lines>();
 }
@@ -44,13 +44,13 @@ inline void with_share(Index tiles, F&& f) {
 template <class T>
 alignas(vector_bytes) constexpr T kZeros[kMaxGates * Vec<T>::width] = {};
 
-// A tile's accumulators of the gates from `gate` on.
+// The accumulators of a tile, from gate `gate` on.
 template <class T>
 inline TileMemory<T> accumulators_of(const PhaseCall<T>& call, Index row, Index slice, int gate) {
   return {accumulators_of(call, row, slice) + gate * Vec<T>::width, call.accumulators_row_stride,
           call.accumulators_slice_stride};
 }
-// Where a tile's accumulators begin.
+// The initial values of a tile's accumulators, from gate `gate` on: the bias, or zeros.
 template <int Gates, class T>
 inline TileMemory<T, const T> biases_of(const PhaseCall<T>& call, Index slice, int gate) {
   constexpr Index kSlice = Gates * Vec<T>::width;
@@ -58,32 +58,33 @@ inline TileMemory<T, const T> biases_of(const PhaseCall<T>& call, Index slice, i
   return {call.bias + slice * kSlice + gate * Vec<T>::width, 0, kSlice};
 }
 
-// The k's [begin, end) of one operand's product, for the gates of a tile that see it: block by
-// block of sums. `begins`: the accumulators begin here.
-template <class Weights, int Gates, Window Seeing, int Prefetched, int R, int S, class T>
+// Adds the k's [begin, end) of one operand's product, one block of sums after the other, to the
+// accumulators of the gates that see the operand (`Active`). `begins`: the accumulators have no
+// value yet, and begin at the bias.
+template <class Weights, int Gates, Window Active, int Prefetched, int R, int S, class T>
 inline __attribute__((always_inline)) void product_tile(const PhaseCall<T>& call,
                                                         const Product<T>& product, Index row,
                                                         Index slice, Index begin, Index end,
                                                         bool begins, Index tile) {
   using Element = typename Weights::Element;
-  constexpr Index kStep = Seeing.count * Vec<T>::width;
+  constexpr Index kStep = Active.count * Vec<T>::width;
   const Index slice_stride = product.depth * kStep;
   const Element* const panel = static_cast<const Element*>(product.panel) + slice * slice_stride;
-  // Where this tile's share of the next block of the panel begins. The last block of a slice is
-  // followed by the first one of the slice above, or, reversed, of the slice below.
+  // The offset of the next block of the panel. After the last block of a slice, that is the first
+  // block of the following slice, or, reversed, of the preceding slice.
   const bool slice_below = call.reversed && end == product.depth;
   const Index to_next = slice_below ? -slice_stride - begin * kStep : (end - begin) * kStep;
-  const TileMemory<T> accumulators = accumulators_of(call, row, slice, Seeing.first);
+  const TileMemory<T> accumulators = accumulators_of(call, row, slice, Active.first);
   const auto partial_sums = [&] {
     return TileMemory<T>{call.partial_sums + row * call.accumulators_row_stride +
-                             slice * call.partial_sums_slice_stride + Seeing.first * Vec<T>::width,
+                             slice * call.partial_sums_slice_stride + Active.first * Vec<T>::width,
                          call.accumulators_row_stride, call.partial_sums_slice_stride};
   };
   for (Index k = begin; k < end;) {
     const Index block_end = sum_block_end(k, product.depth);
     const Index k_end = min_of(block_end, end);
     TileMemory<T, const T> start = {kZeros<T>, 0, 0};
-    if (begins) start = biases_of<Gates>(call, slice, Seeing.first);
+    if (begins) start = biases_of<Gates>(call, slice, Active.first);
     if (k % kSumBlock != 0) {
       const TileMemory<T> spilled = partial_sums();
       start = {spilled.base, spilled.row_stride, spilled.slice_stride};
@@ -93,17 +94,17 @@ inline __attribute__((always_inline)) void product_tile(const PhaseCall<T>& call
     const T* a[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) a[r] = product.rows[row + r] + k;
-    sum_tile<Weights, Prefetched, R, S, Seeing.count>(
+    sum_tile<Weights, Prefetched, R, S, Active.count>(
         a, panel + k * kStep, slice_stride, k_end - k,
-        share_ahead<Seeing.count, Prefetched, T>(panel + k * kStep + to_next, tile), start, to,
+        prefetch_begin<Active.count, Prefetched, T>(panel + k * kStep + to_next, tile), start, to,
         complete && !begins);
     begins = false;
     k = k_end;
   }
 }
 
-// One tile of a phase: R rows from `row` on, S slices from `slice` on; number `tile` of the tiles
-// that pass over the block.
+// One tile of a phase: R rows from `row` on by S slices from `slice` on. `tile` numbers the tiles
+// of these slices in the block.
 template <class Weights, PhaseShape Shape, int Prefetched, class T, int R, int S>
 inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, Index row,
                                                       Index slice, const DepthBlock& block,
@@ -111,7 +112,7 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
   static_assert(Shape.x.first == 0);
   const bool begins = block.first && !call.resume;
   const bool sees_x = block.x_begin < block.x_end;
-  // The accumulators that no product with x begins.
+  // Initialises the accumulators to which no product with x is added first.
   const auto begin_gates = [&]<int First, int End>() __attribute__((always_inline)) {
     const TileMemory<T> to = accumulators_of(call, row, slice, First);
     const TileMemory<T, const T> start = biases_of<Shape.gates>(call, slice, First);
@@ -121,7 +122,7 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
   };
   if (begins && !sees_x) begin_gates.template operator()<0, Shape.gates>();
   if constexpr (Shape.x.count == Shape.gates && Shape.h.count == Shape.gates) {
-    // One copy of the product for both operands.
+    // One copy of the product's code for both operands.
 #pragma GCC unroll 1
     for (int operand = 0; operand < 2; ++operand) {
       const bool is_h = operand == 1;
@@ -149,8 +150,8 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
   }
 }
 
-// Calls f(begin, end) until [begin, end) is used up: f takes a piece off its beginning or,
-// reversed, off its end, and returns the size of the piece.
+// Calls f(begin, end) until [begin, end) is empty. f processes a piece at its beginning, or, if
+// reversed, at its end, and returns the size of the piece.
 template <class F>
 inline __attribute__((always_inline)) void take_pieces(Index begin, Index end, bool reversed,
                                                        F&& f) {
@@ -159,7 +160,7 @@ inline __attribute__((always_inline)) void take_pieces(Index begin, Index end, b
     (reversed ? end : begin) += reversed ? -taken : taken;
   }
 }
-// Calls f(begin, end) for each piece of that size.
+// Calls f(begin, end) for each piece of `size`; the last one may be smaller.
 template <class F>
 inline __attribute__((always_inline)) void each_piece(Index begin, Index end, Index size,
                                                       bool reversed, F&& f) {
@@ -171,8 +172,9 @@ inline __attribute__((always_inline)) void each_piece(Index begin, Index end, In
   });
 }
 
-// The tiles of a block over the slices [slice_begin, slice_end), `Slices` at a time, and the rows
-// [row_begin, row_end), `Rows` at a time. With Prefetched, the next block is prefetched meanwhile.
+// Runs the tiles of a block on the slices [slice_begin, slice_end), `Slices` at a time, and the
+// rows [row_begin, row_end), `Rows` at a time. Each tile prefetches `Prefetched` lines of the next
+// block for every kUnrolled k's.
 template <class Weights, PhaseShape Shape, class T, int Rows, int Slices, int Prefetched>
 __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index row_begin, Index row_end,
                                            Index slice_begin, Index slice_end,
@@ -195,12 +197,12 @@ __attribute__((noinline)) void phase_sweep(const PhaseCall<T>& call, Index row_b
       });
 }
 
-// The sums of groups in memory: those of 96 rows of the widest tile, and of all rows where they are
-// few.
+// Vectors of a buffer for the sums of a group: enough for 96 rows of the widest tile, and for all
+// slices of a small batch.
 constexpr Index kGroupVectors = 96 * 4;
 
-// Slices [begin, end) of products of several groups of k's. sum_blocks(call, depths) adds the
-// blocks of a part of the k's to that call's accumulators.
+// Computes the slices [begin, end) of products of several groups of k's. sum_blocks(call, depths)
+// adds the blocks of a range of k's to the accumulators of the call that it is given.
 template <PhaseShape Shape, class T, class SumBlocks>
 __attribute__((noinline)) void sum_groups(const PhaseCall<T>& call, const DepthBlock& all,
                                           Index begin, Index end, const SumBlocks& sum_blocks) {
@@ -232,7 +234,8 @@ __attribute__((noinline)) void sum_groups(const PhaseCall<T>& call, const DepthB
         }
       }
     };
-    // The first group of x, and of h if x has no other, are added to the accumulators themselves.
+    // The first group of x, and that of h if x has no other, are summed in the accumulators
+    // directly.
     const Index x_end = min_of(all.x_end, kSumGroup);
     Index h = all.h_begin;
     if (x_end == all.x_end) h = min_of(all.h_end, kSumGroup);
@@ -251,7 +254,8 @@ __attribute__((noinline)) void sum_groups(const PhaseCall<T>& call, const DepthB
   }
 }
 
-// The phase of a call. All rows pass over one block of a panel before the next block is read.
+// The products of a call's phase. A block of a panel is multiplied by all rows before the next
+// block is read.
 template <class Weights, PhaseShape Shape, class T>
 __attribute__((noinline)) void phase_products(const PhaseCall<T>& call) {
   constexpr int kGates = widest(Shape);
@@ -301,7 +305,7 @@ __attribute__((noinline)) void phase_products(const PhaseCall<T>& call) {
       if constexpr (may_prefetch(kTiles)) {
         constexpr int kLines = kUnrolled * kTiles.slice_bytes / kLineBytes;
         const Index row_tiles = (call.rows + Tile::kRows - 1) / Tile::kRows;
-        with_share<(kLines + kPrefetchedTiles - 1) / kPrefetchedTiles>(
+        with_prefetched_lines<(kLines + kPrefetchedTiles - 1) / kPrefetchedTiles>(
             row_tiles / kPrefetchedTiles, [&]<int Lines>() {
               run(phase_sweep<Weights, Shape, T, Tile::kRows, Tile::kSlices, Lines>, 0, part.rows);
             });

@@ -1,5 +1,5 @@
 // The product of a tile: some rows times some vectors of weights, over ascending k, with the
-// accumulators in registers. How a call is cut into tiles is in phase.h and outer.h.
+// accumulators in registers. The loops over tiles are in phase.h and outer.h.
 #ifndef TIDEGATE_KERNELS_PRODUCT_H_
 #define TIDEGATE_KERNELS_PRODUCT_H_
 
@@ -10,13 +10,13 @@
 namespace tidegate {
 namespace {
 
-// Accumulators held in registers. With R rows and C vectors of a panel, a k step needs the lesser
-// of the two + 1 registers more, and its R * C fused multiply-adds need at least 8 independent
-// chains (latency 4, two a cycle).
+// Accumulators held in registers. With R rows and C vectors of a panel, a k step needs min(R, C) +
+// 1 further registers, and its R * C fused multiply-adds must form at least 8 independent chains
+// (latency 4 cycles, two per cycle).
 constexpr int kAccumulators = vector_registers * 3 / 4;
 
-// The shape of a tile of `Gates` accumulators a unit: many rows and few slices, or one row and many
-// slices.
+// The shape of a tile with `Gates` accumulators per unit: many rows and few slices, or one row and
+// many slices.
 template <int Gates>
 struct TileShape {
   static constexpr int kSlices = Gates >= 3 ? 1 : 4 / Gates;
@@ -33,7 +33,7 @@ inline __attribute__((always_inline)) void with_constant(int n, F&& f) {
   f.template operator()<Max>();
 }
 
-// Calls f with the largest of Max, its half (rounded up), and so on to 1, that is not above n, and
+// Calls f with the largest of Max, its half (rounded up), and so on to 1, that is at most n, and
 // returns it. Halving keeps the number of compiled shapes small.
 template <int Max, class F>
 inline __attribute__((always_inline)) int with_halved_constant(Index n, F&& f) {
@@ -44,17 +44,17 @@ inline __attribute__((always_inline)) int with_halved_constant(Index n, F&& f) {
   return Max;
 }
 
-// The rows of the next tile: full tiles, except that the last two share what is left. A small tile
-// has too few chains, and too few rows for each weight that is loaded.
+// The number of rows of the next tile: Max, except that the last two tiles share the remaining rows
+// evenly. A small tile has too few chains, and too few rows per loaded weight.
 template <int Max>
 inline int tile_rows(Index left) {
   const bool last_two = left > Max && left < 2 * Max;
   return static_cast<int>(last_two ? (left + 1) / 2 : min_of(left, Max));
 }
 
-// The product of a storage that holds single weights (grain 1), by fused multiply-adds:
-//   accumulators[r][s][g] += a[r][a_offset] * panel[s][g]
-// for one k. The operand that needs fewer registers stays in registers.
+// The multiply step of a storage of grain 1, by fused multiply-adds: for one k,
+//   accumulators[r][s][g] += a[r][a_offset] * panel[s][g].
+// The operand that needs fewer registers is kept in registers.
 template <class Weights>
 struct FusedMultiplyAdd {
   template <class T, int R, int S, int Count, class Element>
@@ -100,15 +100,15 @@ struct FusedMultiplyAdd {
   }
 };
 
-constexpr int kUnrolled = 4;    // k steps
-constexpr int kLineBytes = 64;  // of the cache
+constexpr int kUnrolled = 4;    // k steps per iteration
+constexpr int kLineBytes = 64;  // cache line
 template <class Element>
 constexpr int kLine = kLineBytes / static_cast<int>(sizeof(Element));
 
-// The multiply step for all k, ascending. Large tiles take four steps an iteration, so that the
-// loop's own instructions do not compete with the fused multiply-adds where another hardware thread
-// shares the core's front end; small tiles wait for memory or for their own chains. Each iteration
-// prefetches `Prefetched` cache lines from `ahead` on, if `ahead` is given.
+// The multiply steps of all k's, ascending. Large tiles take four steps per iteration, so that the
+// loop's own instructions do not compete with the fused multiply-adds when another hardware thread
+// shares the core's front end; small tiles are limited by memory or by their chains. Each iteration
+// prefetches `Prefetched` cache lines from `ahead` on, unless `ahead` is null.
 template <class Weights, int Prefetched = 0, class T, int R, int S, int Count, class Element>
 inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S][Count],
                                                     const T* const (&a)[R], Index k_stride,
@@ -143,7 +143,7 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S]
   }
 }
 
-// The vectors of a tile's rows, slices and gates in memory: those of a gate are contiguous.
+// The vectors of a tile's rows, slices and gates in memory; gates are contiguous.
 template <class T, class Element = T>
 struct TileMemory {
   Element* base;
@@ -168,7 +168,8 @@ inline __attribute__((always_inline)) void each_vector(F&& f) {
   }
 }
 
-// The sums of a tile over `depth` k's, which begin at `start` and are written or added to `to`.
+// Sums a tile over `depth` k's, beginning at the values in `start`, and writes the sums to `to`, or
+// adds them (`add`).
 template <class Weights, int Prefetched, int R, int S, int Count, class T, class Element>
 inline __attribute__((always_inline)) void sum_tile(const T* const (&a)[R], const Element* panel,
                                                     Index slice_stride, Index depth,

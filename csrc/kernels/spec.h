@@ -1,6 +1,6 @@
-// The table of cells: all that is to be said of a cell but its formulas (cells.h). Its name, the
-// options that it knows, its gates in order, which of them see x or h, its states, and the phases
-// of a step. Plain types: no SIMD. What asks "which cell is it?" asks this table.
+// The table of cells: everything about a cell except its formulas (cells.h): its name, its options,
+// its gates in order, which of them see x or h, its states, and the phases of a step. All code that
+// depends on the kind of a cell reads this table. Plain types: no SIMD.
 #ifndef TIDEGATE_KERNELS_SPEC_H_
 #define TIDEGATE_KERNELS_SPEC_H_
 
@@ -8,7 +8,7 @@
 
 namespace tidegate {
 
-// Gates [first, first + count) of a unit.
+// The gates [first, first + count) of a unit.
 struct Window {
   int first;
   int count;
@@ -16,22 +16,22 @@ struct Window {
   constexpr int end() const { return first + count; }
 };
 
-// One gate: its name, and its block of rows in weight_ih and weight_hh (-1: it does not see that
-// operand).
+// A gate: its name, and its blocks of rows in weight_ih and weight_hh (-1: none; the gate does not
+// see that operand).
 struct GateSpec {
   char name;
   int x_block;
   int h_block;
-  bool update = false;  // the gate that UpdateGate is about
+  bool update = false;  // whether UpdateGate refers to this gate
 };
 
-// What the recurrent weights of a phase multiply.
+// The operand of a phase's recurrent weights.
 enum class Operand {
   h_prev,
   gated_h,  // h_prev multiplied by a gate of an earlier phase, which writes it
 };
 
-// The kernels of a step. `linear` is a plain product: projections, and gradients by an operand.
+// The kernels of a step. kLinear is a plain product: projections, and gradients by an operand.
 enum PhaseKind {
   kLstm,
   kLstmPeephole,
@@ -44,18 +44,17 @@ enum PhaseKind {
   kPhaseKinds
 };
 
-// A phase is what can be computed without another thread's results. It has an accumulator for each
-// of its gates; x and h are the windows, within it, of those that see x and those that see the
-// operand.
+// A phase is the part of a step that can be computed without results of other threads. It has an
+// accumulator for each of its gates.
 struct PhaseSpec {
   PhaseKind kind;
-  Window gates;  // of the cell
-  Window x;
-  Window h;
+  Window gates;  // within the cell's gates
+  Window x;      // within the phase's gates, those that see x
+  Window h;      // within the phase's gates, those that see the operand
   Operand operand;
 };
 
-// What the products of a phase need to know of it: phases of one shape share their tiles.
+// The properties of a phase on which its products depend. Phases of one shape share their tiles.
 struct PhaseShape {
   int gates;
   Window x;
@@ -69,14 +68,14 @@ constexpr int kMaxPhases = 2;
 struct CellSpec {
   int gate_count;
   GateSpec gates[kMaxGates];
-  Window x;  // of all gates, those that see x
+  Window x;  // the gates that see x
   int phase_count;
   PhaseSpec phases[kMaxPhases];
   bool has_cell_state;
-  bool direct_path;  // h_prev reaches h not only through the weights, but also by a gate * h_prev
+  bool direct_path;  // h contains the term gate * h_prev, besides the products with weights
 };
 
-// Blocks of rows in weight_ih and weight_hh, one for each gate that has weights in them.
+// Blocks of rows in weight_ih and weight_hh, one for each gate that has weights there.
 constexpr int block_count(const CellSpec& cell) {
   int count = 0;
   for (int g = 0; g < cell.gate_count; ++g) {
@@ -119,8 +118,8 @@ constexpr CellSpec lstm_spec(CellVariant variant) {
           false};
 }
 
-// n and q = U_n h + b_hn stand at the ends, so that the gates that see x and those that see h are
-// windows.
+// n and q = U_n h + b_hn are first and last, so that the gates that see x and those that see h are
+// contiguous.
 constexpr CellSpec gru_after_spec() {
   return {4,
           {{'n', 2, -1}, {'r', 0, 0}, {'z', 1, 1, true}, {'q', -1, 2}},
@@ -151,7 +150,7 @@ constexpr CellSpec mgu_spec(CellVariant) {
           true};
 }
 
-// The options of a network that only some cells know, as bits.
+// The options of a network that only some cells have, as bits.
 enum CellOption : unsigned {
   kProjSize = 1,
   kPeephole = 2,
@@ -163,9 +162,9 @@ enum CellOption : unsigned {
 
 struct CellInfo {
   CellKind kind;
-  const char* name;     // of its class; its kind in files
-  const char* article;  // before the name, in messages
-  unsigned options;     // CellOption
+  const char* name;     // the name of its class, and its kind in files
+  const char* article;  // the article before the name, for messages
+  unsigned options;     // bits of CellOption
   CellSpec (*spec)(CellVariant variant);
 };
 

@@ -1,17 +1,17 @@
-// A storage of weights, as its file (exact_weights.cc, bf16_weights.cc) describes it to products
-// and packing:
+// A storage of weights. Its file (exact_weights.h, bf16_weights.cc) defines a class with these
+// members, on which products and packing are templates:
 //
 //   using Value     the type of rows, accumulators and cells: float or double
 //   using Element   the type of a panel's elements
-//   grain           how many k's a product takes together, which no cut of the work divides
+//   grain           the number of k's that one multiply step takes; the work is never divided
+//                   within a grain
 //   cost            see StorageCost
-//   multiply_step   the product of one grain; FusedMultiplyAdd<Storage> (product.h) has it for
+//   multiply_step   the product of one grain; FusedMultiplyAdd<Storage> (product.h) defines it for
 //                   storages of grain 1
-//   load, store     a vector of a slice's weights of one k and gate, to and from Value
+//   load, store     convert a vector of weights (one slice, k and gate) to and from Value
 //
-// A panel of a storage of grain 1 is [slice][k][gate][width]: all gates of a slice's units side by
-// side, so that a tile's accumulators are complete when its k loop ends and the cell runs on
-// registers.
+// The panel of a storage of grain 1 is [slice][k][gate][width]: all gates of a slice's units are
+// adjacent, so that all accumulators of a unit are complete when the k loop of a tile ends.
 #ifndef TIDEGATE_KERNELS_STORAGE_H_
 #define TIDEGATE_KERNELS_STORAGE_H_
 
@@ -36,7 +36,7 @@ constexpr StorageKernels<typename Weights::Value> storage_kernels(
               phase_products<Weights, shape_of(phase_spec(static_cast<PhaseKind>(kinds))), T>...}};
 }
 
-// The table of a storage: the products of every kind of phase. Kinds of one shape share their
+// The kernels of a storage, with a product for every kind of phase. Kinds of one shape share their
 // product.
 template <class Weights>
 constexpr auto storage_kernels() {

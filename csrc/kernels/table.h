@@ -1,9 +1,10 @@
-// The border between the core and the kernels: a table of function pointers on plain types, one for
-// each ISA. No SIMD type crosses it.
+// The interface between the core and the kernels: for each ISA, a table of function pointers on
+// plain types. No SIMD type crosses it.
 //
-// Units (hidden units, or outputs of a product) are cut into slices of `width`, one vector each,
-// and padded with zeros to whole slices. Weights are packed into panels, whose layout belongs to
-// their storage (kernels/storage.h): the core asks for its bytes, has it packed, and hands it on.
+// Units (hidden units, or outputs of a product) are divided into slices of `width`, one vector
+// each, and padded with zeros to whole slices. Weights are packed into panels, whose layout is
+// defined by their storage (kernels/storage.h): the core asks for a panel's size, lets the kernels
+// pack it, and passes it to them.
 #ifndef TIDEGATE_KERNELS_TABLE_H_
 #define TIDEGATE_KERNELS_TABLE_H_
 
@@ -16,7 +17,8 @@ namespace tidegate {
 
 using Index = std::int64_t;
 
-// Rows of a matrix: a constant stride apart, or anywhere (table). Elements of a row are contiguous.
+// The rows of a matrix: at a constant stride, or at the addresses in `table`. Elements of a row are
+// contiguous.
 template <class T>
 struct Rows {
   T* base = nullptr;
@@ -24,7 +26,7 @@ struct Rows {
   T* const* table = nullptr;
 
   T* operator[](Index r) const { return table ? table[r] : base + r * stride; }
-  // The rows from number `first` on; absent rows stay absent. Inlined always: the linker must not
+  // The rows from number `first` on; absent rows remain absent. Always inlined: the linker must not
   // share it between ISAs.
   __attribute__((always_inline)) Rows from(Index first) const {
     if (table) return {base, stride, table + first};
@@ -37,15 +39,15 @@ struct Rows {
 // Packed weights: [unit][k][gate] in the layout of a storage. Opaque to the core.
 using Panel = const void*;
 
-// What a panel holds.
+// The shape of the weights in a panel.
 struct PanelShape {
   Index units = 0;  // without padding
   Index depth = 0;  // k's
   Index gates = 1;
 };
 
-// The k's [begin, end) of the product of rows (., depth) with a panel of that depth. end 0: absent.
-// A cut other than 0 and depth is a multiple of the storage's grain.
+// The k's [begin, end) of the product of rows (., depth) with a panel of that depth; absent if end
+// is 0. `begin` and `end` are 0, depth or multiples of the storage's grain.
 template <class T>
 struct Product {
   Rows<const T> rows;
@@ -56,48 +58,48 @@ struct Product {
 };
 
 // The order of summation. An output element is one accumulator, which begins at the bias and
-// receives the products with x by ascending k, then those with h. The k's of an operand form blocks
+// receives the products with x in ascending k, then those with h. The k's of an operand form blocks
 // of kSumBlock, and blocks form groups of kSumGroup k's.
 //
-// A block's sum begins at zero (the first one of x at the bias), receives its products by ascending
-// k, and is added to its group's sum. A storage with a grain of 1 adds each product by one fused
-// multiply-add; one with a larger grain adds `grain` products at a time, in a fixed order of its
-// own, and no cut of the work falls between them. The sum of an operand's first group is the
-// accumulator itself; every other group's sum begins at zero, and is added to the accumulator when
-// it is complete.
+// A block's sum begins at zero (that of x's first block at the bias), receives its products in
+// ascending k, and is added to its group's sum. A storage with a grain of 1 adds each product by
+// one fused multiply-add; a storage with a larger grain adds `grain` products at a time, in its own
+// fixed order, and the work is never divided between them. The sum of an operand's first group is
+// the accumulator itself; every other group's sum begins at zero, and is added to the accumulator
+// when it is complete.
 //
-// So the error grows with kSumBlock + kSumGroup / kSumBlock + K / kSumGroup, not with K.
+// The error thus grows with kSumBlock + kSumGroup / kSumBlock + K / kSumGroup, not with K.
 constexpr Index kSumBlock = 128;
 constexpr Index kSumGroup = 1024;
-// The rows that a weight's gradient is summed over form blocks likewise, but no groups.
+// The rows over which a weight gradient is summed also form blocks, but no groups.
 constexpr Index kOuterSumBlock = 128;
 
 template <class T>
 struct PhaseCall;
 
-// The cell's part of a phase: runs on the complete accumulators of all rows and of the slices
+// The cell's part of a phase. Runs on the complete accumulators of all rows and of the slices
 // [slice_begin, slice_end).
 template <class T>
 using Finish = void (*)(const PhaseCall<T>& call, Index slice_begin, Index slice_end);
 
-// One phase of a step, for some rows and slices. Accumulators begin at the bias, or where an
-// earlier call left them (resume); then x and h are added, and they are left in `accumulators`;
-// then the cell runs (finish). Rows of buffers marked * are padded to whole slices.
+// One phase of a step, for some rows and slices. The accumulators begin at the bias, or at the
+// values that an earlier call has left in `accumulators` (resume); the products with x and h are
+// added; then the cell runs (finish). Rows of buffers marked * are padded to whole slices.
 template <class T>
 struct PhaseCall {
   Index rows = 0;
   Index slice_begin = 0;
   Index slice_end = 0;
   Index units = 0;  // without padding
-  // Whether slices run from the last to the first. The order alternates between steps, so that the
-  // panels read last are still cached.
+  // Whether slices run from the last to the first. The core alternates the order between steps, so
+  // that the panels read last are still cached.
   bool reversed = false;
 
-  Product<T> x;  // from its beginning to its end
-  Product<T> h;  // part of it only where its depth is one group
-  // The sum of the block that h.end cuts, written; or that h.begin cuts, read. [gate][width] at
-  // row * accumulators_row_stride + slice * partial_sums_slice_stride. Needed where there is such a
-  // block.
+  Product<T> x;  // all k's
+  Product<T> h;  // all k's, or, if its depth is at most one group, a range of them
+  // The sum of the block of h that is divided between two calls: written where h.end divides a
+  // block, read where h.begin does. [gate][width] at row * accumulators_row_stride + slice *
+  // partial_sums_slice_stride. Required in these cases.
   T* partial_sums = nullptr;
   Index partial_sums_slice_stride = 0;
   const T* bias = nullptr;  // [slice][gate][width]; null: zero
@@ -108,31 +110,31 @@ struct PhaseCall {
   Index accumulators_slice_stride = 0;
   Index accumulators_first_slice = 0;
   bool resume = false;
-  Finish<T> finish = nullptr;  // null: the accumulators are left as they are
+  Finish<T> finish = nullptr;  // null: the cell does not run
 
-  // The cell's, read or written by `finish` alone.
+  // Operands of the cell, read or written by `finish` alone.
   const CellActivations* activations = nullptr;  // null: the standard ones
   Rows<const T> h_prev;                          // *
   Rows<const T> c_prev;                          // *
-  Rows<T> h_next;  // * h, or before a projection o * tanh(c); for kLinear may be absent
+  Rows<T> h_next;  // * h, or before a projection o * tanh(c); may be absent for kLinear
   Rows<T> c_next;  // *
-  Rows<T> y;       // h once more, without padding; may be absent
+  Rows<T> y;       // a copy of h without padding; may be absent
   Rows<T> saved;   // * [gate of the cell][unit]: activated gates for backward; may be absent
   Index saved_gate_stride = 0;
   const T* peephole = nullptr;  // [slice][i f o][width]
-  // What the first phase of two hands to the second one.
-  Rows<T> gated_h;      // * the operand of the second one's product, instead of h_prev
-  Rows<T> phase_state;  // * a gate that the second one needs, too
+  // Written by the first of two phases and read by the second.
+  Rows<T> gated_h;      // * the operand of the second phase's product, instead of h_prev
+  Rows<T> phase_state;  // * a gate that the second phase also needs
 };
 
 // The derivative of a phase's `finish`, for some rows and slices. The phases of a step run in
-// reverse order, and a gradient goes from a later phase to an earlier one in three ways:
-// - by h_prev along a direct path (gate * h_prev): in `dh`, to which each phase adds;
-// - through the product with gated_h: the core makes `dgated_h` of the later phase's dgates before
-//   the earlier phase runs;
-// - by a gate of the earlier phase that the later one reads: the later phase leaves what it has of
-//   it in that gate's `dgates` (by its value, not yet by its pre-activation), and the earlier one
-//   completes it.
+// reverse order, and gradients pass from a later phase to an earlier one in three ways:
+// - by h_prev along a direct path (gate * h_prev): in `dh`, to which each phase adds its part;
+// - through the product with gated_h: the core computes `dgated_h` from the later phase's dgates
+//   before the earlier phase runs;
+// - by a gate of the earlier phase that the later one reads: the later phase writes its part of the
+//   gradient to that gate's `dgates` (by the gate's value, not yet by its pre-activation), and the
+//   earlier phase completes it.
 template <class T>
 struct BackwardCall {
   Index rows = 0;
@@ -141,40 +143,40 @@ struct BackwardCall {
   Index units = 0;
 
   const CellActivations* activations = nullptr;  // null: the standard ones
-  Rows<const T> saved;                           // * as PhaseCall
+  Rows<const T> saved;                           // * as in PhaseCall
   Index saved_gate_stride = 0;
   Rows<const T> h_prev;  // *
   Rows<const T> c_prev;  // *
   Rows<const T> c_next;  // *
   const T* peephole = nullptr;
 
-  Rows<T> dh;      // * in: by h. Out, where the cell has a direct path: by h_prev along it
-  Rows<T> dc;      // * in: by c. Out: by c_prev
-  Rows<T> dgates;  // [gate of the cell][unit], without padding: by the pre-activations
+  Rows<T> dh;      // * in: gradient by h; out, if the cell has a direct path: by h_prev along it
+  Rows<T> dc;      // * in: gradient by c; out: by c_prev
+  Rows<T> dgates;  // gradient by the pre-activations, [gate of the cell][unit] without padding
 
   Rows<T> cell_output;     // * o * tanh(c), for the projection's gradient; may be absent
-  Rows<T> dpeephole;       // [i f o][unit] dense: this row's part of the peephole gradient
-  Rows<T> gated_h;         // * as PhaseCall, written for the weights' gradient
-  Rows<const T> dgated_h;  // * by gated_h
+  Rows<T> dpeephole;       // [i f o][unit] without padding: the row's part of the peephole gradient
+  Rows<T> gated_h;         // * as in PhaseCall; written for the weight gradient
+  Rows<const T> dgated_h;  // * gradient by gated_h
 };
 
-// result[m][n] (+)= sum over r of left[r][m] * right[r][n]: a weight gradient. The rows are summed
+// A weight gradient: result[m][n] (+)= sum over r of left[r][m] * right[r][n]. The rows are summed
 // in blocks of kOuterSumBlock, as k's are.
 template <class T>
 struct OuterCall {
-  Index depth = 0;  // how many rows are summed over
+  Index depth = 0;  // the number of rows r
   Rows<const T> left;
   Index left_columns = 0;  // m
   Rows<const T> right;
   Index right_columns = 0;  // n
   Rows<T> result;
-  bool resume = false;   // add to what is there
-  T* scratch = nullptr;  // Kernels::outer_scratch elements
+  bool resume = false;   // whether to add to `result` or overwrite it
+  T* scratch = nullptr;  // OuterKernels::scratch elements
 };
 
-// A block of parameters as the part of a panel: the k's [k_begin, k_end) of one gate, all units.
-// Element (k, unit) is sign * base[(k - k_begin) * k_stride + unit * unit_stride]; one of the
-// strides is 1.
+// A block of parameters that fills a part of a panel: the k's [k_begin, k_end) of one gate, all
+// units. Element (k, unit) is sign * base[(k - k_begin) * k_stride + unit * unit_stride]; one of
+// the strides is 1.
 template <class T>
 struct WeightBlock {
   Index gate = 0;
@@ -186,8 +188,8 @@ struct WeightBlock {
   T sign = 1;
 };
 
-// Packs of a block its k's [k_begin, k_end), which are whole grains but at the panel's end, for one
-// slice; zeros beyond the units.
+// Packs the k's [k_begin, k_end) of a block for one slice, with zeros beyond the units. The k's are
+// whole grains, except at the panel's end.
 template <class T>
 struct PackCall {
   void* panel = nullptr;
@@ -199,7 +201,7 @@ struct PackCall {
 };
 
 // One step of Adam or SGD (kernels/optimizers.h); arrays have `count` elements. Every operation is
-// rounded by itself, in the order of the formula.
+// rounded separately, in the order of the formula.
 //
 //   g = gradient + l2 * values                        (l2 0: g = gradient)
 //   exp_avg    = beta1 * exp_avg    + one_minus_beta1 * g
@@ -239,12 +241,12 @@ struct SgdCall {
   T lr = 0;
 };
 
-// Sums over arrays are in double: of blocks of this many elements, which are added in ascending
-// order.
+// Arrays are summed in double, in blocks of this many elements; the sums of blocks are added in
+// ascending order.
 constexpr Index kReductionBlock = 1024;
 
-// Losses (kernels/losses.h) of rows of `classes` elements, one row after the other, and the
-// gradient of their sum multiplied by `scale`.
+// Losses (kernels/losses.h) of contiguous rows of `classes` elements, and the gradient of their sum
+// multiplied by `scale`.
 template <class T>
 struct SoftmaxCall {
   Index rows = 0;
@@ -252,11 +254,11 @@ struct SoftmaxCall {
   const T* logits = nullptr;
   const Index* targets = nullptr;  // in 0..classes-1
   T* gradient = nullptr;           // like logits
-  double* losses = nullptr;        // one a row
+  double* losses = nullptr;        // one per row
   double scale = 1;
 };
 
-// The same of at most kReductionBlock elements.
+// Losses of at most kReductionBlock elements, and the gradient of their sum multiplied by `scale`.
 template <class T>
 struct ElementwiseLossCall {
   Index count = 0;
@@ -266,27 +268,27 @@ struct ElementwiseLossCall {
   T scale = 1;
 };
 
-// The kinds of storage of weights: each is a file of kernels/.
+// The kinds of storage of weights, each in a file of kernels/.
 enum StorageKind {
-  kExactWeights,  // in the type that is computed in
+  kExactWeights,  // in the type of the computation
   kBf16Weights,   // rounded to bfloat16, for float alone
   kStorageKinds
 };
 
-// What a storage costs, for the model of a call's time. A flop of a float product on exact weights
-// is 1.
+// The costs of a storage in the cost model of calls. A flop of a float product on exact weights
+// costs 1.
 struct StorageCost {
-  const char* name;      // in explanations
-  double product_flops;  // of a flop of a product
-  double cell_flops;     // of a flop of a cell
-  double weight_bytes;
+  const char* name;      // for explanations
+  double product_flops;  // cost of a flop of a product
+  double cell_flops;     // cost of a flop of a cell
+  double weight_bytes;   // bytes per weight
 };
 
 // The kernels of a storage.
 template <class T>
 struct StorageKernels {
   StorageCost cost;
-  Index grain;  // k's that a product takes together
+  Index grain;  // k's that a multiply step takes together
   Index (*panel_bytes)(const PanelShape& shape);
   void (*pack)(const PackCall<T>&);
   void (*products[kPhaseKinds])(const PhaseCall<T>&);
@@ -296,19 +298,19 @@ struct StorageKernels {
 template <class T>
 struct CellKernels {
   Finish<T> finish[kPhaseKinds];                          // with the standard activations
-  Finish<T> finish_chosen[kPhaseKinds];                   // with those that a call names
-  void (*backward[kPhaseKinds])(const BackwardCall<T>&);  // kLinear has none
+  Finish<T> finish_chosen[kPhaseKinds];                   // with the activations that a call names
+  void (*backward[kPhaseKinds])(const BackwardCall<T>&);  // null for kLinear
 
-  // For calls with these activations.
+  // The function for calls with these activations (null: the standard ones).
   Finish<T> finish_of(PhaseKind kind, const CellActivations* activations) const {
     return activations ? finish_chosen[kind] : finish[kind];
   }
 };
 
-// The kernels of weights' gradients and of sums of rows.
+// The kernels for weight gradients and sums of rows.
 template <class T>
 struct OuterKernels {
-  Index scratch;  // elements
+  Index scratch;  // elements of OuterCall::scratch
   void (*outer)(const OuterCall<T>&);
   // sum[j] (+)= rows[0][j] + rows[1][j] + ..., for j < columns: in blocks of kOuterSumBlock rows.
   void (*sum_rows)(Rows<const T> rows, Index count, Index columns, T* sum, bool resume);
@@ -316,34 +318,34 @@ struct OuterKernels {
   void (*add_rows)(Rows<const T> from, Rows<T> to, Index count, Index columns);
 };
 
-// Passes over arrays: optimisers, losses, and what measures the machine.
+// Passes over arrays: optimisers, losses, and measurements of the machine.
 template <class T>
 struct ArrayKernels {
   void (*adam)(const AdamCall<T>&);
   void (*sgd)(const SgdCall<T>&);
   // values[i] *= factor.
   void (*scale)(T* values, Index count, T factor);
-  // The sum over a block, in double. The same bits on every ISA.
+  // The sum over a block, in double; the same bits on every ISA.
   double (*sum_of_squares)(const T* values, Index count);
 
   void (*softmax_cross_entropy)(const SoftmaxCall<T>&);
-  // They return the sum of the losses.
+  // These return the sum of the losses.
   double (*binary_cross_entropy)(const ElementwiseLossCall<T>&);
   double (*mse)(const ElementwiseLossCall<T>&);
 
-  // The machine's limits: `rounds` rounds of independent fused multiply-adds, fma_round_flops each;
-  // and `passes` reads of `count` elements (but a last part of a few vectors). The results only
-  // keep the work from being optimised away.
+  // Measurements of the machine: `rounds` rounds of independent fused multiply-adds of
+  // fma_round_flops each; and `passes` reads of `count` elements, except for a remainder of a few
+  // vectors. The results only prevent the compiler from removing the work.
   Index fma_round_flops;
   T (*fma_rounds)(Index rounds);
   T (*read_all)(const T* data, Index count, Index passes);
 };
 
-// All kernels of one type on one ISA. Each part is an object file with its table.
+// All kernels for one type on one ISA. Each table comes from its own object file.
 template <class T>
 struct Kernels {
   int width;                                         // elements of a vector
-  const StorageKernels<T>* storages[kStorageKinds];  // null: not for this type
+  const StorageKernels<T>* storages[kStorageKinds];  // null: not available for this type
   const CellKernels<T>* cells;
   const OuterKernels<T>* outer;
   const ArrayKernels<T>* arrays;

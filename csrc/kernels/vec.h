@@ -1,14 +1,14 @@
-// Vec<T>, one native register of float or double, and the operations on it; no formula of a
-// network is in here.
+// Vec<T>, one native register of float or double, and the operations on it; no network's formula.
 //
 // Written once on the vector extensions of GCC and Clang, for the instruction set that the build
-// names with one of the macros TIDEGATE_ISA_*; the header vec_<isa>.h then replaces, by explicit
-// specialisation, what the extensions lack or compile badly. All of it has internal linkage and
-// is inlined: were one copy shared between object files, the linker could hand an AVX-512 body to
-// an AVX2 machine.
+// selects with one of the macros TIDEGATE_ISA_*. The header vec_<isa>.h then replaces, by explicit
+// specialisation, operations that the extensions lack or compile badly. Everything has internal
+// linkage and is inlined: if object files shared one copy of a function, the linker could pick its
+// AVX-512 code for an AVX2 machine.
 //
-// Nothing here depends on how the compiler contracts: a product and a sum are fused in fma() and
-// nowhere else (-ffp-contract=off). Lane i of a result depends on lane i of the arguments alone.
+// No result depends on the compiler's contraction of expressions: a product and a sum are fused in
+// fma() and nowhere else (-ffp-contract=off). Lane i of a result depends on lane i of the arguments
+// alone.
 #ifndef TIDEGATE_KERNELS_VEC_H_
 #define TIDEGATE_KERNELS_VEC_H_
 
@@ -23,7 +23,7 @@
 namespace tidegate {
 namespace {
 
-// Bytes in a register, and how many registers there are: a tile's accumulators must fit in them.
+// The bytes of a register, and the number of registers, in which a tile's accumulators must fit.
 #if defined(TIDEGATE_ISA_AVX512)
 constexpr int vector_bytes = 64;
 constexpr int vector_registers = 32;
@@ -40,8 +40,8 @@ constexpr int vector_registers = 16;
 #error "Define one of TIDEGATE_ISA_BASELINE, _AVX2, _AVX512, _NEON"
 #endif
 
-// The register types and the layout of the floating-point format. Bits holds a lane's bit
-// pattern; a comparison fills a lane of it with ones (true) or zeros.
+// The register types and the layout of the floating-point format. Bits holds the bit pattern of
+// each lane; a comparison fills a lane of it with ones (true) or zeros.
 template <class T>
 struct Lanes;
 
@@ -92,8 +92,8 @@ TIDEGATE_INLINE void store(T* to, Vec<T> x) {
   __builtin_memcpy(to, &x.v, sizeof x.v);
 }
 
-// The first n lanes from memory (0 <= n <= width) and zero in the others; nothing beyond from[n -
-// 1] is read.
+// Loads the first n lanes (0 <= n <= width); the others are zero. Nothing beyond from[n - 1] is
+// read.
 template <class T>
 TIDEGATE_INLINE Vec<T> load_partial(const T* from, int n) {
   T lanes[Vec<T>::width] = {};
@@ -103,7 +103,7 @@ TIDEGATE_INLINE Vec<T> load_partial(const T* from, int n) {
   return load(lanes);
 }
 
-// The first n lanes to memory (0 <= n <= width); nothing beyond to[n - 1] is written.
+// Stores the first n lanes (0 <= n <= width); nothing beyond to[n - 1] is written.
 template <class T>
 TIDEGATE_INLINE void store_partial(T* to, Vec<T> x, int n) {
   for (int i = 0; i < Vec<T>::width; ++i) {
@@ -111,8 +111,8 @@ TIDEGATE_INLINE void store_partial(T* to, Vec<T> x, int n) {
   }
 }
 
-// x in every lane. The extensions spread a scalar operand over a vector one; x - 0 is x for every
-// x, -0 included, so that the compiler drops the subtraction.
+// x in every lane. The vector extensions broadcast the scalar operand of a subtraction. x - 0 is x
+// for every x, -0 included, so the compiler removes the subtraction.
 template <class T>
 TIDEGATE_INLINE Vec<T> broadcast(T x) {
   return {x - typename Vec<T>::Native{}};
@@ -150,14 +150,13 @@ TIDEGATE_INLINE Vec<T> operator-(Vec<T> x) {
   return {-x.v};
 }
 
-// a * b + c: rounded once where the instruction set has it (all but the baseline, which rounds
-// the product too).
+// a * b + c, rounded once; the baseline, which has no such instruction, rounds the product too.
 template <class T>
 TIDEGATE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   return {a.v * b.v + c.v};
 }
 
-// Rounded to nearest, as IEEE 754 has it.
+// The square root, correctly rounded, as IEEE 754 requires.
 template <class T>
 TIDEGATE_INLINE Vec<T> sqrt(Vec<T> x) {
   for (int i = 0; i < Vec<T>::width; ++i) {
@@ -170,14 +169,14 @@ TIDEGATE_INLINE Vec<T> sqrt(Vec<T> x) {
   return x;
 }
 
-// The lesser of x and bound; a NaN in x stays. The bound must be no NaN and not zero (which zero
-// comes out is open).
+// The lesser of x and bound; a NaN in x is kept. The bound must be neither NaN nor zero (the sign
+// of a zero result would be unspecified).
 template <class T>
 TIDEGATE_INLINE Vec<T> at_most(Vec<T> x, Vec<T> bound) {
   return {bound.v < x.v ? bound.v : x.v};
 }
 
-// The greater of x and bound; a NaN in x stays. The bound must be no NaN and not zero.
+// The greater of x and bound; a NaN in x is kept. The bound must be neither NaN nor zero.
 template <class T>
 TIDEGATE_INLINE Vec<T> at_least(Vec<T> x, Vec<T> bound) {
   return {bound.v > x.v ? bound.v : x.v};
@@ -198,7 +197,7 @@ TIDEGATE_INLINE Vec<T> copysign(Vec<T> magnitude, Vec<T> sign) {
                                     ((Bits)sign.v & Lanes<T>::sign_bit))};
 }
 
-// a < b, false where either is NaN.
+// a < b; false where either is NaN.
 template <class T>
 TIDEGATE_INLINE Mask<T> less(Vec<T> a, Vec<T> b) {
   return {(typename Vec<T>::Bits)(a.v < b.v)};
@@ -215,13 +214,13 @@ struct PowerOfTwo {
   Vec<T> value;  // 2^exponent
 };
 
-// The integer n nearest to x * factor (a tie goes either way), and 2^n. Needs rounding to nearest,
-// and n within the exponents of normal numbers (-126 to 127, -1022 to 1023); where x is NaN so is
-// n, and 2^n is unspecified.
+// The integer n nearest to x * factor (ties may go either way), and 2^n. Requires rounding to
+// nearest, and n within the exponents of normal numbers (-126 to 127, -1022 to 1023). Where x is
+// NaN, n is NaN and 2^n is unspecified.
 //
-// To add 1.5 * 2^mantissa_bits rounds to an integer and leaves it in the low bits of the sum. The
-// exponent's bias, added along with it, makes those bits the exponent field of 2^n: a shift moves
-// them there and all else out.
+// Adding 1.5 * 2^mantissa_bits rounds to an integer and leaves it in the low bits of the sum. With
+// the exponent's bias added as well, those bits are the exponent field of 2^n: a shift moves them
+// to its place and all other bits out.
 template <class T>
 TIDEGATE_INLINE PowerOfTwo<T> nearest_power_of_two(Vec<T> x, T factor) {
   constexpr T units = static_cast<T>(std::int64_t{3} << (Lanes<T>::mantissa_bits - 1));

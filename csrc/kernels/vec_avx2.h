@@ -1,4 +1,4 @@
-// What Vec does differently on AVX2 with FMA; included by vec.h alone.
+// Specialisations of Vec for AVX2 with FMA; included by vec.h alone.
 #ifndef TIDEGATE_KERNELS_VEC_AVX2_H_
 #define TIDEGATE_KERNELS_VEC_AVX2_H_
 
@@ -27,9 +27,9 @@ TIDEGATE_INLINE Vec<double> sqrt(Vec<double> x) {
   return {_mm256_sqrt_pd(x.v)};
 }
 
-// MINPS and MAXPS give their second operand where either is NaN, so that x goes second. The
-// generic body means the same, but against a constant bound the compiler turns its comparison
-// round and then needs a blend.
+// MINPS and MAXPS return their second operand where either is NaN, so x is passed second. The
+// generic body is equivalent, but for a constant bound the compiler reverses its comparison and
+// then needs a blend.
 template <>
 TIDEGATE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
   return {_mm256_min_ps(bound.v, x.v)};
@@ -50,14 +50,14 @@ TIDEGATE_INLINE Vec<double> at_least(Vec<double> x, Vec<double> bound) {
   return {_mm256_max_pd(bound.v, x.v)};
 }
 
-// Ones in the first `count` of eight 32-bit lanes: a window that slides over ones followed by
+// A mask with ones in the first `count` of eight 32-bit lanes: a window into ones followed by
 // zeros.
 TIDEGATE_INLINE __m256i first_lanes(int count) {
   alignas(64) static constexpr std::int32_t ones_then_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
   return _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(ones_then_zeros + 8 - count));
 }
 
-// A masked access touches no byte of a lane that is off, nor faults on it.
+// A masked access neither reads nor writes the memory of a disabled lane, nor faults on it.
 template <>
 TIDEGATE_INLINE Vec<float> load_partial(const float* from, int n) {
   return {_mm256_maskload_ps(from, first_lanes(n))};
@@ -68,7 +68,7 @@ TIDEGATE_INLINE Vec<double> load_partial(const double* from, int n) {
   return {_mm256_maskload_pd(from, first_lanes(2 * n))};
 }
 
-// AMD's cores take tens of cycles for a masked store, so whole vectors do not go that way.
+// A masked store takes tens of cycles on AMD's cores, so whole vectors use a plain store.
 template <>
 TIDEGATE_INLINE void store_partial(float* to, Vec<float> x, int n) {
   if (n == Vec<float>::width) return store(to, x);

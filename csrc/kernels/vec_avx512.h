@@ -1,4 +1,4 @@
-// What Vec does differently on AVX-512 (F, BW, VL, DQ); included by vec.h alone.
+// Specialisations of Vec for AVX-512 (F, BW, VL, DQ); included by vec.h alone.
 #ifndef TIDEGATE_KERNELS_VEC_AVX512_H_
 #define TIDEGATE_KERNELS_VEC_AVX512_H_
 
@@ -17,7 +17,7 @@ TIDEGATE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {_mm512_fmadd_pd(a.v, b.v, c.v)};
 }
 
-// Here and below, the mask, all ones, spares GCC 12 a false warning inside the unmasked intrinsics.
+// Here and below, a mask of ones avoids a false warning of GCC 12 inside the unmasked intrinsics.
 template <>
 TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {
   return {_mm512_maskz_sqrt_ps(0xffff, x.v)};
@@ -28,9 +28,9 @@ TIDEGATE_INLINE Vec<double> sqrt(Vec<double> x) {
   return {_mm512_maskz_sqrt_pd(0xff, x.v)};
 }
 
-// MINPS and MAXPS give their second operand where either is NaN, so that x goes second. The
-// generic body means the same, but against a constant bound the compiler turns its comparison
-// round and then needs a blend.
+// MINPS and MAXPS return their second operand where either is NaN, so x is passed second. The
+// generic body is equivalent, but for a constant bound the compiler reverses its comparison and
+// then needs a blend.
 template <>
 TIDEGATE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
   return {_mm512_maskz_min_ps(0xffff, bound.v, x.v)};
@@ -54,7 +54,7 @@ TIDEGATE_INLINE Vec<double> at_least(Vec<double> x, Vec<double> bound) {
 // Ones in the lowest n bits, n <= 16.
 TIDEGATE_INLINE unsigned first_lanes(int n) { return (1u << n) - 1u; }
 
-// A masked access touches no byte of a lane that is off, nor faults on it.
+// A masked access neither reads nor writes the memory of a disabled lane, nor faults on it.
 template <>
 TIDEGATE_INLINE Vec<float> load_partial(const float* from, int n) {
   return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(first_lanes(n)), from)};

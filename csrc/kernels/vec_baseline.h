@@ -1,5 +1,5 @@
-// What Vec does differently on the x86-64 baseline (SSE2); included by vec.h alone. There is no
-// fused multiply-add and no masked access: the generic bodies stand.
+// Specialisations of Vec for the x86-64 baseline (SSE2); included by vec.h alone. It has no fused
+// multiply-add and no masked access, so the generic bodies remain in use.
 #ifndef TIDEGATE_KERNELS_VEC_BASELINE_H_
 #define TIDEGATE_KERNELS_VEC_BASELINE_H_
 
@@ -18,9 +18,9 @@ TIDEGATE_INLINE Vec<double> sqrt(Vec<double> x) {
   return {_mm_sqrt_pd(x.v)};
 }
 
-// MINPS and MAXPS give their second operand where either is NaN, so that x goes second. The
-// generic body means the same, but against a constant bound the compiler turns its comparison
-// round and then needs a blend.
+// MINPS and MAXPS return their second operand where either is NaN, so x is passed second. The
+// generic body is equivalent, but for a constant bound the compiler reverses its comparison and
+// then needs a blend.
 template <>
 TIDEGATE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
   return {_mm_min_ps(bound.v, x.v)};

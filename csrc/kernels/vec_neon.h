@@ -1,4 +1,4 @@
-// What Vec does differently on AArch64 NEON; included by vec.h alone.
+// Specialisations of Vec for AArch64 NEON; included by vec.h alone.
 #ifndef TIDEGATE_KERNELS_VEC_NEON_H_
 #define TIDEGATE_KERNELS_VEC_NEON_H_
 
@@ -27,7 +27,7 @@ TIDEGATE_INLINE Vec<double> sqrt(Vec<double> x) {
   return {vsqrtq_f64(x.v)};
 }
 
-// FMIN and FMAX give NaN if either operand is one: one instruction for a comparison and a select.
+// FMIN and FMAX return NaN if either operand is NaN: one instruction instead of two.
 template <>
 TIDEGATE_INLINE Vec<float> at_most(Vec<float> x, Vec<float> bound) {
   return {vminq_f32(x.v, bound.v)};

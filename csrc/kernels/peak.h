@@ -1,7 +1,7 @@
-// What the machine can do at best: fused multiply-adds without memory, and reading memory without
-// arithmetic. Figures of speed are held against these.
-#ifndef TIDEGATE_KERNELS_LIMITS_H_
-#define TIDEGATE_KERNELS_LIMITS_H_
+// The two bounds of the roofline model: the peak rate of fused multiply-adds on registers, and the
+// rate at which memory is read. The kernels' speeds are compared with these.
+#ifndef TIDEGATE_KERNELS_PEAK_H_
+#define TIDEGATE_KERNELS_PEAK_H_
 
 #include "kernels/table.h"
 #include "kernels/vec.h"
@@ -9,7 +9,7 @@
 namespace tidegate {
 namespace {
 
-// Independent chains: enough for any latency times throughput, few enough to stay in 16 registers.
+// Independent chains: more than latency * throughput on any machine, few enough for 16 registers.
 constexpr int kFmaChains = 12;
 constexpr int kReadChains = 8;
 
@@ -18,7 +18,7 @@ constexpr Index fma_round_flops() {
   return Index{2} * kFmaChains * Vec<T>::width;
 }
 
-// Sum of the lanes, so that no chain can be left out.
+// The sum of all lanes: a result that depends on every chain, so that the compiler keeps them all.
 template <class T, int N>
 inline T sum_of(const Vec<T> (&chains)[N]) {
   T lanes[Vec<T>::width];
@@ -43,9 +43,10 @@ T fma_rounds(Index rounds) {
   return sum_of(chains);
 }
 
-// Every other pass reads backwards. What was read last is then read first, while it is still in the
-// nearest cache, as the layers do with their weights: a working set somewhat larger than a cache
-// comes in part from that cache, and only from the next one if it were always read forwards.
+// Every other pass reads backwards, as the layers do with their weights, so that the data read last
+// are read again while they are still in the nearest cache. A working set somewhat larger than a
+// cache is thus read partly from that cache; always read forwards, it would come from the next one
+// alone.
 template <class T>
 T read_all(const T* data, Index count, Index passes) {
   constexpr Index kStep = kReadChains * Vec<T>::width;
@@ -66,4 +67,4 @@ T read_all(const T* data, Index count, Index passes) {
 }  // namespace
 }  // namespace tidegate
 
-#endif  // TIDEGATE_KERNELS_LIMITS_H_
+#endif  // TIDEGATE_KERNELS_PEAK_H_
