@@ -5,7 +5,8 @@
 
 namespace tidegate {
 
-// Of x, with parameters alpha and beta; names and formulas are those of the ONNX operators.
+// The activation functions of x, with parameters alpha and beta and their defaults. Names and
+// formulas are those of the ONNX operators.
 enum class ActivationKind {
   sigmoid,           // 1 / (1 + exp(-x))
   tanh,              //
@@ -20,7 +21,7 @@ enum class ActivationKind {
   softplus,          // log(1 + exp(x))
 };
 
-// What is known of a kind: its parameters, and what they are if nothing is said.
+// A kind's name, the number of its parameters and their defaults.
 struct ActivationInfo {
   ActivationKind kind;
   const char* name;
@@ -62,12 +63,13 @@ struct Activation {
   constexpr bool operator!=(const Activation& other) const { return !(*this == other); }
 };
 
-// A cell's. The gates are i f o (LSTM), r z (GRU), f (MGU); the candidate is g (LSTM), n.
+// The activations of a cell. The gates are i f o (LSTM), r z (GRU) or f (MGU); the candidate is g
+// (LSTM) or n (GRU, MGU).
 struct CellActivations {
   Activation gate = ActivationKind::sigmoid;
   Activation candidate = ActivationKind::tanh;
   Activation output = ActivationKind::tanh;  // LSTM: h = o * output(c)
-  double clip = 0;  // gates' and candidate's arguments are clamped to [-clip, clip]; 0: not
+  double clip = 0;  // arguments of gates and candidate are clamped to [-clip, clip]; 0: no clamping
   bool input_forget = false;  // LSTM: f = 1 - i
 
   constexpr bool operator==(const CellActivations& other) const {
@@ -75,7 +77,7 @@ struct CellActivations {
            clip == other.clip && input_forget == other.input_forget;
   }
   constexpr bool operator!=(const CellActivations& other) const { return !(*this == other); }
-  // Whether it is the cell of PyTorch, whose kernels are made for speed.
+  // Whether these are PyTorch's activations, for which there are specialised, faster kernels.
   constexpr bool standard() const { return *this == CellActivations{}; }
 };
 

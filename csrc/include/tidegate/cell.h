@@ -1,4 +1,4 @@
-// The kinds of cells. What each of them is, is in one table: kernels/spec.h.
+// The kinds of cells. Their gates and options are in the table kernels/spec.h.
 #ifndef TIDEGATE_CELL_H_
 #define TIDEGATE_CELL_H_
 
@@ -13,7 +13,7 @@ enum class CellKind {
   mgu,
 };
 
-// Which state an update gate z multiplies.
+// The state that an update gate z multiplies.
 enum class UpdateGate {
   carry,  // h' = z*h + (1-z)*n  (PyTorch, cuDNN, Keras, ONNX)
   write,  // h' = (1-z)*h + z*n  (Chung et al. 2014)

@@ -1,4 +1,4 @@
-// Exceptions of the library beside those of the standard library.
+// The library's own exceptions, which it throws besides those of the standard library.
 #ifndef TIDEGATE_ERRORS_H_
 #define TIDEGATE_ERRORS_H_
 
@@ -10,11 +10,11 @@
 
 namespace tidegate {
 
-// Memory that the system does not give. what() says what it was for, and the number of bytes. Made
-// and copied without allocating.
+// Thrown if the system refuses memory. what() states its purpose and the number of bytes.
+// Construction and copying do not allocate.
 class TIDEGATE_EXPORT OutOfMemory : public std::bad_alloc {
  public:
-  // `purpose`: a noun phrase, as "the packed weights". `bytes` < 0: more than an Index counts.
+  // `purpose`: a noun phrase, such as "the packed weights". `bytes` < 0: more than an Index holds.
   OutOfMemory(const char* purpose, Index bytes) noexcept;
   const char* what() const noexcept override;
 
@@ -22,8 +22,8 @@ class TIDEGATE_EXPORT OutOfMemory : public std::bad_alloc {
   char text_[160];
 };
 
-// A call that was ended early, see tidegate/interrupt.h. What it was to write is undefined, unless
-// the function says otherwise.
+// Thrown by a call that was ended early, see tidegate/interrupt.h. Its outputs are undefined,
+// unless the function's documentation says otherwise.
 class TIDEGATE_EXPORT Interrupted : public std::exception {
  public:
   const char* what() const noexcept override;

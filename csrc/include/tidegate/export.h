@@ -1,9 +1,9 @@
-// What a shared library shows. C and C++; a static one shows nothing to the outside.
+// The symbols that a shared library exports; a static library exports none. C and C++.
 #ifndef TIDEGATE_EXPORT_H_
 #define TIDEGATE_EXPORT_H_
 
-// TIDEGATE_SHARED is set, for the library and for those who link it, by the CMake package. A
-// program that links the shared library without it works as well.
+// The CMake package defines TIDEGATE_SHARED for the shared library and for targets that link it. A
+// program that links the shared library without this definition also works.
 #if defined(TIDEGATE_SHARED)
 #define TIDEGATE_EXPORT __attribute__((visibility("default")))
 #define TIDEGATE_HIDDEN __attribute__((visibility("hidden")))

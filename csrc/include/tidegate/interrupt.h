@@ -1,4 +1,4 @@
-// Ending a long call early, as a user's Ctrl-C does.
+// Early termination of a long call, for example on a user's Ctrl-C.
 #ifndef TIDEGATE_INTERRUPT_H_
 #define TIDEGATE_INTERRUPT_H_
 
@@ -7,11 +7,11 @@
 
 namespace tidegate {
 
-// While it lives, calls that the thread which made it makes (Model::run, Model::record,
-// Tape::backward, Stream::run, those of Linear, losses, and reading and writing files) call `poll`
-// about every tenth of a second, on that thread and in its own float environment. If it returns
-// true the call throws Interrupted. `poll` may call the library itself; such calls are not polled.
-// Polls nest: the innermost one is in force.
+// During the lifetime of an InterruptPoll, long calls on the thread that constructed it
+// (Model::run, Model::record, Tape::backward, Stream::run, those of Linear, losses, and reading and
+// writing files) call `poll` about every tenth of a second, on that thread and in its own
+// floating-point environment. If `poll` returns true, the call throws Interrupted. `poll` may
+// itself call the library; such calls are not polled. Polls nest: the innermost one is in force.
 class TIDEGATE_EXPORT InterruptPoll {
  public:
   using Function = bool (*)(void* context) noexcept;

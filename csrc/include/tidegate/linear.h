@@ -1,8 +1,8 @@
-// A linear layer, y = x W^T + b: run, and trained, on the tiles of the recurrent kernels. float and
-// double are instantiated in the library. Errors are those of model.h.
+// A linear layer, y = x W^T + b, run and trained by the recurrent kernels' tiles. float and double
+// are instantiated in the library. Errors are as in model.h.
 //
-// A row of y has the same bits whatever the number of rows and of threads; gradients have the same
-// bits whatever the number of threads.
+// A row of y has the same bits for any number of rows and threads; gradients have the same bits for
+// any number of threads.
 #ifndef TIDEGATE_LINEAR_H_
 #define TIDEGATE_LINEAR_H_
 
@@ -17,8 +17,8 @@ namespace tidegate {
 template <class T>
 class Linear;
 
-// What a training call kept: a copy of x, and the weights' snapshot. It outlives changes of the
-// parameters and of x, and may be used any number of times, from any thread.
+// The record of a training call: a copy of x and a snapshot of the weights. It is independent of
+// later changes of the parameters and of x, and may be used any number of times, from any thread.
 template <class T>
 class TIDEGATE_EXPORT LinearTape {
  public:
@@ -31,10 +31,10 @@ class TIDEGATE_EXPORT LinearTape {
   Index out_features() const;
   bool has_bias() const;
 
-  // Gradients of a scalar, given dy (rows, out_features) by y: dx (rows, in_features) = dy W, and
-  // dparameters as Linear::parameters(): dW = dy^T x, db = the sum of the rows of dy. Strides are
-  // the distances of rows in elements. Null: that gradient is not computed. Outputs may overlap
-  // neither dy nor each other.
+  // Computes gradients of a scalar from dy (rows, out_features), its gradient by y:
+  // dx (rows, in_features) = dy W; dparameters, laid out as Linear::parameters(), holds dW = dy^T x
+  // and db = the sum of the rows of dy. Strides are the distances between rows in elements. A
+  // gradient whose pointer is null is not computed. Outputs may overlap neither dy nor each other.
   void backward(const T* dy, Index dy_stride, T* dx, Index dx_stride, T* dparameters,
                 int num_threads = 0) const;
 
@@ -49,7 +49,7 @@ class TIDEGATE_EXPORT LinearTape {
   std::unique_ptr<Impl> impl_;
 };
 
-// Any number of threads may call one layer at once; a write takes effect for the calls that begin
+// Any number of threads may call one layer concurrently; a write takes effect for calls that begin
 // after it.
 template <class T>
 class TIDEGATE_EXPORT Linear {
@@ -66,16 +66,16 @@ class TIDEGATE_EXPORT Linear {
   Index parameter_count() const;
   const T* parameters() const;
   void write_parameters(Index offset, const T* values, Index count);
-  // update(parameters): changes the flat vector in place. Calls that begin meanwhile wait for it;
+  // update(parameters) changes the flat vector in place. Calls that begin meanwhile wait for it;
   // `update` must not use this object.
   void update_parameters(const std::function<void(T* parameters)>& update);
 
   // x (rows, in_features) -> y (rows, out_features), which may not overlap x. Strides are the
-  // distances of rows in elements. num_threads 0: the setting in force. The first call after a
-  // write packs the weights. The calls after it allocate nothing; with one thread they make no
-  // system call, and their one mutex is contended only while another thread writes or packs.
+  // distances between rows in elements. num_threads 0: the setting in force. The first call after a
+  // write packs the weights. Later calls allocate nothing; with one thread they make no system
+  // call, and their one mutex is contended only while another thread writes or packs.
   void run(const T* x, Index x_stride, T* y, Index y_stride, Index rows, int num_threads = 0) const;
-  // Training: the same y, and the tape that backward needs.
+  // Training: writes the same y, and returns the tape for backward.
   std::unique_ptr<LinearTape<T>> record(const T* x, Index x_stride, T* y, Index y_stride,
                                         Index rows, int num_threads = 0) const;
 

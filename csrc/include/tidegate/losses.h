@@ -1,10 +1,10 @@
 // Losses and their gradients. Names and formulas are PyTorch's. float and double are instantiated
 // in the library.
 //
-// Each is one pass over memory, divided among threads where it is long. On one instruction set the
-// results have the same bits whatever the number of threads, and whether a mask leaves elements out
-// or they are not there. Losses are summed in double. NaN and infinities propagate; of softmax they
-// stay in their row. An InterruptPoll may end a call, which leaves the gradient unspecified.
+// Each is one pass over memory; long ones are divided among threads. On one instruction set the
+// results have the same bits for any number of threads, and masked rows give the same bits as
+// absent rows. Losses are summed in double. NaN and infinities propagate; those of softmax stay
+// within their row. An InterruptPoll may end a call, which leaves the gradient unspecified.
 #ifndef TIDEGATE_LOSSES_H_
 #define TIDEGATE_LOSSES_H_
 
@@ -17,36 +17,36 @@ namespace tidegate {
 
 enum class Reduction { mean, sum };
 
-// What the losses have in common. Arrays are dense, one row after the other.
+// The inputs that all losses share. Arrays are dense and row-major.
 template <class T>
 struct LossInput {
   const T* prediction = nullptr;  // (rows, columns)
   Index rows = 0;
   Index columns = 0;
-  // (rows,), not zero where a row counts; null: all count. A row that does not count is not read,
-  // nor is its target, and its gradient is zero.
+  // (rows,), nonzero for rows that count; null: all rows count. A row that does not count is not
+  // read, nor is its target, and its gradient is zero.
   const std::uint8_t* mask = nullptr;
-  // Of what counts; 0 if nothing does.
+  // The mean or sum over the rows that count; 0 if there are none.
   Reduction reduction = Reduction::mean;
 };
 
-// They return the loss, and write its derivative by the prediction to `gradient` (rows, columns),
-// which may not overlap anything. num_threads 0: the setting in force. std::invalid_argument: a
-// negative size, or a target out of range in a row that counts.
+// All losses return the loss, and write its gradient by the prediction to `gradient` (rows,
+// columns), which may overlap no other array. num_threads 0: the setting in force. They throw
+// std::invalid_argument for a negative size, or for a target out of range in a row that counts.
 
 // -log softmax(x)[target] of each row x of logits: targets (rows,) in 0..columns-1. The gradient is
-// softmax(x) - onehot(target), divided by the number of rows for the mean. Relative errors of the
-// elements of softmax are a few units of roundoff, and as many more as the difference to the row's
-// greatest logit; below the least normal number they are zero. A target out of range is found
-// before anything is written.
+// softmax(x) - onehot(target), divided by the number of rows for the mean. The relative error of an
+// element of softmax is a few units of roundoff plus the difference to the row's greatest logit, in
+// units of roundoff; elements below the least normal number are zero. A target out of range is
+// found before anything is written.
 template <class T>
 TIDEGATE_EXPORT double softmax_cross_entropy(const LossInput<T>& logits, const Index* targets,
                                              T* gradient, int num_threads = 0);
 
-// -t log s(a) - (1-t) log(1 - s(a)) of each element a, s the sigmoid: targets t (rows, columns) in
-// 0..1 (NaN propagates). Computed as max(a, 0) - a t + log(1 + exp(-|a|)), which no logit makes
-// overflow. The gradient is s(a) - t, divided by the number of elements for the mean. A target out
-// of range leaves the gradient unspecified.
+// -t log s(a) - (1-t) log(1 - s(a)) of each element a, where s is the sigmoid: targets t (rows,
+// columns) in 0..1 (NaN propagates). Computed as max(a, 0) - a t + log(1 + exp(-|a|)), which
+// overflows for no logit. The gradient is s(a) - t, divided by the number of elements for the mean.
+// A target out of range leaves the gradient unspecified.
 template <class T>
 TIDEGATE_EXPORT double binary_cross_entropy(const LossInput<T>& logits, const T* targets,
                                             T* gradient, int num_threads = 0);

@@ -1,7 +1,7 @@
-// Running and training a network: Model (parameters), Tape (what backward needs), Stream (live
-// input). float and double are instantiated in the library. Every function throws
-// std::invalid_argument, naming the argument, before anything is written; std::length_error or
-// std::bad_alloc (mostly OutOfMemory) when memory cannot hold it.
+// Running and training a network: Model (parameters), Tape (the record for backward), Stream (live
+// input). float and double are instantiated in the library. For a wrong argument, every function
+// throws a std::invalid_argument that names it, before anything is written; if memory does not
+// suffice, std::length_error or std::bad_alloc (usually OutOfMemory).
 #ifndef TIDEGATE_MODEL_H_
 #define TIDEGATE_MODEL_H_
 
@@ -15,22 +15,23 @@
 
 namespace tidegate {
 
-// What a call reads. S is the size of h (hidden_size, or proj_size), H hidden_size, L*D layers
-// times directions, layer-major. Sequences are time-major whatever the caller's layout: strides
-// express it.
+// The inputs of a call. T steps, N batch rows, I input_size, H hidden_size, S the size of h
+// (hidden_size, or proj_size), L*D layers times directions, layer-major. The axes of sequences are
+// always in time-major order; strides express the caller's layout.
 template <class T>
 struct Inputs {
-  View<const T> x;                 // (T, N, I); packed or not, as y and their gradients
+  View<const T> x;                 // (T, N, I); packed if and only if y and their gradients are
   View<const T> h_0;               // (L*D, N, S); not given: zeros
   View<const T> c_0;               // (L*D, N, H), LSTM; not given: zeros
   const Index* lengths = nullptr;  // N valid lengths in 0..T; null: all T. Padding is never read.
   MaskView reset;  // (T, N): a boundary between t-1 and t; no state or gradient crosses it
-  // Training with dropout: what each layer's output but the last's is multiplied by, dense
-  // (L-1, T, N, D*S). Null: none.
+  // Training with dropout: the factors of the outputs of all layers but the last, dense
+  // (L-1, T, N, D*S). Null: no dropout.
   const T* dropout_scale = nullptr;
 };
 
-// What a call writes. None may overlap another or an input, except that h_n may be h_0 and c_n c_0.
+// The outputs of a call. No output may overlap another one or an input, except that h_n may be h_0
+// and c_n may be c_0.
 template <class T>
 struct Outputs {
   View<T> y;    // (T, N, D*S); padded steps are zero
@@ -43,7 +44,7 @@ class Model;
 template <class T>
 class Tape;
 
-// Gradients of a scalar by what the call returned; absent ones are zero. Padded steps of y are not
+// Gradients of a scalar by the outputs of the call; absent ones are zero. Padded steps of y are not
 // read.
 template <class T>
 struct OutputGradients {
@@ -52,18 +53,19 @@ struct OutputGradients {
   View<const T> c_n;  // (L*D, N, H)
 };
 
-// Where the gradients by what the call read go; absent ones are not computed. All are overwritten.
+// Destinations of the gradients by the inputs of the call, which are overwritten; absent gradients
+// are not computed.
 template <class T>
 struct InputGradients {
   View<T> x;                // (T, N, I); zero at padded steps
   View<T> h_0;              // (L*D, N, S)
   View<T> c_0;              // (L*D, N, H)
-  T* parameters = nullptr;  // as Model::parameters()
+  T* parameters = nullptr;  // laid out as Model::parameters()
 };
 
-// What a training call kept: activated gates, states, its inputs (copied), and the weights'
-// snapshot. It outlives changes of the parameters and of every array that the caller passed, and
-// may be used any number of times, from any thread.
+// The record of a training call: activated gates, states, a copy of its inputs, and a snapshot of
+// the weights. It is independent of later changes of the parameters and of every array that the
+// caller passed, and may be used any number of times, from any thread.
 template <class T>
 class TIDEGATE_EXPORT Tape {
  public:
@@ -74,7 +76,8 @@ class TIDEGATE_EXPORT Tape {
   const Config& config() const;
   Index steps() const;  // T
   Index batch() const;  // N
-  // The same bits, except for those of NaNs, whatever num_threads (0: the setting in force).
+  // Computes the gradients. They have the same bits, except for those of NaNs, for any num_threads
+  // (0: the setting in force).
   void backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
                 int num_threads = 0) const;
   // Copies one saved quantity of a layer's direction to (T, N, H), zero at padded steps: "i" "f"
@@ -92,8 +95,8 @@ class TIDEGATE_EXPORT Tape {
   std::unique_ptr<Impl> impl_;
 };
 
-// The parameters of a network. Immutable while running: any number of threads may call one model at
-// once, and a write takes effect for the calls that begin after it.
+// The parameters of a network. They are immutable during a call: any number of threads may call one
+// model concurrently, and a write takes effect for calls that begin after it.
 template <class T>
 class TIDEGATE_EXPORT Model {
  public:
@@ -106,13 +109,13 @@ class TIDEGATE_EXPORT Model {
   Index parameter_count() const;
   const T* parameters() const;  // the flat vector, live; see tidegate::parameters() for its layout
   void write_parameters(Index offset, const T* values, Index count);
-  // update(parameters): changes the flat vector in place. Calls that begin meanwhile wait for it;
+  // update(parameters) changes the flat vector in place. Calls that begin meanwhile wait for it;
   // `update` must not use this object.
   void update_parameters(const std::function<void(T* parameters)>& update);
 
-  // Inference: keeps nothing. num_threads 0: the setting in force.
+  // Inference: keeps no tape. num_threads 0: the setting in force.
   void run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0) const;
-  // Training: the same results, and the tape that backward needs.
+  // Training: writes the same results, and returns the tape for backward.
   std::unique_ptr<Tape<T>> record(const Inputs<T>& inputs, const Outputs<T>& outputs,
                                   int num_threads = 0) const;
 
@@ -127,10 +130,11 @@ class TIDEGATE_EXPORT Model {
   std::unique_ptr<Impl> impl_;
 };
 
-// A batch of live sequences whose states stay inside. One thread at a time; streams of one model
-// are independent. Steps equal a whole call bit for bit, except for the bits of NaNs.
+// A batch of live sequences, whose states the stream holds. One thread may use a stream at a time;
+// streams of one model are independent. The results of single steps equal those of Model::run on
+// the whole sequence bit for bit, except for the bits of NaNs.
 //
-// A stream works on the parameters as they were when it was made, or at its last `renew`.
+// A stream uses the parameters as they were at its construction, or at the last `renew`.
 template <class T>
 class TIDEGATE_EXPORT Stream {
  public:
@@ -143,28 +147,30 @@ class TIDEGATE_EXPORT Stream {
   const Config& config() const;
   Index batch() const;
 
-  // Takes new parameters, or the kernels of another ISA, if there are any: then it packs weights
-  // and allocates.
+  // Adopts changed parameters and a change of the ISA, if any; only then it packs weights and
+  // allocates.
   void renew();
 
-  // One step of every row: x (batch, I) -> y (batch, S), distances of rows in elements; y may not
-  // overlap x. With one thread it allocates nothing, takes no lock and makes no system call; with
-  // more asked for (0: the setting in force), it uses them where that pays.
+  // One step of every row: x (batch, I) -> y (batch, S), which may not overlap x. Strides are the
+  // distances between rows in elements. With one thread it allocates nothing, takes no lock and
+  // makes no system call. With more threads allowed (0: the setting in force), it uses them if that
+  // is faster.
   void step(const T* x, Index x_stride, T* y, Index y_stride, int num_threads = 1) noexcept;
-  // The same for rows[0], rows[1], ..., rows[count - 1] alone, all different and below batch():
-  // x (count, I) -> y (count, S).
+  // One step of the rows rows[0], rows[1], ..., rows[count - 1] alone, which are distinct and below
+  // batch(): x (count, I) -> y (count, S).
   void step(const T* x, Index x_stride, T* y, Index y_stride, const Index* rows, Index count,
             int num_threads = 1) noexcept;
-  // x (T, batch, I) -> y (T, batch, S). If it ends early (tidegate/interrupt.h) the state is what
-  // it was before.
+  // x (T, batch, I) -> y (T, batch, S). If the call ends early (tidegate/interrupt.h), the state
+  // before it is restored.
   void run(const View<const T>& x, const View<T>& y, int num_threads = 0);
 
-  // The state of a row, zero at first: h of layer l has S elements, c (LSTM) has H.
+  // The state of a row in a layer, initially zero: h has S elements, c (LSTM) has H.
   T* h(Index layer, Index row) noexcept;
   T* c(Index layer, Index row) noexcept;
-  void reset() noexcept;           // all rows become zero
-  void reset(Index row) noexcept;  // this one does
-  // Rows at the end come, zero, or go; those that stay keep their state.
+  void reset() noexcept;           // sets the state of all rows to zero
+  void reset(Index row) noexcept;  // sets the state of one row to zero
+  // Adds rows at the end, with a state of zero, or removes rows at the end; the other rows keep
+  // their state.
   void resize(Index batch);
 
   // An estimate of the nanoseconds that a step of `count` rows takes with one thread.

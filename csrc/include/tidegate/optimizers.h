@@ -1,14 +1,15 @@
-// Steps of SGD and Adam on flat vectors of parameters, and what clipping by the norm needs. Names
-// and formulas are PyTorch's. float and double are instantiated in the library.
+// Steps of SGD and Adam on flat vectors of parameters, and the two functions for clipping gradients
+// by their norm. Names and formulas are PyTorch's. float and double are instantiated in the
+// library.
 //
-// Each is one pass over memory, divided among threads where it is long. Results have the same bits
-// whatever the number of threads and the instruction set. Subnormal numbers count as zero, as in
-// the layers. Pointers are to `count` elements; they may not overlap each other. num_threads 0: the
-// setting in force. Negative counts are a std::invalid_argument that names them.
+// Each is one pass over memory; long ones are divided among threads. Results have the same bits for
+// any number of threads and any instruction set. Subnormal numbers are treated as zero, as in the
+// layers. Pointers are to `count` elements, and arrays may not overlap each other. num_threads 0:
+// the setting in force. Negative counts throw a std::invalid_argument that names them.
 //
-// Steps are not ended by an InterruptPoll: they would leave a part of the parameters updated.
+// An InterruptPoll does not end a step, which would leave the parameters partly updated.
 //
-// The parameters of a layer are updated where they lie:
+// The parameters of a layer are updated in place:
 //   layer.update_parameters([&](float* parameters) {
 //     adam_step(options, step, count, parameters, gradient, exp_avg, exp_avg_sq);
 //   });

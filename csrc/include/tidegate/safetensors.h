@@ -1,19 +1,20 @@
-// Safetensors files: any, as named tensors; and those that hold layers, whose configuration stands
-// in the metadata. Files are taken for hostile: whatever is wrong with one is a
-// std::invalid_argument that names the file, the key and the reason, and nothing is allocated that
-// the file is not itself large enough for. What the system refuses is a std::system_error that
-// names the path.
+// Safetensors files: any file as named tensors, and files of layers, whose configuration is in the
+// metadata. Files are not trusted: any defect throws a std::invalid_argument that names the file,
+// the key and the reason, and no allocation exceeds the size of the file. An error of the operating
+// system throws a std::system_error that names the path.
 //
 // The format: 8 bytes, the length of the header (little-endian); the header, a JSON object of
 // tensors; their data, each little-endian and row-major, one after the other without holes.
 //
-// Layers: `__metadata__` holds "tidegate.format": "1", and for each layer "tidegate.layer.NAME", or
-// "tidegate.layer" for the one layer of a file that has no name. Its value is a JSON object again:
-// "kind" ("LSTM", "GRU", "MGU", "Linear" or "Dropout"), and the options of Python's constructor
-// that differ from their defaults. Its tensors are NAME.PARAMETER, or PARAMETER.
+// Layers: `__metadata__` contains "tidegate.format": "1", and for each layer "tidegate.layer.NAME";
+// the single layer of a file may instead have no name, as "tidegate.layer". The value is again a
+// JSON object: "kind" ("LSTM", "GRU", "MGU", "Linear" or "Dropout"), and the options of Python's
+// constructor that differ from their defaults. The layer's tensors are NAME.PARAMETER, or
+// PARAMETER.
 //
-// Beside layers, such a file may hold arrays and texts under other names: "tidegate.array.NAME",
-// whose value is empty, says that the tensor NAME is an array; "tidegate.text.NAME" has the text.
+// Besides layers, such a file may contain arrays and texts under other names:
+// "tidegate.array.NAME", whose value is empty, declares the tensor NAME as an array; the value of
+// "tidegate.text.NAME" is a text.
 #ifndef TIDEGATE_SAFETENSORS_H_
 #define TIDEGATE_SAFETENSORS_H_
 
@@ -38,20 +39,20 @@ struct Tensor {
   std::string dtype;  // as the format writes it: "F32", "BF16", "I64", ...
   std::vector<Index> shape;
   Index bytes = 0;
-  Index offset = 0;  // of its first byte, from the beginning of the file
+  Index offset = 0;  // position of its first byte in the file
 };
 
 using Metadata = std::vector<std::pair<std::string, std::string>>;  // in the order of the file
 
-// A header of more bytes is refused.
+// The greatest accepted size of a header, in bytes.
 constexpr Index kMaxSafetensorsHeader = Index{8} << 20;
 
-// A file, its header read and checked. Any number of threads may use it at once.
+// A file whose header has been read and checked. Any number of threads may use it concurrently.
 class TIDEGATE_EXPORT Safetensors {
  public:
-  // Keeps the file open, and reads data as they are asked for.
+  // Keeps the file open, and reads data on request.
   explicit Safetensors(const std::string& path);
-  // A file in memory, which must stay there. `name` is for messages.
+  // A file in memory, which must outlive this object. `name` is for messages.
   Safetensors(const void* data, std::size_t size, std::string name = "memory");
   Safetensors(Safetensors&&) noexcept;
   Safetensors& operator=(Safetensors&&) noexcept;
@@ -60,8 +61,8 @@ class TIDEGATE_EXPORT Safetensors {
   const std::string& name() const;  // the path
   const Metadata& metadata() const;
   const std::vector<Tensor>& tensors() const;           // in the order of their data
-  const Tensor* find(const std::string& tensor) const;  // null: there is none
-  // Copies a tensor's data out; `size` is that of the destination, and must be the tensor's.
+  const Tensor* find(const std::string& tensor) const;  // null if there is no such tensor
+  // Copies a tensor's data to `destination`, whose size must be the tensor's.
   void read(const std::string& tensor, void* destination, std::size_t size) const;
 
   struct TIDEGATE_HIDDEN Impl;
@@ -70,15 +71,15 @@ class TIDEGATE_EXPORT Safetensors {
   std::unique_ptr<Impl> impl_;
 };
 
-// A tensor to be written: its name, dtype and shape (`bytes` and `offset` follow), and its data.
+// A tensor to write: its name, dtype and shape (`bytes` and `offset` are ignored), and its data.
 struct TensorData {
   Tensor tensor;
   const void* data = nullptr;
 };
 
-// Writes a file with the tensors in this order, completely or not at all: to a temporary file in
-// the same folder, which is then renamed. Links are followed. A file that replaces another one gets
-// its permissions, and its group if the system allows that.
+// Writes a file with the tensors in this order, completely or not at all: it writes a temporary
+// file in the same folder and renames it. Links are followed. A file that replaces another one gets
+// that file's permissions, and its group if the system allows it.
 TIDEGATE_EXPORT void write_safetensors(const std::string& path,
                                        const std::vector<TensorData>& tensors,
                                        const Metadata& metadata);
@@ -87,14 +88,14 @@ TIDEGATE_EXPORT void write_safetensors(const std::string& path,
 
 enum class LayerKind { recurrent, linear, dropout };
 
-// What a file says of one layer.
+// The description of a layer in a file.
 struct LayerInfo {
   std::string name;  // empty: the only layer of the file
   LayerKind kind = LayerKind::recurrent;
-  std::string dtype;  // of all its tensors: "F32" or "F64"; empty for a Dropout, which has none
+  std::string dtype;  // "F32" or "F64", for all its tensors; empty for a Dropout, which has none
 
   Config config;             // recurrent
-  bool batch_first = false;  // recurrent: how Python lays out sequences; the core's are time-major
+  bool batch_first = false;  // recurrent: Python's layout of sequences; the core's is time-major
   double dropout = 0;        // recurrent: between layers, in training
 
   Index in_features = 0;   // Linear: weight (out_features, in_features), bias (out_features,)
@@ -109,37 +110,37 @@ struct Text {
   std::string value;
 };
 
-// What a file of layers holds under one name: a layer, an array or a text.
+// An entry of a file of layers, with a name: a layer, an array or a text.
 using Entry = std::variant<LayerInfo, Tensor, Text>;
 
-// The layer's class: "Linear", "Dropout", or that of its cell.
+// The name of the layer's class: "Linear", "Dropout", or that of its cell.
 TIDEGATE_EXPORT const char* kind_name(const LayerInfo& layer);
 
 // The parameters of a layer, in the order of its flat vector.
 TIDEGATE_EXPORT std::vector<Parameter> parameters(const LayerInfo& layer);
-// Elements of the flat vector.
+// The number of elements of the flat vector.
 TIDEGATE_EXPORT Index parameter_count(const LayerInfo& layer);
 
-// All entries of a file of layers, in the order of its metadata. Refuses a file of which anything
-// is not understood: a version, kind or option that is not known; tensors that are missing,
-// surplus, or of another dtype or shape than the options say.
+// All entries of a file of layers, in the order of its metadata. Refuses a file with an unknown
+// version, kind or option, or with tensors that are missing, surplus, or of a dtype or shape other
+// than the options require.
 TIDEGATE_EXPORT std::vector<Entry> read_entries(const Safetensors& file);
 
-// The layers among them.
+// The layers among the entries.
 TIDEGATE_EXPORT std::vector<LayerInfo> read_layers(const Safetensors& file);
 
-// Copies the parameters of a layer of this file into its flat vector: as many elements as
-// parameters() has, of the layer's dtype.
+// Copies the parameters of a layer of this file to a flat vector of parameter_count() elements of
+// the layer's dtype.
 TIDEGATE_EXPORT void read_parameters(const Safetensors& file, const LayerInfo& layer, void* flat);
 
-// The recurrent layer of this name; without one, the only recurrent one of the file. T must be its
-// dtype.
+// The recurrent layer named `layer`; if that is empty, the only recurrent layer of the file. T must
+// be its dtype.
 template <class T>
 TIDEGATE_EXPORT std::shared_ptr<Model<T>> load_model(const Safetensors& file,
                                                      const std::string& layer = "");
 
-// The Linear of this name; without one, the only Linear of the file. T must be its dtype. Its
-// weights are packed, so that not even the first run() of it allocates.
+// The Linear named `layer`; if that is empty, the only Linear of the file. T must be its dtype. Its
+// weights are already packed, so that even the first run() does not allocate.
 template <class T>
 TIDEGATE_EXPORT std::shared_ptr<Linear<T>> load_linear(const Safetensors& file,
                                                        const std::string& layer = "");
@@ -150,8 +151,8 @@ struct EntryData {
   const void* data = nullptr;
 };
 
-// Writes entries with different names, or one layer without a name. Refuses what read_entries()
-// would.
+// Writes entries with distinct names, or one layer without a name. Refuses entries that
+// read_entries() would refuse.
 TIDEGATE_EXPORT void write_entries(const std::string& path, const std::vector<EntryData>& entries);
 
 struct LayerData {
@@ -159,7 +160,7 @@ struct LayerData {
   const void* flat = nullptr;  // its parameters, as read_parameters() gives them
 };
 
-// Writes layers alone.
+// Writes a file of layers only.
 TIDEGATE_EXPORT void write_layers(const std::string& path, const std::vector<LayerData>& layers);
 
 }  // namespace tidegate

@@ -1,4 +1,4 @@
-// Process-wide settings: thread counts and the instruction set, and what the build is.
+// Process-wide settings: thread counts and the instruction set; and properties of the build.
 #ifndef TIDEGATE_SETTINGS_H_
 #define TIDEGATE_SETTINGS_H_
 
@@ -9,24 +9,24 @@
 
 namespace tidegate {
 
-// Threads a call may use, in force for the calling thread: its own setting, else the process's,
-// else TIDEGATE_NUM_THREADS, else the least of CPU affinity, cgroup quota and, where OpenMP makes
-// the threads, OpenMP's own limit. It uses those that are worth it, and never more than the
-// processors that the process may run on.
+// The greatest number of threads of a call by the calling thread: the thread's own setting, else
+// the process's, else TIDEGATE_NUM_THREADS, else the least of CPU affinity, cgroup quota and, in a
+// build with OpenMP, OpenMP's own limit. A call uses as many of them as make it faster, and never
+// more than the processors on which the process may run.
 TIDEGATE_EXPORT int num_threads();
-// The process's; std::invalid_argument unless count >= 1.
+// Sets the process's number; throws std::invalid_argument unless count >= 1.
 TIDEGATE_EXPORT void set_num_threads(int count);
-// The calling thread's; 0: none. Returns what was set before.
+// Sets the calling thread's number; 0: no setting of its own. Returns the previous setting.
 TIDEGATE_EXPORT int set_thread_num_threads(int count);
-// Where num_threads() comes from, in words.
+// The origin of num_threads(), in words.
 TIDEGATE_EXPORT std::string num_threads_reason();
-// What makes the threads in this build: "OpenMP (libgomp)", "OpenMP (libomp)" or "std::thread".
+// The thread runtime of this build: "OpenMP (libgomp)", "OpenMP (libomp)" or "std::thread".
 TIDEGATE_EXPORT std::string thread_runtime();
 
-// "baseline", "avx2", "avx512" or "neon": chosen once, at first use. TIDEGATE_ISA, if set, names
-// it.
+// The instruction set in use: "baseline", "avx2", "avx512" or "neon". Chosen once, at first use;
+// the environment variable TIDEGATE_ISA overrides the choice.
 TIDEGATE_EXPORT std::string isa();
-// Those of this build that this machine can run, best last.
+// The instruction sets of this build that this machine supports, the best one last.
 TIDEGATE_EXPORT std::vector<std::string> available_isas();
 
 TIDEGATE_EXPORT std::string version();

@@ -1,4 +1,4 @@
-// Tidegate's whole public C++ API.
+// The whole public C++ API of Tidegate.
 #ifndef TIDEGATE_TIDEGATE_H_
 #define TIDEGATE_TIDEGATE_H_
 

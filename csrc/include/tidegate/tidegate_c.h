@@ -1,14 +1,14 @@
-/* The C API: models that run and stream float32, for C and for languages that can call C. A thin
- * layer over the C++ API, which says more of what things mean. No exception leaves it. Files of
- * float64 are refused (Python's layer.astype(numpy.float32) converts them): a model that is used
- * from here is one to be run, while float64 is for checking, which C++ and Python can do.
+/* The C API: running and streaming float32 models, for C and for languages that can call C. A thin
+ * layer over the C++ API, whose headers explain more. No exception leaves it. It refuses files of
+ * float64 (Python's layer.astype(numpy.float32) converts them), because it is meant for deployment;
+ * float64 is for checking results, in C++ and Python.
  *
- * Functions return a status; tidegate_last_error() says in words what was wrong, and nothing has
- * been written then, but for the values of a read that the system ends half way. Handles are
- * opaque; a null handle is an error, except to tidegate_..._free(), which ignores it. Any number of
- * threads may use one model, or one linear layer, at once; a stream serves one thread at a time.
- * Arrays are contiguous. T steps, N rows (the batch), I input size, L layers, D directions (2 if
- * bidirectional), H hidden size, S the size of h (H, or that of a projection). */
+ * Functions return a status. After an error, tidegate_last_error() gives the reason in words, and
+ * nothing has been written, except possibly the values of a read that the system ended halfway.
+ * Handles are opaque; a null handle is an error, except for tidegate_..._free(), which ignore it.
+ * Any number of threads may use one model or linear layer concurrently; one thread at a time may
+ * use a stream. Arrays are contiguous. T steps, N rows (the batch), I input size, L layers, D
+ * directions (2 if bidirectional), H hidden size, S the size of h (H, or that of a projection). */
 #ifndef TIDEGATE_TIDEGATE_C_H_
 #define TIDEGATE_TIDEGATE_C_H_
 
@@ -23,44 +23,46 @@ extern "C" {
 
 typedef enum tidegate_status {
   TIDEGATE_OK = 0,
-  TIDEGATE_INVALID_ARGUMENT = 1, /* an argument, or a file that is not as it should be */
+  TIDEGATE_INVALID_ARGUMENT = 1, /* a wrong argument, or a defective file */
   TIDEGATE_SYSTEM_ERROR = 2,     /* the file could not be opened or read */
   TIDEGATE_OUT_OF_MEMORY = 3,
-  TIDEGATE_INTERNAL_ERROR = 4 /* anything else: a mistake of the library */
+  TIDEGATE_INTERNAL_ERROR = 4 /* any other error: a bug of the library */
 } tidegate_status;
 
 typedef struct tidegate_model tidegate_model;
 typedef struct tidegate_stream tidegate_stream;
 typedef struct tidegate_linear tidegate_linear;
 
-/* As "1.2.3". */
+/* For example "1.2.3". */
 TIDEGATE_EXPORT const char* tidegate_version(void);
 
-/* Why the calling thread's last call that failed did so; "" if none has. Valid until its next. */
+/* The reason of the calling thread's last failed call; "" if none has failed. Valid until the
+ * thread's next failed call. */
 TIDEGATE_EXPORT const char* tidegate_last_error(void);
 
 /* ---- Models ----
- * Each returned in *model, to be freed with tidegate_model_free(). Streams hold on to their model:
- * it may be freed before them. */
+ * Returned in *model, to be freed with tidegate_model_free(). A stream keeps its model alive, so
+ * the model may be freed first. */
 
-/* From a safetensors file that holds layers (written by Python's tidegate.save, or by C++). `layer`
- * is the name of an LSTM, GRU or MGU in it; null: the only one. */
+/* From a safetensors file of layers (written by Python's tidegate.save, or by C++). `layer` is the
+ * name of an LSTM, GRU or MGU in it; null: the only one. */
 TIDEGATE_EXPORT tidegate_status tidegate_model_load(const char* path, const char* layer,
                                                     tidegate_model** model);
 
-/* The same from such a file's bytes, which are not needed afterwards. */
+/* From the bytes of such a file, which are not needed after the call. */
 TIDEGATE_EXPORT tidegate_status tidegate_model_load_memory(const void* data, size_t size,
                                                            const char* layer,
                                                            tidegate_model** model);
 
 typedef struct tidegate_parameter {
-  const char* name;  /* as PyTorch's: "weight_ih_l0", "bias_hh_l1_reverse", ... */
+  const char* name;  /* PyTorch's name: "weight_ih_l0", "bias_hh_l1_reverse", ... */
   const float* data; /* row-major; copied */
-  size_t count;      /* of elements */
+  size_t count;      /* number of elements */
 } tidegate_parameter;
 
-/* From parameters in memory: exactly those of the options, in any order. `options` is what a file
- * says of a layer, for example {"kind": "LSTM", "input_size": 128, "hidden_size": 64}. */
+/* From parameters in memory: exactly those that the options require, in any order. `options` is the
+ * description of a layer as in a file, for example
+ * {"kind": "LSTM", "input_size": 128, "hidden_size": 64}. */
 TIDEGATE_EXPORT tidegate_status tidegate_model_create(const char* options,
                                                       const tidegate_parameter* parameters,
                                                       size_t parameter_count,
@@ -68,7 +70,7 @@ TIDEGATE_EXPORT tidegate_status tidegate_model_create(const char* options,
 
 TIDEGATE_EXPORT void tidegate_model_free(tidegate_model* model);
 
-/* Sizes; 0 of a null handle. */
+/* Sizes; 0 for a null handle. */
 TIDEGATE_EXPORT int64_t tidegate_model_input_size(const tidegate_model* model);     /* I */
 TIDEGATE_EXPORT int64_t tidegate_model_hidden_size(const tidegate_model* model);    /* H */
 TIDEGATE_EXPORT int64_t tidegate_model_state_size(const tidegate_model* model);     /* S */
@@ -77,16 +79,16 @@ TIDEGATE_EXPORT int64_t tidegate_model_num_layers(const tidegate_model* model); 
 TIDEGATE_EXPORT int64_t tidegate_model_num_directions(const tidegate_model* model); /* D */
 TIDEGATE_EXPORT int tidegate_model_has_cell_state(const tidegate_model* model);     /* an LSTM: 1 */
 
-/* What a file holds beside its layers, and their parameters: copies a float32 tensor, row-major,
- * which must have `count` elements. From a file, or from its bytes. */
+/* Copies a float32 tensor from a file, or from its bytes: a parameter of a layer, or an array that
+ * the file contains besides its layers. Row-major; it must have `count` elements. */
 TIDEGATE_EXPORT tidegate_status tidegate_tensor_read(const char* path, const char* tensor,
                                                      float* values, size_t count);
 TIDEGATE_EXPORT tidegate_status tidegate_tensor_read_memory(const void* data, size_t size,
                                                             const char* tensor, float* values,
                                                             size_t count);
 
-/* Runs whole sequences. The arrays that are written may not overlap others, except that h_n may be
- * h_0, and c_n c_0. */
+/* Runs whole sequences. Outputs may not overlap other arrays, except that h_n may be h_0, and c_n
+ * may be c_0. */
 typedef struct tidegate_run {
   int64_t steps;          /* T */
   int64_t batch;          /* N */
@@ -97,45 +99,46 @@ typedef struct tidegate_run {
   float* y;               /* (T, N, D*S) */
   float* h_n;             /* (L*D, N, S); may be null */
   float* c_n;             /* (L*D, N, H), LSTM; may be null */
-  int num_threads;        /* the most threads to use; 0 is 1 */
+  int num_threads;        /* the greatest number of threads; 0 is 1 */
 } tidegate_run;
 
 TIDEGATE_EXPORT tidegate_status tidegate_model_run(const tidegate_model* model,
                                                    const tidegate_run* run);
 
-/* ---- Streams: a batch of live sequences whose states stay inside ---- */
+/* ---- Streams: batches of live sequences, whose states they hold ---- */
 
-/* Refuses models of two directions, or that run in reverse. The state is zero. */
+/* Refuses bidirectional models, and models that run in reverse. The initial state is zero. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_create(const tidegate_model* model, int64_t batch,
                                                        tidegate_stream** stream);
 TIDEGATE_EXPORT void tidegate_stream_free(tidegate_stream* stream);
 
 TIDEGATE_EXPORT int64_t tidegate_stream_batch(const tidegate_stream* stream);
 
-/* One step: x (N, I) -> y (N, S), which may not overlap. One thread; allocates nothing, takes no
- * lock, makes no system call, and fails for null pointers only. */
+/* One step: x (N, I) -> y (N, S), which may not overlap. Uses one thread; allocates nothing, takes
+ * no lock, makes no system call, and fails only for null pointers. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_step(tidegate_stream* stream, const float* x,
                                                      float* y);
 
-/* The same for rows[0] ... rows[count - 1] alone, in any order: x (count, I) -> y (count, S). Fails
- * for a row that is not there or is given twice as well. */
+/* One step of rows[0] ... rows[count - 1] alone, in any order: x (count, I) -> y (count, S). Also
+ * fails for a row that does not exist or is given twice. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_step_rows(tidegate_stream* stream,
                                                           const int64_t* rows, int64_t count,
                                                           const float* x, float* y);
 
-/* A chunk: x (T, N, I) -> y (T, N, S), which may not overlap; the same bits as step by step.
- * num_threads: the most threads to use; 0 is 1. */
+/* Several steps: x (T, N, I) -> y (T, N, S), which may not overlap; the same bits as step by step.
+ * num_threads: the greatest number of threads; 0 is 1. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_run(tidegate_stream* stream, int64_t steps,
                                                     const float* x, float* y, int num_threads);
 
-/* The state of one row becomes zero; of all rows for row = -1. */
+/* Sets the state of a row to zero, or that of all rows if row is -1. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_reset(tidegate_stream* stream, int64_t row);
 
-/* Rows at the end come, zero, or go; those that stay keep their state. */
+/* Adds rows at the end, with a state of zero, or removes rows at the end; the other rows keep their
+ * state. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_resize(tidegate_stream* stream, int64_t batch);
 
-/* h (L, N, S) and c (L, N, H), copied. Getting: null is not copied. Setting: null is zeros. Only
- * an LSTM has c: of other cells it must be null. */
+/* Copies h (L, N, S) and c (L, N, H). Get: a null pointer is skipped. Set: a null pointer means
+ * zeros. Only an LSTM has c: for other cells it must be null. */
 TIDEGATE_EXPORT tidegate_status tidegate_stream_get_state(tidegate_stream* stream, float* h,
                                                           float* c);
 TIDEGATE_EXPORT tidegate_status tidegate_stream_set_state(tidegate_stream* stream, const float* h,
@@ -143,9 +146,9 @@ TIDEGATE_EXPORT tidegate_status tidegate_stream_set_state(tidegate_stream* strea
 
 /* ---- Linear layers: y = x W^T + b, such as the head that turns h into logits ---- */
 
-/* From a safetensors file that holds layers, or from its bytes, as models are. `layer` is the name
- * of a Linear in it; null: the only one. Returned in *linear, to be freed with
- * tidegate_linear_free(). */
+/* From a safetensors file of layers, or from its bytes, as for models. `layer` is the name of a
+ * Linear in it; null: the only one. Returned in *linear, to be freed with tidegate_linear_free().
+ */
 TIDEGATE_EXPORT tidegate_status tidegate_linear_load(const char* path, const char* layer,
                                                      tidegate_linear** linear);
 TIDEGATE_EXPORT tidegate_status tidegate_linear_load_memory(const void* data, size_t size,
@@ -153,7 +156,7 @@ TIDEGATE_EXPORT tidegate_status tidegate_linear_load_memory(const void* data, si
                                                             tidegate_linear** linear);
 TIDEGATE_EXPORT void tidegate_linear_free(tidegate_linear* linear);
 
-/* Sizes; 0 of a null handle. */
+/* Sizes; 0 for a null handle. */
 TIDEGATE_EXPORT int64_t tidegate_linear_in_features(const tidegate_linear* linear);
 TIDEGATE_EXPORT int64_t tidegate_linear_out_features(const tidegate_linear* linear);
 

@@ -1,4 +1,4 @@
-// Views: a pointer with a shape and strides. They own nothing.
+// Views: pointers with a shape and strides, which own nothing.
 #ifndef TIDEGATE_VIEW_H_
 #define TIDEGATE_VIEW_H_
 
@@ -9,16 +9,17 @@
 
 namespace tidegate {
 
-// Three axes, strides in elements (any sign; the last must be 1). A view without data stands for an
-// optional array that was not given. Sequences are (T, N, features), states (L*D, N, features).
+// Three axes, with strides in elements (any sign; the last must be 1). A view with `given` false is
+// an optional array that was not passed. Sequences are (T, N, features), states (L*D, N, features).
 template <class T>
 struct View {
   T* data = nullptr;
   Index shape[3] = {0, 0, 0};
   Index stride[3] = {0, 0, 1};
-  bool given = false;  // an empty array may have no data and yet be given
-  // A packed sequence has no padding in memory: row n of step t is row first_row[t] + n of all, and
-  // stride[0] means nothing. Rows are in order of length, the longest first. Null: not packed.
+  bool given = false;  // an empty array may be given although its data is null
+  // For a packed sequence, which has no padding in memory: row n of step t is row first_row[t] + n
+  // of the data, and stride[0] is unused. Batch rows are sorted by length, the longest first. Null:
+  // not packed.
   const Index* first_row = nullptr;
 
   T* row(Index a, Index b) const {
@@ -37,7 +38,7 @@ View<T> view(T* data, Index a, Index b, Index c) {
   return v;
 }
 
-// The same elements, to be read only.
+// A read-only view of the same elements.
 template <class T>
 View<const T> constant(const View<T>& v) {
   View<const T> c;
@@ -49,7 +50,7 @@ View<const T> constant(const View<T>& v) {
   return c;
 }
 
-// A boolean (T, N) mask, one byte an element.
+// A boolean (T, N) mask, one byte per element.
 struct MaskView {
   const std::uint8_t* data = nullptr;
   Index shape[2] = {0, 0};
