@@ -12,6 +12,16 @@
 namespace tidegate {
 namespace {
 
+// The vector of units at a position in padded rows.
+template <class Element>
+inline auto load_at(Rows<Element> rows, Position at) {
+  return load(rows[at.row] + at.unit);
+}
+template <class T>
+inline void store_at(Rows<T> rows, Position at, Vec<T> value) {
+  store(rows[at.row] + at.unit, value);
+}
+
 // The activated gates of a row: `[gate of the cell][unit]`, padded to whole slices.
 template <class T>
 inline Vec<T> load_gate(const BackwardCall<T>& call, Position at, int gate) {
@@ -36,7 +46,7 @@ inline Vec<T> load_dgate(const BackwardCall<T>& call, Position at, int gate) {
 // Stores h in the state, and without padding in the caller's y.
 template <class T>
 inline void store_h(const PhaseCall<T>& call, Position at, Vec<T> h) {
-  if (call.h_next) store(call.h_next[at.row] + at.unit, h);
+  if (call.h_next) store_at(call.h_next, at, h);
   if (call.y) store_partial<T>(call.y[at.row] + at.unit, h, at.lanes);
 }
 
@@ -70,7 +80,7 @@ struct Lstm {
   template <class T>
   static void gates(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Activations act(call.activations);
-    const Vec<T> c_prev = load<T>(call.c_prev[at.row] + at.unit);
+    const Vec<T> c_prev = load_at(call.c_prev, at);
     Vec<T> a_i = a[kI];
     Vec<T> a_f = a[kF];
     Vec<T> a_o = a[kO];
@@ -90,11 +100,11 @@ struct Lstm {
     save_gate(call, at, kF, f);
     save_gate(call, at, kG, g);
     save_gate(call, at, kO, o);
-    store(call.c_next[at.row] + at.unit, c);
+    store_at(call.c_next, at, c);
   }
   template <class T>
   static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
-    const Vec<T> c = load<T>(call.c_next[at.row] + at.unit);
+    const Vec<T> c = load_at(call.c_next, at);
     store_h(call, at, a[kO] * Activations(call.activations).output(c));
   }
 
@@ -105,10 +115,10 @@ struct Lstm {
     const Vec<T> f = load_gate(call, at, kF);
     const Vec<T> g = load_gate(call, at, kG);
     const Vec<T> o = load_gate(call, at, kO);
-    const Vec<T> c_prev = load<T>(call.c_prev[at.row] + at.unit);
-    const Vec<T> c = load<T>(call.c_next[at.row] + at.unit);
-    const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
-    Vec<T> dc = load<T>(call.dc[at.row] + at.unit);
+    const Vec<T> c_prev = load_at(call.c_prev, at);
+    const Vec<T> c = load_at(call.c_next, at);
+    const Vec<T> dh = load_at(call.dh, at);
+    Vec<T> dc = load_at(call.dc, at);
     const Vec<T> out = act.output(c);
 
     const Vec<T> da_o = dh * out * act.gate_slope(o);
@@ -133,8 +143,8 @@ struct Lstm {
     store_dgate(call, at, kF, da_f);
     store_dgate(call, at, kG, da_g);
     store_dgate(call, at, kO, da_o);
-    store(call.dc[at.row] + at.unit, dc_prev);
-    if (call.cell_output) store(call.cell_output[at.row] + at.unit, o * out);
+    store_at(call.dc, at, dc_prev);
+    if (call.cell_output) store_at(call.cell_output, at, o * out);
   }
 };
 
@@ -181,7 +191,7 @@ struct GruAfter {
   }
   template <class T>
   static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
-    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+    const Vec<T> h_prev = load_at(call.h_prev, at);
     const Vec<T> n = Activations(call.activations).candidate(a[kN]);
 
     save_gate(call, at, kN, n);
@@ -195,8 +205,8 @@ struct GruAfter {
     const Vec<T> r = load_gate(call, at, kR);
     const Vec<T> z = load_gate(call, at, kZ);
     const Vec<T> q = load_gate(call, at, kQ);
-    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
-    const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
+    const Vec<T> h_prev = load_at(call.h_prev, at);
+    const Vec<T> dh = load_at(call.dh, at);
     const BlendGradient<T> d = blend_backward(dh, z, h_prev, n);
     const Vec<T> da_n = d.closed * act.candidate_slope(n);
 
@@ -204,7 +214,7 @@ struct GruAfter {
     store_dgate(call, at, kR, da_n * q * act.gate_slope(r));
     store_dgate(call, at, kZ, d.gate * act.gate_slope(z));
     store_dgate(call, at, kQ, da_n * r);
-    store(call.dh[at.row] + at.unit, d.open);
+    store_at(call.dh, at, d.open);
   }
 };
 
@@ -221,24 +231,24 @@ struct GruGates : Phase {
     const Activations act(call.activations);
     const Vec<T> r = act.gate(a[kR - 1]);
     const Vec<T> z = act.gate(a[kZ - 1]);
-    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+    const Vec<T> h_prev = load_at(call.h_prev, at);
 
     save_gate(call, at, kR, r);
     save_gate(call, at, kZ, z);
-    store(call.phase_state[at.row] + at.unit, z);
-    store(call.gated_h[at.row] + at.unit, r * h_prev);
+    store_at(call.phase_state, at, z);
+    store_at(call.gated_h, at, r * h_prev);
   }
 
   template <class T>
   static void backward(const BackwardCall<T>& call, Position at) {
     const Activations act(call.activations);
     const Vec<T> r = load_gate(call, at, kR);
-    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
-    const Vec<T> dgated_h = load<T>(call.dgated_h[at.row] + at.unit);
-    const Vec<T> dh_prev = load<T>(call.dh[at.row] + at.unit);
+    const Vec<T> h_prev = load_at(call.h_prev, at);
+    const Vec<T> dgated_h = load_at(call.dgated_h, at);
+    const Vec<T> dh_prev = load_at(call.dh, at);
 
     store_dgate(call, at, kR, dgated_h * h_prev * act.gate_slope(r));
-    store(call.dh[at.row] + at.unit, fma(dgated_h, r, dh_prev));
+    store_at(call.dh, at, fma(dgated_h, r, dh_prev));
   }
 };
 
@@ -252,8 +262,8 @@ struct GruCandidate : Phase {
   template <class T>
   static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Vec<T> n = Activations(call.activations).candidate(a[kN]);
-    const Vec<T> z = load<T>(call.phase_state[at.row] + at.unit);
-    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
+    const Vec<T> z = load_at(call.phase_state, at);
+    const Vec<T> h_prev = load_at(call.h_prev, at);
 
     save_gate(call, at, kN, n);
     store_h(call, at, blend(z, h_prev, n));
@@ -265,15 +275,15 @@ struct GruCandidate : Phase {
     const Vec<T> n = load_gate(call, at, kN);
     const Vec<T> r = load_gate(call, at, kR);
     const Vec<T> z = load_gate(call, at, kZ);
-    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
-    const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
+    const Vec<T> h_prev = load_at(call.h_prev, at);
+    const Vec<T> dh = load_at(call.dh, at);
     const BlendGradient<T> d = blend_backward(dh, z, h_prev, n);
     const Vec<T> da_n = d.closed * act.candidate_slope(n);
 
     store_dgate(call, at, kN, da_n);
     store_dgate(call, at, kZ, d.gate * act.gate_slope(z));
-    store(call.gated_h[at.row] + at.unit, r * h_prev);
-    store(call.dh[at.row] + at.unit, d.open);
+    store_at(call.gated_h, at, r * h_prev);
+    store_at(call.dh, at, d.open);
   }
 };
 
@@ -288,24 +298,20 @@ struct MguGate : Phase {
   template <class T>
   static void gates(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Vec<T> f = Activations(call.activations).gate(a[kF]);
-    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
 
     save_gate(call, at, kF, f);
-    store(call.phase_state[at.row] + at.unit, f);
-    store(call.gated_h[at.row] + at.unit, f * h_prev);
+    store_at(call.phase_state, at, f);
+    store_at(call.gated_h, at, f * load_at(call.h_prev, at));
   }
 
   template <class T>
   static void backward(const BackwardCall<T>& call, Position at) {
-    const Activations act(call.activations);
     const Vec<T> f = load_gate(call, at, kF);
-    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
-    const Vec<T> dgated_h = load<T>(call.dgated_h[at.row] + at.unit);
-    const Vec<T> dh_prev = load<T>(call.dh[at.row] + at.unit);
-    const Vec<T> df = fma(dgated_h, h_prev, load_dgate(call, at, kF));
+    const Vec<T> dgated_h = load_at(call.dgated_h, at);
+    const Vec<T> df = fma(dgated_h, load_at(call.h_prev, at), load_dgate(call, at, kF));
 
-    store_dgate(call, at, kF, df * act.gate_slope(f));
-    store(call.dh[at.row] + at.unit, fma(dgated_h, f, dh_prev));
+    store_dgate(call, at, kF, df * Activations(call.activations).gate_slope(f));
+    store_at(call.dh, at, fma(dgated_h, f, load_at(call.dh, at)));
   }
 };
 
@@ -319,26 +325,22 @@ struct MguCandidate : Phase {
   template <class T>
   static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
     const Vec<T> n = Activations(call.activations).candidate(a[kN - spec.gates.first]);
-    const Vec<T> f = load<T>(call.phase_state[at.row] + at.unit);
-    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
 
     save_gate(call, at, kN, n);
-    store_h(call, at, blend(f, n, h_prev));
+    store_h(call, at, blend(load_at(call.phase_state, at), n, load_at(call.h_prev, at)));
   }
 
   template <class T>
   static void backward(const BackwardCall<T>& call, Position at) {
-    const Activations act(call.activations);
     const Vec<T> n = load_gate(call, at, kN);
     const Vec<T> f = load_gate(call, at, kF);
-    const Vec<T> h_prev = load<T>(call.h_prev[at.row] + at.unit);
-    const Vec<T> dh = load<T>(call.dh[at.row] + at.unit);
-    const BlendGradient<T> d = blend_backward(dh, f, n, h_prev);
+    const Vec<T> h_prev = load_at(call.h_prev, at);
+    const BlendGradient<T> d = blend_backward(load_at(call.dh, at), f, n, h_prev);
 
-    store_dgate(call, at, kN, d.open * act.candidate_slope(n));
+    store_dgate(call, at, kN, d.open * Activations(call.activations).candidate_slope(n));
     store_dgate(call, at, kF, d.gate);
-    store(call.gated_h[at.row] + at.unit, f * h_prev);
-    store(call.dh[at.row] + at.unit, d.closed);
+    store_at(call.gated_h, at, f * h_prev);
+    store_at(call.dh, at, d.closed);
   }
 };
 

@@ -188,8 +188,8 @@ struct WeightBlock {
   T sign = 1;
 };
 
-// Packs the k's [k_begin, k_end) of a block for one slice, with zeros beyond the units. The k's are
-// whole grains, except at the panel's end.
+// Packs the k's [k_begin, k_end) of a block for one slice, with zeros beyond the units. A grain at
+// an end of the range may also hold k's of the neighbouring block, which another call packs.
 template <class T>
 struct PackCall {
   void* panel = nullptr;
