@@ -1,4 +1,4 @@
-// Reads and checks what is not a plain array of numbers. No call into the core.
+// Reads and checks arguments that are not plain arrays of numbers. No call into the core.
 #include "arguments.h"
 
 #include <algorithm>
@@ -17,8 +17,8 @@ py::object given(py::handle object) {
   return object.is_none() ? py::object() : py::reinterpret_borrow<py::object>(object);
 }
 
-// Whether the type has an __index__ that makes integers of it. Those of NumPy's arrays and booleans
-// raise unless the array is an integer.
+// Whether the object can be converted by its __index__. That of NumPy's arrays and booleans raises
+// unless the array is one integer.
 bool has_index(py::handle object) {
   if (PyBool_Check(object.ptr()) || !PyIndex_Check(object.ptr())) return false;
   if (py::isinstance<py::array>(object)) {
@@ -29,8 +29,8 @@ bool has_index(py::handle object) {
   return !py::isinstance(object, py::dtype::of<bool>().attr("type"));
 }
 
-// An integer, clipped to what Py_ssize_t holds. TypeError if the object is none, or True or False;
-// what its __index__ raises is passed on.
+// An integer, clamped to the range of Py_ssize_t. TypeError if the object is not an integer, or
+// True or False; an exception of its __index__ propagates.
 Py_ssize_t read_integer(const char* argument, py::handle object, const char* wanted) {
   if (!PyLong_CheckExact(object.ptr()) && !has_index(object)) {
     throw py::type_error(std::string(argument) + ": got " + type_name(object) + ", wanted " +
@@ -176,7 +176,7 @@ std::vector<Index> read_rows(py::handle object, Index batch) {
   const char* const wanted = "a list or an array (n,) of integers";
   if (!py::isinstance<py::array>(object) && !py::isinstance<py::list>(object) &&
       !py::isinstance<py::tuple>(object)) {
-    // The kinds that lengths may be of, a pandas Series and a tensor among them.
+    // The kinds of objects that are accepted as lengths, such as a pandas Series or a tensor.
     const auto check = py::module_::import("tidegate.checks").attr("check_integers");
     const py::object integers = check("rows", object);
     if (!py::isinstance<py::array>(integers))
@@ -195,16 +195,16 @@ std::vector<Index> read_rows(py::handle object, Index batch) {
     const py::object list = array.attr("tolist")();
     return read_rows(list, batch);
   }
-  std::vector<bool> named(static_cast<std::size_t>(batch));
+  std::vector<bool> seen(static_cast<std::size_t>(batch));
   for (const py::handle item : object) {
     const Py_ssize_t row = read_integer("rows", item, wanted);
     if (row < 0 || row >= batch) {
       throw py::value_error("rows: got " + text(item) + ", wanted 0.." + std::to_string(batch - 1) +
                             " (the stream has " + std::to_string(batch) + " rows)");
     }
-    if (named[static_cast<std::size_t>(row)])
+    if (seen[static_cast<std::size_t>(row)])
       throw py::value_error("rows: got " + text(item) + " twice, wanted different rows");
-    named[static_cast<std::size_t>(row)] = true;
+    seen[static_cast<std::size_t>(row)] = true;
     rows.push_back(row);
   }
   return rows;

@@ -1,4 +1,4 @@
-// Checks of NumPy arrays and the views made from them. No layer, no call into the core.
+// Checks of NumPy arrays, and views of them. No layers, no call into the core.
 #include "arrays.h"
 
 #include <algorithm>
@@ -16,15 +16,15 @@ constexpr const char* dtype_name() {
   return sizeof(T) == 4 ? "float32" : "float64";
 }
 
-// NumPy hands out one descriptor object per native dtype, so that nearly every check is one
-// comparison.
+// NumPy uses one descriptor object per native dtype, so that nearly every check is one comparison
+// of pointers.
 template <class T>
 const py::dtype& native_dtype() {
   static const py::dtype* dtype = new py::dtype(py::dtype::of<T>());
   return *dtype;
 }
 
-// Whether the core's views can express the array: they count strides in elements, the last being 1.
+// Whether the core's views can express the array: their strides are in elements, and the last is 1.
 template <class T>
 bool viewable(const py::array& array) {
   if (array.size() == 0) return true;
@@ -38,7 +38,7 @@ bool viewable(const py::array& array) {
   return true;
 }
 
-// The lowest address of an array and the first beyond it.
+// The lowest address of an array, and the first address beyond it.
 std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::array& array) {
   std::uintptr_t low = reinterpret_cast<std::uintptr_t>(array.data());
   std::uintptr_t high = low + static_cast<std::uintptr_t>(array.itemsize());
@@ -49,8 +49,9 @@ std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::array& array) {
   return {low, high};
 }
 
-// Sorted by stride, every axis must step over all that the smaller ones reach. Sufficient, and
-// necessary but for strides that interleave, which no slicing or transposing makes.
+// False only if elements cannot overlap: if, with axes sorted by stride, the stride of each axis
+// exceeds the extent of the axes before it. True without overlap for interleaved strides alone,
+// which slicing and transposing never produce.
 bool may_overlap_itself(const py::array& array) {
   if (array.size() == 0) return false;
   std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // |stride|, size
@@ -66,8 +67,8 @@ bool may_overlap_itself(const py::array& array) {
   return false;
 }
 
-// A contiguous view whose axes 0 and 1 (1 only if given) are those of `array`, with their true
-// strides. Of an axis of length 1 NumPy may report any stride: it keeps the contiguous one.
+// A view whose axes 0 and 1 are the axes `first` and `second` (-1: length 1) of `array`, with its
+// strides. For an axis of length 1, whose stride in NumPy is arbitrary, that of a contiguous array.
 template <class T>
 View<T> strided_view(const py::array& array, int first, int second) {
   T* const data = const_cast<T*>(static_cast<const T*>(array.data()));
@@ -193,7 +194,7 @@ py::array contiguous(const py::array& array) {
   constexpr int kWanted = py::array::c_style | kAligned;
   if ((array.flags() & kWanted) == kWanted) return array;
   py::array copy = py::array::ensure(array, kWanted);
-  if (!copy) {  // for want of memory: ensure() drops the error
+  if (!copy) {  // out of memory; ensure() clears the error
     const std::string what = "a contiguous copy of the array of shape " +
                              std::string(py::str(array.attr("shape"))) + " and " +
                              std::string(py::str(array.dtype()));
@@ -242,7 +243,7 @@ py::array new_array(const char* result, const Shape& shape) {
     if (size > 0 && bytes > std::numeric_limits<Index>::max() / size) fail(-1);
     bytes *= std::max<Index>(size, 1);
   }
-  // py::array's constructor would do, with two vectors on the way.
+  // Like py::array's constructor, but without its two temporary vectors.
   const auto& numpy = py::detail::npy_api::get();
   PyObject* const array =
       numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, native_dtype<T>().inc_ref().ptr(),
@@ -282,8 +283,8 @@ py::array ResultMemory::make(const char* result, const Shape& shape) const {
     has_elements = has_elements && shape[axis] > 0;
   }
   py::object tensor = empty_(sizes);
-  static T nothing = 0;  // where an array without elements lies
-  void* data = &nothing;
+  static T dummy = 0;  // the address of arrays without elements
+  void* data = &dummy;
   if (has_elements)
     data = reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
   const auto& numpy = py::detail::npy_api::get();
@@ -303,8 +304,8 @@ void check_no_overlap(const char* argument, const py::array& output, const char*
   const auto [low, high] = bounds(output);
   const auto [other_low, other_high] = bounds(other);
   if (high <= other_low || other_high <= low) return;
-  // The bounds meet; whether elements do is an integer problem, which NumPy solves within a limit
-  // of work.
+  // The address ranges overlap. Whether elements overlap is an integer problem, which NumPy solves
+  // with a bounded amount of work.
   const py::module_ numpy = py::module_::import("numpy");
   constexpr int max_work = 100000;
   bool shared = true;

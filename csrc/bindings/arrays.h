@@ -1,5 +1,5 @@
-// NumPy arrays as arguments and results: their dtype, shape, strides and overlap, checked by hand,
-// and the views that the core takes. Nothing here knows what a layer is.
+// NumPy arrays as arguments and results: checks of their dtype, shape, strides and overlap, and the
+// views that the core takes. Nothing here depends on layers.
 #ifndef TIDEGATE_BINDINGS_ARRAYS_H_
 #define TIDEGATE_BINDINGS_ARRAYS_H_
 
@@ -18,7 +18,7 @@ namespace tidegate::bindings {
 
 namespace py = pybind11;
 
-// An array's shape. Never more than the four axes of a dropout scale.
+// An array's shape, of at most four axes (those of a dropout scale).
 class Shape {
  public:
   Shape() = default;
@@ -44,13 +44,13 @@ struct Layout {
   Shape sequence(Index steps, Index batch, Index features) const;
   Shape state(Index rows, Index batch, Index features) const;
   Shape mask(Index steps, Index batch) const;
-  // What to add to the refusal of an array of `rows` rows beside x of `steps` and `batch`: where x
-  // would have as many rows in the other layout, what to do. Empty otherwise.
+  // Advice for the message that refuses an array of `rows` rows given with x of `steps` and
+  // `batch`: if x has that many rows in the other layout, to change batch_first. Empty otherwise.
   std::string hint(Index rows, Index steps, Index batch) const;
 };
 
-// f(), whose memory depends on what `got()` describes, as "batch: got 7": where memory cannot hold
-// it, a MemoryError that begins with this.
+// Returns f(), whose memory depends on an argument that `got()` describes, as "batch: got 7". If
+// memory does not suffice, throws a MemoryError whose message begins with that description.
 [[noreturn]] void fail_memory(const std::string& message);
 template <class Got, class F>
 auto with_memory_for(const Got& got, const F& f) {
@@ -71,7 +71,8 @@ std::string type_name(py::handle object);
 void check_shape(const char* argument, const py::array& got, const Shape& wanted,
                  const std::string& hint = "");
 
-// ValueError if `array` is a numpy.ma one with masked elements: its mask would be ignored.
+// ValueError if `array` is a numpy.ma array with masked elements, because the mask would be
+// ignored.
 void check_unmasked(const char* argument, py::handle array);
 
 // TypeError unless `object` is an array of T in the machine's byte order; ValueError if elements
@@ -79,11 +80,11 @@ void check_unmasked(const char* argument, py::handle array);
 template <class T>
 py::array read_array(const char* argument, py::handle object);
 
-// Likewise for an array of booleans.
+// TypeError unless `object` is an array of booleans; ValueError if elements are masked.
 py::array read_mask(const char* argument, py::handle object);
 
-// f.template operator()<T>(), T the type of an array's elements. TypeError unless that is float32
-// or float64.
+// Returns f.template operator()<T>(), where T is the type of an array's elements. TypeError unless
+// that is float32 or float64.
 template <class F>
 auto with_element_type(const char* argument, py::handle object, const F& f) {
   const py::object dtype = py::getattr(object, "dtype", py::none());
@@ -93,36 +94,36 @@ auto with_element_type(const char* argument, py::handle object, const F& f) {
                        std::string(py::str(dtype)) + ", wanted an array of float32 or float64");
 }
 
-// The memory of an argument as the core can read it: what the caller passed, or a contiguous copy
-// of it where the innermost axis is not contiguous, a stride is no multiple of the element or the
-// data are not aligned.
+// An argument in a form that the core can read: the caller's array, or a contiguous copy if its
+// innermost axis is not contiguous, a stride is not a multiple of the element size or the data are
+// not aligned.
 template <class T>
 py::array readable(const py::array& array);
 
-// The same, contiguous as a whole, of elements of any type.
+// An array of any element type as a contiguous one: the caller's array, or a copy.
 py::array contiguous(const py::array& array);
 
-// Views of a readable or fresh array of the layout's shape, with time or layers first.
+// Views of a readable or new array of the layout's shape, with time or layers as the first axis.
 template <class T>
 View<T> sequence_view(const py::array& array, Layout layout);
 template <class T>
 View<T> state_view(const py::array& array, Layout layout);
 MaskView mask_view(const py::array& array, Layout layout);
 
-// Uninitialised. MemoryError, naming `result` and its bytes, if memory cannot hold it.
+// An uninitialised array. MemoryError, naming `result` and its bytes, if memory does not suffice.
 template <class T>
 py::array new_array(const char* result, const Shape& shape);
 
-// Makes the arrays that a call returns. Their memory is NumPy's, or that of a tensor: the Python
+// Allocates the arrays that a call returns, in NumPy's memory or in that of tensors: the Python
 // function `empty`, called with a shape, returns a contiguous tensor of that shape and the call's
-// dtype, with a method `data_ptr`. It becomes the array's base.
+// dtype, with a method `data_ptr`. The tensor becomes the array's base.
 class ResultMemory {
  public:
   explicit ResultMemory(py::handle empty) : empty_(empty) {}  // None: NumPy's memory
 
   bool is_of_tensors() const { return !empty_.is_none(); }
 
-  // Uninitialised; `result` is the name for messages.
+  // An uninitialised array; `result` is its name in messages.
   template <class T>
   py::array make(const char* result, const Shape& shape) const;
 
@@ -130,17 +131,18 @@ class ResultMemory {
   py::handle empty_;
 };
 
-// Checks an array that a call shall write: T, shape, writable, innermost axis contiguous, whole
-// elements as strides, aligned, and no two elements at one address.
+// Checks an array that a call will write: elements of T, the shape, writable, aligned, its
+// innermost axis contiguous, strides of whole elements, and no two elements at one address.
 template <class T>
 py::array read_output(const char* argument, py::handle object, const Shape& wanted);
 
-// ValueError if an array that a call shall write shares memory with `input`, if that is an array.
+// ValueError if an array that a call will write shares memory with `input`, if that is an array.
 void check_no_overlap(const char* argument, const py::array& output, const char* input_name,
                       py::handle input);
 
-// The data of a native, aligned, C-contiguous array of shape (rows, columns), writable if asked, or
-// null: one glance for the calls where a nanosecond counts. Null says "look closer", not "wrong".
+// The data of a native, aligned, C-contiguous array of shape (rows, columns), which is also
+// writable if `writable`; null for any other object. The fast path of calls in which a nanosecond
+// counts: null is not an error, but means that the full checks are needed.
 template <class T>
 T* plain_matrix(py::handle object, Index rows, Index columns, bool writable);
 

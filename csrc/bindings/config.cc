@@ -1,4 +1,4 @@
-// Config for Python: keyword arguments in, read-only attributes out, compared by value.
+// Config for Python: constructed from keyword arguments, read-only attributes, compared by value.
 #include "tidegate/config.h"
 
 #include <pybind11/stl.h>
@@ -130,7 +130,7 @@ void bind_config(py::module_& m) {
                              [](const Config& c) { return show_activation(c.activations.gate); })
       .def_property_readonly(
           "activation", [](const Config& c) { return show_activation(c.activations.candidate); })
-      // None where it is as `activation`, or where the cell has none.
+      // None if it equals `activation`, or if the cell has none.
       .def_property_readonly("output_activation",
                              [](const Config& c) -> py::object {
                                const CellActivations& a = c.activations;

@@ -1,4 +1,4 @@
-// Taking the GIL back, and threads that Python ends meanwhile.
+// Reacquiring the GIL, and threads that Python ends meanwhile.
 #include "gil.h"
 
 #include <chrono>
@@ -9,8 +9,8 @@
 namespace tidegate::bindings {
 namespace {
 
-// threading.main_thread. Found as the module is imported: later an import might wait for another
-// thread.
+// threading.main_thread, looked up when this module is imported: a later import might wait for
+// another thread.
 PyObject* main_thread;
 
 }  // namespace
@@ -19,23 +19,23 @@ void UnwindGuard::park() noexcept {
   for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
-void GilRelease::take(PyThreadState* state) {
+void GilRelease::reacquire(PyThreadState* state) {
   UnwindGuard guard;
   PyEval_RestoreThread(state);
   guard.returned();
 }
 
 bool GilRelease::check_signals() noexcept {
-  take(state_);
+  reacquire(state_);
   const bool raised = PyErr_CheckSignals() != 0;
   state_ = PyEval_SaveThread();
   return raised;
 }
 
 bool handles_signals() {
-  PyObject* const found = calling_python([] { return PyObject_CallNoArgs(main_thread); });
-  if (found == nullptr) throw py::error_already_set();
-  const py::object ident = py::reinterpret_steal<py::object>(found).attr("ident");
+  PyObject* const thread = calling_python([] { return PyObject_CallNoArgs(main_thread); });
+  if (thread == nullptr) throw py::error_already_set();
+  const py::object ident = py::reinterpret_steal<py::object>(thread).attr("ident");
   return ident.equal(py::int_(PyThread_get_thread_ident()));
 }
 

@@ -1,5 +1,4 @@
-// When a call gives up the GIL, and what becomes of it when Python ends or is interrupted
-// meanwhile.
+// When a call releases the GIL, and how it ends if Python shuts down or is interrupted meanwhile.
 #ifndef TIDEGATE_BINDINGS_GIL_H_
 #define TIDEGATE_BINDINGS_GIL_H_
 
@@ -12,11 +11,11 @@
 
 namespace tidegate::bindings {
 
-// Around a call into Python in which Python may end the thread, as it does with daemon threads that
-// want the GIL after the interpreter has begun to shut down. Up to Python 3.13 that is a
-// pthread_exit(): it unwinds the stack, and would run destructors of Python objects without the GIL
-// or end the program at the first noexcept function. Here the thread is parked instead, as Python
-// 3.14 does itself; the end of the process ends it. Exceptions of C++ pass.
+// Guards a call into Python in which Python may end the thread, as it ends daemon threads that
+// acquire the GIL after the interpreter has begun to shut down. Up to Python 3.13, it calls
+// pthread_exit(), which unwinds the stack: that would run destructors of Python objects without the
+// GIL, or terminate the program at the first noexcept function. The guard instead parks the thread
+// until the process ends, as Python 3.14 does itself. C++ exceptions propagate.
 class UnwindGuard {
  public:
   UnwindGuard() : exceptions_(std::uncaught_exceptions()) {}
@@ -35,7 +34,8 @@ class UnwindGuard {
   bool returned_ = false;
 };
 
-// f(), which may run Python code; the guard is the first to be unwound if f holds no objects.
+// Returns f(), which may run Python code. f must hold no objects, so that the guard is unwound
+// first.
 template <class Function>
 auto calling_python(const Function& f) {
   UnwindGuard guard;
@@ -44,37 +44,38 @@ auto calling_python(const Function& f) {
   return result;
 }
 
-// Releases the GIL while it lives.
+// Releases the GIL for its lifetime.
 class GilRelease {
  public:
   GilRelease() : state_(PyEval_SaveThread()) {}
-  ~GilRelease() { take(state_); }
+  ~GilRelease() { reacquire(state_); }
   GilRelease(const GilRelease&) = delete;
   GilRelease& operator=(const GilRelease&) = delete;
 
-  // Runs the handlers of signals that have arrived; true: one has raised, which is set as the
-  // thread's exception. For the thread that released.
+  // Runs the Python handlers of signals that have arrived. Returns true if one has raised an
+  // exception, which is then the thread's current exception. For the thread that released the GIL.
   bool check_signals() noexcept;
 
  private:
-  static void take(PyThreadState* state);
+  static void reacquire(PyThreadState* state);
 
   PyThreadState* state_;
 };
 
-// Releasing and taking it again costs a fraction of a microsecond when no one wants it, and a wait
-// of up to Python's switch interval when someone does. A call of this many nanoseconds is worth it.
+// Releasing and reacquiring the GIL costs a fraction of a microsecond without contention; with
+// contention it waits up to Python's switch interval. Calls of at least this many nanoseconds
+// release it.
 constexpr double kWorthReleasing = 20e3;
 
-// A call of this many nanoseconds, by an estimate that may be wrong by a factor of a hundred, looks
-// for signals.
+// Calls of at least this many nanoseconds check for signals. The estimate of a call's duration may
+// be wrong by a factor of a hundred.
 constexpr double kWorthInterrupting = 1e6;
 
-// Whether this is the thread in which Python handles signals.
+// Whether Python handles signals in the calling thread.
 bool handles_signals();
 
-// f() without the GIL. If `interruptible`, and this thread handles signals, a handler that raises
-// (a Ctrl-C) ends f() early, and its exception is thrown.
+// Returns f(), run without the GIL. If `interruptible`, and Python handles signals in this thread,
+// a handler that raises (on Ctrl-C) ends f() early, and its exception is thrown.
 template <class Function>
 auto release_gil(bool interruptible, const Function& f) {
   const bool checks = interruptible && handles_signals();

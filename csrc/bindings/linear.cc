@@ -1,4 +1,4 @@
-// Linear layers: rows in, rows out.
+// Linear layers, which map rows to rows.
 #include "tidegate/linear.h"
 
 #include <memory>
@@ -15,7 +15,7 @@ namespace {
 
 constexpr Layout kRows{false, false};
 
-// Rows of `features` elements.
+// An input of rows of `features` elements.
 template <class T>
 Input<T> read_rows(const char* argument, py::handle object, Index features) {
   const py::array array = read_array<T>(argument, object);

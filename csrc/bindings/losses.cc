@@ -10,7 +10,8 @@
 namespace tidegate::bindings {
 namespace {
 
-// An argument of the losses as the core reads it: an array of shape (rows, columns), dense.
+// An argument of a loss in the form that the core reads: a contiguous array of shape (rows,
+// columns).
 template <class T>
 class Dense {
  public:
@@ -27,7 +28,7 @@ class Dense {
   py::array array_;
 };
 
-// (rows,) booleans, or None.
+// An optional mask: (rows,) booleans, or None.
 class Mask {
  public:
   Mask(py::handle object, Index rows) {
@@ -44,8 +45,8 @@ class Mask {
   const std::uint8_t* data_ = nullptr;
 };
 
-// (loss, gradient), where compute(input, gradient) returns the loss and takes `nanoseconds` for
-// each element.
+// Returns (loss, gradient). compute(input, gradient) writes the gradient and returns the loss, in
+// about `nanoseconds` for each element.
 template <class T, class Compute>
 py::tuple loss_and_gradient(const Dense<T>& prediction, py::handle mask, bool mean,
                             double nanoseconds, const Compute& compute) {
@@ -79,7 +80,7 @@ py::tuple softmax_cross_entropy(py::handle logits, py::handle targets, py::handl
   });
 }
 
-// A loss of each element.
+// A loss that is a sum over elements.
 template <class T>
 using Elementwise = double (*)(const LossInput<T>&, const T* target, T* gradient, int num_threads);
 

@@ -1,5 +1,4 @@
-// Memory that another library owns, as an array. What the array may be used for is up to the
-// caller.
+// Arrays of memory that another library owns. The caller is responsible for how they are used.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -14,17 +13,17 @@ namespace {
 
 constexpr Index kMaxAxes = 8;
 
-// An array, `name` in messages, of `shape` with `strides` in elements, whose first element is at
-// `address` and which keeps `owner` alive. ValueError if an element would lie outside the `room`
-// bytes that begin at `address`. Strides are not negative.
+// An array of `shape` with `strides` in elements, whose first element is at `address` and which
+// keeps `owner` alive; messages call it `name`. ValueError for a negative stride, or if an element
+// would lie outside the `room` bytes that begin at `address`.
 py::array array_at(const std::string& name, const py::dtype& dtype, std::uintptr_t address,
                    Index room, const py::tuple& shape, const py::tuple& strides,
                    const py::object& owner) {
   const auto axes = static_cast<Index>(shape.size());
   if (axes > kMaxAxes || strides.size() != shape.size()) {
-    throw py::value_error(name + ": got " + std::to_string(axes) + " axes and " +
-                          std::to_string(strides.size()) + " strides, wanted as many, at most " +
-                          std::to_string(kMaxAxes));
+    throw py::value_error(
+        name + ": got " + std::to_string(axes) + " axes and " + std::to_string(strides.size()) +
+        " strides, wanted one stride per axis, and at most " + std::to_string(kMaxAxes) + " axes");
   }
   const Index item = dtype.itemsize();
   Index sizes[kMaxAxes], steps[kMaxAxes];
@@ -42,8 +41,8 @@ py::array array_at(const std::string& name, const py::dtype& dtype, std::uintptr
            !__builtin_mul_overflow(steps[axis], sizes[axis] - 1, &extent) &&
            !__builtin_add_overflow(reach, extent, &reach) && fits;
   }
-  static double nothing = 0;  // where an array without elements lies
-  void* data = &nothing;
+  static double dummy = 0;  // the address of arrays without elements
+  void* data = &dummy;
   if (!is_empty) {
     if (!fits || reach > room || address == 0) {
       throw py::value_error(name + ": got a storage of " + std::to_string(room) +

@@ -1,5 +1,5 @@
-// Methods of bound classes without pybind11's dispatcher: its handling of one keyword takes as long
-// as a small step (0.3 us), and its refusal of a wrong call prints every argument.
+// Methods of bound classes without pybind11's dispatcher. For one keyword, the dispatcher takes as
+// long as a small step (0.3 us), and its error message for a wrong call prints every argument.
 #ifndef TIDEGATE_BINDINGS_METHODS_H_
 #define TIDEGATE_BINDINGS_METHODS_H_
 
@@ -11,14 +11,14 @@
 
 namespace tidegate::bindings {
 
-// A parameter after self.
+// A parameter of a method, other than self.
 struct MethodParameter {
   const char* name;
-  py::object fallback{};      // its value where the caller gives none; null: the caller must
-  bool keyword_only = false;  // those come last
+  py::object default_value{};  // null: the caller must give a value
+  bool keyword_only = false;   // keyword-only parameters are the last ones
 };
 
-// A table of parameters with their values in one call. Nothing in it is ever freed.
+// The parameters of a method, and the parser of its arguments. Its Python objects are never freed.
 template <std::size_t count>
 class MethodParameters {
  public:
@@ -28,16 +28,16 @@ class MethodParameters {
     method_ = method;
     positional_ = 0;
     for (std::size_t i = 0; i < count; ++i) {
-      // Interned, as the names are that Python code passes.
+      // Interned, like the keywords that Python code passes, so that find() can compare pointers.
       names_[i] = PyUnicode_InternFromString(parameters[i].name);
       if (names_[i] == nullptr) throw py::error_already_set();
-      fallbacks_[i] = py::object(parameters[i].fallback).release().ptr();
+      defaults_[i] = py::object(parameters[i].default_value).release().ptr();
       if (!parameters[i].keyword_only) ++positional_;
     }
   }
 
-  // The values in the order of the parameters, whichever way the caller gave them; false with a
-  // TypeError set.
+  // Writes the arguments of a call, positional or by keyword, to `values` in the order of the
+  // parameters. Returns false, with a TypeError set, if the arguments are wrong.
   bool parse(PyObject* const* args, Py_ssize_t positional, PyObject* keywords,
              Values& values) const {
     if (positional > positional_) {
@@ -46,9 +46,9 @@ class MethodParameters {
                    positional_, positional_ == 1 ? "" : "s", positional);
       return false;
     }
-    // Loops of constant length: these are a part of a small step's time.
+    // Loops of constant length, because their time counts in a small step.
     for (std::size_t i = 0; i < count; ++i)
-      values[i] = static_cast<Py_ssize_t>(i) < positional ? args[i] : fallbacks_[i];
+      values[i] = static_cast<Py_ssize_t>(i) < positional ? args[i] : defaults_[i];
     const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
     for (Py_ssize_t k = 0; k < named; ++k) {
       PyObject* const name = PyTuple_GET_ITEM(keywords, k);
@@ -73,7 +73,7 @@ class MethodParameters {
   }
 
  private:
-  // Which of them, or `count`.
+  // The index of the parameter with this name, or `count` if there is none.
   std::size_t find(PyObject* name) const {
     for (std::size_t i = 0; i < count; ++i) {
       if (names_[i] == name) return i;
@@ -86,7 +86,7 @@ class MethodParameters {
   const char* method_ = nullptr;
   Py_ssize_t positional_ = 0;
   PyObject* names_[count] = {};
-  PyObject* fallbacks_[count] = {};
+  PyObject* defaults_[count] = {};
 };
 
 // The class, the result and the number of parameters of a member function.
@@ -101,7 +101,7 @@ struct Member<R (T::*)(Arguments...)> {
 template <class R, class T, class... Arguments>
 struct Member<R (T::*)(Arguments...) const> : Member<R (T::*)(Arguments...)> {};
 
-// What Python calls for a member function, all of whose parameters are py::handle.
+// The function that Python calls for a member function, whose parameters are all py::handle.
 template <auto member>
 struct Method {
   using T = typename Member<decltype(member)>::Class;
@@ -126,11 +126,11 @@ struct Method {
  private:
   static T& object(PyObject* self) {
     auto* const instance = reinterpret_cast<py::detail::instance*>(self);
-    // Python has checked that self is a T, maybe of a class that derives from more than that.
+    // Python has checked that self is a T, possibly of a class with several bases.
     auto* const plain = instance->simple_layout
                             ? static_cast<T*>(instance->get_value_and_holder().value_ptr())
                             : nullptr;
-    return plain != nullptr ? *plain : py::handle(self).cast<T&>();  // or refuses
+    return plain != nullptr ? *plain : py::handle(self).cast<T&>();  // cast() may throw
   }
 
   template <std::size_t... i>
@@ -144,8 +144,8 @@ struct Method {
   }
 };
 
-// Adds a method to a bound class. `doc` begins with its signature, "name($self, x)\n--\n\n"; both
-// texts outlive the class.
+// Adds a method to a bound class. `doc` begins with its signature, "name($self, x)\n--\n\n". `name`
+// and `doc` must outlive the class.
 template <auto member>
 void add_method(py::class_<typename Method<member>::T>& bound, const char* name, const char* doc,
                 const MethodParameter (&parameters)[Method<member>::count]) {

@@ -20,7 +20,7 @@ py::object state_object(const Config& config, const py::object& h, const py::obj
   return config.has_cell_state() ? py::object(py::make_tuple(h, c)) : h;
 }
 
-// The arguments that inference and training share, checked, and the arrays that both return.
+// The checked arguments that inference and training share, and the arrays that both return.
 template <class T>
 class Call {
  public:
@@ -34,7 +34,7 @@ class Call {
     inputs.reset = read_reset(reset, layout, steps, batch);
   }
 
-  // Of a packed sequence.
+  // A call on a packed sequence.
   Call(const Config& config, py::handle x, py::handle batch_sizes, py::handle state)
       : config_(config) {
     const py::array array = read_array<T>("x", x);
@@ -49,14 +49,14 @@ class Call {
     inputs.lengths = packing->lengths.data();
   }
 
-  // f(), whose memory depends on x.
+  // Returns f(), whose memory depends on x.
   template <class F>
   auto with_memory(const F& f) const {
     return with_memory_for(
         [&] { return "x: got shape " + std::string(py::str(x_.given.attr("shape"))); }, f);
   }
 
-  // Makes the arrays that the call returns; y is `out` where that is given.
+  // Allocates the arrays that the call returns; y is `out` if that is given.
   void make_outputs(const ResultMemory& memory, py::handle out, py::handle lengths,
                     py::handle reset) {
     const Shape y_shape = layout.sequence(steps, batch, config_.output_size());
@@ -86,7 +86,7 @@ class Call {
 
   py::object state() const { return state_object(config_, h_n, c_n); }
 
-  Layout layout;                           // of a packed sequence that of its states
+  Layout layout;                           // for a packed sequence, the layout of its states
   std::shared_ptr<const Packing> packing;  // null: not packed
   Index steps = 0;
   Index batch = 0;
@@ -95,7 +95,7 @@ class Call {
   py::object y, h_n, c_n;
 
  private:
-  // The initial state, once steps and batch are known; x is there.
+  // Reads the initial state. x, steps and batch must be known.
   void read_initial(py::handle state) {
     const StateObjects given = read_state(config_, "state", state);
     const Index rows = state_rows(config_);
@@ -151,12 +151,12 @@ class TypedTape final : public Tape {
     }
     std::vector<std::string> names = gate_names(config());
     names.emplace_back(config().has_cell_state() ? "c" : "h");
-    const Layout shown{layout_.batched, false};
+    const Layout time_major{layout_.batched, false};
     py::dict gates;
     for (const std::string& name : names) {
       const py::array values =
-          new_array<T>(name.c_str(), shown.sequence(steps(), batch(), config().hidden_size));
-      tape_->saved(layer, reverse, name, sequence_view<T>(values, shown));
+          new_array<T>(name.c_str(), time_major.sequence(steps(), batch(), config().hidden_size));
+      tape_->saved(layer, reverse, name, sequence_view<T>(values, time_major));
       gates[name.c_str()] = values;
     }
     return gates;
@@ -195,7 +195,7 @@ class TypedTape final : public Tape {
       dx = array;
     }
     py::array flat;
-    std::vector<std::pair<T*, Index>> parts;  // where the flat gradients go, and how many values
+    std::vector<std::pair<T*, Index>> parts;  // destinations and sizes of the flat gradient's parts
     if (want_parameters) {
       flat = new_array<T>("dparameters", {parameters});
       gradients.parameters = static_cast<T*>(const_cast<void*>(flat.data()));
@@ -222,7 +222,7 @@ class TypedTape final : public Tape {
   }
 
  private:
-  // An array for the gradient of each parameter, and their places in `parts`.
+  // Allocates an array for each parameter's gradient, and appends its address and size to `parts`.
   py::list parameter_arrays(const ResultMemory& memory,
                             std::vector<std::pair<T*, Index>>& parts) const {
     py::list arrays;
@@ -359,7 +359,7 @@ std::string show_tape(const Tape& tape) {
          std::string(py::str(tape.dtype())) + ">";
 }
 
-// As tidegate.Params wants them: (name, shape, offset).
+// A list of (name, shape, offset), for tidegate.Params.
 py::list parameter_specs(const Model& model) {
   py::list specs;
   for (const Parameter& p : parameters(model.config())) {
@@ -385,22 +385,22 @@ std::unique_ptr<Model> make_model(const Config& config, const py::dtype& dtype, 
 void bind_tape(py::module_& m) {
   const NoSignatures no_signatures;
   py::class_<Tape> tape = bind_class<Tape>(
-      m, "Tape", R"(What a training call kept for `backward`; made by `layer.forward`.
+      m, "Tape", R"(The record of a training call for `backward`; made by `layer.forward`.
 
 It holds the activated gates and states of every step, the weights that made them and its own copy of the
 inputs, so it outlives the layer, changes of the parameters and of every array that was passed. It may be used
 any number of times, from any thread.)");
   tape.def_property_readonly("config", &Tape::config, py::return_value_policy::copy,
                              "The options of the layer that made it.")
-      .def_property_readonly("dtype", &Tape::dtype, "That of the layer that made it.")
+      .def_property_readonly("dtype", &Tape::dtype, "The dtype of the layer that made it.")
       .def_property_readonly("steps", &Tape::steps, "T, the number of steps.")
       .def_property_readonly("batch", &Tape::batch,
-                             "N, the number of rows; 1 of an unbatched call.")
+                             "N, the number of rows; 1 for an unbatched call.")
       .def("__repr__", &show_tape);
   add_method<&Tape::gates>(tape, "gates", R"(gates($self, layer=0, reverse=False)
 --
 
-Gates and states of one direction of one layer: what it remembers and forgets.
+Gates and states of one direction of one layer, at all steps.
 
 Args:
     layer: 0 is the one that reads x.
@@ -412,7 +412,7 @@ Returns:
     state "h". MGU: "f" "n" and "h". Zero at padded steps.
 
 Raises:
-    TypeError: layer is no integer, or reverse neither True nor False.
+    TypeError: layer is not an integer, or reverse is neither True nor False.
     ValueError: there is no such layer or direction.)",
                            {{"layer", py::int_(0)}, {"reverse", py::bool_(false)}});
 }

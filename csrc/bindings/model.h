@@ -1,6 +1,5 @@
-// Model, Tape and Stream as Python sees them: one class each, whose dtype is a matter of the
-// object. What they take and give are Python objects; every argument is checked before anything is
-// written.
+// Model, Tape and Stream as Python sees them: one class each, for both dtypes. They take and return
+// Python objects; every argument is checked before anything is written.
 #ifndef TIDEGATE_BINDINGS_MODEL_H_
 #define TIDEGATE_BINDINGS_MODEL_H_
 
@@ -40,23 +39,25 @@ class Model : public Parameters {
   virtual const Config& config() const = 0;
   virtual bool batch_first() const = 0;
 
-  // (y, state), the state being h_n or (h_n, c_n). `empty`, here and below, is ResultMemory's.
+  // Returns (y, state), where the state is h_n or (h_n, c_n). `empty`, here and below, is that of
+  // ResultMemory.
   virtual py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset,
                         py::handle out, py::handle num_threads, py::handle empty) const = 0;
-  // (y, state, tape). `draw_dropout_scale` is None, or is called with the shape of
-  // Inputs::dropout_scale once every other argument has been found good, so that a wrong call draws
-  // nothing.
+  // Returns (y, state, tape). `draw_dropout_scale` is None, or is called with the shape of
+  // Inputs::dropout_scale after all other arguments have been checked, so that a wrong call draws
+  // no random numbers.
   virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
                            py::handle draw_dropout_scale, py::handle num_threads,
                            py::handle empty) const = 0;
-  // The same of a packed sequence: x is (rows, I), and y, dy and dx are like it.
+  // The same for a packed sequence: x is (rows, I), and y, dy and dx have the same layout.
   virtual py::tuple run_packed(py::handle x, py::handle batch_sizes, py::handle state,
                                py::handle num_threads, py::handle empty) const = 0;
   virtual py::tuple record_packed(py::handle x, py::handle batch_sizes, py::handle state,
                                   py::handle draw_dropout_scale, py::handle num_threads,
                                   py::handle empty) const = 0;
-  // (dx, dstate, dparameters), dstate being that of h or a pair; None where it is not wanted.
-  // dparameters is flat, or with `empty` a list of arrays, one a parameter.
+  // Returns (dx, dstate, dparameters), where dstate is dh_0 or (dh_0, dc_0), and dx or dparameters
+  // is None if it is not wanted. dparameters is flat, or with `empty` a list of one array per
+  // parameter.
   virtual py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate,
                              py::handle num_threads, bool want_x, bool want_parameters,
                              py::handle empty) const = 0;

@@ -8,11 +8,11 @@ namespace {
 
 newfunc new_instance_of_bound;
 
-// tp_new of the base class and of all bound classes.
+// The tp_new of the base class and of all bound classes.
 PyObject* new_instance(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   try {
     if (!py::detail::all_type_info(type).empty()) return new_instance_of_bound(type, args, kwargs);
-    // copyreg passes the object that it is to pickle.
+    // copyreg passes the object to pickle.
     PyObject* const base = py::detail::get_internals().instance_base;
     PyObject* const first = PyTuple_GET_SIZE(args) > 0 ? PyTuple_GET_ITEM(args, 0) : nullptr;
     const bool pickles =
@@ -39,9 +39,9 @@ void guard_base_class() {
 
 namespace {
 
-// Where the C++ runtime is linked statically into this module and into the core's library, an
-// exception of the core is unwound by both copies. Each sets up its tables at its own first throw,
-// and aborts without them.
+// If the C++ runtime is linked statically into both this module and the core's library, both copies
+// unwind an exception of the core. Each copy initialises its tables at its own first throw, and
+// aborts without them.
 void prepare_unwinder() {
   try {
     throw 0;
@@ -51,13 +51,12 @@ void prepare_unwinder() {
 
 }  // namespace
 
-// Free of the GIL: models and layers have locks of their own, a stream refuses a second thread, and
-// nothing else here is written after it was made.
+// The module does not need the GIL: models and layers have their own locks, a stream refuses a
+// second thread, and no other object is modified after its construction.
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
-  m.doc() = "The C++ core of tidegate: use the classes of the package, which are made of these.";
+  m.doc() = "The C++ core of tidegate: use the classes of the package, which are built on these.";
   prepare_unwinder();
-  tidegate::isa();  // a TIDEGATE_ISA that is unknown or unavailable fails the import, not the first
-                    // call
+  tidegate::isa();  // an unknown or unavailable TIDEGATE_ISA fails at import, not in the first call
 
   tidegate::bindings::guard_base_class();
   tidegate::bindings::bind_gil(m);

@@ -1,4 +1,4 @@
-// Steps of optimisers and the norms of gradients.
+// Steps of optimisers, and norms of gradients.
 #include "tidegate/optimizers.h"
 
 #include <string>
@@ -10,7 +10,7 @@
 namespace tidegate::bindings {
 namespace {
 
-// At 10 bytes a nanosecond.
+// In nanoseconds, at 10 bytes per nanosecond.
 double estimated_cost(Index accesses, Index bytes) {
   return static_cast<double>(accesses) * static_cast<double>(bytes) / 10;
 }
@@ -20,7 +20,7 @@ T* writable(const char* argument, py::handle object, Index count) {
   return static_cast<T*>(read_output<T>(argument, object, {count}).mutable_data());
 }
 
-// update(T* parameters), on a layer's parameters or an array of `count` elements.
+// Calls update(T* parameters) on a layer's parameters or on an array of `count` elements.
 template <class T, class Update>
 void update_parameters(py::handle parameters, Index count, double cost, const Update& update) {
   if (!py::isinstance<Parameters>(parameters)) {

@@ -1,4 +1,4 @@
-// The parameters of layers, as Python reads and writes them.
+// The base class of layers with parameters, which Python reads and writes.
 #include "parameters.h"
 
 #include "module.h"

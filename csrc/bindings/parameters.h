@@ -1,5 +1,5 @@
-// The flat vector of a layer's parameters, as Python reads, writes and updates it. A layer is
-// anything with parameter_count(), parameters(), write_parameters() and update_parameters().
+// Reads, writes and updates the flat vector of a layer's parameters. A `Layer` is any class with
+// parameter_count(), parameters(), write_parameters() and update_parameters().
 #ifndef TIDEGATE_BINDINGS_PARAMETERS_H_
 #define TIDEGATE_BINDINGS_PARAMETERS_H_
 
@@ -16,12 +16,12 @@ class Parameters {
  public:
   virtual ~Parameters() = default;
   virtual py::dtype dtype() const = 0;
-  // Read-only and live; `owner` is the Python object of this layer, which the array keeps alive.
+  // A read-only, live view; it keeps `owner`, the Python object of this layer, alive.
   virtual py::array flat(const py::object& owner) const = 0;
   virtual void write(Index offset, py::handle values) = 0;
 };
 
-// The other base of those whose parameters are T: what is not for Python.
+// The second base class of layers whose parameters are of type T: functions for the bindings alone.
 template <class T>
 class TypedParameters {
  public:
@@ -30,7 +30,7 @@ class TypedParameters {
   virtual void update_parameters(const std::function<void(T* parameters)>& update) = 0;
 };
 
-// A read-only, live view, which keeps `owner`, the Python object of the layer, alive.
+// The implementation of Parameters::flat().
 template <class T, class Layer>
 py::array flat_parameters(const Layer& layer, const py::object& owner) {
   py::array_t<T> array({layer.parameter_count()}, layer.parameters(), owner);
@@ -49,7 +49,7 @@ void write_parameters(Layer& layer, Index offset, py::handle values) {
                           std::to_string(count) + " parameters");
   }
   const py::array memory = readable<T>(array);
-  const double copying = static_cast<double>(memory.nbytes()) / 10;  // 10 bytes a nanosecond
+  const double copying = static_cast<double>(memory.nbytes()) / 10;  // at 10 bytes per nanosecond
   without_gil(copying, [&] {
     layer.write_parameters(offset, static_cast<const T*>(memory.data()), memory.size());
   });

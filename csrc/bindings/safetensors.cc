@@ -1,5 +1,5 @@
-// Files of layers and of tensors: what is in them as Python's objects, and back. Paths are bytes,
-// as os.fsencode gives them; what the system refuses is an OSError with the path.
+// Files of layers and of tensors, read into Python objects and written from them. Paths are bytes,
+// as from os.fsencode; an error of the operating system is raised as an OSError with the path.
 #include "tidegate/safetensors.h"
 
 #include <pybind11/stl.h>
@@ -20,7 +20,8 @@
 namespace tidegate::bindings {
 namespace {
 
-// f() without the GIL; a Ctrl-C ends it.
+// Returns f(), which accesses the file, run without the GIL; Ctrl-C ends it. Raises OSError for a
+// std::system_error.
 template <class F>
 auto on_disk(const std::string& path, const F& f) {
   try {
@@ -34,7 +35,7 @@ auto on_disk(const std::string& path, const F& f) {
   }
 }
 
-// For messages.
+// A path as text, for messages.
 std::string as_text(const std::string& path) {
   return py::reinterpret_steal<py::str>(
       PyUnicode_DecodeUTF8(path.data(), static_cast<Py_ssize_t>(path.size()), "replace"));
@@ -44,9 +45,9 @@ Safetensors open(const std::string& path) {
   return on_disk(path, [&] { return Safetensors(path); });
 }
 
-constexpr int kMostAxes = 32;  // of an array of NumPy 1
+constexpr int kMaxAxes = 32;  // the limit of NumPy 1
 
-// NumPy's names of the dtypes that it has.
+// The format's and NumPy's names of the dtypes that NumPy has.
 constexpr std::pair<const char*, const char*> kNumpyDtypes[] = {
     {"BOOL", "bool"},    {"U8", "uint8"},    {"I8", "int8"},     {"U16", "uint16"},
     {"I16", "int16"},    {"U32", "uint32"},  {"I32", "int32"},   {"U64", "uint64"},
@@ -57,10 +58,10 @@ py::dtype numpy_dtype(const LayerInfo& layer) {
   return layer.dtype == "F32" ? py::dtype::of<float>() : py::dtype::of<double>();
 }
 
-// An entry as Python has it: (name, kind, options, data). Of a layer `kind` is its class, and data
-// are all its parameters in one vector; options are (config, batch_first, dropout) if it is
-// recurrent, (in_features, out_features, bias) of a Linear, (p,) of a Dropout, whose data are None.
-// "array" and "text" have no options.
+// An entry in Python is a tuple (name, kind, options, data). For a layer, `kind` is its class, and
+// `data` is the flat vector of its parameters (None for a Dropout); `options` is (config,
+// batch_first, dropout) for a recurrent layer, (in_features, out_features, bias) for a Linear, and
+// (p,) for a Dropout. The kinds "array" and "text" have no options.
 constexpr const char* kArray = "array";
 constexpr const char* kText = "text";
 
@@ -116,9 +117,9 @@ Tensor tensor_of(const std::string& name, const py::array& array) {
   }
   if ((array.flags() & py::array::c_style) == 0)
     throw std::invalid_argument(where + "wanted a contiguous array");
-  if (array.ndim() > kMostAxes) {
+  if (array.ndim() > kMaxAxes) {
     throw std::invalid_argument(where + "got " + std::to_string(array.ndim()) +
-                                " axes, wanted at most " + std::to_string(kMostAxes));
+                                " axes, wanted at most " + std::to_string(kMaxAxes));
   }
   tensor.shape.assign(array.shape(), array.shape() + array.ndim());
   return tensor;
@@ -143,7 +144,7 @@ void save_entries(const std::string& path, const py::list& given) {
   on_disk(path, [&] { write_entries(path, entries); });
 }
 
-// Python's Safetensors.
+// The class that Python sees as Safetensors.
 class TensorFile {
  public:
   explicit TensorFile(const std::string& path) : file_(open(path)) {}
@@ -193,13 +194,13 @@ py::array TensorFile::copied(const Tensor& tensor, const char* dtype,
   return array;
 }
 
-// A copy of one tensor. KeyError without it; TypeError if NumPy has no such dtype.
+// A copy of a tensor. KeyError if there is none of this name; TypeError if NumPy lacks its dtype.
 py::array TensorFile::read(const std::string& name) const {
   const Tensor& tensor = find(name);
-  if (tensor.shape.size() > std::size_t{kMostAxes}) {
+  if (tensor.shape.size() > std::size_t{kMaxAxes}) {
     throw py::value_error(as_text(file_.name()) + ": tensor \"" + name + "\": got " +
                           std::to_string(tensor.shape.size()) + " axes, wanted at most " +
-                          std::to_string(kMostAxes));
+                          std::to_string(kMaxAxes));
   }
   for (const auto& [dtype, numpy_name] : kNumpyDtypes) {
     if (tensor.dtype == dtype) return copied(tensor, numpy_name, tensor.shape);
@@ -207,7 +208,7 @@ py::array TensorFile::read(const std::string& name) const {
   throw py::type_error(name + ": got " + tensor.dtype + ", wanted a dtype that NumPy has");
 }
 
-// The same as bytes, whatever the dtype.
+// A copy of a tensor's bytes, for any dtype.
 py::array TensorFile::read_bytes(const std::string& name) const {
   const Tensor& tensor = find(name);
   return copied(tensor, "uint8", {tensor.bytes});
@@ -232,7 +233,7 @@ py::tuple TensorFile::as_python(const Text& text) const {
   return py::make_tuple(text.name, kText, py::tuple(), text.value);
 }
 
-// What tidegate.save wrote, in its order.
+// The entries that tidegate.save has written, in its order.
 py::list TensorFile::entries() const {
   py::list entries;
   for (const Entry& entry : on_disk(file_.name(), [&] { return read_entries(file_); }))

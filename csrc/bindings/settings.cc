@@ -1,4 +1,5 @@
-// Threads, instruction sets and version for Python. Types are checked by the Python side.
+// Threads, instruction sets and version for Python. The Python package checks the types of
+// arguments.
 #include "tidegate/settings.h"
 
 #include <pybind11/stl.h>

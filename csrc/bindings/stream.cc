@@ -1,4 +1,4 @@
-// Live input: one step in as few operations as Python allows.
+// Streams of live input. A step takes as few operations as Python allows.
 #include <algorithm>
 #include <atomic>
 #include <limits>
@@ -15,18 +15,18 @@
 namespace tidegate::bindings {
 namespace {
 
-// A stream has one state and no lock: a call that finds it in use by another thread is refused.
-class Use {
+// Exclusive use of a stream, which has one state and no lock: throws if another thread is using it.
+class ExclusiveUse {
  public:
-  explicit Use(std::atomic<bool>& busy) : busy_(busy) {
+  explicit ExclusiveUse(std::atomic<bool>& busy) : busy_(busy) {
     if (busy_.exchange(true, std::memory_order_acquire)) {
       throw std::runtime_error(
           "stream: in use by another thread; a stream serves one thread at a time");
     }
   }
-  ~Use() { busy_.store(false, std::memory_order_release); }
-  Use(const Use&) = delete;
-  Use& operator=(const Use&) = delete;
+  ~ExclusiveUse() { busy_.store(false, std::memory_order_release); }
+  ExclusiveUse(const ExclusiveUse&) = delete;
+  ExclusiveUse& operator=(const ExclusiveUse&) = delete;
 
  private:
   std::atomic<bool>& busy_;
@@ -44,31 +44,31 @@ class TypedStream final : public Stream {
   Index batch() const override { return stream_.batch(); }
 
   py::object step(py::handle x, py::handle out, py::handle rows) override {
-    const Use use(busy_);
+    const ExclusiveUse use(busy_);
     std::vector<Index> picked;
     const bool all = rows.is_none();
     if (!all) picked = read_rows(rows, stream_.batch());
-    const Steps steps = {all ? nullptr : picked.data(),
-                         all ? stream_.batch() : static_cast<Index>(picked.size())};
-    const Index n = steps.count;
+    const StepRows selected = {all ? nullptr : picked.data(),
+                               all ? stream_.batch() : static_cast<Index>(picked.size())};
+    const Index n = selected.count;
     const T* const x_data = plain_matrix<T>(x, n, input_size_, false);
-    if (x_data == nullptr) return step_any(x, out, steps);
+    if (x_data == nullptr) return step_checked(x, out, selected);
     if (out.is_none()) {
       py::array y = new_array<T>("y", {n, output_size_});
-      advance(x_data, input_size_, static_cast<T*>(y.mutable_data()), output_size_, steps);
+      advance(x_data, input_size_, static_cast<T*>(y.mutable_data()), output_size_, selected);
       return y;
     }
     T* const y_data = plain_matrix<T>(out, n, output_size_, true);
     if (y_data == nullptr ||
         !(y_data + n * output_size_ <= x_data || x_data + n * input_size_ <= y_data)) {
-      return step_any(x, out, steps);
+      return step_checked(x, out, selected);
     }
-    advance(x_data, input_size_, y_data, output_size_, steps);
+    advance(x_data, input_size_, y_data, output_size_, selected);
     return py::reinterpret_borrow<py::object>(out);
   }
 
   py::object run(py::handle x, py::handle out, py::handle num_threads) override {
-    const Use use(busy_);
+    const ExclusiveUse use(busy_);
     const int threads = read_num_threads(num_threads);
     const py::array array = read_array<T>("x", x);
     if (array.ndim() != 3 || array.shape(1) != batch() || array.shape(2) != input_size_) {
@@ -90,12 +90,12 @@ class TypedStream final : public Stream {
   }
 
   void reset(py::handle rows) override {
-    const Use use(busy_);
+    const ExclusiveUse use(busy_);
     for (const Index row : read_rows(rows, batch())) stream_.reset(row);
   }
 
   py::object get_state(py::handle rows) override {
-    const Use use(busy_);
+    const ExclusiveUse use(busy_);
     const Config& config = stream_.config();
     const std::vector<Index> picked = read_rows(rows, batch());
     const auto collect = [&](Index features, T* (tidegate::Stream<T>::*state)(Index, Index)) {
@@ -113,7 +113,7 @@ class TypedStream final : public Stream {
   }
 
   void set_state(py::handle state, py::handle rows) override {
-    const Use use(busy_);
+    const ExclusiveUse use(busy_);
     const Config& config = stream_.config();
     const std::vector<Index> picked = read_rows(rows, batch());
     const auto count = static_cast<Index>(picked.size());
@@ -135,13 +135,13 @@ class TypedStream final : public Stream {
   }
 
   void grow(py::handle count) override {
-    const Use use(busy_);
+    const ExclusiveUse use(busy_);
     resize(batch() + read_index("count", count, 0, std::numeric_limits<Index>::max() - batch()),
            count);
   }
 
   void shrink(py::handle count) override {
-    const Use use(busy_);
+    const ExclusiveUse use(busy_);
     resize(batch() - read_index("count", count, 0, batch()), count);
   }
 
@@ -152,22 +152,22 @@ class TypedStream final : public Stream {
     step_cost_ = stream_.step_cost(batch);
   }
 
-  // What a step concerns: `count` rows, all of them if there is no list.
-  struct Steps {
-    const Index* rows;
+  // The rows that take a step.
+  struct StepRows {
+    const Index* rows;  // null: all rows
     Index count;
   };
 
-  void advance(const T* x, Index x_stride, T* y, Index y_stride, Steps steps) {
+  void advance(const T* x, Index x_stride, T* y, Index y_stride, StepRows selected) {
     stream_.renew();
-    const double cost = steps.rows ? stream_.step_cost(steps.count) : step_cost_;
-    if (cost >= kLongStep && !steps.rows) return run_step(x, x_stride, y, y_stride, cost);
+    const double cost = selected.rows ? stream_.step_cost(selected.count) : step_cost_;
+    if (cost >= kLongStep && !selected.rows) return run_step(x, x_stride, y, y_stride, cost);
     without_gil(cost, [&] {
-      stream_.step(x, x_stride, y, y_stride, steps.rows, steps.count, kThreadsInForce);
+      stream_.step(x, x_stride, y, y_stride, selected.rows, selected.count, kThreadsInForce);
     });
   }
 
-  // The same step by `run`, which can end early, since it keeps the state before it.
+  // A step by way of `run`, which can end early, since it keeps a copy of the previous state.
   void run_step(const T* x, Index x_stride, T* y, Index y_stride, double cost) {
     View<const T> input = view(x, 1, batch(), input_size_);
     input.stride[1] = x_stride;
@@ -178,15 +178,15 @@ class TypedStream final : public Stream {
         [&] { without_gil(cost, [&] { stream_.run(input, output, kThreadsInForce); }); });
   }
 
-  // A step whose arguments are anything but plain: says what is wrong with them, or copes.
-  py::object step_any(py::handle x, py::handle out, Steps steps) {
-    const Layout rows{false, false};  // (batch, features): the batch is the only axis that counts
+  // A step whose arguments need the full checks: throws if they are wrong, copies x if necessary.
+  py::object step_checked(py::handle x, py::handle out, StepRows selected) {
+    const Layout rows{false, false};  // (batch, features), with the batch in place of the time axis
     const py::array array = read_array<T>("x", x);
-    check_shape("x", array, {steps.count, input_size_});
+    check_shape("x", array, {selected.count, input_size_});
     const auto input = sequence_input<T>(array, rows);
-    const py::array y = read_or_make_output(out, array, {steps.count, output_size_});
+    const py::array y = read_or_make_output(out, array, {selected.count, output_size_});
     const View<T> y_view = sequence_view<T>(y, rows);
-    advance(input.view.data, input.view.stride[0], y_view.data, y_view.stride[0], steps);
+    advance(input.view.data, input.view.stride[0], y_view.data, y_view.stride[0], selected);
     return y;
   }
 
@@ -216,7 +216,7 @@ Args:
     x: (batch, I), of the layer's dtype, any strides.
     out: an array like the result to be written and returned: writable, its last axis contiguous,
         overlapping neither itself nor x. With it nothing is allocated.
-    rows: the sequences that take the step, different integers below batch, in any order; x and the
+    rows: the sequences that take the step, distinct integers below batch, in any order; x and the
         result then have len(rows) rows, in this order. None: all of them. A list, a tuple, an
         array, a pandas Series or a tensor of integers. The bits of a row do not depend on which
         others step with it.
@@ -225,15 +225,15 @@ Returns:
     (batch, S): h of the last layer after the step. S is hidden_size, or proj_size.
 
 Raises:
-    TypeError: x or out is no array, or of another dtype; rows are no integers.
-    ValueError: a wrong shape, or an `out` that cannot be written to; a row that is not there, or
-        twice.
+    TypeError: x or out is not an array, or has another dtype; rows are not integers.
+    ValueError: a wrong shape, or an `out` that cannot be written to; a row that does not exist, or
+        is given twice.
     RuntimeError: another thread is using this stream.)";
 
 constexpr const char* run_doc = R"(run($self, x, out=None, *, num_threads=None)
 --
 
-Takes as many steps as x has; the same bits as one at a time.
+Takes all steps of x; the results have the same bits as those of single steps.
 
 Args:
     x: (T, batch, I), of the layer's dtype, any strides.
@@ -246,8 +246,8 @@ Returns:
 Raises:
     TypeError, ValueError, RuntimeError: as in `step`.
     MemoryError: the results do not fit into memory.
-    KeyboardInterrupt: Ctrl-C; or what another handler of a signal raises. The state is then what it
-        was before, and what `out` holds is undefined.)";
+    KeyboardInterrupt: Ctrl-C; or the exception of another signal handler. The state is then that
+        before the call, and the contents of `out` are undefined.)";
 
 }  // namespace
 
@@ -265,13 +265,13 @@ void bind_stream(py::module_& m) {
   const NoSignatures no_signatures;
   py::class_<Stream> stream = bind_class<Stream>(m, "Stream");
   stream.def(py::init([](const Model& model, Index batch) { return model.stream(batch); }))
-      .def_property_readonly("batch", &Stream::batch, "How many sequences.")
+      .def_property_readonly("batch", &Stream::batch, "The number of sequences.")
       .def_property(
           "state", [](Stream& self) { return self.get_state(py::none()); },
           [](Stream& self, py::handle state) { self.set_state(state, py::none()); },
-          R"(h, of an LSTM a pair (h, c): h (L, batch, S), c (L, batch, H).
+          R"(h, or for an LSTM a pair (h, c): h (L, batch, S), c (L, batch, H).
 
-Reading gives new arrays; assigning copies in. None, for either, is zeros.)");
+Reading returns new arrays; assigning copies the values. None, for either, means zeros.)");
   const py::none none;
   const py::int_ one(1);
   add_method<&Stream::step>(stream, "step", step_doc, {{"x"}, {"out", none}, {"rows", none}});
@@ -280,27 +280,27 @@ Reading gives new arrays; assigning copies in. None, for either, is zeros.)");
   add_method<&Stream::get_state>(stream, "get_state", R"(get_state($self, rows=None)
 --
 
-The state of some rows, like `state`, with len(rows) for batch, in their order.)",
+The state of some rows, like `state`, with len(rows) in place of batch, in the order of rows.)",
                                  {{"rows", none}});
   add_method<&Stream::set_state>(stream, "set_state", R"(set_state($self, state, rows=None)
 --
 
-Copies in the state of some rows; what `get_state` returns, or None for zeros.)",
+Sets the state of some rows to a copy of `state`, as `get_state` returns it, or zeros for None.)",
                                  {{"state"}, {"rows", none}});
   add_method<&Stream::reset>(stream, "reset", R"(reset($self, rows=None)
 --
 
-Makes the state of these rows zero, or of all.)",
+Sets the state of these rows, or of all, to zero.)",
                              {{"rows", none}});
   add_method<&Stream::grow>(stream, "grow", R"(grow($self, count=1)
 --
 
-Adds rows at the end, whose state is zero. The others keep theirs. Allocates.)",
+Adds rows at the end, with a state of zero. The other rows keep their state. Allocates.)",
                             {{"count", one}});
   add_method<&Stream::shrink>(stream, "shrink", R"(shrink($self, count=1)
 --
 
-Drops rows at the end. The others keep their state. Allocates.)",
+Removes rows at the end. The other rows keep their state. Allocates.)",
                               {{"count", one}});
 }
 
