@@ -1,4 +1,4 @@
-// Arrays for tests: numbers drawn at random, and comparisons bit for bit. Nothing of tidegate.
+// Arrays for tests: random numbers, and comparisons bit for bit. Independent of Tidegate.
 #ifndef TIDEGATE_TESTS_ARRAYS_H_
 #define TIDEGATE_TESTS_ARRAYS_H_
 
@@ -12,7 +12,7 @@ namespace tidegate::test {
 
 inline std::size_t size_of(std::int64_t count) { return static_cast<std::size_t>(count); }
 
-// A sequence of numbers that is the same everywhere (Marsaglia's xorshift).
+// A random sequence that is the same on all machines (Marsaglia's xorshift).
 class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 1) {}
@@ -24,12 +24,12 @@ class Random {
     return state_;
   }
 
-  // 0 to count - 1.
+  // An integer in 0..count-1.
   std::int64_t below(std::int64_t count) {
     return static_cast<std::int64_t>((bits() >> 16) % static_cast<std::uint64_t>(count));
   }
 
-  // In [-1, 1] with 12 bits after the point: the same number in float and in double.
+  // A number in [-1, 1] with 12 fractional bits: the same number in float and in double.
   double number() { return static_cast<double>(below(8193) - 4096) / 4096; }
 
   template <class T>
@@ -43,7 +43,7 @@ class Random {
   std::uint64_t state_;
 };
 
-// The same bits, or both NaN: which NaN an operation gives is the machine's affair.
+// The same bits, or both NaN: the bits of a NaN depend on the machine.
 template <class T>
 bool same(T a, T b) {
   return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof a) == 0;

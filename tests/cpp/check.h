@@ -3,9 +3,9 @@
 //   TEST(name) { CHECK(1 + 1 == 2); CHECK_NEAR(x, 0.5, 1e-6); }
 //
 // One executable per file. It runs every test, or those whose names contain the first argument, and
-// exits 0, 1 after a failure, or 77 (CTest's SKIP_RETURN_CODE) on a machine that lacks the
-// instruction set TIDEGATE_TEST_ISA, a string literal, that the file was compiled for. To hold on
-// every machine, main() must run before any such instruction: keep global initialisers trivial.
+// exits with 0, with 1 after a failure, or with 77 (CTest's SKIP_RETURN_CODE) on a machine that
+// lacks the instruction set TIDEGATE_TEST_ISA (a string literal) for which the file was compiled.
+// On such a machine main() must run before any such instruction: keep global initialisers trivial.
 #ifndef TIDEGATE_TESTS_CHECK_H_
 #define TIDEGATE_TESTS_CHECK_H_
 
@@ -25,7 +25,7 @@ struct Test {
   Test* next;
 };
 
-// Tests in the order in which they were declared.
+// The tests, in the order of their declaration.
 inline Test* first_test = nullptr;
 inline Test** next_link = &first_test;
 
@@ -38,7 +38,7 @@ struct Registration {
   }
 };
 
-// Counts a failure; says whether to print it still, or the messages become a flood.
+// Counts a failure. Returns whether to print it, which limits the number of messages.
 inline bool fail() {
   constexpr int shown = 20;
   if (++failures == shown + 1) std::printf("  (further failures are counted, not shown)\n");
@@ -49,7 +49,7 @@ inline void check(bool holds, const char* text, const char* file, int line) {
   if (!holds && fail()) std::printf("%s:%d: [%s] CHECK(%s)\n", file, line, TIDEGATE_TEST_ISA, text);
 }
 
-// Equal within the tolerance; equal infinities are near, and NaN is near NaN alone.
+// Equal within the tolerance. Equal infinities are near, and NaN is near only NaN.
 inline void check_near(double got, double wanted, double tolerance, const char* text,
                        const char* file, int line) {
   const bool holds =

@@ -1,9 +1,9 @@
-// AVX-512 for machines that lack it: what kernels/vec_avx512.h uses, emulated on AVX2 with FMA.
-// Included ahead of a kernel test (-include); no test of its own.
+// AVX-512 for machines without it: the intrinsics of kernels/vec_avx512.h, emulated on AVX2 with
+// FMA. Included before a kernel test (-include); contains no test.
 //
-// SIMDe puts functions of its own in the place of intrinsics. Masked accesses and
-// roots are written out here: its release 0.7.4 lacks them. An intrinsic that nobody emulates does
-// not compile: the compiler refuses to inline its own without -mavx512f.
+// SIMDe replaces intrinsics by its own functions. Masked accesses and roots are implemented here,
+// because SIMDe 0.7.4 lacks them. An intrinsic without an emulation does not compile: without
+// -mavx512f the compiler refuses to inline it.
 #ifndef TIDEGATE_TESTS_EMULATED_AVX512_H_
 #define TIDEGATE_TESTS_EMULATED_AVX512_H_
 
@@ -19,7 +19,7 @@
 
 namespace tidegate::emulated {
 
-// Of a lane that is off, memory is not touched: it may lie on a page that faults.
+// The memory of a disabled lane is not accessed: it may be on a page that faults.
 template <class Register, class T>
 inline Register load_lanes(unsigned mask, const T* from) {
   Register x = {};

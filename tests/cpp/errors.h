@@ -1,4 +1,4 @@
-// What the core refuses, and in which words.
+// The messages of the exceptions that the core throws.
 #ifndef TIDEGATE_TESTS_ERRORS_H_
 #define TIDEGATE_TESTS_ERRORS_H_
 

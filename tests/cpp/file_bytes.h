@@ -1,4 +1,4 @@
-// Safetensors files in memory, good and bad, for tests: whatever header with whatever data.
+// Safetensors files in memory for tests, valid or not: any header with any data.
 #ifndef TIDEGATE_TESTS_FILE_BYTES_H_
 #define TIDEGATE_TESTS_FILE_BYTES_H_
 
@@ -17,7 +17,7 @@ inline std::string file_bytes(const std::string& header, const std::string& data
   return bytes + header + data;
 }
 
-// A header written tensor by tensor, their data zero.
+// A file composed of tensors, whose data are zeros.
 class FileOfZeros {
  public:
   FileOfZeros& metadata(const std::string& json) {

@@ -1,10 +1,10 @@
-// Fuzzing of the safetensors reader: whatever the bytes, it reads them or says in words that it
-// does not, and asks for no memory that is out of proportion.
+// Fuzzing of the safetensors reader: it must read any bytes or refuse them with a message, and must
+// not allocate memory out of proportion to their number.
 //
 // LLVMFuzzerTestOneInput() is libFuzzer's entry (CMake's TIDEGATE_FUZZ, with Clang). Elsewhere
-// main() stands in: `fuzz_safetensors [rounds [seed [folder]]]` changes good files in ways that a
-// header's reader may trip over, and says how to repeat what fails. The good files are left in the
-// folder, if one is given, for libFuzzer to begin with.
+// main() replaces it: `fuzz_safetensors [rounds [seed [folder]]]` mutates valid files in ways that
+// are likely to expose errors of a reader, and prints how to repeat a failure. If a folder is
+// given, the valid files are written to it as libFuzzer's initial corpus.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -28,10 +28,10 @@
 
 namespace {
 
-// Elements above which an allowed size is not asked for, so that running stays short.
+// Layers with more elements than this are not run, to keep the time short.
 constexpr tidegate::Index kWorthRunning = 1 << 12;
 
-std::size_t most_allocated = SIZE_MAX;  // at once
+std::size_t most_allocated = SIZE_MAX;  // in one allocation
 
 template <class T>
 void run_a_step(const tidegate::Safetensors& file, const std::string& layer) {
@@ -60,8 +60,8 @@ void run(const tidegate::Safetensors& file, const tidegate::LayerInfo& layer) {
                                             : run_a_step<T>(file, layer.name);
 }
 
-// Reads all that a file says; false if it is refused, for which std::invalid_argument is the one
-// way.
+// Reads everything in a file. Returns false if it is refused, which must be by a
+// std::invalid_argument.
 bool read_all(const char* data, std::size_t size) {
   try {
     const tidegate::Safetensors file(data, size, "fuzz");
@@ -75,7 +75,7 @@ bool read_all(const char* data, std::size_t size) {
       values.resize(static_cast<std::size_t>(count) * 8);
       tidegate::read_parameters(file, layer, values.data());
       if (layer.kind == tidegate::LayerKind::dropout || count > kWorthRunning) continue;
-      // Packed weights are padded, of one unit to a whole vector.
+      // Packed weights are padded: one unit to a whole vector.
       const std::size_t limit = std::exchange(most_allocated, SIZE_MAX);
       layer.dtype == "F32" ? run<float>(file, layer) : run<double>(file, layer);
       most_allocated = limit;
@@ -86,7 +86,8 @@ bool read_all(const char* data, std::size_t size) {
   }
 }
 
-// The same of memory of just this size: a sanitizer sees what is read beyond.
+// The same with the bytes in memory of exactly their size, so that a sanitizer detects reads
+// beyond.
 bool read_exactly(const std::uint8_t* data, std::size_t size) {
   const std::vector<char> bytes(data, data + size);
   return read_all(bytes.empty() ? "" : bytes.data(), size);
@@ -101,9 +102,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
 #if !defined(TIDEGATE_LIBFUZZER)
 
-// Every allocation of this program. A reader may keep some structures for each byte of a header,
-// never memory for sizes that a header only claims. Not inlined: the compiler would find that what
-// is freed does not come from malloc().
+// Every allocation of this program. The reader may allocate some structures for each byte of a
+// header, but not for sizes that a header merely claims. Not inlined: the compiler would otherwise
+// warn that the freed memory is not from malloc().
 [[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
   if (size > most_allocated) {
     std::printf("an allocation of %zu bytes\n", size);
@@ -122,7 +123,7 @@ namespace {
 
 using tidegate::test::Random;
 
-// What stands in headers, and what might trip their reader.
+// Tokens of headers, and tokens that are likely to expose errors of their reader.
 const char* const kTokens[] = {"{",
                                "}",
                                "[",
@@ -180,7 +181,7 @@ std::size_t below(Random& random, std::size_t count) {
   return static_cast<std::size_t>(random.below(static_cast<std::int64_t>(count)));
 }
 
-// One change at one place of the text.
+// Makes one change at one position of the text.
 void change(Random& random, std::string& text) {
   const std::size_t at = below(random, text.size() + 1);
   switch (random.below(7)) {
@@ -193,18 +194,18 @@ void change(Random& random, std::string& text) {
     case 2:
       text.insert(at, kTokens[below(random, std::size(kTokens))]);
       return;
-    case 3: {  // a token instead of another
+    case 3: {  // replaces a token by another
       const char* const token = kTokens[below(random, std::size(kTokens))];
       const std::size_t end = text.find_first_of(",:]}\"", at);
       if (end != std::string::npos) text.replace(at, end - at, token);
       return;
     }
-    case 4: {  // a digit
+    case 4: {  // replaces a digit
       const std::size_t digit = text.find_first_of("0123456789", at);
       if (digit != std::string::npos) text[digit] = static_cast<char>('0' + random.below(10));
       return;
     }
-    case 5:  // a part again, somewhere else
+    case 5:  // copies a part to another position
       text.insert(at, text.substr(below(random, text.size() + 1), below(random, 64)));
       return;
     default:
@@ -213,7 +214,7 @@ void change(Random& random, std::string& text) {
   }
 }
 
-// A good file, changed: its header mostly, whose length then is that of the new one.
+// A valid file, mutated, usually in its header, whose length is then adjusted.
 std::string changed_file(Random& random, const std::vector<std::string>& seeds) {
   std::string bytes = seeds[below(random, seeds.size())];
   std::size_t header_size = 0;
@@ -265,7 +266,7 @@ int main(int argument_count, char** arguments) {
   const long rounds = argument_count > 1 ? std::atol(arguments[1]) : 20000;
   const long seed = argument_count > 2 ? std::atol(arguments[2]) : 1;
   const std::vector<std::string> seeds = make_seeds();
-  tidegate::isa();  // what is made once is made here
+  tidegate::isa();  // makes all process-wide allocations here
   for (std::size_t i = 0; i < seeds.size(); ++i) {
     read_all(seeds[i].data(), seeds[i].size());
     if (argument_count > 3)

@@ -15,20 +15,20 @@ namespace {
 using test::Random;
 using test::same;
 
-// What must not be written.
+// The value of elements that must not be written.
 template <class T>
 constexpr T canary = T(-77.125);
 
 template <class T>
 constexpr T nan = std::numeric_limits<T>::quiet_NaN();
 
-// acc + a * b as the instruction set has it.
+// acc + a * b, rounded as by the instruction set: fused or not.
 template <class T>
 T multiply_add(T a, T b, T acc) {
   return fma(broadcast<T>(a), broadcast<T>(b), broadcast<T>(acc)).v[0];
 }
 
-// A (rows, columns) matrix whose rows lie `gap` elements further apart than they are long.
+// A (rows, columns) matrix with `gap` elements between its rows.
 template <class T>
 struct Matrix {
   Index rows, columns, stride;
@@ -41,7 +41,7 @@ struct Matrix {
     for (Index r = 0; r < rows; ++r) table.push_back(row(r));
   }
 
-  // Random numbers; beyond each row's end NaN, which must not be read.
+  // Fills the rows with random numbers, and the gaps with NaN, which must not be read.
   static Matrix random(Random& random, Index rows, Index columns) {
     Matrix matrix(rows, columns, 3, nan<T>);
     for (Index r = 0; r < rows; ++r) {

@@ -1,5 +1,5 @@
-// How the product of a phase is cut: all slices, rows and k's are covered once, blocks of sums are
-// whole, and each decision where it is meant.
+// The blocking of a phase's product: all slices, rows and k's are covered once, blocks of sums are
+// whole, and each decision is made in the intended cases.
 #include "kernels/blocking.h"
 
 #include <initializer_list>
@@ -9,13 +9,13 @@
 namespace tidegate {
 namespace {
 
-// Tiles as the ISAs have them: gates, rows, slices, bytes of a slice's k.
+// The tiles of several ISAs: gates, rows, slices, bytes of a slice's k.
 constexpr Tiles kAvx512Lstm = {4, 6, 1, 256, true};
 constexpr Tiles kAvx2Lstm = {4, 3, 1, 128, false};
 constexpr Tiles kAvx2Linear = {1, 3, 4, 32, false};
 constexpr Tiles kAvx512Linear = {1, 6, 4, 64, true};
 
-// A panel's bytes for H units of an LSTM's float weights.
+// Bytes of the panel of H units of an LSTM, in float.
 constexpr Index lstm_bytes(Index hidden) { return 4 * hidden * hidden * 4; }
 
 }  // namespace
@@ -51,7 +51,7 @@ TEST(far_panels_are_prefetched_for_some_tiles_of_rows) {
   CHECK(blocking_of(kAvx512Lstm, 96, far, 500).prefetch);
   CHECK(!blocking_of(kAvx512Lstm, 97, far, 500).prefetch);
   CHECK(!blocking_of(kAvx512Lstm, 64, far - 1, 500).prefetch);
-  CHECK(!blocking_of(kAvx512Linear, 64, far, 500).prefetch);  // not one stretch
+  CHECK(!blocking_of(kAvx512Linear, 64, far, 500).prefetch);  // not contiguous
 }
 
 TEST(a_last_row_goes_alone_where_tiles_would_be_small) {

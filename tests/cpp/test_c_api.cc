@@ -1,5 +1,4 @@
-/* The C API, used from C: this file is compiled as C99 and as C++. It needs no harness but its own.
- */
+/* The C API, used from C: this file is compiled as C99 and as C++, and has its own harness. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +24,7 @@ static int failures = 0;
     }                                                                              \
   } while (0)
 
-/* Refused, and the message begins so. */
+/* Checks that a call is refused with a message that begins so. */
 #define CHECK_REFUSED(call, message)                                      \
   do {                                                                    \
     CHECK((call) == TIDEGATE_INVALID_ARGUMENT);                           \
@@ -39,7 +38,7 @@ static void fill(float* values, int count, int seed) {
 
 static const char options[] = "{\"kind\": \"LSTM\", \"input_size\": 3, \"hidden_size\": 4}";
 static float weight_ih[GATES * I], weight_hh[GATES * H], bias_ih[GATES], bias_hh[GATES];
-/* Not in the order of the flat vector. */
+/* In an order other than that of the flat vector. */
 static const tidegate_parameter parameters[] = {{"bias_ih_l0", bias_ih, GATES},
                                                 {"weight_hh_l0", weight_hh, GATES * H},
                                                 {"weight_ih_l0", weight_ih, GATES * I},
@@ -53,7 +52,7 @@ static tidegate_model* make_model(void) {
 
 static double sigmoid(double a) { return 1 / (1 + exp(-a)); }
 
-/* One step as the equations say: h and c in and out. */
+/* One step by the equations; h and c are updated. */
 static void step_by_hand(const float* x, double* h, double* c) {
   double gates[GATES];
   int g, k;
@@ -112,7 +111,7 @@ static void test_run_and_stream(void) {
   CHECK(tidegate_stream_get_state(stream, h, c) == TIDEGATE_OK);
   CHECK(memcmp(h, h_n, sizeof h) == 0 && memcmp(c, c_n, sizeof c) == 0);
 
-  /* In chunks, and with a state that was put back. */
+  /* In chunks, and with a restored state. */
   CHECK(tidegate_stream_reset(stream, -1) == TIDEGATE_OK);
   CHECK(tidegate_stream_run(stream, 2, x, y, 0) == TIDEGATE_OK);
   CHECK(tidegate_stream_get_state(stream, h, c) == TIDEGATE_OK);
@@ -164,7 +163,7 @@ static void write_file_bytes(char* bytes, const char* header, size_t header_size
   memcpy(bytes + 8 + header_size, data, data_size);
 }
 
-/* A new file of these bytes, whose path is returned in `path`. */
+/* Writes these bytes to a new file, whose path is returned in `path`. */
 static void write_file(char* path, size_t path_size, const char* bytes, size_t size) {
   const char* const folder = getenv("TMPDIR");
   FILE* file;
@@ -395,7 +394,7 @@ static void test_what_is_refused(void) {
   CHECK_REFUSED(tidegate_stream_step_rows(stream, twice, 1, NULL, y), "x: got a null pointer");
   CHECK_REFUSED(tidegate_stream_step_rows(NULL, twice, 1, x, y), "stream: got a null pointer");
   CHECK(tidegate_stream_get_state(stream, y, NULL) == TIDEGATE_OK);
-  for (k = 0; k < N * H; ++k) CHECK(y[k] == 0.0f); /* what is refused moves no state */
+  for (k = 0; k < N * H; ++k) CHECK(y[k] == 0.0f); /* refused calls change no state */
   CHECK(tidegate_stream_step_rows(stream, backwards, 2, x, y) == TIDEGATE_OK);
   CHECK(tidegate_stream_step_rows(stream, backwards, 2, x, y) == TIDEGATE_OK);
   CHECK_REFUSED(tidegate_stream_step_rows(stream, rows, 3, x, y), "count: ");
@@ -417,7 +416,7 @@ static void test_what_is_refused(void) {
   CHECK(tidegate_stream_batch(NULL) == 0);
 }
 
-/* The reason stands behind the path, however long; what is too long is cut between characters. */
+/* The reason follows the path, however long it is; too long a message is cut between characters. */
 static void test_long_messages(void) {
   enum { PATH = 4000, TOO_LONG = 9001 };
   static char path[TOO_LONG + 1];

@@ -14,8 +14,8 @@ namespace {
 
 double sigmoid_of(double a) { return 1 / (1 + std::exp(-a)); }
 
-// What a step reads and makes of one unit, in double precision. Gates in the order of the kernels:
-// i f g o, n r z q, or f n.
+// The inputs and results of a step of one unit, in double precision. Gates are in the order of the
+// kernels: i f g o, n r z q, or f n.
 struct Unit {
   double a[4] = {};  // accumulators
   double h_prev = 0, c_prev = 0;
@@ -50,7 +50,7 @@ struct Unit {
   }
 };
 
-// The derivative of objective() by a number that it reads, by central differences.
+// The derivative of objective() by one of its inputs, by central differences.
 template <class Objective>
 double derivative(double& number, const Objective& objective) {
   constexpr double step = 1e-5;
@@ -63,14 +63,14 @@ double derivative(double& number, const Objective& objective) {
   return (up - down) / (2 * step);
 }
 
-// Calls of a cell for one vector: the second of the second row, whose last lane is padding.
+// Calls of a cell for one vector: the second vector of the second row, whose last lane is padding.
 template <class T>
 struct CellCall {
   static constexpr Index width = Vec<T>::width;
   static constexpr Index units = 2 * width - 1;
   static constexpr Index padded = 2 * width;
   static constexpr Index lanes = width - 1;
-  // Values of order 1 and some twenty operations; central differences add an error of their own.
+  // Values are of order 1, with about twenty operations; central differences add their own error.
   static constexpr double tolerance = 50 * static_cast<double>(std::numeric_limits<T>::epsilon());
   static constexpr double slope_tolerance = tolerance + 1e-9;
 
@@ -131,14 +131,14 @@ struct CellCall {
     return number;
   }
 
-  // What stands for lane j, in one of a row's blocks of `size` elements.
+  // The element of lane j in block number `block` of a row, with blocks of `size` elements.
   static double at(Matrix<T>& matrix, Index j, Index block = 0, Index size = 0) {
     return static_cast<double>(matrix(1, block * size + width + j));
   }
   double saved_gate(Index j, Index gate) { return at(saved, j, gate, padded); }
   double dgate(Index j, Index gate) { return at(dgates, j, gate, units); }
 
-  // The accumulators are those from `first_gate` on.
+  // Runs the phase on the accumulators from `first_gate` on.
   template <class Cell>
   void run_finish(int first_gate) {
     constexpr int gates = Cell::spec.gates.count;
@@ -153,7 +153,7 @@ struct CellCall {
     Cell::template backward<T>(backward, place());
   }
 
-  // Nothing but the vector was written, and of rows without padding no more than its units.
+  // Checks that only the vector was written, and in rows without padding only its units.
   void check_canaries() {
     for (Matrix<T>* matrix : {&h, &c, &y, &saved, &gated_h, &z, &dh, &dc, &dgated_h, &dgates,
                               &dpeephole, &cell_output}) {
@@ -219,7 +219,7 @@ void check_gru(bool reset_after) {
     Unit unit = call.unit[j];
     const auto objective = [&] {
       unit.gru(reset_after);
-      // Of r*h the gradient comes from elsewhere: from the product with U_n.
+      // The gradient by r*h comes from the product with U_n.
       return call.dh_before[j] * unit.h +
              (reset_after ? 0 : call.dgated_h_before[j] * unit.gated_h);
     };

@@ -21,7 +21,7 @@ using test::size_of;
 
 constexpr Index kSizes[] = {0, 1, 3, 15, 16, 17, 33, 100, 257};
 
-// A vector with elements beyond its end that must stay.
+// A vector followed by elements that must not change.
 template <class T>
 std::vector<T> guarded(std::vector<T> values) {
   values.insert(values.end(), 16, T(7));
@@ -33,7 +33,7 @@ bool guards_stay(const std::vector<T>& values) {
   return std::all_of(values.end() - 16, values.end(), [](T value) { return value == T(7); });
 }
 
-// Positive numbers in (0, 1].
+// Random numbers in (0, 1].
 template <class T>
 std::vector<T> positive_numbers(Random& random, Index count) {
   std::vector<T> values = random.numbers<T>(count);
@@ -41,7 +41,7 @@ std::vector<T> positive_numbers(Random& random, Index count) {
   return values;
 }
 
-// ---- Optimisers: each operation rounded to T, one after the other.
+// ---- Optimisers: each operation is rounded to T separately.
 
 template <class T>
 void check_adam(Index count, T l2, T decay) {
@@ -150,7 +150,7 @@ void check_scale(Index count) {
 
 // ---- Sums
 
-// The order in which they are added: eight chains, then pairwise.
+// The order of summation: eight chains, added pairwise at the end.
 template <class T>
 double sum_of_squares_in_order(const std::vector<T>& values) {
   double chains[8] = {};
@@ -164,7 +164,7 @@ template <class T>
 void check_sum_of_squares(Index count) {
   Random random(static_cast<std::uint64_t>(count + 2));
   std::vector<T> values = random.numbers<T>(count);
-  for (T& value : values) value *= T(1) / 3;  // squares that double cannot hold
+  for (T& value : values) value *= T(1) / 3;  // their squares are inexact in double
   CHECK(same(sum_of_squares(values.data(), count), sum_of_squares_in_order(values)));
 }
 
@@ -210,7 +210,7 @@ void check_softmax(Index classes, double spread) {
     Wide most = x(0);
     for (Index i = 1; i < classes; ++i) most = std::max(most, x(i));
     const auto e = [&](Index i) { return std::exp(x(i) - most); };
-    // Relative: x - m is rounded, and exp by itself.
+    // Relative: the roundings of x - m and of exp.
     const auto error = [&](Index i) { return wide(kRoundoff<T>) * (most - x(i) + 3); };
     Wide sum = 0, others = 0, sum_error = 0, others_error = 0;
     for (Index i = 0; i < classes; ++i) {
@@ -220,7 +220,7 @@ void check_softmax(Index classes, double spread) {
       others += e(i);
       others_error += e(i) * error(i);
     }
-    // The sum's own roundings, in double, which the difference to the target's part magnifies.
+    // The roundings of the sum, in double, magnified by the subtraction of the target's part.
     const Wide rounding = wide(kRoundoff<double>) * static_cast<Wide>(classes / 8 + 8);
     sum_error = sum_error / sum + rounding;
     others_error = others_error / sum + rounding;

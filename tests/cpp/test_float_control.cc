@@ -1,4 +1,5 @@
-// FloatControl: what holds while it lives, and that the caller's register comes back whole.
+// FloatControl: the floating-point environment during its lifetime, and the restoration of the
+// caller's register.
 #include "core/float_control.h"
 
 #include <cfenv>
@@ -12,7 +13,7 @@ namespace {
 
 using tidegate::FloatControl;
 
-// Behind a call, as FloatControl asks of arithmetic.
+// Arithmetic in functions that are not inlined, as FloatControl requires.
 [[gnu::noinline]] float multiply(float a, float b) {
   const volatile float x = a, y = b;
   return x * y;
@@ -23,7 +24,7 @@ using tidegate::FloatControl;
   return x / y;
 }
 
-// The whole register, read by other means than FloatControl's; on AArch64 the flags follow the
+// The whole register, read in another way than by FloatControl; on AArch64 the flags follow the
 // control bits.
 std::uint64_t control_register() {
 #if defined(__x86_64__)
@@ -115,7 +116,7 @@ TEST(whole_register_is_restored) {
 }
 
 #if defined(__x86_64__) && defined(__GLIBC__)
-// A caller that has asked for traps gets none inside a call, and has them again after it.
+// A caller's traps are masked inside a call, and enabled again after it.
 TEST(traps_are_masked_inside_only) {
   std::feclearexcept(FE_ALL_EXCEPT);
   feenableexcept(FE_DIVBYZERO);

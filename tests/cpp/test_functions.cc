@@ -1,5 +1,5 @@
-// Sigmoid and softmax of rows: against their formulas in long double, over the whole range of
-// numbers, with NaN and infinities, strides and in place; and what is refused.
+// Sigmoid and softmax of rows against their formulas in long double, over the whole range of
+// numbers, with NaN and infinities, with strides and in place; and refused arguments.
 #include "tidegate/functions.h"
 
 #include <algorithm>
@@ -23,13 +23,13 @@ constexpr T kInfinity = std::numeric_limits<T>::infinity();
 template <class T>
 constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 
-// Unit roundoff of T, and the error of one operation whose result is subnormal.
+// The unit roundoff of T, and the error of one operation whose result is subnormal.
 template <class T>
 constexpr long double kRoundoff = static_cast<long double>(std::numeric_limits<T>::epsilon()) / 2;
 template <class T>
 constexpr auto kSubnormal = static_cast<long double>(std::numeric_limits<T>::denorm_min());
 
-// The error of the C library's exp, relative, in units of roundoff: at most 1 ulp.
+// The relative error of the C library's exp in units of roundoff: at most 1 ulp.
 constexpr int kExp = 2;
 
 template <class T>
@@ -50,7 +50,7 @@ template <class T>
 void check_sigmoid() {
   Random random(1);
   std::vector<T> x = {0, T(-0.0), T(1e-30), T(-1e-30)};
-  // Up to where the result is zero: exp(-104) and exp(-746) lie below the subnormal numbers.
+  // Down to a result of zero: exp(-104) and exp(-746) are below the subnormal numbers.
   for (const double scale : {1e-3, 1.0, 30.0, 110.0, 750.0}) {
     const std::vector<T> more = random.numbers<T>(500, scale);
     x.insert(x.end(), more.begin(), more.end());
@@ -103,14 +103,14 @@ void check_softmax_of_special_rows() {
   CHECK(same(softmax_of<T>({-most, most}), {0, 1}));
   CHECK(same(softmax_of<T>({-most, -most}), {T(0.5), T(0.5)}));
   CHECK(same(softmax_of<T>({1, -infinity, 1}), {T(0.5), 0, T(0.5)}));
-  // As PyTorch's.
+  // As in PyTorch.
   CHECK(same(softmax_of<T>({1, infinity}), {nan, nan}));
   CHECK(same(softmax_of<T>({-infinity, -infinity}), {nan, nan}));
   CHECK(same(softmax_of<T>({nan, 1, 2}), {nan, nan, nan}));
   CHECK(same(softmax_of<T>({1, 2, nan}), {nan, nan, nan}));
 }
 
-// Rows apart by more than their columns, NaN between them, which is neither read nor written.
+// Rows with gaps of NaN between them, which must be neither read nor written.
 template <class T, class Function>
 void check_strides(const Function& function) {
   constexpr Index kRows = 3, kColumns = 4, kXStride = 7, kYStride = 5;

@@ -1,5 +1,5 @@
-// Calls that end early: whichever way the threads divide the work, all of them leave, the call
-// throws Interrupted, and the same call works afterwards.
+// Calls that end early: for every division of the work among threads, all threads leave, the call
+// throws Interrupted, and the same call succeeds afterwards.
 #include "tidegate/interrupt.h"
 
 #include <cfloat>
@@ -16,7 +16,7 @@ namespace {
 
 using namespace tidegate;
 
-// A poll that ends the call when it is asked for the `last`-th time.
+// A poll that ends the call at its `last`-th invocation.
 struct Polls {
   int last = 1;
   int asked = 0;
@@ -60,7 +60,7 @@ struct Problem {
 
   static constexpr Index kSteps = 20'000, kBatch = 4;
 
-  // The same calls of few steps.
+  // The same calls with few steps.
   Inputs<float> few_inputs() const {
     Inputs<float> few = inputs;
     few.x.shape[0] = 5;
@@ -111,8 +111,8 @@ TEST(polls_nest_and_come_again_only_after_a_while) {
   for (int i = 0; i < 100; ++i) CHECK(!interruption.requested());
 }
 
-// Thread 0 stops at some turn; all leave before the same one.
-TEST(threads_stop_after_the_same_meeting) {
+// Thread 0 stops in some iteration; all threads leave before the same iteration.
+TEST(threads_stop_after_the_same_barrier) {
   set_num_threads(4);
   for (int stop = 0; stop < 8; ++stop) {
     ThreadLease lease(4);
@@ -120,7 +120,7 @@ TEST(threads_stop_after_the_same_meeting) {
     Barrier barrier(lease.size());
     std::vector<int> turns(4, 0), parts(4, 0);
     lease.run([&](int thread) {
-      // Whole meetings.
+      // Barriers of all threads.
       for (int turn = 0; turn < 100 && !barrier.stopped(thread, 1); ++turn) {
         if (thread == 0 && turn == stop) barrier.stop();
         barrier.wait(thread);
@@ -194,7 +194,7 @@ TEST(training_calls_end) {
       for (const int threads : {1, 2}) {
         Polls polls;
         const InterruptPoll poll(&Polls::ask, &polls);
-        // Until one call of many was polled.
+        // Repeats until one of many calls was polled.
         bool ended = false;
         while (polls.asked == 0)
           ended = interrupted([&] { tape->backward(outputs, inputs, threads); });
@@ -210,7 +210,7 @@ TEST(training_calls_end) {
 
 TEST(products_end) {
   set_num_threads(4);
-  // Some tenths of a second of arithmetic: `run` has long sums, `backward` many rows.
+  // Some tenths of a second of arithmetic: long sums in `run`, many rows in `backward`.
   constexpr Index kRows = 60'000, kIn = 4096, kOut = 64;
   Linear<float> layer(kIn, kOut);
   const std::vector<float> values(static_cast<std::size_t>(layer.parameter_count()), 0.5f);
@@ -270,7 +270,8 @@ TEST(a_stream_keeps_its_state) {
   }
 }
 
-// The poll has the caller's float environment, and may call the library, which does not poll then.
+// The poll runs in the caller's floating-point environment, and may call the library, which then
+// does not poll.
 TEST(polls_run_as_the_caller_does) {
   struct Seen {
     const Problem* problem;

@@ -1,4 +1,4 @@
-// JSON: what is read, what is refused and where, what is written.
+// JSON: reading, refusals with their positions, and writing.
 #include <cmath>
 #include <limits>
 #include <string>
@@ -160,7 +160,7 @@ TEST(errors_say_where) {
         "byte 14, \"one\", \"two\": got \"1\", wanted true or false");
   CHECK(begins_with(read("{\"one\":{\"two\":true,\"two\":true}}"),
                     "byte 24, \"one\": the key \"two\" is there twice"));
-  // A long key is shown by its ends.
+  // A long key is abbreviated to its ends.
   const std::string message = read("{\"" + std::string(5000, 'k') + "\":1}");
   CHECK(message.size() < 300);
   CHECK(message.find("k ... k") != std::string::npos);

@@ -1,5 +1,5 @@
-// Linear and LinearTape through the public API alone, against plain loops in double: what comes
-// out, gradients, the same bits for any batch and threads, parameters, and what is refused.
+// Linear and LinearTape through the public API, against plain loops in double: outputs, gradients,
+// the same bits for any batch and number of threads, parameters, and refused arguments.
 #include "tidegate/linear.h"
 
 #include <algorithm>
@@ -31,7 +31,7 @@ struct Shape {
   bool bias;
 };
 
-// Less and more than a vector, a tile and a block of the sums; one long dimension each.
+// Sizes below and above a vector, a tile and a block of sums; each with one long dimension.
 constexpr Shape kShapes[] = {{1, 1, true},    {3, 2, true},    {17, 33, true}, {64, 9, false},
                              {100, 3, false}, {257, 70, true}, {1500, 5, true}};
 
@@ -48,8 +48,8 @@ std::unique_ptr<Linear<T>> linear_of(const Shape& shape, const std::vector<T>& f
   return layer;
 }
 
-// A sum of `terms` products: its value, and how far off it may be in T. Each product is rounded,
-// and the terms are added in any order, so that each has at most `terms` roundings upon it (Higham,
+// A sum of `terms` products: its value, and the bound on its error in T. Each product is rounded,
+// and the terms are added in any order, so that at most `terms` roundings affect each (Higham,
 // Accuracy and Stability of Numerical Algorithms, 2002, section 4.2).
 template <class T>
 class Sum {
@@ -61,7 +61,7 @@ class Sum {
     ++terms_;
   }
   void check(T got) const {
-    // Twice as much in double, where the loop here is as inexact.
+    // Twice as much in double, in which the loop here has the same error.
     const double roundoff =
         static_cast<double>(std::numeric_limits<T>::epsilon()) / 2 * (sizeof(T) == 8 ? 2 : 1);
     CHECK_NEAR(got, value_, (static_cast<double>(terms_) + 1) * roundoff * magnitude_);
@@ -73,7 +73,7 @@ class Sum {
   Index terms_ = 0;
 };
 
-// Rows of `columns` elements, `stride` apart, 7 between them.
+// Rows of `columns` elements at a distance of `stride`; the elements between them are 7.
 template <class T>
 std::vector<T> spread(const std::vector<T>& dense, Index columns, Index stride) {
   const Index rows = static_cast<Index>(dense.size()) / columns;
@@ -189,7 +189,7 @@ void check_bits(const Shape& shape) {
   });
 }
 
-// Rows apart by more than their columns, of inputs and of outputs; what is between is not written.
+// Inputs and outputs with gaps between their rows, which must not be written.
 template <class T>
 void check_strides() {
   const Shape shape = {19, 21, true};
@@ -225,7 +225,7 @@ void check_strides() {
     CHECK(same(dx, spread(gradients.x, shape.in, in_stride)));
     CHECK(same(dparameters, gradients.parameters));
   }
-  // One row for all: a stride of zero.
+  // The same row for all: a stride of zero.
   std::vector<T> repeated(size_of(2 * shape.out));
   layer->run(x.data(), 0, repeated.data(), shape.out, 2, 1);
   for (Index o = 0; o < 2 * shape.out; ++o) {

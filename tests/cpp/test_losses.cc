@@ -1,5 +1,6 @@
-// Losses through the public API: sums and means against double, masks against arrays without what
-// they leave out, the same bits for any number of threads, refusals, and calls that end early.
+// Losses through the public API: sums and means against double, masked arrays against arrays
+// without the masked rows, the same bits for any number of threads, refusals, and calls that end
+// early.
 #include "tidegate/losses.h"
 
 #include <algorithm>
@@ -33,7 +34,7 @@ template <class T>
 struct Problem {
   Loss loss;
   Index rows, columns;
-  std::vector<T> prediction, target;  // target: not for softmax
+  std::vector<T> prediction, target;  // target: unused by softmax
   std::vector<Index> labels;          // for softmax
   std::vector<std::uint8_t> mask;     // empty: none
 
@@ -48,7 +49,7 @@ struct Problem {
 
   bool counts(Index row) const { return mask.empty() || mask[size_of(row)] != 0; }
 
-  // The rows that count, alone.
+  // An input of only the rows that count.
   Problem without_others() const {
     Problem some = *this;
     some.mask.clear();
@@ -145,7 +146,7 @@ void check_reductions(Loss loss) {
   }
 }
 
-// Masks of single rows, of runs and of a sequence's end; blocks begin and end within rows and runs.
+// Masks of single rows, of runs, and of the end of a sequence; blocks begin and end within runs.
 template <class T>
 void check_masks(Loss loss) {
   constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
@@ -234,7 +235,7 @@ TEST(targets_out_of_range_are_refused) {
     CHECK(refusal(labels) == "targets: got 3, wanted 0..2");
     labels.labels[20] = -1;
     CHECK(refusal(labels) == "targets: got -1, wanted 0..2");
-    // The first one, wherever threads begin.
+    // The first one, for any division among threads.
     Problem<double> targets(Loss::binary, 5000, 2);
     targets.target[9000] = 2;
     CHECK(refusal(targets) == "targets: got 2, wanted 0..1");
@@ -243,7 +244,7 @@ TEST(targets_out_of_range_are_refused) {
     targets.target[3000] = std::numeric_limits<double>::quiet_NaN();
     targets.target[9000] = 1;
     CHECK(std::isnan(run(targets, Reduction::mean, threads).loss));
-    // Any number is a target of squared errors.
+    // Any number is a valid target of the squared error.
     targets = Problem<double>(Loss::squared, 5000, 2);
     targets.target[3000] = -5;
     CHECK(std::isfinite(run(targets, Reduction::mean, threads).loss));
@@ -263,7 +264,7 @@ TEST(calls_end) {
     const Problem<float> problem(loss, 2000, 1000);
     const Result<float> wanted = run(problem, Reduction::mean);
     for_each_division([&](int threads) {
-      // Of the poll: it has the caller's float environment.
+      // A poll in the caller's floating-point environment.
       struct Seen {
         int asked = 0;
         bool subnormals = false;
@@ -279,7 +280,7 @@ TEST(calls_end) {
               return true;
             },
             &seen);
-        // Until one call of many was polled.
+        // Repeats until one of many calls was polled.
         while (seen.asked == 0) {
           try {
             run(problem, Reduction::mean, threads);

@@ -1,5 +1,5 @@
-// sigmoid, tanh, exp and log1p against wider arithmetic over every exponent: error in ulp, special
-// values, saturation, flush-to-zero, and the same bits on every instruction set that fuses.
+// Sigmoid, tanh, exp and log1p against wider arithmetic over every exponent: error in ulp, special
+// values, saturation, flush-to-zero, and the same bits on every instruction set with FMA.
 //
 // -DTIDEGATE_TEST_STRIDE=1 visits every float (minutes).
 #include "kernels/math.h"
@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-// Every how manieth float is visited; a prime, to meet all low bits. AArch64 runs emulated in CI.
+// The distance of the tested floats: a prime, so that all low bits occur. CI emulates AArch64.
 #ifndef TIDEGATE_TEST_STRIDE
 #if defined(__x86_64__)
 #define TIDEGATE_TEST_STRIDE 211
@@ -69,7 +69,7 @@ struct Tanh {
   }
 };
 
-// Of every number, folded into the range of the function.
+// Any number, mapped into the range of the function.
 struct Exp {
   static constexpr const char* name = "exp";
   static constexpr int least = 0;
@@ -96,7 +96,7 @@ struct Log1p {
   }
 };
 
-// Sets or clears the flushing of subnormal numbers, operands and results, for its own lifetime.
+// Enables or disables the flushing of subnormal operands and results for its lifetime.
 class Subnormals {
  public:
   explicit Subnormals(bool flushed) : before_(control()) {
@@ -147,7 +147,7 @@ T from_pattern(std::uint64_t pattern) {
   return x;
 }
 
-// The largest errors met: in ulp where the true result is a normal number, absolute below.
+// The largest errors found: in ulp if the true result is a normal number, else absolute.
 template <class Activation, class T>
 class Errors {
  public:
@@ -184,7 +184,7 @@ class Errors {
   T where_ = 0;
 };
 
-// Fills blocks with what `next` gives until it says false, and measures them.
+// Measures the numbers that `next` produces, block by block, until it returns false.
 template <class Activation, class T, class Next>
 void measure(bool flushed, Next next) {
   Errors<Activation, T> errors;
@@ -229,13 +229,13 @@ std::uint64_t next_random(std::uint64_t& state) {
   return state;
 }
 
-// Random mantissas and both signs on every exponent, and more of them where the function bends.
+// Random mantissas and both signs for every exponent, more of them where the function is curved.
 template <class Activation>
 void measure_double() {
 #if defined(__x86_64__)
   constexpr int bent = 20000;
 #else
-  constexpr int bent = 300;  // long double is computed by software there
+  constexpr int bent = 300;  // there, long double is emulated in software
 #endif
   for (const bool flushed : {false, true}) {
     std::uint64_t state = 88172645463325252u;
@@ -259,8 +259,8 @@ TEST(tanh_double_over_every_exponent) { measure_double<Tanh>(); }
 TEST(exp_double_over_every_exponent) { measure_double<Exp>(); }
 TEST(log1p_double_over_every_exponent) { measure_double<Log1p>(); }
 
-// Where roundings could add up: around each n in 2^n that the reduction gives, and where sigmoid's
-// 1 + 2^n stops being exact.
+// Arguments at which roundings could add up: around each n in 2^n of the reduction, and where
+// sigmoid's 1 + 2^n ceases to be exact.
 template <class Activation>
 void measure_double_near_powers_of_e() {
   std::uint64_t state = 362436069u;
@@ -395,8 +395,8 @@ std::uint64_t fingerprint() {
   return hash;
 }
 
-// The values are those of the formulas as they stand: a change of either must bring new ones, found
-// on one instruction set and met by the others.
+// The hashes of the present formulas: a change of a formula requires new hashes, computed on one
+// instruction set and confirmed on the others.
 TEST(the_same_bits_wherever_products_are_fused) {
   CHECK((fingerprint<Sigmoid, float>() == 0xe073381dfeb2ad3cu));
   CHECK((fingerprint<Sigmoid, double>() == 0xd009fc23821b0e62u));

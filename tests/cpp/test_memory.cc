@@ -1,4 +1,4 @@
-// Arena and Buffer: alignment, counting, and sizes that no memory holds.
+// Arena and Buffer: alignment, counting, and sizes beyond any memory.
 #include "core/memory.h"
 
 #include <cstdint>
@@ -94,7 +94,7 @@ TEST(a_buffer_hands_out_cache_lines) {
   CHECK(reinterpret_cast<char*>(arrays.doubles) == arrays.bytes + 64);
   CHECK(reinterpret_cast<char*>(arrays.floats) == arrays.bytes + 64 + 128);
   for (int i = 0; i < 17; ++i) CHECK(arrays.floats[i] == 0.0f);
-  // All of it can be written: a sanitizer watches.
+  // All of it is writable, which a sanitizer checks.
   std::memset(arrays.bytes, 1, 3);
   std::memset(arrays.doubles, 1, 15 * sizeof(double));
   std::memset(arrays.floats, 1, 17 * sizeof(float));
@@ -109,7 +109,7 @@ TEST(a_buffer_of_nothing) {
   CHECK(Buffer().size() == 0);
 }
 
-// One of whole huge pages and a part.
+// A buffer of several huge pages and a part of one.
 TEST(a_large_buffer) {
   constexpr Index kCount = 1'500'000;
   double* numbers = nullptr;
@@ -120,7 +120,7 @@ TEST(a_large_buffer) {
   for (Index i = 0; i < kCount; i += 499'999) CHECK(numbers[i] == static_cast<double>(i));
 }
 
-// Each size around that of a huge page, from first to last byte; what no machine has is refused.
+// Each size around that of a huge page, from first to last byte; impossible sizes are refused.
 TEST(buffers_of_their_own_pages) {
   constexpr Index kHugePage = Index{2} << 20;
   for (const Index size : {kHugePage - 64, kHugePage, kHugePage + 64, 3 * kHugePage - 4096}) {
@@ -142,8 +142,8 @@ TEST(buffers_of_their_own_pages) {
 }
 
 #ifdef __linux__
-// The next of its size has a released buffer's pages, one of another size does not; the oldest give
-// way before all that are kept are too many.
+// A new buffer of the same size reuses a released buffer's pages, one of another size does not; the
+// oldest released buffers are freed before too many are kept.
 TEST(large_buffers_are_kept) {
   constexpr Index kMegabyte = Index{1} << 20;
   const auto take = [](Index size, char*& bytes) {

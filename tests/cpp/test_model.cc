@@ -1,5 +1,5 @@
-// Model and Tape through the public API alone, against a naive network in double precision: what
-// comes out, its gradients, the same bits however the work is divided, and what is refused.
+// Model and Tape through the public API, against a naive network in double precision: outputs,
+// gradients, the same bits for every division of the work, and refused arguments.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -35,10 +35,10 @@ using test::size_of;
 
 // ---- The naive network
 
-// A number with a bound on the error that it has when it is computed in a precision of unit
-// roundoff u. A sum of terms may be taken in any order, fused with products or not: each addition
-// costs at most u times the sum of the magnitudes (Higham, Accuracy and Stability of Numerical
-// Algorithms, 2002, section 4.2).
+// A number with a bound on its error when computed with unit roundoff u. The terms of a sum may be
+// added in any order, fused with products or not: each addition adds an error of at most u times
+// the sum of the magnitudes (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
+// section 4.2).
 class Bounded {
  public:
   static inline double u = 0;
@@ -66,12 +66,12 @@ class Bounded {
 
  private:
   double value_ = 0;
-  double error_ = 0;  // but for the additions
+  double error_ = 0;  // without that of the additions
   double magnitudes_ = 0;
   int additions_ = 0;
 };
 
-// Within 2 ulp, which is at most 4 u for what lies in [-1, 1]; the slopes are at most 1/4 and 1.
+// Within 2 ulp, at most 4 u for results in [-1, 1]; the slopes are at most 1/4 and 1.
 double sigmoid(double a) { return 1 / (1 + std::exp(-a)); }
 Bounded sigmoid(Bounded a) { return {sigmoid(a.value()), a.error() / 4 + 4 * Bounded::u}; }
 double tanh(double a) { return std::tanh(a); }
@@ -91,7 +91,7 @@ struct NaiveLayer {
 
   const Config& config;
   Index inputs;
-  // Each null if the network has none.
+  // Null if the network has no such parameter.
   const Number* weight_ih = nullptr;
   const Number* weight_hh = nullptr;
   const Number* bias_ih = nullptr;
@@ -205,11 +205,11 @@ struct NaiveLayer {
   }
 };
 
-// What a call is given, in double precision; each number is one of float, too.
+// The inputs of a call, in double precision; each number is exact in float.
 struct Sequence {
   Index steps = 0, batch = 0;
   std::vector<double> x, h_0, c_0;
-  bool states = false;                // else zero
+  bool states = false;                // false: zeros
   std::vector<Index> lengths;         // empty: all `steps`
   std::vector<std::uint8_t> reset;    // empty: none
   std::vector<double> dropout_scale;  // empty: none
@@ -254,8 +254,8 @@ NaiveResults<Number> run_naive(const Config& config, const std::vector<Number>& 
         const Index length = sequence.length(n);
         for (Index s = 0; s < length; ++s) {
           const Index t = reversed ? length - 1 - s : s;
-          // A boundary lies between t - 1 and t: forward it is crossed before step t, in reverse
-          // on the way from t to t - 1.
+          // A boundary lies between t - 1 and t: the forward direction crosses it before step t,
+          // the reverse direction between t and t - 1.
           const bool zeroed =
               reversed ? t + 1 < length && sequence.is_reset(t + 1, n) : sequence.is_reset(t, n);
           if (zeroed) {
@@ -326,12 +326,12 @@ std::vector<Config> networks(Index hidden) {
   return all;
 }
 
-// Small enough for errors not to grow from step to step.
+// Small enough that errors do not grow from step to step.
 std::vector<double> random_parameters(Random& random, const Config& config) {
   return random.numbers<double>(parameter_count(config), config.hidden_size < 8 ? 0.5 : 0.125);
 }
 
-// With ragged lengths, one of them zero; NaN stands where nobody may read.
+// With ragged lengths, one of them zero, and NaN in elements that must not be read.
 Sequence random_sequence(Random& random, const Config& config, Index steps, Index batch,
                          bool ragged, bool resets) {
   Sequence s;
@@ -444,8 +444,8 @@ Call<T> run(const Model<T>& model, const Sequence& sequence, int threads = 1) {
   return call;
 }
 
-// The gradients by what a call returned, and by what it read. NaN stands at the padded steps of dy,
-// which nobody may read.
+// The gradients by a call's outputs and by its inputs, with NaN at the padded steps of dy, which
+// must not be read.
 struct Objective {
   std::vector<double> y, h_n, c_n;
 
@@ -525,17 +525,17 @@ Gradients<T> run_backward(const Tape<T>& tape, const Objective& objective, int t
 template <class T>
 void check_bounded(const std::vector<T>& got, const std::vector<Bounded>& wanted) {
   constexpr double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
-  // The naive network, in double, errs too.
+  // The naive network has an error as well, in double.
   constexpr double own = std::numeric_limits<double>::epsilon() / epsilon;
   CHECK(got.size() == wanted.size());
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     const double bound = wanted[i].error() * (1 + own);
-    CHECK(bound < 5000 * epsilon);  // or it would say little
+    CHECK(bound < 5000 * epsilon);  // a larger bound would be meaningless
     CHECK_NEAR(got[i], wanted[i].value(), bound);
   }
 }
 
-// One step at a time, each from the state that the last one left.
+// One step at a time, each from the state after the previous one.
 template <class T>
 void check_steps(const Config& config) {
   Bounded::u = static_cast<double>(std::numeric_limits<T>::epsilon()) / 2;
@@ -622,7 +622,8 @@ template <class T>
 void check_gradients(const Config& config, const std::vector<double>& parameters,
                      const Sequence& sequence, const Objective& objective,
                      const Gradients<double>& wanted) {
-  // Central differences are good to some 1e-10 here. In float, sums of some dozen terms of order 1.
+  // Central differences have an error of about 1e-10 here; in float, sums of about a dozen terms of
+  // order 1.
   constexpr double tolerance = sizeof(T) == sizeof(double) ? 2e-9 : 1e-5;
   const auto model = make_model<T>(config, parameters);
   Gradients<T> first;
@@ -755,7 +756,7 @@ TEST(gradients_equal_finite_differences) {
   }
 }
 
-// Sizes at which each thread has work, and weight gradients are summed up in several chunks.
+// Sizes for which each thread has work, and weight gradients are summed in several chunks.
 TEST(gradients_have_the_same_bits_however_divided) {
   for_each_isa([] {
     for (const Config& config : networks(35)) {
@@ -815,7 +816,7 @@ TEST(a_row_has_the_same_bits_in_any_batch) {
       const Sequence together = random_sequence(random, config, 6, 9, true, true);
       const Call<float> wanted = run(*model, together);
       for (Index n = 0; n < together.batch; ++n) {
-        // Alone, and padded to its own length only.
+        // In a batch of one, padded only to its own length.
         Sequence alone;
         alone.steps = together.length(n);
         alone.batch = 1;
@@ -871,7 +872,7 @@ TEST(a_sequence_has_the_same_bits_in_chunks) {
         out.y.data += begin * out.y.stride[0];
         in.reset.data += begin * in.reset.stride[0];
         in.x.shape[0] = out.y.shape[0] = in.reset.shape[0] = end - begin;
-        // The states may stay where they are.
+        // The states may be updated in place.
         in.h_0 = constant(out.h_n);
         in.c_0 = constant(out.c_n);
         model->run(in, out, 1);
@@ -909,7 +910,7 @@ TEST(nan_and_infinity_stay_in_their_row) {
   });
 }
 
-// A select, never a multiplication by zero.
+// Resets must select; a multiplication by zero would keep NaN.
 TEST(what_was_nan_before_a_reset_leaves_no_trace) {
   Random random(10);
   for (const Config& config : networks(9)) {
@@ -918,13 +919,13 @@ TEST(what_was_nan_before_a_reset_leaves_no_trace) {
     Sequence sequence = random_sequence(random, config, 3, 2, false, false);
     sequence.reset = {1, 0, 0, 0, 0, 1};
     const Call<double> clean = run(*model, sequence);
-    sequence.h_0[0] = std::numeric_limits<double>::quiet_NaN();  // of row 0, reset at once
+    sequence.h_0[0] = std::numeric_limits<double>::quiet_NaN();  // row 0, reset at its first step
     if (config.has_cell_state()) sequence.c_0[0] = std::numeric_limits<double>::infinity();
     CHECK(run(*model, sequence).same_results(clean));
   }
 }
 
-// ---- Memory of the caller's
+// ---- The caller's memory
 
 TEST(any_strides) {
   Random random(11);
@@ -981,7 +982,7 @@ TEST(what_is_absent_is_zero_or_not_computed) {
     model->run(absent.inputs(), out, 1);
     CHECK(same(absent.y, zeros.y));
 
-    // Backward: no gradient is a gradient of zeros, and what is not asked for changes nothing else.
+    // Backward: an absent gradient equals zeros, and omitting a result does not change the others.
     const auto tape = model->record(absent.inputs(), absent.outputs(), 1);
     Objective objective(random, config, sequence);
     std::fill(objective.h_n.begin(), objective.h_n.end(), 0.0);
@@ -1017,12 +1018,12 @@ TEST(a_tape_keeps_all_that_it_needs) {
     const Gradients<double> first = run_backward(*tape, objective);
     CHECK(run_backward(*tape, objective).same_as(first));
 
-    // New parameters, another ISA, and every array overwritten and freed.
+    // Changes the parameters and the ISA, and overwrites and frees every array.
     const std::vector<double> other = random_parameters(random, config);
     model->write_parameters(0, other.data(), static_cast<Index>(other.size()));
     Sequence plain = sequence;
     plain.dropout_scale.clear();
-    run(*model, plain);  // packs them
+    run(*model, plain);  // packs the weights
     for (std::vector<double>* values : {&call->x, &call->h_0, &call->c_0, &call->dropout_scale,
                                         &call->y, &call->h_n, &call->c_n}) {
       std::fill(values->begin(), values->end(), 1e300);
@@ -1109,7 +1110,7 @@ TEST(new_parameters_count_from_the_next_call) {
     CHECK(run(*model, sequence).same_results(wanted_first));
     model->write_parameters(0, second.data(), static_cast<Index>(second.size()));
     CHECK(run(*model, sequence).same_results(wanted_second));
-    // Part by part, the last one in the middle.
+    // In parts, the last one in the middle.
     const Index half = model->parameter_count() / 2;
     model->write_parameters(0, first.data(), half);
     model->write_parameters(half + 1, first.data() + half + 1, model->parameter_count() - half - 1);
@@ -1173,12 +1174,12 @@ TEST(configurations_that_make_no_sense) {
   refuses("reverse", [](Config& c) { c.reverse = c.bidirectional = true; });
 }
 
-// Written out here once more, on purpose.
+// Deliberately repeats the table of options.
 TEST(options_that_a_cell_does_not_have) {
   const struct {
     const char* name;
     void (*set)(Config&);
-    std::vector<CellKind> cells;  // that have it
+    std::vector<CellKind> cells;  // the cells that have the option
   } options[] = {
       {"proj_size", [](Config& c) { c.proj_size = 2; }, {CellKind::lstm}},
       {"peephole", [](Config& c) { c.peephole = true; }, {CellKind::lstm}},
@@ -1277,7 +1278,7 @@ TEST(gradients_are_refused_before_anything_is_written) {
   const auto model = make_model<float>(config, random_parameters(random, config));
   Call<float> call(config, random_sequence(random, config, 4, 3, false, false));
   const auto tape = model->record(call.inputs(), call.outputs(), 1);
-  Call<float> gradients(config, call.sequence);  // of the same shapes
+  Call<float> gradients(config, call.sequence);  // has the same shapes
   std::fill(gradients.x.begin(), gradients.x.end(), Call<float>::canary);
   const auto refuses = [&](const char* argument, auto change) {
     OutputGradients<float> outputs;
@@ -1324,7 +1325,7 @@ TEST(sizes_that_no_memory_holds) {
   CHECK(too_large([&](Config& c) { c.num_layers = most; }));
   CHECK(too_large([&](Config& c) { c.num_layers = Index{1} << 59; }));
 
-  // One element, spread over enormous shapes.
+  // Enormous shapes whose strides are zero: one element of memory.
   Config config;
   config.input_size = config.hidden_size = 1;
   config.num_layers = 4;
@@ -1345,9 +1346,9 @@ TEST(sizes_that_no_memory_holds) {
     out.y = view(&element, steps, batch, 1);
     out.y.stride[0] = out.y.stride[1] = 0;
     for (const bool reset : {false, true}) {
-      if (reset && (steps == 1 || batch == 1)) continue;  // that many bytes can be counted
+      if (reset && (steps == 1 || batch == 1)) continue;  // the number of bytes fits an Index
       in.reset.given = reset;
-      // Inference needs no memory that grows with the steps, only with the rows.
+      // The memory of inference grows with the rows, not with the steps.
       if (batch == most) {
         CHECK(throws_length_error([&] { model.run(in, out, 1); }));
         CHECK(throws_length_error([&] { model.run(in, out, 2); }));
@@ -1358,7 +1359,7 @@ TEST(sizes_that_no_memory_holds) {
   CHECK(element == Call<float>::canary);
 }
 
-// Sanitizers end the program instead of throwing std::bad_alloc.
+// Under sanitizers, a refused allocation ends the program instead of throwing std::bad_alloc.
 #if !defined(__SANITIZE_ADDRESS__) && !TIDEGATE_TEST_HAS_FEATURE(address_sanitizer) && \
     !defined(__SANITIZE_THREAD__) && !TIDEGATE_TEST_HAS_FEATURE(thread_sanitizer)
 TEST(sizes_that_this_memory_does_not_hold) {

@@ -23,7 +23,7 @@ using test::Random;
 using test::same;
 using test::size_of;
 
-// Less and more than the blocks that threads divide.
+// Sizes below and above the blocks that threads divide.
 constexpr Index kSizes[] = {0, 1, 17, 1023, 1024, 1025, 5000};
 
 template <class T>
@@ -33,7 +33,7 @@ void check_adam(Index count, const AdamOptions& options) {
   std::vector<std::vector<T>> gradients;
   for (int step = 0; step < 3; ++step) gradients.push_back(random.numbers<T>(count));
 
-  // Every operation rounded to T, every factor computed in double.
+  // Every operation is rounded to T, every factor is computed in double.
   std::vector<T> values = begin, average(size_of(count)), squares(size_of(count));
   for (int step = 1; step <= 3; ++step) {
     const auto rounded = [](double number) { return static_cast<T>(number); };
@@ -151,7 +151,7 @@ TEST(layers_are_updated_in_place) {
   });
   layer.run(x, 2, &y, 1, 1, 1);
   CHECK(y == 32.5f);
-  // What an update has changed before it throws counts.
+  // Changes that an update makes before it throws take effect.
   CHECK(invalid_argument_of([&] {
           layer.update_parameters([](float* parameters) {
             parameters[2] = 1;

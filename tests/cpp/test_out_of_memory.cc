@@ -1,5 +1,5 @@
-// Every allocation that fails in turn: the call throws std::bad_alloc, nothing leaks, no file is
-// left, what was there before is unchanged, and the same call succeeds afterwards.
+// Makes each allocation of a call fail in turn: the call throws std::bad_alloc, nothing leaks, no
+// file remains, existing objects are unchanged, and the same call succeeds afterwards.
 #include <dirent.h>
 #include <unistd.h>
 
@@ -18,9 +18,9 @@
 
 namespace {
 
-std::atomic<long> live{0};          // blocks of all threads
-thread_local bool counted = false;  // this thread's allocations, and
-thread_local long countdown = 0;    // how many of them succeed
+std::atomic<long> live{0};          // allocated blocks of all threads
+thread_local bool counted = false;  // whether this thread's allocations are counted
+thread_local long countdown = 0;    // how many more allocations succeed
 
 void* take(std::size_t size, std::size_t alignment) {
   if (counted && countdown-- <= 0) return nullptr;
@@ -86,7 +86,7 @@ std::shared_ptr<Model<float>> made(const Config& config) {
   return model;
 }
 
-// A call's arrays.
+// The arrays of a call.
 struct Arrays {
   static constexpr Index kSteps = 3, kBatch = 4;
 
@@ -112,8 +112,8 @@ struct Arrays {
   InputGradients<float> input_gradients;
 };
 
-// Runs call() with every allocation failing in turn, until none does. `unchanged` is checked after
-// each failure, and `prepare` undoes what an earlier call has left for the next.
+// Runs call() with each of its allocations failing in turn, until it succeeds. Checks `unchanged`
+// after each failure; `prepare` undoes the effects of an earlier call before the next.
 void exhaust(
     const char* name, const std::function<void()>& call,
     const std::function<void()>& prepare = [] {},
@@ -132,7 +132,7 @@ void exhaust(
       failed = true;
     }
     counted = false;
-    // A call that allocates is allowed to succeed without what it asked for (fewer threads, say).
+    // A call may succeed although an allocation fails, for example with fewer threads.
     failed = failed || countdown < 0;
     if (!failed) break;
     if (live != before) {
@@ -146,7 +146,7 @@ void exhaust(
   CHECK(failures < kMost);
 }
 
-// A folder of its own, empty again at its end.
+// A temporary folder, which must be empty at the end.
 class Folder {
  public:
   Folder() {
@@ -180,7 +180,7 @@ TEST(models) {
     exhaust("Model", [config = network(cell)] { Model<float> model(config); });
 }
 
-// Of each, the first call, which packs the weights, and a later one.
+// For each network, the first call, which packs the weights, and a later one.
 TEST(running) {
   for (const CellKind cell : kCellKinds) {
     const Config config = network(cell);
@@ -259,7 +259,7 @@ TEST(files) {
       "write_layers", [&] { write_layers(folder.file(), {{info, flat.data()}}); },
       [&] { folder.remove_file(); }, no_file);
   CHECK(folder.entries() == 1);
-  // The file is there, and is replaced.
+  // The file exists, and is replaced.
   const auto one_file = [&] { return folder.entries() == 1; };
   exhaust(
       "write_layers again", [&] { write_layers(folder.file(), {{info, flat.data()}}); }, [] {},

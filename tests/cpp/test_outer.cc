@@ -1,4 +1,4 @@
-// Weights' gradients and sums of rows against plain loops, bit for bit.
+// Weight gradients and sums of rows against plain loops, bit for bit.
 #include "kernels/outer.h"
 
 #include <algorithm>
@@ -15,7 +15,7 @@ template <class T>
 void check_outer(Random& random, Index depth, Index left_columns, Index right_columns) {
   Matrix<T> left = Matrix<T>::random(random, depth, left_columns);
   Matrix<T> right = Matrix<T>::random(random, depth, right_columns);
-  if (depth > 0 && left_columns > 2) left(depth / 2, 1) = nan<T>;  // stays in row 1 of the result
+  if (depth > 0 && left_columns > 2) left(depth / 2, 1) = nan<T>;  // affects row 1 of the result
   const std::vector<T> before = random.numbers<T>(left_columns * right_columns);
 
   for (const bool resume : {false, true}) {
@@ -32,7 +32,8 @@ void check_outer(Random& random, Index depth, Index left_columns, Index right_co
         wanted.push_back(sum);
       }
     }
-    // Whole; in two parts of the rows of the result; and the depth in two calls, between blocks.
+    // In one call; with the rows of the result in two parts; and with the depth in two calls,
+    // divided between blocks.
     enum Cut { none, columns, depths };
     for (const Cut cut : {none, columns, depths}) {
       Matrix<T> result(left_columns, right_columns, 3, canary<T>);
@@ -64,7 +65,7 @@ void check_outer(Random& random, Index depth, Index left_columns, Index right_co
       if (cut == depths) {
         run(0, half, 0, left_columns);
         if (half > 0) run(half, depth, 0, left_columns);
-        if (half == 0 && depth > 0) continue;  // no two parts
+        if (half == 0 && depth > 0) continue;  // cannot be divided
       }
       bool all = true;
       for (std::size_t i = 0; i < wanted.size(); ++i) {
@@ -88,7 +89,7 @@ void check_outer() {
       }
     }
   }
-  // More than is packed at once.
+  // More columns than are packed at a time.
   for (const Index depth :
        {kOuterSumBlock - 1, kOuterSumBlock, kOuterSumBlock + 1, 2 * kOuterSumBlock + 44}) {
     check_outer<T>(random, depth, 7, 17);

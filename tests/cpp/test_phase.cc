@@ -14,7 +14,7 @@
 namespace tidegate {
 namespace {
 
-// A phase whose cell hands out its accumulators: all of them to `saved`, the first to h and y.
+// A phase whose cell copies its accumulators: all of them to `saved`, the first to h and y.
 template <PhaseKind Kind>
 struct Probe : Phase {
   template <class T>
@@ -47,7 +47,7 @@ class PhaseProblem {
         h_panel_(panel(random, h_depth, spec.h.count)),
         bias_(vectors(random, 1, spec.gates.count)),
         begun_(random.numbers<T>(slices_ * rows * gates * width)) {
-    // These must stay in their rows.
+    // These must affect only their rows.
     if (x_depth > 0 && rows > 2) x_(1, x_depth / 2) = std::numeric_limits<T>::infinity();
     if (h_depth > 0 && rows > 4) h_(3, 0) = nan<T>;
     compute_wanted();
@@ -66,7 +66,7 @@ class PhaseProblem {
   }
 
  private:
-  // What a call writes.
+  // The outputs of a call.
   struct Results {
     Matrix<T> y, h, saved;
     Results(Index rows, Index units, Index slices)
@@ -89,7 +89,7 @@ class PhaseProblem {
     return values;
   }
 
-  // The same as weights.
+  // The same numbers as weights.
   std::vector<Element> panel(Random& random, Index depth, Index gate_count) const {
     const std::vector<T> values = vectors(random, depth, gate_count);
     std::vector<Element> weights(values.size());
@@ -104,7 +104,7 @@ class PhaseProblem {
     return Weights::load(panel.data() + vector * width).v[unit % width];
   }
 
-  // Of the layout in which each slice has all rows.
+  // The strides of the layout in which each slice has all rows.
   static Index accumulators_row_stride() { return gates * width; }
   Index accumulators_slice_stride() const { return rows_ * gates * width; }
 
@@ -151,7 +151,7 @@ class PhaseProblem {
     return wanted_[static_cast<std::size_t>((r * gates + gate) * units_ + unit)];
   }
 
-  // A call for some rows; its arrays are strided.
+  // A call for some rows, with strided arrays.
   PhaseCall<T> call(std::vector<T>& accumulators, Results& results, Index first, Index count) {
     PhaseCall<T> c;
     c.rows = count;
@@ -172,7 +172,7 @@ class PhaseProblem {
     return c;
   }
 
-  // All at once: with rows a stride apart; or in a table, the last first, and the slices as well.
+  // In one call: with strided rows; or with a table of rows in reverse, and reversed slices.
   void whole(bool tables) {
     std::vector<T> accumulators = begun_;
     Results results(rows_, units_, slices_);
@@ -192,7 +192,7 @@ class PhaseProblem {
     CHECK(complete(results));
   }
 
-  // As a chunk of steps does it: the products with x first, then those with h.
+  // As for a chunk of steps: the products with x in a first call, those with h in a second.
   void x_then_h() {
     std::vector<T> accumulators = begun_;
     Results results(rows_, units_, slices_);
@@ -209,8 +209,8 @@ class PhaseProblem {
     CHECK(complete(results));
   }
 
-  // As a thread does it that has not yet all of h: x and the first k's of h, then the others. The
-  // cut is inside a block of sums, or between two.
+  // As in a thread for which a part of h is not yet available: x and the first k's of h, then the
+  // others, divided inside a block of sums or between two.
   void h_in_parts(Index begun) {
     std::vector<T> accumulators = begun_;
     std::vector<T> partial_sums(accumulators.size(), nan<T>);
@@ -237,7 +237,7 @@ class PhaseProblem {
     CHECK(complete(results));
   }
 
-  // As threads divide it.
+  // Divided as among threads.
   void pieces(Index piece, Index piece_slices) {
     std::vector<T> accumulators = begun_;
     Results results(rows_, units_, slices_);
@@ -277,7 +277,7 @@ class PhaseProblem {
 
   bool untouched(Results& results) const { return only_these_written(results, 0, 0); }
 
-  // Of all rows the first `rows`, of all slices the first `slices`.
+  // A call for the first `rows` rows and the first `slices` slices.
   bool only_these_written(Results& results, Index rows, Index slices) const {
     bool all = gaps_untouched(results);
     for (Index r = 0; r < rows_; ++r) {
@@ -322,7 +322,7 @@ void check_phase() {
       check(rows, units, 0, 5);
     }
   }
-  // Depths that are cut into blocks, within x, within h, and between.
+  // Depths that are divided into blocks within x, within h, and between them.
   for (const Index rows : {1, 3, 4, 8, 13}) {
     for (const Index units : {3, 17, 33}) {
       check(rows, units, 127, 300);

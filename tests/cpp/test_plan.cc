@@ -1,5 +1,5 @@
-// How many threads a call is worth, and how they divide it: for tables of several machines, which
-// are written here, and in this process, where these hold on any machine.
+// Plans: the number of threads of a call and how they divide it. Tested for the tables of several
+// machines, which are given here, and in this process with properties that hold on any machine.
 #include "core/plan.h"
 
 #include <array>
@@ -31,8 +31,8 @@ Config network(CellKind cell, Index size, Index layers = 1, bool bidirectional =
 Config lstm(Index size) { return network(CellKind::lstm, size); }
 Config gru(Index size) { return network(CellKind::gru, size); }
 
-// ---- Machines. Bytes a nanosecond that each thread reads of its part of 256 kB, 512 kB, 1 MB, 2,
-// 4, 8, 16 and 32 MB.
+// ---- Machines. The rates are bytes per nanosecond at which each thread reads its part of 256 kB,
+// 512 kB, 1 MB, 2, 4, 8, 16 and 32 MB.
 
 Machine machine_of(double fma_rate, std::initializer_list<Machine::Team> teams) {
   Machine machine = {};
@@ -47,13 +47,13 @@ Machine zen3() {
                           {700, 1.9, {85, 85, 75, 60, 60, 55, 50, 20}}});
 }
 
-// 1 MB of L2, an L3 that is hardly slower, AVX-512.
+// 1 MB of L2, an L3 of nearly the same rate, AVX-512.
 Machine zen4() {
   return machine_of(115, {{0, 1, {110, 105, 100, 95, 90, 85, 60, 30}},
                           {500, 1.95, {110, 105, 100, 95, 90, 85, 65, 35}}});
 }
 
-// 2 MB of L2 at full speed, an L3 of 27 GB/s a core. Sixteen processors are eight cores.
+// 2 MB of L2 at full speed, an L3 of 27 GB/s per core. Sixteen processors on eight cores.
 Machine emerald_rapids(int processors) {
   const Machine::Team one = {0, 1, {150, 140, 120, 70, 28, 27, 27, 27}};
   const Machine::Team two = {900, 1.95, {150, 150, 140, 120, 70, 28, 27, 27}};
@@ -65,8 +65,8 @@ Machine emerald_rapids(int processors) {
                           {4500, 8.8, {80, 80, 80, 80, 80, 70, 50, 25}}});
 }
 
-// Sixteen narrow cores (128-bit NEON) with 1 MB of L2 each; they share a memory that two of them
-// can use up.
+// Sixteen narrow cores (128-bit NEON) with 1 MB of L2 each, and a shared memory whose bandwidth two
+// of them can saturate.
 Machine arm_server() {
   return machine_of(45, {{0, 1, {38, 36, 34, 24, 20, 20, 18, 12}},
                          {600, 2, {38, 38, 36, 34, 24, 20, 18, 12}},
@@ -98,7 +98,8 @@ double step_nanoseconds(const Config& config) {
   return CostModel(call).least_serial_nanoseconds(fma_rate_now());
 }
 
-// Longer than any worker stays awake; on a busy machine until they have had their turn.
+// Waits longer than any worker stays awake; on a busy machine, until all workers have been
+// scheduled.
 void let_the_team_sleep() {
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   for (int turn = 0; turn < 1000 && threads_awake(2); ++turn)
@@ -116,7 +117,7 @@ TEST(figures_between_the_measured_counts_lie_on_a_line) {
   CHECK_NEAR(machine.barrier(3), 1150, 1e-9);
   CHECK_NEAR(machine.speedup(12), 8.1, 1e-9);
   CHECK_NEAR(machine.speedup(16), 8.8, 0);
-  CHECK_NEAR(machine.speedup(24), 10.2, 1e-9);  // beyond: on through the last two
+  CHECK_NEAR(machine.speedup(24), 10.2, 1e-9);  // extrapolated from the last two
   CHECK_NEAR(machine.barrier(24), 6800, 1e-9);
 }
 
@@ -127,7 +128,7 @@ TEST(the_closest_size_is_read) {
   CHECK_NEAR(machine.read_rate(1.5 * 1024 * 1024, 1), 70, 0);
   CHECK_NEAR(machine.read_rate(1e12, 1), 27, 0);
   CHECK_NEAR(machine.read_rate(4.0 * 1024 * 1024, 2), 70, 0);
-  CHECK_NEAR(machine.read_rate(4.0 * 1024 * 1024, 7), 70, 0);  // of the last team
+  CHECK_NEAR(machine.read_rate(4.0 * 1024 * 1024, 7), 70, 0);  // the rate of the last team
 }
 
 TEST(what_takes_a_microsecond_is_serial_on_every_machine) {
@@ -143,18 +144,18 @@ TEST(what_takes_a_microsecond_is_serial_on_every_machine) {
   }
 }
 
-// The weights come from a slow L3, half of them to each core.
+// Each core reads half of the weights from a slow L3.
 TEST(large_steps_on_two_cores_of_an_emerald_rapids) {
   const Machine machine = emerald_rapids(2);
   for (const Config& config : {gru(1024), lstm(1024), gru(512), lstm(512)})
     CHECK(by_units(step_plan(config, machine, 2), 2));
   const Plan plan = step_plan(gru(1024), machine, 2);
-  CHECK(plan.nanoseconds > 400e3 && plan.nanoseconds < 700e3);  // 495 us were measured
+  CHECK(plan.nanoseconds > 400e3 && plan.nanoseconds < 700e3);  // measured: 495 us
   const double serial = step_plan(gru(1024), machine, 1).nanoseconds;
-  CHECK(serial > 800e3 && serial < 1300e3);  // 1009 us were measured
+  CHECK(serial > 800e3 && serial < 1300e3);  // measured: 1009 us
 }
 
-// 1.9 MB of recurrent weights do not fit in one core's L2, but in two.
+// 1.9 MB of recurrent weights exceed one core's L2, but fit in those of two cores.
 TEST(weights_that_fit_in_two_caches) {
   const Machine machine = emerald_rapids(2);
   const Config config = network(CellKind::gru, 400, 2);
@@ -169,12 +170,12 @@ TEST(half_of_sixteen_processors) {
   const Machine machine = emerald_rapids(16);
   const Plan plan = forward_plan(gru(128), 50, 32, machine, 16);
   CHECK(plan.threads >= 6 && plan.threads <= 11);
-  // Nine and ten threads would have parts no smaller than eight.
+  // With nine or ten threads, the largest part would be no smaller than with eight.
   CHECK(forward_plan(gru(128), 50, 32, machine, 10).threads == 8);
   CHECK(forward_plan(gru(128), 50, 32, machine, 2).threads == 2);
-  // A step of 128 units has eight vectors of them, and a barrier costs as much as the arithmetic.
+  // A step of 128 units has eight vectors of units, and a barrier costs as much as the arithmetic.
   CHECK(step_plan(gru(128), machine, 16).threads <= 4);
-  // Reading 25 MB is worth all cores.
+  // Reading 25 MB is faster with all cores.
   CHECK(step_plan(gru(1024), machine, 16).threads >= 8);
 }
 
@@ -187,7 +188,7 @@ TEST(an_arm_server_uses_its_cores) {
   CHECK(step.by_units && step.threads >= 4);
 }
 
-// As they were when the model was fitted on this machine.
+// The figures of the machine on which the cost model was fitted.
 TEST(two_cores_of_a_zen4) {
   const Machine machine = zen4();
   CHECK(is_serial(step_plan(gru(64), machine, 2)));
@@ -233,16 +234,16 @@ TEST(even_work_is_divided_where_its_bytes_or_its_arithmetic_pay) {
     CHECK(EvenWork{.bytes = 30'000'000}.may_pay(2, machine.fma_rate));
     CHECK(!EvenWork{.bytes = 30'000'000}.may_pay(1, machine.fma_rate));
   }
-  // Half of the bytes come from each processor's own cache: less than half of the time.
+  // Each processor reads half of the bytes from its own cache, in less than half of the time.
   CHECK((EvenWork{.bytes = 2'000'000}.best_plan(2, emerald_rapids(2), {}).threads == 2));
-  // Two threads that ran slow, beside a busy process perhaps, are left.
+  // A division among two threads that was slow, perhaps beside a busy process, is abandoned.
   Corrections learnt;
   const EvenWork work = {.flops = 1'000'000, .bytes = 30'000'000};
   CHECK(work.best_plan(2, zen4(), learnt).threads == 2);
   learnt.factor[division_class(2, false)] = 4;
   CHECK(work.best_plan(2, zen4(), learnt).threads == 1);
   CHECK(work.call_class(zen4()) != EvenWork{.flops = 1'000'000}.call_class(zen4()));
-  // More processors, more threads; no gain from a shared core's arithmetic.
+  // More processors get more threads; processors that share a core add no arithmetic.
   CHECK((EvenWork{.bytes = 30'000'000}.best_plan(16, arm_server(), {}).threads > 2));
   Machine shared = zen4();
   shared.team[1].speedup = 1.1;
@@ -282,7 +283,7 @@ TEST(one_thread_that_ran_slow_is_left) {
   const Config config = lstm(128);
   const Call call = {config, Work::step, 1, 1, kFloat32};
   Machine machine = zen4();
-  machine.team[1].barrier = 2000;  // careful: not yet measured
+  machine.team[1].barrier = 2000;  // a cautious value: not yet measured
   const CostModel model(call);
   const int call_class = model.call_class(machine);
   CorrectionTable table;
@@ -347,11 +348,11 @@ TEST(what_takes_a_microsecond_is_done_alone) {
 TEST(a_short_call_alone_wakes_no_thread) {
   const int before = num_threads();
   set_num_threads(2);
-  // Short on this machine, in this build: a sanitizer's is ten times slower.
+  // A duration that is short on this machine and in this build: sanitizers are ten times slower.
   Index size = 256;
   while (size > 1 && step_nanoseconds(lstm(size)) > 20'000) size /= 2;
   const Config config = lstm(size);
-  planned(config, 1, 1, 2);  // may measure
+  planned(config, 1, 1, 2);  // may measure the machine
   for (int call = 0; call < 3; ++call) {
     let_the_team_sleep();
     const Plan plan = planned(config, 1, 1, 2);
@@ -393,7 +394,7 @@ TEST(more_threads_than_processors_are_not_used) {
   set_num_threads(before);
 }
 
-// While it works a thread does not watch for work, nor when it sleeps.
+// A thread that works or sleeps does not poll for work.
 TEST(busy_and_sleeping_threads_are_not_awake) {
   const int before = num_threads();
   set_num_threads(2);
@@ -415,7 +416,7 @@ TEST(busy_and_sleeping_threads_are_not_awake) {
   set_num_threads(before);
 }
 
-// The figures that a plan has found, and what the weights' rates are measured on.
+// The figures that planning has measured, and the array on which the rates of weights are measured.
 TEST(the_machine_is_measured) {
   const int before = num_threads();
   set_num_threads(2);
@@ -434,7 +435,7 @@ TEST(the_machine_is_measured) {
     CHECK(machine.read_rate(sizeof weights, threads) > 0);
   CHECK(machine_now(5).teams == 3);
 
-  // Rates only rise.
+  // Recorded rates only increase.
   const auto read_rates = [&] {
     const Machine figures = machine_now(2);
     return std::array{figures.read_rate(sizeof weights, 1), figures.read_rate(sizeof weights, 2)};

@@ -1,4 +1,4 @@
-// Threads that compute keep off each other's processors, and stay where there is no other.
+// Computing threads avoid each other's processors, and stay on theirs if there is no other.
 #include "core/threads/processors.h"
 
 #include "check.h"
@@ -30,7 +30,7 @@ void pin(const std::vector<int>& cpus) {
   sched_setaffinity(0, sizeof mask, &mask);
 }
 
-// Calls f in a thread that is on that processor, and may run on all of `cpus`.
+// Calls f in a thread that runs on that processor and may run on all of `cpus`.
 template <class F>
 void from(int cpu, const std::vector<int>& cpus, const F& f) {
   std::thread([&] {
@@ -73,7 +73,7 @@ TEST(a_pinned_thread_stays) {
   });
 }
 
-TEST(who_has_left_is_in_nobodys_way) {
+TEST(a_thread_that_has_left_frees_its_processor) {
   const std::vector<int> cpus = allowed();
   Processors processors;
   from(cpus[0], {cpus[0]}, [&] {

@@ -1,17 +1,17 @@
-// A stream's step, in an audio callback: from the first one after construction on, it allocates and
-// frees nothing, takes no lock and makes no system call. What turns its output into probabilities
-// does the same, but for the one mutex of a Linear, which no other thread holds here. Public API
-// alone, C++ and C.
+// A stream's step, as in an audio callback: from the first one after construction on, it allocates
+// and frees nothing, takes no lock and makes no system call. The same holds for the functions that
+// turn its output into probabilities, except for the one mutex of a Linear, which no other thread
+// holds here. Uses only the public API, C++ and C.
 //
-// Trapped, in calls of any thread: malloc and its kin, free, operator new and delete; mutexes,
-// read-write locks, spin locks, condition variables, semaphores, pthread_once and the guards of
-// static locals. System calls: a forked child leaves itself none but to exit (seccomp), so that any
-// other, be it a futex of std::atomic's or a yield, ends it. Steps are taken by another thread than
-// the one that made the stream, as hosts do. Not covered: page faults, and calls that the C library
-// answers without the system (the clock).
+// Calls of any thread to these are trapped: malloc and its relatives, free, operator new and
+// delete; mutexes, read-write locks, spin locks, condition variables, semaphores, pthread_once and
+// the guards of static locals. System calls: a forked child forbids itself all but exit (seccomp),
+// so that any other, such as a futex of std::atomic or a yield, ends it. Steps run in another
+// thread than the stream's construction, as in audio hosts. Not covered: page faults, and functions
+// that the C library implements without a system call (the clock).
 //
-// Traps need glibc, and no sanitizer that has set its own; the child needs Linux with seccomp, on
-// which emulators (qemu) have no word: there its test says that it is skipped.
+// Traps need glibc without a sanitizer, which has its own; the child needs Linux with seccomp,
+// which emulators (qemu) do not support: there the test reports that it is skipped.
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -43,7 +43,7 @@ namespace {
 }  // namespace
 
 #ifdef TIDEGATE_TEST_WRAPS_GUARDS
-// The C++ library's function may be linked statically: the linker puts this one before it.
+// The C++ library's function may be linked statically: the linker wraps it by this one.
 extern "C" int __real___cxa_guard_acquire(std::uint64_t* guard);
 extern "C" int __wrap___cxa_guard_acquire(std::uint64_t* guard) {
   ++locks;
@@ -77,7 +77,7 @@ std::atomic<long> frees{0};
 
 }  // namespace
 
-// These stand before the C library's own.
+// These functions take precedence over the C library's.
 #define TIDEGATE_TEST_EXPORT extern "C" __attribute__((visibility("default")))
 
 extern "C" {
@@ -118,7 +118,7 @@ TIDEGATE_TEST_EXPORT void free(void* memory) {
   __libc_free(memory);
 }
 
-// Those of C++ lead to malloc and free, which count; whoever replaces them here is seen as well.
+// C++'s operators call malloc and free, which count; these catch a library that replaces them.
 void* operator new(std::size_t size) {
   if (void* const memory = malloc(size > 0 ? size : 1)) return memory;
   throw std::bad_alloc();
@@ -133,7 +133,7 @@ void operator delete(void* memory, std::size_t) noexcept { free(memory); }
 void operator delete(void* memory, std::align_val_t) noexcept { free(memory); }
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { free(memory); }
 
-// Counts, and hands on to the library's own function of this name.
+// Counts the call, and calls the library's own function of this name.
 #define TIDEGATE_TEST_COUNT_LOCK(name, parameters, arguments)               \
   TIDEGATE_TEST_EXPORT int name parameters {                                \
     using Function = int parameters;                                        \
@@ -198,7 +198,7 @@ std::shared_ptr<const Model<T>> make_model(const Config& config) {
   return model;
 }
 
-// A stream and what its steps need. The very first step counts as any other.
+// A stream and the arrays of its steps. The first step is tested like any other.
 template <class T>
 struct Live {
   Live(const Config& config, Index batch)
@@ -254,7 +254,7 @@ struct LiveInC {
   bool good = true;
 };
 
-// A head as it comes from a file: 3 inputs, 1 output. Its first row counts as any other.
+// A head loaded from a file: 3 inputs, 1 output. Its first row is tested like any other.
 class LiveHead {
  public:
   static constexpr int kRuns = 100;
@@ -290,7 +290,7 @@ class LiveHead {
   bool good_ = true;
 };
 
-// f() on another thread, which is there before it begins, and what it counted meanwhile.
+// Runs f() on another thread, which is started before counting begins, and checks the counts.
 template <class F>
 void check_traps(const F& f, long wanted_locks = 0) {
   std::atomic<int> turn{0};
@@ -313,8 +313,7 @@ void check_traps(const F& f, long wanted_locks = 0) {
   CHECK(counts[2] == wanted_locks);
 }
 
-// What is left of the system to a child that has locked itself in: to exit, to return from a
-// signal. Whatever else it asks for kills it.
+// Restricts a child to two system calls, exiting and returning from a signal; any other kills it.
 bool lock_in() {
   sock_filter filter[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
@@ -330,7 +329,7 @@ bool lock_in() {
 
 enum class Outcome { quiet, called, no_seccomp, other };
 
-// f() in a child without system calls.
+// Runs f() in a child without system calls.
 template <class F>
 Outcome without_system_calls(const F& f) {
   std::fflush(stdout);
@@ -373,7 +372,7 @@ TEST(the_traps_are_set) {
   pthread_mutex_lock(&mutex);
   pthread_mutex_unlock(&mutex);
   CHECK(locks == before[2] + 1);
-  // The library's own.
+  // The library's own calls.
   const auto model = make_model<float>(networks()[0]);
   CHECK(allocations > before[0] + 1);
   CHECK(locks > before[2] + 1);

@@ -1,6 +1,6 @@
-// Safetensors files: read from disk and memory, layers found, models made and run, files written;
-// and refused. Bad files in all their kinds are the matter of tests/test_files.py and of the
-// fuzzer.
+// Safetensors files: reading from disk and memory, finding layers, making and running models,
+// writing files, and refusals. The many kinds of invalid files are tested in tests/test_files.py
+// and by the fuzzer.
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -29,7 +29,7 @@ using test::Random;
 using test::same;
 using test::size_of;
 
-// A path that is free, and a file that goes with this.
+// A new path, whose file is deleted in the destructor.
 class TemporaryPath {
  public:
   TemporaryPath() {
@@ -107,7 +107,7 @@ void check_round_trip(const Config& config) {
   const std::vector<T> x = random.numbers<T>(7 * config.input_size);
   CHECK(same(run(*loaded, x, 7), run(wanted, x, 7)));
 
-  // The same bytes in memory.
+  // The same file in memory.
   const std::string bytes = path.bytes();
   const std::shared_ptr<Model<T>> other = load_model<T>(Safetensors(bytes.data(), bytes.size()));
   CHECK(same(run(*other, x, 7), run(wanted, x, 7)));
@@ -226,7 +226,7 @@ TEST(arrays_texts_and_layers_without_parameters) {
   file.read(std::get<Tensor>(read[4]).name, values.data(), 16);
   CHECK(same(values, mean));
 
-  // The layers are found among them.
+  // read_layers() finds the layers among them.
   CHECK(read_layers(file).size() == 2);
   const std::shared_ptr<Model<float>> model = load_model<float>(file);
   CHECK(same(std::vector<float>(model->parameters(), model->parameters() + flat.size()), flat));
@@ -362,7 +362,7 @@ TEST(a_file_that_shrinks_while_it_is_read) {
 TEST(memory_is_read_nowhere_but_within) {
   const std::string bytes = test::layers_file_bytes();
   CHECK(refusal(bytes).empty());
-  // Exactly so much memory: a sanitizer sees what is read beyond.
+  // Memory of exactly this size, so that a sanitizer detects reads beyond.
   for (std::size_t size = 0; size < bytes.size(); ++size) {
     const std::vector<char> part(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size));
     CHECK(!invalid_argument_of([&] {
@@ -373,7 +373,8 @@ TEST(memory_is_read_nowhere_but_within) {
 }
 
 TEST(a_file_of_too_many_layers_is_soon_refused) {
-  // Many layers that each claim all tensors: the work must not be their product.
+  // Many layers that each claim all tensors: the work must not grow as the product of their
+  // numbers.
   test::FileOfZeros file;
   std::string metadata = R"({"tidegate.format": "1")";
   constexpr int kMany = 20000;

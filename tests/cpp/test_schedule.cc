@@ -1,5 +1,5 @@
-// Schedule and Timeline: which rows are active at each step, and where states begin, end and are
-// zeroed.
+// Schedule and Timeline: which rows are active at each time step, and where states begin, end and
+// are zeroed.
 #include "core/schedule.h"
 
 #include <vector>
@@ -21,8 +21,8 @@ MaskView mask_view(const std::vector<std::uint8_t>& mask, Index steps, Index bat
   return view;
 }
 
-// What a direction sees of a row, told without sorting or steps: at which times it lives, and in
-// which order.
+// A row as a direction processes it, computed without sorting or steps: the times at which it is
+// active, in order.
 struct RowHistory {
   Index length;
   bool reversed;
@@ -30,8 +30,8 @@ struct RowHistory {
   bool lives(Index t) const { return t < length; }
   Index first() const { return reversed ? length - 1 : 0; }
   Index last() const { return reversed ? 0 : length - 1; }
-  // Whether the state that enters time t is zero: the forward direction's comes from t - 1, across
-  // the boundary at t; the reverse direction's from t + 1, across that at t + 1.
+  // Whether the state that enters time t is zero. In the forward direction it comes from t - 1,
+  // across the boundary at t; in reverse from t + 1, across the boundary at t + 1.
   template <class Reset>
   bool zeroed(Index t, const Reset& reset) const {
     if (!reversed) return reset(t);
@@ -76,7 +76,7 @@ void check_schedule(const Schedule& schedule, const std::vector<Index>& lengths,
     ++seen[static_cast<std::size_t>(row)];
     CHECK(schedule.length(n) == lengths[static_cast<std::size_t>(row)]);
     if (n == 0) continue;
-    // Longest first; equal ones as the caller has them.
+    // The longest first; rows of equal length in the caller's order.
     CHECK(schedule.length(n - 1) >= schedule.length(n));
     if (schedule.length(n - 1) == schedule.length(n)) CHECK(schedule.caller_row(n - 1) < row);
   }
@@ -110,7 +110,7 @@ TEST(rows_are_sorted_by_length) {
   check_schedule(schedule, lengths, {});
 }
 
-TEST(nobody_is_as_long_as_the_sequence) {
+TEST(no_row_is_as_long_as_the_sequence) {
   const std::vector<Index> lengths = {1, 2};
   check_schedule(Schedule(5, 2, lengths.data(), MaskView{}), lengths, {});
 }
@@ -175,7 +175,7 @@ TEST(an_owned_copy_keeps_nothing_of_the_callers) {
 
 TEST(resets_that_no_memory_holds) {
   const std::uint8_t reset = 0;
-  MaskView view;  // one byte, spread over a shape
+  MaskView view;  // one byte, with strides of zero
   view.data = &reset;
   view.shape[0] = view.shape[1] = Index{1} << 32;
   view.given = true;

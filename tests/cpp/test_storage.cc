@@ -1,5 +1,5 @@
-// Storages of weights: what packing rounds, and whole networks, bit for bit the same as those of
-// exact weights that were rounded before.
+// Storages of weights: the rounding of packing, and whole networks, which equal bit for bit those
+// with exact weights that were rounded beforehand.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -19,7 +19,7 @@ namespace {
 
 using namespace tidegate;
 
-// To bfloat16 and back, by arithmetic on the value: the significand has 8 bits.
+// Rounds to bfloat16 and back by arithmetic on the value: the significand has 8 bits.
 float rounded_to_bf16(float x) {
   if (!std::isfinite(x) || x == 0) return x;
   int exponent;
@@ -64,7 +64,7 @@ Results run(const Config& config, const Weights<float>& weights, const std::vect
   return results;
 }
 
-// The gradients, too.
+// The gradients as well.
 Results train(const Config& config, const std::shared_ptr<const Weights<float>>& weights,
               const std::vector<float>& x, const std::vector<float>& dy, Index steps, Index batch,
               int threads) {
@@ -176,7 +176,7 @@ TEST(bfloat16_keeps_nan) {
 TEST(networks_in_bfloat16_are_those_of_rounded_weights) {
   test::Random random(5);
   for (const Config& config : networks()) {
-    // Bits beyond bfloat16's; biases and peepholes are not rounded.
+    // Numbers with more bits than bfloat16; biases and peepholes are not rounded.
     std::vector<float> parameters;
     std::vector<float> rounded_weights;
     for (const Parameter& parameter : tidegate::parameters(config)) {

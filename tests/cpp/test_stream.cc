@@ -1,5 +1,5 @@
 // Stream: its steps equal a whole call bit for bit, and neither allocate nor lock. The allocator
-// and the mutexes are trapped where the C library is glibc and no sanitizer has done so already.
+// and the mutexes are trapped with glibc, unless a sanitizer already traps them.
 #include <algorithm>
 #include <cstddef>
 #include <limits>
@@ -43,7 +43,7 @@ std::atomic<long> locks{0};
 
 }  // namespace
 
-// These stand before the C library's own, which its allocator also has under other names.
+// These functions take precedence over the C library's, whose allocator has further names.
 #define TIDEGATE_TEST_EXPORT extern "C" __attribute__((visibility("default")))
 
 extern "C" {
@@ -98,7 +98,7 @@ using test::Random;
 using test::same;
 using test::size_of;
 
-// All that a stream can run.
+// All networks that a stream can run.
 std::vector<Config> networks(Index hidden) {
   Config lstm;
   lstm.cell = CellKind::lstm;
@@ -136,7 +136,7 @@ std::shared_ptr<Model<T>> random_model(Random& random, const Config& config) {
   return model;
 }
 
-// A sequence, and what a whole call makes of it from states of zero.
+// A sequence, and the results of a whole call on it from states of zero.
 template <class T>
 struct Whole {
   Index steps, batch;
@@ -192,7 +192,7 @@ std::vector<T> states_of(Stream<T>& stream) {
   return states;
 }
 
-// Puts back what states_of returned.
+// Restores the states that states_of() returned.
 template <class T>
 void set_states(Stream<T>& stream, const std::vector<T>& states) {
   const Config& config = stream.config();
@@ -232,7 +232,7 @@ void check_steps(const Config& config, Index batch) {
     }
     CHECK(stands_at_the_end_of(stream, whole));
 
-    // Steps and chunks in turn.
+    // Steps and chunks alternately.
     stream.reset();
     std::vector<T> y(whole.y.size());
     const auto chunk = [&](Index begin, Index end) {
@@ -306,7 +306,7 @@ TEST(states_begin_at_zero_and_are_live) {
     CHECK(stream.c(0, 1) == c);
     CHECK(stands_at_the_end_of(stream, whole));
 
-    // Put back, it goes on from there.
+    // Restored states continue from there.
     set_states(stream, middle);
     for (Index t = 2; t < 4; ++t) step(stream, whole.x_at(t, config));
     CHECK(stands_at_the_end_of(stream, whole));
@@ -350,7 +350,7 @@ TEST(new_parameters_are_taken_by_renew) {
     unaware.step(x.data(), config.input_size, after.data(), config.state_size());
     CHECK(same(after, before));
 
-    // A new stream that is given the same states knows the new parameters alone.
+    // A new stream with the same states has only the new parameters.
     Stream<float> other(model, 1);
     set_states(other, states);
     CHECK(same(step(stream, x.data()), step(other, x.data())));
@@ -426,7 +426,7 @@ TEST(picked_rows_step_as_they_would_among_all) {
       const Whole<float> whole(random, *model, 6, 5);
       const Index inputs = config.input_size, state = config.state_size();
       for_each_division([&](int threads) {
-        // Each row takes its own steps, some at a time, in changing order and company.
+        // Each row takes its own steps, several rows at a time, in changing order and combinations.
         Stream<float> stream(model, 5);
         std::vector<Index> taken(5, 0);
         const std::vector<std::vector<Index>> turns = {{3}, {0, 1, 2, 3, 4}, {4, 0}, {2, 1, 3}};
@@ -470,7 +470,7 @@ TEST(rows_come_and_go) {
       const double* h = stream.h(layer, 2);
       CHECK(std::all_of(h, h + state, [](double v) { return v == 0; }));
     }
-    // The third row catches up, then all go on together.
+    // The third row catches up, then all rows step together.
     const Index third = 2;
     for (Index t = 0; t < 2; ++t)
       stream.step(whole.x_at(t, config) + 2 * inputs, inputs, y.data(), state, &third, 1);
@@ -525,7 +525,7 @@ TEST(the_traps_are_set) {
   const auto line = std::make_unique<Line>();
   CHECK(allocations > aligned_before);
   CHECK(*number == 1 && line->bytes[0] == 0);
-  // The library's own: a write locks.
+  // The library's own calls: a write locks.
   Random random(12);
   random_model<float>(random, networks(9)[0]);
   CHECK(locks > locks_before);
@@ -556,7 +556,7 @@ TEST(a_step_neither_allocates_nor_locks) {
   });
 }
 
-// Several threads must agree on who works for whom, but need no memory for it.
+// The agreement on which threads work on a step needs no allocation.
 TEST(a_step_of_several_threads_does_not_allocate) {
   for (const Config& config : networks(33)) {
     for_each_division([&](int threads) {

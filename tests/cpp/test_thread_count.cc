@@ -1,5 +1,4 @@
-// The number of threads: settings, and cgroup quotas as imitations of /proc and /sys/fs/cgroup tell
-// them.
+// The number of threads: settings, and cgroup quotas in imitations of /proc and /sys/fs/cgroup.
 #include "core/threads/thread_count.h"
 
 #include <stdlib.h>
@@ -29,7 +28,7 @@ namespace {
 
 using namespace tidegate;
 
-// An imitation of a machine's files, removed at the end.
+// An imitation of a machine's files, which the destructor removes.
 class FakeRoot {
  public:
   FakeRoot() {
@@ -79,7 +78,8 @@ std::string message_of(Call&& call) {
 }
 
 #ifdef __linux__
-// Settings are made once in a process: a fresh one, before any, says whether `test` holds.
+// Settings are made once per process: a child process without any setting runs `test` and reports
+// whether it holds.
 template <class Test>
 bool holds_in_child(Test&& test) {
   std::fflush(stdout);
@@ -93,7 +93,7 @@ bool holds_in_child(Test&& test) {
 }  // namespace
 
 #ifdef __linux__
-// These come first: the parent has not asked for its count yet.
+// These tests come first, while the parent has not determined its count.
 TEST(default_obeys_affinity) {
   CHECK(holds_in_child([] {
     unsetenv("TIDEGATE_NUM_THREADS");
@@ -108,7 +108,7 @@ TEST(default_obeys_affinity) {
   }));
 }
 
-// A thread that pinned itself says nothing about the process.
+// The affinity of a thread that pinned itself is not that of the process.
 TEST(default_ignores_affinity_of_one_thread) {
   CHECK(holds_in_child([] {
     unsetenv("TIDEGATE_NUM_THREADS");
@@ -177,7 +177,7 @@ TEST(environment_must_be_a_positive_integer) {
       setenv("TIDEGATE_NUM_THREADS", text, 1);
       const std::string wanted =
           "TIDEGATE_NUM_THREADS must be a positive integer, got \"" + std::string(text) + "\"";
-      // Each time, not just the first; and a setting makes good for it.
+      // Each time, not only the first; and a setting overrides it.
       const bool twice = message_of([] { num_threads(); }) == wanted &&
                          message_of([] { num_threads(); }) == wanted;
       set_num_threads(3);
@@ -251,7 +251,7 @@ TEST(unified_ancestors_count) {
   CHECK(root.limit() == 1);
   root.file("sys/fs/cgroup/a/b/c/cpu.max", "400000 100000\n");
   CHECK(root.limit() == 3);
-  // A cgroup beside the way up, and a namespace's own root.
+  // A cgroup that is not an ancestor, and the root of a namespace.
   root.file("sys/fs/cgroup/a/other/cpu.max", "100000 100000\n");
   CHECK(root.limit() == 3);
   root.file("sys/fs/cgroup/cpu.max", "200000 100000\n");
@@ -301,7 +301,7 @@ TEST(mount_of_the_containers_cgroup) {
   CHECK(root.limit() == 1);
 }
 
-// Paths that the mount does not hold: what is mounted still limits us.
+// Paths outside the mount: the mounted cgroups still limit the process.
 TEST(invisible_path) {
   for (const char* path : {"/docker/xyz", "/docker/abcd", "/../other", "/a/../b", "", "relative"}) {
     FakeRoot root;

@@ -1,4 +1,4 @@
-// The team of threads: leases, the barrier, the budget, forks, and what is left running after a
+// The team of threads: leases, the barrier, the budget, forks, and the activity of threads after a
 // call.
 #include "core/threads/threads.h"
 
@@ -56,7 +56,7 @@ constexpr bool kAddressSanitizer = true;
 constexpr bool kAddressSanitizer = false;
 #endif
 
-// A lease of `wanted` threads is had whole, and a run meets each of them at a barrier.
+// Whether a lease of `wanted` threads gets them all, and a run takes each of them past a barrier.
 bool team_works(int wanted) {
   ThreadLease lease(wanted);
   Barrier barrier(lease.size());
@@ -73,7 +73,7 @@ bool team_works(int wanted) {
   return works;
 }
 
-// Whether `test` holds in a forked child, which is ended if it hangs.
+// Whether `test` holds in a forked child, which is killed if it hangs.
 template <class Test>
 bool holds_in_child(Test&& test) {
   std::fflush(stdout);
@@ -88,8 +88,8 @@ bool holds_in_child(Test&& test) {
   return false;
 }
 
-// ThreadSanitizer and qemu's user mode end the child of a threaded process as it makes a thread,
-// whoever it is.
+// ThreadSanitizer and qemu's user mode end the child of a threaded process when it makes any
+// thread.
 bool children_may_have_threads() {
   static const bool may = !kThreadSanitizer && holds_in_child([] {
     std::thread([] {}).join();
@@ -99,8 +99,8 @@ bool children_may_have_threads() {
   return may;
 }
 
-// The system may run out of threads while the team grows. (It then ends the program in libgomp, if
-// a parallel region is being opened.)
+// The system may run out of threads while the team grows. (If libgomp is opening a parallel region,
+// it then ends the program.)
 bool works_with_few_threads_left(rlim_t limit) {
   if (geteuid() == 0 && setuid(65534) != 0) return true;  // the limit does not bind root
   const rlimit few{limit, limit};
@@ -127,7 +127,7 @@ double cpu_seconds() {
 
 }  // namespace
 
-// First: nothing has used the team yet.
+// This test comes first, before the team has been used.
 TEST(fork_before_first_use) {
   set_num_threads(8);
   CHECK(holds_in_child([] { return team_works(4) && team_works(8); }));
@@ -174,7 +174,7 @@ TEST(few_threads_left) {
 }
 
 #ifdef __linux__
-// The first lease is a pinned thread's: the team must not be pinned with it.
+// A pinned thread takes the first lease; the team must not inherit its affinity.
 TEST(workers_do_not_inherit_the_callers_affinity) {
   CHECK(holds_in_child([] {
     cpu_set_t all;
@@ -225,7 +225,7 @@ TEST(one_thread_is_the_caller) {
   }
 }
 
-// What a thread worked on in the last call is in its cache.
+// The data of a thread in the last call are in its cache.
 TEST(threads_keep_their_numbers) {
   set_num_threads(4);
   std::thread::id first[4], again[4];
@@ -239,7 +239,7 @@ TEST(threads_keep_their_numbers) {
   }
 }
 
-// More threads than processors, and each must see what all wrote before.
+// More threads than processors; each must see all writes made before the barrier.
 TEST(barrier_holds_every_thread) {
   set_num_threads(8);
   for (const int size : {1, 2, 3, 8}) {
@@ -261,8 +261,8 @@ TEST(barrier_holds_every_thread) {
   }
 }
 
-// Each thread looks at those below it, then at those above, as the threads of a step do.
-TEST(barrier_in_parts_holds_those_who_are_awaited) {
+// Each thread awaits those below it, then those above it, as the threads of a step do.
+TEST(barrier_in_parts_holds_awaited_threads) {
   set_num_threads(8);
   for (const int size : {2, 3, 8}) {
     ThreadLease lease(size);
@@ -289,7 +289,7 @@ TEST(barrier_in_parts_holds_those_who_are_awaited) {
   }
 }
 
-// Waiting gives way to whoever is waited for, however long that takes.
+// A waiting thread yields its processor to the late thread, however long that takes.
 TEST(barrier_waits_for_a_late_thread) {
   set_num_threads(4);
   ThreadLease lease(4);
@@ -319,7 +319,7 @@ TEST(budget_is_never_exceeded) {
         ThreadLease lease(wanted);
         const int size = lease.size();
         if (size < 1 || size > wanted) ++wrong;
-        // Counted after it was taken and until before it is given back: never more than there is.
+        // Counted after threads are taken and until they are returned: never more than the budget.
         if (size > 1) {
           ++shared;
           const int now = in_use += size;
@@ -340,7 +340,7 @@ TEST(budget_is_never_exceeded) {
   CHECK(wrong == 0);
   CHECK(most <= kBudget);
   CHECK(shared > 0);
-  CHECK(team_works(kBudget));  // all came back
+  CHECK(team_works(kBudget));  // all have been returned
 }
 
 TEST(budget_is_shared_at_once) {
@@ -357,7 +357,7 @@ TEST(budget_is_shared_at_once) {
   CHECK(ThreadLease(100).size() == 5);
   {
     ThreadLease four(4);
-    CHECK(ThreadLease(2).size() == 1);  // one is left, and that is the caller
+    CHECK(ThreadLease(2).size() == 1);  // only the caller is left
     set_num_threads(2);
     CHECK(ThreadLease(2).size() == 1);
   }
@@ -379,7 +379,7 @@ TEST(nested_leases_have_one_thread) {
   int sizes[3] = {0, 0, 0};
   lease.run([&](int thread) { sizes[thread] = ThreadLease(2).size(); });
   for (const int size : sizes) CHECK(size == 1);
-  CHECK(ThreadLease(2).size() == 2);  // beside it, but not inside
+  CHECK(ThreadLease(2).size() == 2);  // beside the lease, but not inside it
 }
 
 #ifdef _OPENMP
@@ -420,17 +420,17 @@ TEST(workers_take_no_signals_but_faults) {
   CHECK(sigismember(&mask, SIGINT) == 0);
 }
 
-// The CPU time that the process takes in the next 20 ms, in which the caller sleeps.
+// The CPU time of the process during the next 20 ms, in which the caller sleeps.
 double cpu_seconds_asleep() {
   const double before = cpu_seconds();
   std::this_thread::sleep_for(milliseconds(20));
   return cpu_seconds() - before;
 }
 
-// About 100 us by design, and 11 ms if the workers waited inside OpenMP's runtime. The least of
-// some calls, for the rest of the process (a sanitizer's thread, say) may work too.
+// About 100 us by design; 11 ms if the workers waited inside OpenMP's runtime. The least of several
+// calls is taken, since other threads of the process (a sanitizer's, for example) may also run.
 TEST(little_cpu_is_burnt_after_a_call) {
-  // OpenMP's threads of the tests before spin after their regions: 200 ms in LLVM's runtime.
+  // OpenMP's threads of earlier tests spin after their regions: 200 ms in LLVM's runtime.
   for (int wait = 0; wait < 50 && cpu_seconds_asleep() >= 1e-3; ++wait) {
   }
   for (const int count : {2, 8}) {
@@ -481,14 +481,14 @@ TEST(fork_with_a_lease_held) {
   ThreadLease held(3);
   CHECK(held.size() == 3);
   if (!children_may_have_threads()) return;
-  CHECK(holds_in_child([] { return team_works(4); }));  // the parent's lease is none of the child's
+  CHECK(holds_in_child([] { return team_works(4); }));  // the child does not inherit the lease
 }
 
-// At any moment of other threads' calls, the growth of the team included.
+// Forks at any point of other threads' calls, including the growth of the team.
 TEST(fork_while_others_run) {
   set_num_threads(4);
   CHECK(team_works(4));
-  // AddressSanitizer's allocator, unlike glibc's, may be locked for ever in the child.
+  // AddressSanitizer's allocator, unlike glibc's, may remain locked in the child.
   if (kAddressSanitizer || !children_may_have_threads()) return;
   std::atomic<bool> stop{false};
   std::vector<std::thread> callers;

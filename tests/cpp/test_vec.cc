@@ -17,7 +17,7 @@ bool same_bits(T a, T b) {
   return std::memcmp(&a, &b, sizeof a) == 0;
 }
 
-// The same bits, or both NaN: which NaN an operation gives is the machine's affair.
+// The same bits, or both NaN: the bits of a NaN depend on the machine.
 template <class T>
 bool same(T a, T b) {
   return (std::isnan(a) && std::isnan(b)) || same_bits(a, b);
@@ -59,7 +59,7 @@ struct Samples {
 
   T operator[](int i) const { return values[i % count]; }
 
-  // `width` samples from the i-th on.
+  // A vector of `width` samples from the i-th on.
   Vec<T> vector(int i) const {
     T lanes[Vec<T>::width];
     for (int k = 0; k < Vec<T>::width; ++k) lanes[k] = (*this)[i + k];
@@ -152,7 +152,7 @@ TEST(powers_of_two_over_every_exponent) {
   check_powers_of_two<double>();
 }
 
-// A page of memory between two that fault when touched.
+// A page of memory between two pages that fault when accessed.
 class GuardedPage {
  public:
   GuardedPage() : size_(static_cast<std::size_t>(sysconf(_SC_PAGESIZE))) {
@@ -197,7 +197,7 @@ void check_memory() {
   T source[width];
   for (int k = 0; k < width; ++k) source[k] = T(k + 1);
   for (int count = 0; count <= width; ++count) {
-    // A count known at compile time would test the compiler's special cases alone.
+    // A count known at compile time would test only the compiler's special cases.
     const volatile int opaque = count;
     const int n = opaque;
     for (T* place : {page.begin<T>(), page.end<T>() - n, page.end<T>() - width}) {

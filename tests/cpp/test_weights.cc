@@ -1,4 +1,4 @@
-// Packing: where each parameter stands in the flat vector, and in the panels that the kernels read.
+// Packing: the position of each parameter in the flat vector, and in the panels that kernels read.
 #include "core/weights.h"
 
 #include <cfenv>
@@ -19,7 +19,7 @@ using namespace tidegate;
 using test::same;
 
 // The gates of a phase, in memory order, as blocks of rows in weight_ih (x) and weight_hh (h);
-// -1: the gate does not see that operand. Written out here once more, on purpose.
+// -1: the gate does not see that operand. Deliberately repeats the table of the kernels.
 struct Gate {
   char name;
   Index x, h;
@@ -87,7 +87,7 @@ std::vector<Config> networks() {
   return all;
 }
 
-// A parameter of that name; all zeros if the network has none.
+// The parameter of that name; zeros if the network has none.
 template <class T>
 struct Tensor {
   const T* data = nullptr;
@@ -108,7 +108,7 @@ Tensor<T> tensor(const Config& config, const std::vector<T>& flat, const std::st
   return {};
 }
 
-// All parameters of a layer's direction.
+// All parameters of one direction of a layer.
 template <class T>
 struct Layer {
   Tensor<T> weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole;
@@ -124,7 +124,8 @@ struct Layer {
   }
 };
 
-// panel[slice][k][gate][lane] against element(k, gate, unit), and zeros beyond the units.
+// Compares panel[slice][k][gate][lane] with element(k, gate, unit), and with zeros beyond the
+// units.
 template <class T, class Element>
 void check_panel(Panel packed, Index units, Index depth, Index gates, Element element) {
   const T* panel = static_cast<const T*>(packed);
@@ -151,7 +152,7 @@ T signed_for(const Config& config, const Gate& gate, T weight) {
   return gate.name == 'z' && config.update_gate == UpdateGate::write ? -weight : weight;
 }
 
-// Those gates of a phase that see an operand.
+// The gates of a phase that see an operand.
 std::vector<Gate> seeing(const std::vector<Gate>& gates, Index Gate::* operand) {
   std::vector<Gate> seen;
   for (const Gate& gate : gates) {
@@ -242,7 +243,7 @@ void check_backward(const Config& config, const Weights<T>& weights, const Layer
 
 template <class T>
 void check_packing(const Config& config, int threads = 1) {
-  // All different, none zero, and exact in float.
+  // All distinct, none zero, and exact in float.
   Index count = 0;
   for (const Parameter& parameter : parameters(config)) count += parameter.size();
   std::vector<T> flat;
@@ -358,7 +359,7 @@ TEST(gates_of_each_cell) {
   for (const Config& config : networks()) {
     const CellSpec cell = cell_spec(config);
     std::vector<Gate> gates = gates_of_x(config);
-    // q alone sees only h, and stands last.
+    // q is the only gate that sees only h, and is the last one.
     if (config.cell == CellKind::gru && config.reset_after) {
       gates[0].h = -1;
       gates.push_back({'q', -1, 2});
@@ -395,8 +396,8 @@ TEST(panels_hold_every_parameter_in_its_place) {
   });
 }
 
-// Large enough for threads to share it, with slices that they cannot divide evenly.
-TEST(panels_are_the_same_whoever_packs_them) {
+// Large enough to be divided among threads, with a number of slices that does not divide evenly.
+TEST(panels_are_the_same_for_any_number_of_threads) {
   const int before = num_threads();
   set_num_threads(3);
   test::for_each_isa([] {

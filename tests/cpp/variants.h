@@ -1,5 +1,5 @@
 // Runs a test on every instruction set of the machine, and with every way to divide a call among
-// threads. Public API alone.
+// threads. Uses only the public API.
 #ifndef TIDEGATE_TESTS_VARIANTS_H_
 #define TIDEGATE_TESTS_VARIANTS_H_
 
@@ -12,7 +12,7 @@
 
 namespace tidegate::test {
 
-// body() with each instruction set in force; says on which one a check failed.
+// Runs body() with each instruction set in force; prints the one on which a check failed.
 template <class Body>
 void for_each_isa(const Body& body) {
   const std::string chosen = isa();
@@ -25,10 +25,10 @@ void for_each_isa(const Body& body) {
   select_isa(chosen);
 }
 
-// body(threads) for several numbers of threads that divide rows, and that divide units.
+// Runs body(threads) for several numbers of threads that divide rows, then that divide units.
 template <class Body>
 void for_each_division(const Body& body) {
-  constexpr int most = 3;  // an odd number: unequal parts, two groups of unequal size
+  constexpr int most = 3;  // odd, for unequal parts and two groups of unequal size
   const int before = num_threads();
   set_num_threads(most);
   for (const char* division : {"rows", "units"}) {
