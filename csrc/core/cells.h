@@ -8,7 +8,7 @@
 namespace tidegate {
 
 // The gates, phases and windows of the network's cell.
-inline CellSpec cell_spec(const Config& config) {
+inline const CellSpec& cell_spec(const Config& config) {
   return cell_info(config.cell).spec({config.peephole, config.reset_after});
 }
 

@@ -48,7 +48,7 @@ constexpr OptionInfo kOptions[] = {
 
 }  // namespace
 
-Index Config::gate_count() const { return block_count(cell_spec(*this)); }
+Index Config::gate_count() const { return cell_spec(*this).block_count; }
 bool Config::has_cell_state() const { return cell_spec(*this).has_cell_state; }
 
 const char* cell_name(CellKind cell) { return cell_info(cell).name; }
@@ -71,8 +71,8 @@ CellKind cell_of_name(const std::string& name) {
 }
 
 std::vector<std::string> gate_names(const Config& config) {
-  const CellSpec cell = cell_spec(config);
-  std::vector<std::string> names(static_cast<std::size_t>(block_count(cell)));
+  const CellSpec& cell = cell_spec(config);
+  std::vector<std::string> names(static_cast<std::size_t>(cell.block_count));
   for (int g = 0; g < cell.gate_count; ++g) {
     // A gate that reads x names the block; the product with h may have its own accumulator (q).
     const GateSpec& gate = cell.gates[g];

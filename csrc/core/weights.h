@@ -84,7 +84,7 @@ class Weights {
   T sign(const GateSpec& gate) const;
 
   const Config config_;
-  const CellSpec cell_;
+  const CellSpec& cell_;
   const Kernels<T>& kernels_;
   const StorageKernels<T>& storage_;
   std::vector<DirectionWeights<T>> forward_;

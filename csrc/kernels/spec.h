@@ -72,18 +72,18 @@ struct CellSpec {
   int phase_count;
   PhaseSpec phases[kMaxPhases];
   bool has_cell_state;
-  bool direct_path;  // h contains the term gate * h_prev, besides the products with weights
+  bool direct_path;     // h contains the term gate * h_prev, besides the products with weights
+  int block_count = 0;  // blocks of rows in weight_ih and weight_hh; counted() sets it
 };
 
-// Blocks of rows in weight_ih and weight_hh, one for each gate that has weights there.
-constexpr int block_count(const CellSpec& cell) {
-  int count = 0;
+// One block for each gate that has weights in weight_ih or weight_hh.
+constexpr CellSpec counted(CellSpec cell) {
   for (int g = 0; g < cell.gate_count; ++g) {
     const GateSpec& gate = cell.gates[g];
     const int last = gate.x_block > gate.h_block ? gate.x_block : gate.h_block;
-    if (last >= count) count = last + 1;
+    if (last >= cell.block_count) cell.block_count = last + 1;
   }
-  return count;
+  return cell;
 }
 
 constexpr PhaseSpec phase_spec(PhaseKind kind) {
@@ -112,43 +112,44 @@ struct CellVariant {
   bool reset_after = true;
 };
 
-constexpr CellSpec lstm_spec(CellVariant variant) {
-  return {4,    {{'i', 0, 0}, {'f', 1, 1}, {'g', 2, 2}, {'o', 3, 3}},   {0, 4},
-          1,    {phase_spec(variant.peephole ? kLstmPeephole : kLstm)}, true,
-          false};
+constexpr CellSpec lstm_spec(PhaseKind phase) {
+  return counted({4,
+                  {{'i', 0, 0}, {'f', 1, 1}, {'g', 2, 2}, {'o', 3, 3}},
+                  {0, 4},
+                  1,
+                  {phase_spec(phase)},
+                  true,
+                  false});
 }
+constexpr CellSpec kLstmSpec = lstm_spec(kLstm);
+constexpr CellSpec kLstmPeepholeSpec = lstm_spec(kLstmPeephole);
 
 // n and q = U_n h + b_hn are first and last, so that the gates that see x and those that see h are
 // contiguous.
-constexpr CellSpec gru_after_spec() {
-  return {4,
-          {{'n', 2, -1}, {'r', 0, 0}, {'z', 1, 1, true}, {'q', -1, 2}},
-          {0, 3},
-          1,
-          {phase_spec(kGruAfter)},
-          false,
-          true};
-}
+constexpr CellSpec kGruAfterSpec =
+    counted({4,
+             {{'n', 2, -1}, {'r', 0, 0}, {'z', 1, 1, true}, {'q', -1, 2}},
+             {0, 3},
+             1,
+             {phase_spec(kGruAfter)},
+             false,
+             true});
 
-constexpr CellSpec gru_before_spec() {
-  return {3,   {{'n', 2, 2}, {'r', 0, 0}, {'z', 1, 1, true}},      {0, 3},
-          2,   {phase_spec(kGruGates), phase_spec(kGruCandidate)}, false,
-          true};
-}
+constexpr CellSpec kGruBeforeSpec = counted({3,
+                                             {{'n', 2, 2}, {'r', 0, 0}, {'z', 1, 1, true}},
+                                             {0, 3},
+                                             2,
+                                             {phase_spec(kGruGates), phase_spec(kGruCandidate)},
+                                             false,
+                                             true});
 
-constexpr CellSpec gru_spec(CellVariant variant) {
-  return variant.reset_after ? gru_after_spec() : gru_before_spec();
-}
-
-constexpr CellSpec mgu_spec(CellVariant) {
-  return {2,
-          {{'f', 0, 0}, {'n', 1, 1}},
-          {0, 2},
-          2,
-          {phase_spec(kMguGate), phase_spec(kMguCandidate)},
-          false,
-          true};
-}
+constexpr CellSpec kMguSpec = counted({2,
+                                       {{'f', 0, 0}, {'n', 1, 1}},
+                                       {0, 2},
+                                       2,
+                                       {phase_spec(kMguGate), phase_spec(kMguCandidate)},
+                                       false,
+                                       true});
 
 // The options of a network that only some cells have, as bits.
 enum CellOption : unsigned {
@@ -165,14 +166,15 @@ struct CellInfo {
   const char* name;     // the name of its class, and its kind in files
   const char* article;  // the article before the name, for messages
   unsigned options;     // bits of CellOption
-  CellSpec (*spec)(CellVariant variant);
+  const CellSpec& (*spec)(CellVariant variant);
 };
 
 constexpr CellInfo kCells[] = {
     {CellKind::lstm, "LSTM", "an", kProjSize | kPeephole | kOutputActivation | kInputForget,
-     lstm_spec},
-    {CellKind::gru, "GRU", "a", kResetAfter | kUpdateGate, gru_spec},
-    {CellKind::mgu, "MGU", "an", 0, mgu_spec},
+     [](CellVariant v) -> auto& { return v.peephole ? kLstmPeepholeSpec : kLstmSpec; }},
+    {CellKind::gru, "GRU", "a", kResetAfter | kUpdateGate,
+     [](CellVariant v) -> auto& { return v.reset_after ? kGruAfterSpec : kGruBeforeSpec; }},
+    {CellKind::mgu, "MGU", "an", 0, [](CellVariant) -> auto& { return kMguSpec; }},
 };
 
 constexpr const CellInfo& cell_info(CellKind kind) { return kCells[static_cast<int>(kind)]; }

@@ -357,7 +357,7 @@ TEST(offsets_are_those_of_the_names) {
 
 TEST(gates_of_each_cell) {
   for (const Config& config : networks()) {
-    const CellSpec cell = cell_spec(config);
+    const CellSpec& cell = cell_spec(config);
     std::vector<Gate> gates = gates_of_x(config);
     // q is the only gate that sees only h, and is the last one.
     if (config.cell == CellKind::gru && config.reset_after) {
