@@ -168,7 +168,7 @@ class CellStep {
       call.rows = count;
       call.x.rows = x;
       call.x.end = inputs_;
-      call.h.end = 0;
+      call.h = {};
       call.accumulators = accumulators_[p];
       call.resume = false;
       call.finish = nullptr;

@@ -88,6 +88,7 @@ void Config::validate() const {
   require_size("proj_size", proj_size, 0);
   require(!(reverse && bidirectional),
           "reverse: a bidirectional layer already runs in reverse; wanted one of the two");
+  require(is_cell(cell), "cell: got a value that is no CellKind");
   const CellInfo& info = cell_info(cell);
   for (const OptionInfo& option : kOptions) {
     require((info.options & option.option) != 0 || option.is_absent(*this),

@@ -25,7 +25,9 @@ Model<T>::Impl::Impl(const Config& network)
 template <class T>
 std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads, bool records) {
   return parameters.packed(
-      [&](const T* values) { return std::make_shared<const Weights<T>>(config, values, threads); },
+      [&](const T* values) {
+        return std::make_shared<const Weights<T>>(config, values, threads, storage);
+      },
       [&](const Weights<T>& weights, const T* values) {
         if (records) weights.prepare_backward(values, threads);
       });
@@ -105,7 +107,8 @@ std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs
 
 template <class T>
 double Model<T>::run_cost(Index steps, Index batch) const noexcept {
-  const Call call = {impl_->config, Work::forward, steps, batch, kernels<T>().exact().cost};
+  const Call call = {impl_->config, Work::forward, steps, batch,
+                     kernels<T>().storages[impl_->storage]->cost};
   return CostModel(call).least_serial_nanoseconds(fma_rate_now());
 }
 

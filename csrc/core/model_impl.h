@@ -19,6 +19,7 @@ struct Model<T>::Impl {
   std::shared_ptr<const Weights<T>> weights(int threads = 1, bool records = false);
 
   const Config config;
+  const StorageKind storage = kExactWeights;
   ParameterStore<T, Weights<T>> parameters;
 };
 

@@ -9,14 +9,11 @@
 
 #include "core/memory.h"
 #include "core/slices.h"
+#include "core/thread_setup.h"
 #include "core/threads/threads.h"
 #include "kernels/table.h"
 
 namespace tidegate {
-
-// The number of k's packed at a time. All elements of a unit's cache lines are then read before the
-// lines of other units, which may all map to the same set, evict them. A multiple of every grain.
-constexpr Index kPackedDepth = 64;
 
 // Panels of at least this size are packed by several threads; one thread takes about 100 us.
 constexpr Index kSharedBytes = 256 * 1024;
@@ -48,6 +45,7 @@ class Panels {
 
   // Packs all panels with at most `threads` threads.
   void pack(int threads) const {
+    const ThreadSetup setup;
     ThreadLease lease(bytes_ >= kSharedBytes ? threads : 1);
     lease.run([&](int thread) {
       for (const Contents& panel : all_)
@@ -66,7 +64,8 @@ class Panels {
   Panel take(Arena& arena, const StorageKernels<T>& storage, const PanelShape& shape,
              std::vector<WeightBlock<T>> blocks) {
     // Throws if the bytes of the panel overflow.
-    checked_size(shape.units, kernels_.width, shape.depth, shape.gates, Index{sizeof(T)});
+    checked_size(slice_count(shape.units, kernels_.width), kernels_.width,
+                 checked_sum(shape.depth, storage.grain), shape.gates, Index{sizeof(double)});
     const Index bytes = storage.panel_bytes(shape);
     void* const panel = arena.take<char>(bytes);
     if (arena.counting()) return nullptr;

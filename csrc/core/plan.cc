@@ -25,7 +25,7 @@ constexpr double kNearReadRate = 80;
 // which read the input weights once.
 constexpr Index kProjectedRows = 128;
 
-// In nanoseconds.
+// All times are in nanoseconds.
 constexpr double kStep = 80;          // the overhead of a step
 constexpr double kStart = 1500;       // starting and ending a call on two threads that are awake
 constexpr double kStartStep = 600;    // the same for a stream's step

@@ -17,7 +17,7 @@ namespace tidegate {
 
 namespace {
 
-// In nanoseconds.
+// All times are in nanoseconds.
 constexpr double kWake = 100'000;      // waking a sleeping worker
 constexpr double kWakeThread = 5'000;  // waking each further one: a system call
 constexpr double kShort = 50'000;      // how long a team stays awake; calls below are short
@@ -146,7 +146,7 @@ PlannedCall choose(const Model& model, int threads, const Measure& measure, cons
   const Plan best = model.best_plan(threads, machine, learnt);
   const int asleep = best.threads - ready;
   if (asleep <= 0) {
-    // So that they are awake when one of the next calls measures them.
+    // One of the next calls measures the threads, which must be awake then.
     if (follows && !starts && pair_is_stale(now, kStale)) wake_threads(2);
     return result(best);
   }

@@ -1,6 +1,7 @@
 // The packing of weights into panels for the forward and backward passes.
 #include "core/weights.h"
 
+#include <stdexcept>
 #include <utility>
 
 #include "core/isa.h"
@@ -27,12 +28,22 @@ std::vector<ParameterOffsets> parameter_offsets(const Config& config) {
   return offsets;
 }
 
+namespace {
+
+template <class T>
+const StorageKernels<T>& storage_of(const Kernels<T>& kernels, StorageKind kind) {
+  if (kernels.storages[kind]) return *kernels.storages[kind];
+  throw std::invalid_argument("storage: this type of parameters has no such storage of weights");
+}
+
+}  // namespace
+
 template <class T>
 Weights<T>::Weights(const Config& config, const T* parameters, int threads, StorageKind storage)
     : config_(config),
       cell_(cell_spec(config)),
       kernels_(tidegate::kernels<T>()),
-      storage_(*kernels_.storages[storage]),
+      storage_(storage_of(kernels_, storage)),
       forward_(static_cast<std::size_t>(config.num_layers * config.num_directions())) {
   const ThreadSetup setup;  // for the sums of biases, which round
   const std::vector<std::vector<T>> biases = phase_biases(parameters);

@@ -1,6 +1,7 @@
 // The kernels for weights rounded to bfloat16, the upper half of a float, which halve the bytes of
 // a panel. Weights are widened as they are loaded; everything else is float.
 #include "kernels/isa_tables.h"
+#include "kernels/pack.h"
 #include "kernels/product.h"
 #include "kernels/storage.h"
 #include "kernels/vec.h"
@@ -8,7 +9,8 @@
 namespace tidegate {
 namespace {
 
-struct Bf16Weights : FusedMultiplyAdd<Bf16Weights> {
+struct Bf16Weights : FusedMultiplyAdd<Bf16Weights>, VectorPanels<Bf16Weights> {
+  static constexpr StorageKind kind = kBf16Weights;
   using Value = float;
   using Element = std::uint16_t;
   using Halves = Element __attribute__((vector_size(vector_bytes / 2)));

@@ -24,7 +24,7 @@ struct Blocking {
   Index slices;           // slices that are multiplied by the same rows in turn
   Index depth;            // k's of a block of the panel
   bool prefetch;          // whether tiles prefetch the next block
-  bool last_row_alone;    // whether the last row is multiplied by itself, in tiles of one row
+  bool last_row_alone;    // whether the last row is multiplied separately, in tiles of one row
 };
 
 // Bytes of a block of a panel that stays cached while it is multiplied by all rows: in L1 (half of
@@ -66,7 +66,7 @@ __attribute__((always_inline)) constexpr Blocking blocking_of(const Tiles& tiles
   cut.prefetch = may_prefetch(tiles) && row_tiles >= kPrefetchedTiles && rows <= kPrefetchedRows &&
                  panel_bytes >= kPrefetchedPanelBytes;
   // If a single last row, sharing the remaining rows with the tile before, would make tiles too
-  // small, it is multiplied by itself, by several slices at a time.
+  // small, it is multiplied separately, by several slices at a time.
   const bool small_tiles = (tiles.rows + 1) / 2 * tiles.gates * tiles.slices < kEnoughChains;
   cut.last_row_alone = small_tiles && !few_rows && !cut.prefetch && rows % tiles.rows == 1 &&
                        rows <= 2 * tiles.rows + 1;

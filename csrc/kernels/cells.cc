@@ -33,7 +33,8 @@ constexpr void add(CellKernels<T>& all) {
 template <class T>
 constexpr bool is_complete(const CellKernels<T>& all) {
   for (int kind = 0; kind < kPhaseKinds; ++kind) {
-    if (!all.finish[kind] || (!all.backward[kind] && kind != kLinear)) return false;
+    if (!all.finish[kind] || !all.finish_chosen[kind] || (!all.backward[kind] && kind != kLinear))
+      return false;
   }
   return true;
 }

@@ -2,6 +2,7 @@
 #ifndef TIDEGATE_KERNELS_EXACT_WEIGHTS_H_
 #define TIDEGATE_KERNELS_EXACT_WEIGHTS_H_
 
+#include "kernels/pack.h"
 #include "kernels/product.h"
 #include "kernels/table.h"
 #include "kernels/vec.h"
@@ -10,7 +11,8 @@ namespace tidegate {
 namespace {
 
 template <class T>
-struct ExactWeights : FusedMultiplyAdd<ExactWeights<T>> {
+struct ExactWeights : FusedMultiplyAdd<ExactWeights<T>>, VectorPanels<ExactWeights<T>> {
+  static constexpr StorageKind kind = kExactWeights;
   using Value = T;
   using Element = T;
   static constexpr Index grain = 1;

@@ -38,50 +38,52 @@ TIDEGATE_INLINE void transpose(Vec<T> (&rows)[Vec<T>::width]) {
   }
 }
 
-// The bytes of a panel, for a storage of grain 1.
+// The packing of a storage of grain 1: panels [slice][k][gate][width].
 template <class Weights>
-Index panel_bytes(const PanelShape& shape) {
-  constexpr Index kWidth = Vec<typename Weights::Value>::width;
-  const Index slices = (shape.units + kWidth - 1) / kWidth;
-  return slices * shape.depth * shape.gates * kWidth *
-         static_cast<Index>(sizeof(typename Weights::Element));
-}
+struct VectorPanels {
+  static Index panel_bytes(const PanelShape& shape) {
+    constexpr Index kWidth = Vec<typename Weights::Value>::width;
+    const Index slices = (shape.units + kWidth - 1) / kWidth;
+    return slices * shape.depth * shape.gates * kWidth *
+           static_cast<Index>(sizeof(typename Weights::Element));
+  }
 
-// Packs weights into a panel, for a storage of grain 1.
-template <class Weights, class T>
-void pack(const PackCall<T>& call) {
-  constexpr Index kWidth = Vec<T>::width;
-  const PanelShape& shape = call.shape;
-  const WeightBlock<T>& block = call.block;
-  const Index unit = call.slice * kWidth;
-  const Index lanes = shape.units - unit < kWidth ? shape.units - unit : kWidth;
-  const Index to_step = shape.gates * kWidth;  // from k to k + 1
-  auto* const to = static_cast<typename Weights::Element*>(call.panel) +
-                   (call.slice * shape.depth * shape.gates + block.gate) * kWidth;
-  const auto from = [&](Index k) {
-    return block.base + unit * block.unit_stride + (k - block.k_begin) * block.k_stride;
-  };
-  const Vec<T> sign = broadcast(block.sign);
-  Index k = call.k_begin;
-  if (lanes == kWidth && block.unit_stride == 1) {
-    for (; k < call.k_end; ++k) Weights::store(to + k * to_step, sign * load(from(k)));
-  } else if (lanes == kWidth) {
-    for (; k + kWidth <= call.k_end; k += kWidth) {
-      Vec<T> rows[kWidth];
+  template <class T>
+  static void pack(const PackCall<T>& call) {
+    static_assert(Weights::grain == 1);
+    constexpr Index kWidth = Vec<T>::width;
+    const PanelShape& shape = call.shape;
+    const WeightBlock<T>& block = call.block;
+    const Index unit = call.slice * kWidth;
+    const Index lanes = shape.units - unit < kWidth ? shape.units - unit : kWidth;
+    const Index to_step = shape.gates * kWidth;  // from k to k + 1
+    auto* const to = static_cast<typename Weights::Element*>(call.panel) +
+                     (call.slice * shape.depth * shape.gates + block.gate) * kWidth;
+    const auto from = [&](Index k) {
+      return block.base + unit * block.unit_stride + (k - block.k_begin) * block.k_stride;
+    };
+    const Vec<T> sign = broadcast(block.sign);
+    Index k = call.k_begin;
+    if (lanes == kWidth && block.unit_stride == 1) {
+      for (; k < call.k_end; ++k) Weights::store(to + k * to_step, sign * load(from(k)));
+    } else if (lanes == kWidth) {
+      for (; k + kWidth <= call.k_end; k += kWidth) {
+        Vec<T> rows[kWidth];
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) rows[i] = load(from(k) + i * block.unit_stride);
-      transpose(rows);
+        for (int i = 0; i < kWidth; ++i) rows[i] = load(from(k) + i * block.unit_stride);
+        transpose(rows);
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) Weights::store(to + (k + i) * to_step, sign * rows[i]);
+        for (int i = 0; i < kWidth; ++i) Weights::store(to + (k + i) * to_step, sign * rows[i]);
+      }
+    }
+    for (; k < call.k_end; ++k) {
+      T weights[kWidth] = {};
+      for (Index lane = 0; lane < lanes; ++lane)
+        weights[lane] = block.sign * from(k)[lane * block.unit_stride];
+      Weights::store(to + k * to_step, load(weights));
     }
   }
-  for (; k < call.k_end; ++k) {
-    T weights[kWidth] = {};
-    for (Index lane = 0; lane < lanes; ++lane)
-      weights[lane] = block.sign * from(k)[lane * block.unit_stride];
-    Weights::store(to + k * to_step, load(weights));
-  }
-}
+};
 
 }  // namespace
 }  // namespace tidegate

@@ -22,13 +22,13 @@ constexpr int widest(const PhaseShape& shape) {
 }
 
 // Where tile number `tile` of a block begins to prefetch the next block. Each tile prefetches
-// `Prefetched` cache lines for every kUnrolled k's, so that the first few tiles together prefetch
-// all of them. Null: no lines are left for this tile.
-template <int Count, int Prefetched, class T, class Element>
+// `Prefetched` cache lines for every kUnrolled k's (grains), so that the first few tiles together
+// prefetch all of them. Null: no lines are left for this tile.
+template <class Weights, int Count, int Prefetched, class T, class Element>
 inline const Element* prefetch_begin(const Element* next, Index tile) {
-  constexpr Index kStep = Count * Vec<T>::width;
-  const Index share = tile * Prefetched * kLine<Element>;
-  return Prefetched > 0 && share < kUnrolled * kStep ? next + share : nullptr;
+  constexpr Index kIteration = kUnrolled * Weights::grain * Count * Vec<T>::width;
+  const Index share = tile * Prefetched * Weights::grain * kLine<Element>;
+  return Prefetched > 0 && share < kIteration ? next + share : nullptr;
 }
 
 // Calls f.template operator()<n>(), where n is the number of lines that each tile prefetches:
@@ -58,6 +58,12 @@ inline TileMemory<T, const T> biases_of(const PhaseCall<T>& call, Index slice, i
   return {call.bias + slice * kSlice + gate * Vec<T>::width, 0, kSlice};
 }
 
+// The k's for which a panel has room: whole grains.
+template <class Weights>
+constexpr Index padded_depth(Index depth) {
+  return (depth + Weights::grain - 1) / Weights::grain * Weights::grain;
+}
+
 // Adds the k's [begin, end) of one operand's product, one block of sums after the other, to the
 // accumulators of the gates that see the operand (`Active`). `begins`: the accumulators have no
 // value yet, and begin at the bias.
@@ -68,7 +74,7 @@ inline __attribute__((always_inline)) void product_tile(const PhaseCall<T>& call
                                                         bool begins, Index tile) {
   using Element = typename Weights::Element;
   constexpr Index kStep = Active.count * Vec<T>::width;
-  const Index slice_stride = product.depth * kStep;
+  const Index slice_stride = padded_depth<Weights>(product.depth) * kStep;
   const Element* const panel = static_cast<const Element*>(product.panel) + slice * slice_stride;
   // The offset of the next block of the panel. After the last block of a slice, that is the first
   // block of the following slice, or, reversed, of the preceding slice.
@@ -96,8 +102,8 @@ inline __attribute__((always_inline)) void product_tile(const PhaseCall<T>& call
     for (int r = 0; r < R; ++r) a[r] = product.rows[row + r] + k;
     sum_tile<Weights, Prefetched, R, S, Active.count>(
         a, panel + k * kStep, slice_stride, k_end - k,
-        prefetch_begin<Active.count, Prefetched, T>(panel + k * kStep + to_next, tile), start, to,
-        complete && !begins);
+        prefetch_begin<Weights, Active.count, Prefetched, T>(panel + k * kStep + to_next, tile),
+        start, to, complete && !begins);
     begins = false;
     k = k_end;
   }

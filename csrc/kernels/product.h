@@ -105,7 +105,8 @@ constexpr int kLineBytes = 64;  // cache line
 template <class Element>
 constexpr int kLine = kLineBytes / static_cast<int>(sizeof(Element));
 
-// The multiply steps of all k's, ascending. Large tiles take four steps per iteration, so that the
+// The multiply steps of all k's, a grain each, ascending; a last grain that is not whole is
+// multiply_rest()'s. Large tiles take four steps per iteration, so that the
 // loop's own instructions do not compete with the fused multiply-adds when another hardware thread
 // shares the core's front end; small tiles are limited by memory or by their chains. Each iteration
 // prefetches `Prefetched` cache lines from `ahead` on, unless `ahead` is null.
@@ -115,31 +116,37 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S]
                                                     const Element* panel, Index slice_stride,
                                                     Index depth, const Element* ahead = nullptr) {
   constexpr int kUnroll = R > 1 && R * S * Count >= 8 ? kUnrolled : 1;
-  constexpr int kStep = Count * Vec<T>::width;
+  constexpr int kGrain = static_cast<int>(Weights::grain);
+  constexpr int kStep = kGrain * Count * Vec<T>::width;
   const T* row[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) row[r] = a[r];
   const auto advance = [&](Index steps) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) row[r] += steps * k_stride;
+    for (int r = 0; r < R; ++r) row[r] += steps * kGrain * k_stride;
     panel += steps * kStep;
   };
   Index k = 0;
-  for (; k + kUnroll <= depth; k += kUnroll) {
+  for (; k + kUnroll * kGrain <= depth; k += kUnroll * kGrain) {
 #pragma GCC unroll 4
     for (int u = 0; u < kUnroll; ++u) {
-      Weights::multiply_step(accumulators, row, u * k_stride, panel + u * kStep, slice_stride);
+      Weights::multiply_step(accumulators, row, u * kGrain * k_stride, panel + u * kStep,
+                             slice_stride);
     }
     if (Prefetched > 0 && kUnroll == kUnrolled && ahead) {
 #pragma GCC unroll 4
-      for (int i = 0; i < Prefetched; ++i) __builtin_prefetch(ahead + i * kLine<Element>);
+      for (int i = 0; i < Prefetched * kGrain; ++i) __builtin_prefetch(ahead + i * kLine<Element>);
       ahead += kUnroll * kStep;
     }
     advance(kUnroll);
   }
-  for (; k < depth; ++k) {
+  for (; k + kGrain <= depth; k += kGrain) {
     Weights::multiply_step(accumulators, row, 0, panel, slice_stride);
     advance(1);
+  }
+  if constexpr (kGrain > 1) {
+    if (k < depth)
+      Weights::multiply_rest(accumulators, row, panel, slice_stride, static_cast<int>(depth - k));
   }
 }
 

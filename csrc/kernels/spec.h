@@ -177,6 +177,9 @@ constexpr CellInfo kCells[] = {
     {CellKind::mgu, "MGU", "an", 0, [](CellVariant) -> auto& { return kMguSpec; }},
 };
 
+constexpr bool is_cell(CellKind kind) {
+  return static_cast<unsigned>(kind) < sizeof kCells / sizeof *kCells;
+}
 constexpr const CellInfo& cell_info(CellKind kind) { return kCells[static_cast<int>(kind)]; }
 
 constexpr bool cells_are_in_order() {

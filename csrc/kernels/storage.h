@@ -1,17 +1,23 @@
 // A storage of weights. Its file (exact_weights.h, bf16_weights.cc) defines a class with these
 // members, on which products and packing are templates:
 //
+//   kind            its StorageKind
 //   using Value     the type of rows, accumulators and cells: float or double
 //   using Element   the type of a panel's elements
 //   grain           the number of k's that one multiply step takes; the work is never divided
 //                   within a grain
 //   cost            see StorageCost
-//   multiply_step   the product of one grain; FusedMultiplyAdd<Storage> (product.h) defines it for
-//                   storages of grain 1
-//   load, store     convert a vector of weights (one slice, k and gate) to and from Value
+//   multiply_step   the product of one grain
+//   multiply_rest   the product of a last grain that is not whole; only for grains above 1
+//   panel_bytes, pack   the packing
 //
-// The panel of a storage of grain 1 is [slice][k][gate][width]: all gates of a slice's units are
-// adjacent, so that all accumulators of a unit are complete when the k loop of a tile ends.
+// The panel is [slice][grain of k][gate][width * grain] in elements: all gates of a slice's units
+// are adjacent, so that all accumulators of a unit are complete when the k loop of a tile ends.
+//
+// A storage of grain 1 that holds single weights inherits its product from FusedMultiplyAdd
+// (product.h) and its packing from VectorPanels (pack.h), and defines
+//
+//   load, store     convert a vector of weights (one slice, k and gate) to and from Value
 #ifndef TIDEGATE_KERNELS_STORAGE_H_
 #define TIDEGATE_KERNELS_STORAGE_H_
 
@@ -28,10 +34,12 @@ template <class Weights, int... kinds>
 constexpr StorageKernels<typename Weights::Value> storage_kernels(
     std::integer_sequence<int, kinds...>) {
   using T = typename Weights::Value;
-  return {.cost = Weights::cost,
+  static_assert(kSumBlock % Weights::grain == 0 && kPackedDepth % Weights::grain == 0);
+  return {.kind = Weights::kind,
+          .cost = Weights::cost,
           .grain = Weights::grain,
-          .panel_bytes = panel_bytes<Weights>,
-          .pack = pack<Weights>,
+          .panel_bytes = Weights::panel_bytes,
+          .pack = Weights::pack,
           .products = {
               phase_products<Weights, shape_of(phase_spec(static_cast<PhaseKind>(kinds))), T>...}};
 }

@@ -188,6 +188,10 @@ struct WeightBlock {
   T sign = 1;
 };
 
+// The number of k's packed at a time. All elements of a unit's cache lines are then read before the
+// lines of other units, which may all map to the same set, evict them. A multiple of every grain.
+constexpr Index kPackedDepth = 64;
+
 // Packs the k's [k_begin, k_end) of a block for one slice, with zeros beyond the units. A grain at
 // an end of the range may also hold k's of the neighbouring block, which another call packs.
 template <class T>
@@ -287,6 +291,7 @@ struct StorageCost {
 // The kernels of a storage.
 template <class T>
 struct StorageKernels {
+  StorageKind kind;
   StorageCost cost;
   Index grain;  // k's that a multiply step takes together
   Index (*panel_bytes)(const PanelShape& shape);

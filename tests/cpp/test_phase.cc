@@ -25,6 +25,60 @@ struct Probe : Phase {
   }
 };
 
+// A storage whose product takes two k's at a time: accumulator += a[0] * w[0] + a[1] * w[1].
+struct PairWeights {
+  using Value = float;
+  using Element = float;
+  static constexpr Index grain = 2;
+
+  static Vec<float> load(const float* from) { return tidegate::load(from); }
+  static void store(float* to, Vec<float> weights) { tidegate::store(to, weights); }
+
+  static Vec<float> add(Vec<float> sum, const float* a, Vec<float> w0, Vec<float> w1) {
+    return sum + fma(broadcast(a[1]), w1, broadcast(a[0]) * w0);
+  }
+  template <int R, int S, int Count>
+  static void multiply_step(Vec<float> (&accumulators)[R][S][Count], const float* const (&a)[R],
+                            Index a_offset, const float* panel, Index slice_stride) {
+    constexpr Index kWidth = Vec<float>::width;
+    each_vector<R, S, Count>([&](int r, int s, int g) {
+      const float* w = panel + s * slice_stride + 2 * g * kWidth;
+      accumulators[r][s][g] =
+          add(accumulators[r][s][g], a[r] + a_offset, load(w), load(w + kWidth));
+    });
+  }
+  template <int R, int S, int Count>
+  static void multiply_rest(Vec<float> (&accumulators)[R][S][Count], const float* const (&a)[R],
+                            const float* panel, Index slice_stride, int count) {
+    CHECK(count == 1);
+    constexpr Index kWidth = Vec<float>::width;
+    each_vector<R, S, Count>([&](int r, int s, int g) {
+      const Vec<float> w = load(panel + s * slice_stride + 2 * g * kWidth);
+      accumulators[r][s][g] = accumulators[r][s][g] + broadcast(a[r][0]) * w;
+    });
+  }
+};
+
+// Adds the products of `count` k's, a grain at most, to `sum`.
+template <class Weights, class T>
+T add_products(T sum, const T* a, const T* w, Index count) {
+  if constexpr (Weights::grain == 1) {
+    return multiply_add(a[0], w[0], sum);
+  } else {
+    const Vec<T> w0 = broadcast(w[0]);
+    if (count == 1) return (broadcast(sum) + broadcast(a[0]) * w0).v[0];
+    return Weights::add(broadcast(sum), a, w0, broadcast(w[1])).v[0];
+  }
+}
+
+// The offset of a vector of weights in a panel.
+template <class Weights>
+Index offset_in_panel(Index slice, Index depth, Index gates, Index k, Index gate) {
+  constexpr Index kGrain = Weights::grain;
+  const Index first = slice * padded_depth<Weights>(depth) + k / kGrain * kGrain;
+  return (first * gates + gate * kGrain + k % kGrain) * Vec<typename Weights::Value>::width;
+}
+
 enum class Start { zero, bias, accumulators };
 
 template <PhaseKind Kind, class Weights>
@@ -58,7 +112,10 @@ class PhaseProblem {
     whole(true);
     x_then_h();
     if (h_.columns <= kSumGroup) {
-      for (const Index begun : {Index{0}, h_.columns / 3, h_.columns}) h_in_parts(begun);
+      for (const Index begun : {Index{0}, h_.columns / 3, h_.columns}) {
+        // Between two grains, or at the end.
+        if (begun == h_.columns || begun % Weights::grain == 0) h_in_parts(begun);
+      }
     }
     for (const Index piece : {1, 2, 5}) {
       for (const Index piece_slices : {1, 2, 3}) pieces(piece, piece_slices);
@@ -89,19 +146,28 @@ class PhaseProblem {
     return values;
   }
 
-  // The same numbers as weights.
+  // The same numbers as weights; NaN beyond the depth.
   std::vector<Element> panel(Random& random, Index depth, Index gate_count) const {
     const std::vector<T> values = vectors(random, depth, gate_count);
-    std::vector<Element> weights(values.size());
-    for (std::size_t i = 0; i < values.size(); i += width)
-      Weights::store(weights.data() + i, load(values.data() + i));
+    std::vector<Element> weights(
+        test::size_of(slices_ * padded_depth<Weights>(depth) * gate_count * width));
+    if constexpr (Weights::grain > 1) std::fill(weights.begin(), weights.end(), nan<T>);
+    const T* from = values.data();
+    for (Index slice = 0; slice < slices_; ++slice) {
+      for (Index k = 0; k < depth; ++k) {
+        for (Index gate = 0; gate < gate_count; ++gate, from += width) {
+          const Index to = offset_in_panel<Weights>(slice, depth, gate_count, k, gate);
+          Weights::store(weights.data() + to, load(from));
+        }
+      }
+    }
     return weights;
   }
 
   static T element(const std::vector<Element>& panel, Index depth, Index gate_count, Index k,
                    Index gate, Index unit) {
-    const Index vector = (unit / width * depth + k) * gate_count + gate;
-    return Weights::load(panel.data() + vector * width).v[unit % width];
+    const Index at = offset_in_panel<Weights>(unit / width, depth, gate_count, k, gate);
+    return Weights::load(panel.data() + at).v[unit % width];
   }
 
   // The strides of the layout in which each slice has all rows.
@@ -133,9 +199,13 @@ class PhaseProblem {
              begin += kSumBlock) {
           const bool at_bias = start_ != Start::accumulators && &a == &x_ && begin == 0;
           T block = at_bias ? sum : T(0);
-          for (Index k = begin; k < std::min(begin + kSumBlock, a.columns); ++k) {
-            const T w = element(panel, a.columns, window.count, k, gate - window.first, unit);
-            block = multiply_add(a(r, k), w, block);
+          const Index end = std::min(begin + kSumBlock, a.columns);
+          for (Index k = begin; k < end; k += Weights::grain) {
+            const Index count = std::min(Weights::grain, end - k);
+            T w[Weights::grain];
+            for (Index i = 0; i < count; ++i)
+              w[i] = element(panel, a.columns, window.count, k + i, gate - window.first, unit);
+            block = add_products<Weights>(block, a.row(r) + k, w, count);
           }
           group_sum = at_bias ? block : group_sum + block;
         }
@@ -355,6 +425,8 @@ TEST(phase_of_a_plain_product) {
   check_phase<kLinear, ExactWeights<float>>();
   check_phase<kLinear, ExactWeights<double>>();
 }
+
+TEST(phase_with_two_weights_to_a_grain) { check_phase<kGruAfter, PairWeights>(); }
 
 TEST(phase_with_weights_in_bfloat16) { check_phase<kGruAfter, Bf16Weights>(); }
 

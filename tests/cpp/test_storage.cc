@@ -215,7 +215,9 @@ TEST(networks_in_bfloat16_are_those_of_rounded_weights) {
 
 TEST(storages_tell_what_they_cost) {
   test::for_each_isa([] {
-    for (const StorageKernels<float>* storage : kernels<float>().storages) {
+    for (int kind = 0; kind < kStorageKinds; ++kind) {
+      const StorageKernels<float>* const storage = kernels<float>().storages[kind];
+      CHECK(storage->kind == kind);
       CHECK(storage->grain >= 1 && kSumBlock % storage->grain == 0);
       CHECK(storage->cost.product_flops > 0 && storage->cost.cell_flops > 0);
       const PanelShape shape = {kernels<float>().width, 64, 4};

@@ -396,11 +396,11 @@ std::optional<struct stat> Replacement::follow_links() {
 }
 
 // Some file systems have no permissions, so failures are ignored. Where the group cannot be kept,
-// the permissions of the group are not given to another one.
+// the new group gets at most the permissions of all others.
 void Replacement::take_permissions(const struct stat& replaced) noexcept {
   constexpr auto kSameOwner = static_cast<uid_t>(-1);
   mode_t mode = replaced.st_mode & 0777;
-  if (::fchown(file_.number(), kSameOwner, replaced.st_gid) != 0) mode &= 0707;
+  if (::fchown(file_.number(), kSameOwner, replaced.st_gid) != 0) mode &= 0707 | (mode & 0007) << 3;
   if (::fchmod(file_.number(), mode) != 0) errno = 0;
 }
 

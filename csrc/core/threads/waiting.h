@@ -1,4 +1,4 @@
-// How a thread waits for another thread for a short time. Not for waits that may last: those sleep
+// Short waits of a thread for another thread. A wait that may last sleeps instead,
 // on an atomic or a condition variable.
 #ifndef TIDEGATE_CORE_THREADS_WAITING_H_
 #define TIDEGATE_CORE_THREADS_WAITING_H_
