@@ -86,14 +86,14 @@ __attribute__((always_inline)) constexpr Blocking blocking_of(const Tiles& tiles
 }
 
 // The end of the block of sums that contains k.
-constexpr Index sum_block_end(Index k, Index depth) {
+__attribute__((always_inline)) constexpr Index sum_block_end(Index k, Index depth) {
   static_assert((kSumBlock & (kSumBlock - 1)) == 0);
   return min_of((k & -kSumBlock) + kSumBlock, depth);
 }
 
 // The end of the k's from `begin` on that one block takes, `most` at most: `end`, or the end of a
 // block of sums.
-constexpr Index fitting_end(Index begin, Index end, Index most) {
+__attribute__((always_inline)) constexpr Index fitting_end(Index begin, Index end, Index most) {
   if (end - begin <= most) return end;
   const Index whole = (begin + most) - (begin + most) % kSumBlock;
   return whole > begin ? whole : begin;
@@ -108,13 +108,14 @@ struct DepthBlock {
 };
 
 // The empty block before the first one of `all`.
-constexpr DepthBlock before(const DepthBlock& all) {
+__attribute__((always_inline)) constexpr DepthBlock before(const DepthBlock& all) {
   return {all.x_begin, all.x_begin, all.h_begin, all.h_begin, false};
 }
 
 // The block of `all` that follows `previous`, of at most `most` k's.
-constexpr DepthBlock next_depth_block(const DepthBlock& all, const DepthBlock& previous,
-                                      Index most) {
+__attribute__((always_inline)) constexpr DepthBlock next_depth_block(const DepthBlock& all,
+                                                                     const DepthBlock& previous,
+                                                                     Index most) {
   DepthBlock block = {previous.x_end, 0, previous.h_end, 0, false};
   block.first = all.first && block.x_begin == all.x_begin && block.h_begin == all.h_begin;
   block.x_end = fitting_end(block.x_begin, all.x_end, most);
@@ -124,7 +125,8 @@ constexpr DepthBlock next_depth_block(const DepthBlock& all, const DepthBlock& p
   return block;
 }
 
-constexpr bool is_last(const DepthBlock& all, const DepthBlock& block) {
+__attribute__((always_inline)) constexpr bool is_last(const DepthBlock& all,
+                                                      const DepthBlock& block) {
   return block.x_end >= all.x_end && block.h_end >= all.h_end;
 }
 
