@@ -250,7 +250,8 @@ static void test_files(void) {
 #define READ(tensor, values, count, message) \
   CHECK_REFUSED(tidegate_tensor_read_memory(bytes, size, tensor, values, count), message)
   copied[0] = 7;
-  READ("g.weight_ih", copied, 3, "memory: tensor \"g.weight_ih\": the file has no tensor of this name");
+  READ("g.weight_ih", copied, 3,
+       "memory: tensor \"g.weight_ih\": the file has no tensor of this name");
   READ("g.weight_ih_l0", copied, 2, "memory: tensor \"g.weight_ih_l0\": got a count of 2");
   READ("g.weight_ih_l0", NULL, 3, "values: got a null pointer");
   READ(NULL, copied, 3, "tensor: got a null pointer");
