@@ -79,7 +79,7 @@ def test_one_tape_many_threads(case, isa, rng):
     drawn = selftest.draw_case(layer, 20, 4, True, rng)
     _, _, tape = layer.forward(drawn.x, drawn.state, drawn.lengths, drawn.reset)
     expected = make(case).backward(tape, drawn.dy, drawn.dstate)
-    # A tape whose transposed weights nobody has packed yet.
+    # The tape of a new layer: no earlier backward call has used its packed weights.
     _, _, fresh = make(case).forward(drawn.x, drawn.state, drawn.lengths, drawn.reset)
 
     def work(num_threads):

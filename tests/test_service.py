@@ -1,4 +1,4 @@
-"""The README's pre-forking server: whoever steps together, each gets what it would get alone."""
+"""The README's pre-forking server: streams stepped together get what each would get alone."""
 
 from __future__ import annotations
 
