@@ -32,18 +32,29 @@ namespace {
 // The tables that this machine can run, the best one last. All places in which an ISA is added are
 // in csrc/README.md.
 std::vector<const KernelTable*> available_tables() {
+  std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
-  std::vector<const KernelTable*> tables = {&tidegate_kernels_baseline};
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2) tables.push_back(&tidegate_kernels_avx2);
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    tables.push_back(&tidegate_kernels_avx512);
-  }
-  return tables;
-#else
-  return {&tidegate_kernels_neon};
+  [[maybe_unused]] const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  [[maybe_unused]] const bool avx512 =
+      avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #endif
+#if defined(TIDEGATE_HAS_BASELINE)
+  tables.push_back(&tidegate_kernels_baseline);
+#endif
+#if defined(TIDEGATE_HAS_AVX2)
+  if (avx2) tables.push_back(&tidegate_kernels_avx2);
+#endif
+#if defined(TIDEGATE_HAS_AVX512)
+  if (avx512) tables.push_back(&tidegate_kernels_avx512);
+#endif
+#if defined(TIDEGATE_HAS_NEON)
+  tables.push_back(&tidegate_kernels_neon);
+#endif
+  if (tables.empty())
+    throw std::runtime_error("this machine supports none of the instruction sets of this build");
+  return tables;
 }
 
 const KernelTable* find_table(const std::string& name, const char* what) {
