@@ -119,7 +119,7 @@ class CellStep {
       call.saved_gate_stride = saved_gate_stride;
       call.peephole = packed.peephole;
       call.activations = config.chosen_activations();
-      finish_[p] = call.finish = cells.finish_of(phase.kind, call.activations);
+      call.finish = cells.finish_of(phase.kind, call.activations);
       row_products_[p] =
           phase.gates.count * slices.size() * width * (inputs_ + config.state_size());
       call.gated_h = from(scratch.gated_h);
@@ -226,6 +226,7 @@ class CellStep {
     const auto products = storage_.products[cell_.phases[p].kind];
     if (awaits) share.await_below_if_by_units();
     if (awaits && call.rows <= early_[p].max_rows) {
+      const Finish<T> finish = call.finish;
       call.h.end = early_[p].end;
       call.finish = nullptr;
       products(call);
@@ -233,7 +234,7 @@ class CellStep {
       call.resume = true;
       call.h.begin = early_[p].end;
       call.h.end = call.h.depth;
-      call.finish = finish_[p];
+      call.finish = finish;
     }
     if (awaits) share.await_above_if_by_units();
     run_rows(products, call, row_products_[p], interruption_);
@@ -250,7 +251,6 @@ class CellStep {
   T* accumulators_[kMaxPhases] = {};
   EarlyPart early_[kMaxPhases];
   Index row_products_[kMaxPhases] = {};  // multiply-adds of a row, an upper bound
-  Finish<T> finish_[kMaxPhases] = {};
   PhaseCall<T> calls_[kMaxPhases];
   PhaseCall<T> projection_;
 };

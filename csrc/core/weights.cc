@@ -139,7 +139,6 @@ void Weights<T>::take_forward(Arena& arena, const T* parameters,
 template <class T>
 void Weights<T>::prepare_backward(const T* parameters, int threads) const {
   if (!backward_.empty()) return;
-  const ThreadSetup setup;
   std::vector<BackwardWeights> made(forward_.size());
   Panels<T> panels(kernels_, storage_);
   backward_memory_ = Buffer([&](Arena& arena) { take_backward(arena, parameters, made, panels); },

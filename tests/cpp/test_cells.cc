@@ -171,6 +171,19 @@ struct CellCall {
   }
 };
 
+// What every cell has, for lane j: h and its copy, the saved gates, and the gradients by their
+// accumulators.
+template <class T, class Objective>
+void check_lane(CellCall<T>& call, Unit& unit, Index j, int gates, const Objective& objective) {
+  objective();
+  CHECK_NEAR(call.at(call.h, j), unit.h, call.tolerance);
+  CHECK(call.at(call.y, j) == call.at(call.h, j));
+  for (int gate = 0; gate < gates; ++gate)
+    CHECK_NEAR(call.saved_gate(j, gate), unit.gates[gate], call.tolerance);
+  for (int gate = 0; gate < gates; ++gate)
+    CHECK_NEAR(call.dgate(j, gate), derivative(unit.a[gate], objective), call.slope_tolerance);
+}
+
 template <bool Peephole, class T>
 void check_lstm() {
   CellCall<T> call;
@@ -185,15 +198,8 @@ void check_lstm() {
     };
     objective();
     CHECK_NEAR(call.at(call.c, j), unit.c, call.tolerance);
-    CHECK_NEAR(call.at(call.h, j), unit.h, call.tolerance);
-    CHECK(call.at(call.y, j) == call.at(call.h, j));
     CHECK_NEAR(call.at(call.cell_output, j), unit.h, call.tolerance);
-    for (int gate = 0; gate < 4; ++gate) {
-      CHECK_NEAR(call.saved_gate(j, gate), unit.gates[gate], call.tolerance);
-    }
-    for (int gate = 0; gate < 4; ++gate) {
-      CHECK_NEAR(call.dgate(j, gate), derivative(unit.a[gate], objective), call.slope_tolerance);
-    }
+    check_lane(call, unit, j, 4, objective);
     CHECK_NEAR(call.at(call.dc, j), derivative(unit.c_prev, objective), call.slope_tolerance);
     for (int w = 0; Peephole && w < 3; ++w) {
       CHECK_NEAR(call.at(call.dpeephole, j, w, call.units), derivative(unit.peephole[w], objective),
@@ -224,15 +230,8 @@ void check_gru(bool reset_after) {
              (reset_after ? 0 : call.dgated_h_before[j] * unit.gated_h);
     };
     objective();
-    CHECK_NEAR(call.at(call.h, j), unit.h, call.tolerance);
-    CHECK(call.at(call.y, j) == call.at(call.h, j));
     if (!reset_after) CHECK_NEAR(call.at(call.gated_h, j), unit.gated_h, call.tolerance);
-    for (int gate = 0; gate < (reset_after ? 4 : 3); ++gate) {
-      CHECK_NEAR(call.saved_gate(j, gate), unit.gates[gate], call.tolerance);
-    }
-    for (int gate = 0; gate < (reset_after ? 4 : 3); ++gate) {
-      CHECK_NEAR(call.dgate(j, gate), derivative(unit.a[gate], objective), call.slope_tolerance);
-    }
+    check_lane(call, unit, j, reset_after ? 4 : 3, objective);
     CHECK_NEAR(call.at(call.dh, j), derivative(unit.h_prev, objective), call.slope_tolerance);
   }
   call.check_canaries();
@@ -253,13 +252,8 @@ void check_mgu() {
       return call.dh_before[j] * unit.h + call.dgated_h_before[j] * unit.gated_h;
     };
     objective();
-    CHECK_NEAR(call.at(call.h, j), unit.h, call.tolerance);
-    CHECK(call.at(call.y, j) == call.at(call.h, j));
     CHECK_NEAR(call.at(call.gated_h, j), unit.gated_h, call.tolerance);
-    for (int gate = 0; gate < 2; ++gate) {
-      CHECK_NEAR(call.saved_gate(j, gate), unit.gates[gate], call.tolerance);
-      CHECK_NEAR(call.dgate(j, gate), derivative(unit.a[gate], objective), call.slope_tolerance);
-    }
+    check_lane(call, unit, j, 2, objective);
     CHECK_NEAR(call.at(call.dh, j), derivative(unit.h_prev, objective), call.slope_tolerance);
   }
   call.check_canaries();
