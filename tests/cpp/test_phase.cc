@@ -202,7 +202,7 @@ class PhaseProblem {
           const Index end = std::min(begin + kSumBlock, a.columns);
           for (Index k = begin; k < end; k += Weights::grain) {
             const Index count = std::min(Weights::grain, end - k);
-            T w[Weights::grain];
+            T w[Weights::grain] = {};
             for (Index i = 0; i < count; ++i)
               w[i] = element(panel, a.columns, window.count, k + i, gate - window.first, unit);
             block = add_products<Weights>(block, a.row(r) + k, w, count);
