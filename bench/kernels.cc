@@ -13,6 +13,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -26,29 +27,30 @@
 #include "kernels/table.h"
 #include "tidegate/settings.h"
 
-#if defined(__x86_64__)
 extern "C" {
 extern const tidegate::bench::ActivationTable tidegate_bench_activations_baseline;
 extern const tidegate::bench::ActivationTable tidegate_bench_activations_avx2;
 extern const tidegate::bench::ActivationTable tidegate_bench_activations_avx512;
-}
-#else
-extern "C" {
 extern const tidegate::bench::ActivationTable tidegate_bench_activations_neon;
 }
-#endif
 
 namespace tidegate::bench {
 namespace {
 
-const ActivationTable& activation_table([[maybe_unused]] const std::string& isa) {
-#if defined(__x86_64__)
-  if (isa == "avx512") return tidegate_bench_activations_avx512;
-  if (isa == "avx2") return tidegate_bench_activations_avx2;
-  return tidegate_bench_activations_baseline;
-#else
-  return tidegate_bench_activations_neon;
+const ActivationTable& activation_table(const std::string& isa) {
+#if defined(TIDEGATE_HAS_BASELINE)
+  if (isa == "baseline") return tidegate_bench_activations_baseline;
 #endif
+#if defined(TIDEGATE_HAS_AVX2)
+  if (isa == "avx2") return tidegate_bench_activations_avx2;
+#endif
+#if defined(TIDEGATE_HAS_AVX512)
+  if (isa == "avx512") return tidegate_bench_activations_avx512;
+#endif
+#if defined(TIDEGATE_HAS_NEON)
+  if (isa == "neon") return tidegate_bench_activations_neon;
+#endif
+  throw std::invalid_argument("isa: got " + isa + ", which has no activations here");
 }
 
 // Returns the nanoseconds of one call of `work`.

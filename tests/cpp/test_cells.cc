@@ -172,10 +172,9 @@ struct CellCall {
 };
 
 // What every cell has, for lane j: h and its copy, the saved gates, and the gradients by their
-// accumulators.
+// accumulators. `objective` must have been called for the lane.
 template <class T, class Objective>
 void check_lane(CellCall<T>& call, Unit& unit, Index j, int gates, const Objective& objective) {
-  objective();
   CHECK_NEAR(call.at(call.h, j), unit.h, call.tolerance);
   CHECK(call.at(call.y, j) == call.at(call.h, j));
   for (int gate = 0; gate < gates; ++gate)
