@@ -3,6 +3,9 @@
 #ifndef TIDEGATE_CORE_CELL_STEP_H_
 #define TIDEGATE_CORE_CELL_STEP_H_
 
+#include <algorithm>
+#include <cstddef>
+
 #include "core/pieces.h"
 #include "core/share.h"
 #include "core/states.h"
@@ -19,9 +22,17 @@ struct StepScratch {
   Index partial_sum_rows = 0;
   Rows<T> gated_h, phase_state;  // cells of two phases: [row][hidden]; see PhaseCall
   Rows<T> cell_output;           // projection: [row][hidden]
+  // Per thread: the rounded rows of the product with x or by a projection, and with h or gated_h.
+  std::byte* rounded_x = nullptr;
+  std::byte* rounded_h = nullptr;
+  Index rounded_x_bytes = 0;
+  Index rounded_h_bytes = 0;
 
-  static StepScratch take(Arena& arena, const Config& config, const CellSpec& cell,
-                          Index accumulator_rows, Index batch, int threads, Index width) {
+  static StepScratch take(Arena& arena, const Config& config, const Weights<T>& weights,
+                          Index accumulator_rows, Index batch, int threads) {
+    const CellSpec& cell = weights.cell();
+    const StorageKernels<T>& storage = weights.storage();
+    const Index width = weights.kernels().width;
     StepScratch scratch;
     scratch.accumulator_rows = accumulator_rows;
     scratch.partial_sum_rows = batch;
@@ -41,6 +52,14 @@ struct StepScratch {
     scratch.gated_h = take_rows(two_phases);
     scratch.phase_state = take_rows(two_phases);
     scratch.cell_output = take_rows(config.proj_size > 0);
+    const Index inputs = std::max({config.input_size, config.output_size(), hidden});
+    const auto rounded_bytes = [&](Index rows, Index depth) {
+      return whole_lines(storage.rounded_bytes(std::min(rows, storage.max_rows), depth));
+    };
+    scratch.rounded_x_bytes = rounded_bytes(std::max(accumulator_rows, batch), inputs);
+    scratch.rounded_h_bytes = rounded_bytes(batch, std::max(hidden, config.state_size()));
+    scratch.rounded_x = arena.take<std::byte>(threads, scratch.rounded_x_bytes);
+    scratch.rounded_h = arena.take<std::byte>(threads, scratch.rounded_h_bytes);
     return scratch;
   }
 };
@@ -83,10 +102,11 @@ constexpr Index kMaxEarlyProducts = 256 * 1024;
 template <class T>
 class CellStep {
  public:
-  // The calls of one thread, for its share of the units. It uses the scratch's rows from
-  // `first_row` and the accumulators from `first_accumulator_row`.
+  // The calls of the thread with this number among those that share the scratch, for its share of
+  // the units. It uses the scratch's rows from `first_row` and the accumulators from
+  // `first_accumulator_row`.
   CellStep(const Config& config, const Weights<T>& weights, Index layer, Index direction,
-           const Share& share, const StepScratch<T>& scratch, Index first_row,
+           const Share& share, int thread, const StepScratch<T>& scratch, Index first_row,
            Index first_accumulator_row, Index saved_gate_stride)
       : storage_(weights.storage()),
         cell_(weights.cell()),
@@ -109,6 +129,9 @@ class CellStep {
       call.h.rows = from(scratch.gated_h);  // or h_prev, see set_layout()
       call.h.panel = packed.phases[p].h;
       call.h.depth = call.h.end = config.state_size();
+      call.h.least = has_bounded_h(config) ? 1 : 0;
+      call.x.rounded = scratch.rounded_x + thread * scratch.rounded_x_bytes;
+      call.h.rounded = scratch.rounded_h + thread * scratch.rounded_h_bytes;
       call.bias = packed.phases[p].bias;
       call.accumulators_row_stride = phase.gates.count * width;
       call.accumulators_slice_stride = scratch.accumulator_rows * call.accumulators_row_stride;
@@ -127,7 +150,8 @@ class CellStep {
       if (share.awaits_above() && call.h.depth <= kSumGroup) {
         const Index panel = phase.h.count * slices.size() * width * call.h.depth;
         const Index below = share.units(call.h.depth, width).end;
-        early_[p] = {below - below % storage_.grain, kMaxEarlyProducts / std::max<Index>(1, panel)};
+        early_[p] = {below - below % storage_.grain,
+                     std::min(storage_.max_rows, kMaxEarlyProducts / std::max<Index>(1, panel))};
       }
     }
     if (!has_projection_) return;
@@ -138,6 +162,7 @@ class CellStep {
     projection_.slice_end = outputs.end;
     projection_.units = config.state_size();
     projection_.x = {cell_output, packed.projection, config.hidden_size, 0, config.hidden_size};
+    projection_.x.rounded = calls_[0].x.rounded;
     projection_.finish = cells.finish[kLinear];
     projection_.accumulators_slice_stride = width;
   }
@@ -172,7 +197,8 @@ class CellStep {
       call.accumulators = accumulators_[p];
       call.resume = false;
       call.finish = nullptr;
-      run_rows(storage_.products[cell_.phases[p].kind], call, row_products_[p], interruption_);
+      run_rows(storage_.products[cell_.phases[p].kind], call, row_products_[p], interruption_,
+               storage_.max_rows);
     }
   }
 
@@ -207,7 +233,7 @@ class CellStep {
     projection_.h_next.base = step.h_next;
     projection_.y.base = step.y;
     run_rows(storage_.products[kLinear], projection_, projection_.units * projection_.x.depth,
-             interruption_);
+             interruption_, storage_.max_rows);
   }
 
  private:
@@ -237,7 +263,7 @@ class CellStep {
       call.finish = finish;
     }
     if (awaits) share.await_above_if_by_units();
-    run_rows(products, call, row_products_[p], interruption_);
+    run_rows(products, call, row_products_[p], interruption_, storage_.max_rows);
     call.h.begin = 0;
   }
 

@@ -12,6 +12,10 @@ inline const CellSpec& cell_spec(const Config& config) {
   return cell_info(config.cell).spec({config.peephole, config.reset_after});
 }
 
+// Whether |h| <= 1 follows from |h_0| <= 1. An LSTM's h is a gate times the output activation; that
+// of other cells lies between the candidate and the previous h, if the gates are within [0, 1].
+bool has_bounded_h(const Config& config);
+
 }  // namespace tidegate
 
 #endif  // TIDEGATE_CORE_CELLS_H_

@@ -48,6 +48,28 @@ constexpr OptionInfo kOptions[] = {
 
 }  // namespace
 
+namespace {
+
+// Whether the values are within [0, 1].
+bool is_fraction(const Activation& f) {
+  return f.kind == ActivationKind::sigmoid || f.kind == ActivationKind::hard_sigmoid;
+}
+
+// Whether the magnitudes are at most 1.
+bool is_bounded(const Activation& f) {
+  return is_fraction(f) || f.kind == ActivationKind::tanh || f.kind == ActivationKind::softsign ||
+         (f.kind == ActivationKind::scaled_tanh && std::abs(f.alpha) <= 1);
+}
+
+}  // namespace
+
+bool has_bounded_h(const Config& config) {
+  const CellActivations& f = config.activations;
+  if (config.proj_size > 0) return false;
+  if (config.has_cell_state()) return is_bounded(f.gate) && is_bounded(f.output);
+  return is_fraction(f.gate) && is_bounded(f.candidate);
+}
+
 Index Config::gate_count() const { return cell_spec(*this).block_count; }
 bool Config::has_cell_state() const { return cell_spec(*this).has_cell_state; }
 

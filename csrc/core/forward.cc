@@ -37,7 +37,7 @@ ForwardScratch<T> ForwardScratch<T>::take(Arena& arena, const Config& config,
   scratch.chunk =
       projected_steps<T>(config, steps, batch, width, weights.storage().cost.weight_bytes);
   const Index rows = checked_size(scratch.chunk, batch);
-  scratch.step = StepScratch<T>::take(arena, config, weights.cell(), rows, batch, threads, width);
+  scratch.step = StepScratch<T>::take(arena, config, weights, rows, batch, threads);
   scratch.x_rows = arena.take<const T*>(threads, rows);
   scratch.y_rows = arena.take<T*>(threads, batch);
   scratch.h_rows = arena.take<const T*>(threads, batch);
@@ -67,7 +67,7 @@ class ForwardPass {
         h_rows_(run.scratch.h_rows + thread * run.schedule.batch()),
         c_rows_(run.scratch.c_rows + thread * run.schedule.batch()),
         // Each of the threads that divide rows has its own part of the accumulators.
-        step_(run.config, run.weights, run.layer, run.direction, share, run.scratch.step,
+        step_(run.config, run.weights, run.layer, run.direction, share, thread, run.scratch.step,
               first_row_, run.scratch.chunk * first_row_, run.saved.gate_stride) {
     const bool tables = run.schedule.has_reset();
     StepLayout<T> rows;

@@ -1,6 +1,11 @@
 // Linear layers: the product of rows with one panel, and its gradients.
 #include "tidegate/linear.h"
 
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
 #include "core/check.h"
 #include "core/interruption.h"
 #include "core/memory.h"
@@ -37,15 +42,20 @@ struct PackedProduct {
 template <class T>
 class LinearWeights {
  public:
-  LinearWeights(Index in_features, Index out_features, bool bias, const T* parameters, int threads)
+  LinearWeights(Index in_features, Index out_features, bool bias, const T* parameters, int threads,
+                StorageKind storage, const T* scales)
       : kernels_(tidegate::kernels<T>()),
+        storage_(*kernels_.storages[storage]),
         forward_{.depth = in_features, .units = out_features},
         backward_{.depth = out_features, .units = in_features} {
-    Panels<T> panels(kernels_, kernels_.exact());
+    Panels<T> panels(kernels_, storage_);
     memory_ = Buffer([&](Arena& arena) {
-      forward_.panel = panels.take(
-          arena, {out_features, in_features, 1},
-          {{.k_end = in_features, .base = parameters, .k_stride = 1, .unit_stride = in_features}});
+      forward_.panel = panels.take(arena, {out_features, in_features, 1},
+                                   {{.k_end = in_features,
+                                     .base = parameters,
+                                     .k_stride = 1,
+                                     .unit_stride = in_features,
+                                     .scales = scales}});
       if (!bias) return;
       const T* const values = parameters + out_features * in_features;
       forward_.bias = panels.take_vectors(arena, out_features, {{.base = values}});
@@ -54,13 +64,14 @@ class LinearWeights {
   }
 
   const Kernels<T>& kernels() const { return kernels_; }
+  const StorageKernels<T>& storage() const { return storage_; }
   const PackedProduct<T>& forward() const { return forward_; }
 
   // Packs what backward() returns, unless it is packed already. `parameters` are those from which
   // the snapshot was made. Must not be called by several threads at the same time.
   void prepare_backward(const T* parameters, int threads) const {
     if (backward_.panel) return;
-    Panels<T> panels(kernels_, kernels_.exact());
+    Panels<T> panels(kernels_, storage_);
     Panel panel = nullptr;
     backward_memory_ = Buffer([&](Arena& arena) {
       panel = panels.take(arena, {backward_.units, backward_.depth, 1},
@@ -77,6 +88,7 @@ class LinearWeights {
 
  private:
   const Kernels<T>& kernels_;
+  const StorageKernels<T>& storage_;
   PackedProduct<T> forward_;
   Buffer memory_;
   mutable PackedProduct<T> backward_;
@@ -84,10 +96,11 @@ class LinearWeights {
 };
 
 // Computes y = x * weights + bias for some rows and slices of outputs. Returns if the call ends
-// early.
+// early. `rounded`: see Product; for kPieceRows rows.
 template <class T>
-void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<const T> x,
-              Rows<T> y, Range rows, Range slices, Interruption& interruption) {
+void multiply(const LinearWeights<T>& weights, const PackedProduct<T>& product, Rows<const T> x,
+              Rows<T> y, Range rows, Range slices, void* rounded, Interruption& interruption) {
+  const Kernels<T>& kernels = weights.kernels();
   constexpr Index kPieceElements = kPieceBytes / static_cast<Index>(sizeof(T));
   alignas(Arena::kAlignment) T accumulators[kPieceElements];
   if (rows.size() <= 0) return;
@@ -103,7 +116,7 @@ void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<c
       call.slice_begin = slice;
       call.slice_end = std::min(slice + piece_slices, slices.end);
       call.units = product.units;
-      call.x = {x.from(row), product.panel, product.depth, 0, product.depth};
+      call.x = {x.from(row), product.panel, product.depth, 0, product.depth, rounded};
       call.bias = product.bias;
       call.accumulators_row_stride = kernels.width;
       call.accumulators_slice_stride = piece_rows * kernels.width;
@@ -111,19 +124,20 @@ void multiply(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<c
       call.accumulators = accumulators;
       call.y = y.from(row);
       call.finish = kernels.cells->finish[kLinear];
-      kernels.exact().products[kLinear](call);
+      weights.storage().products[kLinear](call);
     }
   }
 }
 
 // Computes the part of one thread: a part of the rows, or of the outputs if there are few rows.
 template <class T>
-void multiply_part(const Kernels<T>& kernels, const PackedProduct<T>& product, Rows<const T> x,
-                   Rows<T> y, Index rows, int thread, int threads, Interruption& interruption) {
-  const Index slices = slice_count(product.units, kernels.width);
+void multiply_part(const LinearWeights<T>& weights, const PackedProduct<T>& product,
+                   Rows<const T> x, Rows<T> y, Index rows, int thread, int threads, void* rounded,
+                   Interruption& interruption) {
+  const Index slices = slice_count(product.units, weights.kernels().width);
   const bool by_rows = rows >= kMinRowsOfThread * threads || slices < threads;
-  multiply(kernels, product, x, y, by_rows ? part_of(rows, thread, threads) : Range{0, rows},
-           by_rows ? Range{0, slices} : part_of(slices, thread, threads), interruption);
+  multiply(weights, product, x, y, by_rows ? part_of(rows, thread, threads) : Range{0, rows},
+           by_rows ? Range{0, slices} : part_of(slices, thread, threads), rounded, interruption);
 }
 
 // The flops of the product for all rows; an operation on double counts as two on float.
@@ -135,7 +149,21 @@ double float_flops(Index rows, Index in_features, Index out_features) {
 
 void check_rows(Index rows) { require_size("rows", rows, 0); }
 
+// Returns the sizes if they are those of a layer.
+Index checked_count(Index in_features, Index out_features, bool bias) {
+  require_size("in_features", in_features, 1);
+  require_size("out_features", out_features, 1);
+  return checked_size(out_features, checked_sum(in_features, bias ? 1 : 0));
+}
+
 }  // namespace
+
+std::vector<Parameter> linear_parameters(Index in_features, Index out_features, bool bias) {
+  checked_count(in_features, out_features, bias);
+  std::vector<Parameter> all = {{"weight", out_features, in_features, 0}};
+  if (bias) all.push_back({"bias", out_features, 0, out_features * in_features});
+  return all;
+}
 
 template <class T>
 struct Linear<T>::Impl {
@@ -143,15 +171,19 @@ struct Linear<T>::Impl {
       : in_features(in),
         out_features(out),
         bias(has_bias),
-        parameters((require_size("in_features", in, 1), require_size("out_features", out, 1),
-                    checked_size(out, checked_sum(in, has_bias ? 1 : 0)))) {}
+        parameters(checked_count(in, out, has_bias)) {}
+  Impl(Index in, Index out, bool has_bias, QuantizedParameters quantized)
+      : in_features(in),
+        out_features(out),
+        bias(has_bias),
+        parameters(linear_parameters(in, out, has_bias), std::move(quantized)) {}
 
   // The packed snapshot, with the panel for the backward pass if the call is recorded.
   std::shared_ptr<const LinearWeights<T>> weights(int threads, bool records) {
     return parameters.packed(
-        [&](const T* values) {
+        [&](const T* values, StorageKind storage, const T* scales) {
           return std::make_shared<const LinearWeights<T>>(in_features, out_features, bias, values,
-                                                          threads);
+                                                          threads, storage, scales);
         },
         [&](const LinearWeights<T>& weights, const T* values) {
           if (records) weights.prepare_backward(values, threads);
@@ -160,17 +192,28 @@ struct Linear<T>::Impl {
 
   void run(const LinearWeights<T>& weights, const T* x, Index x_stride, T* y, Index y_stride,
            Index rows, int threads) const {
-    const PlannedCall plan =
-        plan_even_work({.flops = float_flops<T>(rows, in_features, out_features)}, threads);
+    const PlannedCall plan = plan_even_work({.flops = flops(rows)}, threads);
     ThreadLease lease(plan.threads);
+    const Index rounded_bytes =
+        whole_lines(weights.storage().rounded_bytes(std::min(kPieceRows, rows), in_features));
+    std::byte* rounded = nullptr;
+    const Buffer memory(
+        [&](Arena& arena) { rounded = arena.take<std::byte>(lease.size(), rounded_bytes); });
     Interruption interruption;
     const ThreadSetup setup;
     lease.run([&](int thread) {
-      multiply_part<T>(weights.kernels(), weights.forward(), {x, x_stride, nullptr},
-                       {y, y_stride, nullptr}, rows, thread, lease.size(), interruption);
+      multiply_part<T>(weights, weights.forward(), {x, x_stride, nullptr}, {y, y_stride, nullptr},
+                       rows, thread, lease.size(), rounded + thread * rounded_bytes, interruption);
     });
     interruption.finish();
     plan.record(lease.size());
+  }
+
+  // The flops of run(), in those of float products.
+  double flops(Index rows) const {
+    return float_flops<T>(rows, in_features, out_features) *
+           kernels<T>().storages[parameters.storage_kind()]->cost.product_flops /
+           kernels<T>().exact().cost.product_flops;
   }
 
   const Index in_features;
@@ -197,6 +240,10 @@ struct LinearTape<T>::Impl {
 template <class T>
 Linear<T>::Linear(Index in_features, Index out_features, bool bias)
     : impl_(std::make_unique<Impl>(in_features, out_features, bias)) {}
+
+template <class T>
+Linear<T>::Linear(Index in_features, Index out_features, bool bias, QuantizedParameters parameters)
+    : impl_(std::make_unique<Impl>(in_features, out_features, bias, std::move(parameters))) {}
 
 template <class T>
 Linear<T>::~Linear() = default;
@@ -227,6 +274,30 @@ const T* Linear<T>::parameters() const {
 }
 
 template <class T>
+void Linear<T>::read_parameters(T* to) const {
+  impl_->parameters.read(to);
+}
+
+template <class T>
+Precision Linear<T>::precision() const {
+  return impl_->parameters.precision();
+}
+
+template <class T>
+const QuantizedParameters* Linear<T>::quantized() const {
+  return impl_->parameters.quantized();
+}
+
+template <class T>
+std::unique_ptr<Linear<T>> Linear<T>::quantize(Precision precision) const {
+  const Index in = in_features();
+  const Index out = out_features();
+  return std::make_unique<Linear>(
+      in, out, has_bias(),
+      impl_->parameters.in_precision(linear_parameters(in, out, has_bias()), precision));
+}
+
+template <class T>
 void Linear<T>::write_parameters(Index offset, const T* values, Index count) {
   impl_->parameters.write(offset, values, count);
 }
@@ -248,6 +319,11 @@ template <class T>
 std::unique_ptr<LinearTape<T>> Linear<T>::record(const T* x, Index x_stride, T* y, Index y_stride,
                                                  Index rows, int num_threads) const {
   check_rows(rows);
+  if (precision() != Precision::exact) {
+    throw std::invalid_argument(std::string("precision: a layer in ") +
+                                precision_name<T>(precision()) +
+                                " is for inference; train the layer from which it was made");
+  }
   const int threads = allowed_threads(num_threads);
   auto tape = std::make_unique<typename LinearTape<T>::Impl>(impl_->weights(threads, true), rows,
                                                              impl_->bias);
@@ -310,8 +386,8 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
   lease.run([&](int thread) {
     const auto part = [&](Index size) { return part_of(size, thread, lease.size()); };
     if (dx) {
-      multiply_part<T>(kernels, *transposed, dy_rows, {dx, dx_stride, nullptr}, rows, thread,
-                       lease.size(), interruption);
+      multiply_part<T>(*impl_->weights, *transposed, dy_rows, {dx, dx_stride, nullptr}, rows,
+                       thread, lease.size(), nullptr, interruption);
     }
     if (!dparameters) return;
     // Threads divide the longer side of dW.
@@ -337,7 +413,7 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
 
 template <class T>
 double Linear<T>::run_cost(Index rows) const noexcept {
-  const EvenWork work = {.flops = float_flops<T>(rows, impl_->in_features, impl_->out_features)};
+  const EvenWork work = {.flops = impl_->flops(rows)};
   return work.least_serial_nanoseconds(fma_rate_now());
 }
 

@@ -29,6 +29,9 @@ inline Index checked_sum(Index a, Index b) {
   return sum;
 }
 
+// Bytes rounded up to whole cache lines.
+inline Index whole_lines(Index bytes) { return checked_sum(bytes, 63) & ~Index{63}; }
+
 // Takes arrays, each of which begins at a cache line, from one buffer. A layout is a function that
 // takes all its arrays from an Arena; with an Arena that has no buffer, it only counts.
 class Arena {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
+#include <utility>
 
 #include "core/model_impl.h"
 #include "core/network.h"
@@ -23,10 +25,14 @@ Model<T>::Impl::Impl(const Config& network)
     : config(validated(network)), parameters(tidegate::parameter_count(config)) {}
 
 template <class T>
+Model<T>::Impl::Impl(const Config& network, QuantizedParameters quantized)
+    : config(validated(network)), parameters(tidegate::parameters(config), std::move(quantized)) {}
+
+template <class T>
 std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads, bool records) {
   return parameters.packed(
-      [&](const T* values) {
-        return std::make_shared<const Weights<T>>(config, values, threads, storage);
+      [&](const T* values, StorageKind storage, const T* scales) {
+        return std::make_shared<const Weights<T>>(config, values, threads, storage, scales);
       },
       [&](const Weights<T>& weights, const T* values) {
         if (records) weights.prepare_backward(values, threads);
@@ -35,6 +41,10 @@ std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads, bool reco
 
 template <class T>
 Model<T>::Model(const Config& config) : impl_(std::make_unique<Impl>(config)) {}
+
+template <class T>
+Model<T>::Model(const Config& config, QuantizedParameters parameters)
+    : impl_(std::make_unique<Impl>(config, std::move(parameters))) {}
 
 template <class T>
 Model<T>::~Model() = default;
@@ -55,6 +65,11 @@ const T* Model<T>::parameters() const {
 }
 
 template <class T>
+void Model<T>::read_parameters(T* to) const {
+  impl_->parameters.read(to);
+}
+
+template <class T>
 void Model<T>::write_parameters(Index offset, const T* values, Index count) {
   impl_->parameters.write(offset, values, count);
 }
@@ -62,6 +77,23 @@ void Model<T>::write_parameters(Index offset, const T* values, Index count) {
 template <class T>
 void Model<T>::update_parameters(const std::function<void(T* parameters)>& update) {
   impl_->parameters.update(update);
+}
+
+template <class T>
+Precision Model<T>::precision() const {
+  return impl_->parameters.precision();
+}
+
+template <class T>
+const QuantizedParameters* Model<T>::quantized() const {
+  return impl_->parameters.quantized();
+}
+
+template <class T>
+std::unique_ptr<Model<T>> Model<T>::quantize(Precision precision) const {
+  const Config& config = impl_->config;
+  return std::make_unique<Model>(
+      config, impl_->parameters.in_precision(tidegate::parameters(config), precision));
 }
 
 template <class T>
@@ -89,6 +121,11 @@ template <class T>
 std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs<T>& outputs,
                                           int num_threads) const {
   const Config& config = impl_->config;
+  if (precision() != Precision::exact) {
+    throw std::invalid_argument(std::string("precision: a model in ") +
+                                precision_name<T>(precision()) +
+                                " is for inference; train the model from which it was made");
+  }
   config.validate_training();
   const CallSize size = check_inputs(config, inputs);
   check_outputs(config, size, outputs);
@@ -108,7 +145,7 @@ std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs
 template <class T>
 double Model<T>::run_cost(Index steps, Index batch) const noexcept {
   const Call call = {impl_->config, Work::forward, steps, batch,
-                     kernels<T>().storages[impl_->storage]->cost};
+                     kernels<T>().storages[impl_->parameters.storage_kind()]->cost};
   return CostModel(call).least_serial_nanoseconds(fma_rate_now());
 }
 

@@ -13,13 +13,13 @@ namespace tidegate {
 template <class T>
 struct Model<T>::Impl {
   explicit Impl(const Config& network);
+  Impl(const Config& network, QuantizedParameters quantized);
 
   // The packed snapshot of the current parameters for the current ISA, with the panels for the
   // backward pass if the call is recorded. If necessary, packs it with at most `threads` threads.
   std::shared_ptr<const Weights<T>> weights(int threads = 1, bool records = false);
 
   const Config config;
-  const StorageKind storage = kExactWeights;
   ParameterStore<T, Weights<T>> parameters;
 };
 

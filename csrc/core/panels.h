@@ -65,7 +65,7 @@ class Panels {
              std::vector<WeightBlock<T>> blocks) {
     // Throws if the bytes of the panel overflow.
     checked_size(slice_count(shape.units, kernels_.width), kernels_.width,
-                 checked_sum(shape.depth, storage.grain), shape.gates, Index{sizeof(double)});
+                 checked_sum(shape.depth, kPackedDepth), shape.gates, Index{sizeof(double)});
     const Index bytes = storage.panel_bytes(shape);
     void* const panel = arena.take<char>(bytes);
     if (arena.counting()) return nullptr;

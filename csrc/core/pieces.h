@@ -48,16 +48,19 @@ void skip_rows(BackwardCall<T>& call, Index first) {
   }
 }
 
-// Runs kernel(call), whose rows take about `row_products` multiply-adds each. If the call ends
-// early, some rows are left out. `interruption`: null if it never ends early.
+// Runs kernel(call), whose rows take about `row_products` multiply-adds each, on at most `max_rows`
+// rows at a time. If the call ends early, some rows are left out. `interruption`: null if it never
+// ends early.
 template <class Call>
 void run_rows(void (*kernel)(const Call&), const Call& call, Index row_products,
-              Interruption* interruption) {
-  if (interruption == nullptr) return kernel(call);
-  const Index most = std::max<Index>(1, kPieceProducts / std::max<Index>(1, row_products));
+              Interruption* interruption, Index max_rows = INT64_MAX) {
+  Index most = max_rows;
+  if (interruption != nullptr)
+    most = std::clamp<Index>(kPieceProducts / std::max<Index>(1, row_products), 1, max_rows);
   if (call.rows <= most) return kernel(call);
   Call piece = call;
-  for (Index first = 0; first < call.rows && !interruption->requested_now(); first += most) {
+  for (Index first = 0; first < call.rows; first += most) {
+    if (interruption != nullptr && interruption->requested_now()) return;
     piece.rows = std::min(most, call.rows - first);
     kernel(piece);
     skip_rows(piece, most);

@@ -149,8 +149,7 @@ struct StreamWork {
 
   void take(Arena& arena, const Config& config) {
     const Index width = weights->kernels().width;
-    scratch =
-        StepScratch<T>::take(arena, config, weights->cell(), batch, batch, max_threads, width);
+    scratch = StepScratch<T>::take(arena, config, *weights, batch, batch, max_threads);
     const Index stride = padded_row<T>(config.state_size(), width);
     for (Rows<T>& rows : h_next) rows = {arena.take<T>(batch, stride), stride, nullptr};
     h_rows = arena.take<const T*>(max_threads, batch);
@@ -173,7 +172,7 @@ struct StreamWork {
       rows.c_prev = rows.c_next;
       rows.y = {nullptr, shape.y_stride, nullptr};
       const Index first = share.rows().begin;
-      CellStep<T> step(config, *weights, layer, 0, share, scratch, first, first, 0);
+      CellStep<T> step(config, *weights, layer, 0, share, thread, scratch, first, first, 0);
       step.set_layout(rows);
       return step;
     });

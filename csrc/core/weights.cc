@@ -14,8 +14,13 @@ std::vector<ParameterOffsets> parameter_offsets(const Config& config) {
   const std::vector<Parameter> all = parameters(config);
   std::vector<ParameterOffsets> offsets;
   std::size_t next = 0;
+  Index row = 0;
   for (Index i = 0; i < config.num_layers * config.num_directions(); ++i) {
     ParameterOffsets o{all[next].offset, all[next + 1].offset};
+    o.scales_ih = row;
+    o.scales_hh = row + all[next].rows;
+    o.scales_hr = o.scales_hh + all[next + 1].rows;
+    row = o.scales_hr + config.proj_size;
     next += 2;
     if (config.bias) {
       o.bias_ih = all[next++].offset;
@@ -39,7 +44,8 @@ const StorageKernels<T>& storage_of(const Kernels<T>& kernels, StorageKind kind)
 }  // namespace
 
 template <class T>
-Weights<T>::Weights(const Config& config, const T* parameters, int threads, StorageKind storage)
+Weights<T>::Weights(const Config& config, const T* parameters, int threads, StorageKind storage,
+                    const T* scales)
     : config_(config),
       cell_(cell_spec(config)),
       kernels_(tidegate::kernels<T>()),
@@ -48,7 +54,7 @@ Weights<T>::Weights(const Config& config, const T* parameters, int threads, Stor
   const ThreadSetup setup;  // for the sums of biases, which round
   const std::vector<std::vector<T>> biases = phase_biases(parameters);
   Panels<T> panels(kernels_, storage_);
-  memory_ = Buffer([&](Arena& arena) { take_forward(arena, parameters, biases, panels); },
+  memory_ = Buffer([&](Arena& arena) { take_forward(arena, parameters, scales, biases, panels); },
                    "the packed weights");
   panels.pack(threads);
 }
@@ -82,7 +88,7 @@ T Weights<T>::sign(const GateSpec& gate) const {
 }
 
 template <class T>
-void Weights<T>::take_forward(Arena& arena, const T* parameters,
+void Weights<T>::take_forward(Arena& arena, const T* parameters, const T* scales,
                               const std::vector<std::vector<T>>& biases, Panels<T>& panels) {
   const Index hidden = config_.hidden_size;
   const Index state = config_.state_size();
@@ -91,17 +97,21 @@ void Weights<T>::take_forward(Arena& arena, const T* parameters,
   for (std::size_t i = 0; i < forward_.size(); ++i) {
     const ParameterOffsets& at = offsets[i];
     const Index inputs = config_.layer_input_size(static_cast<Index>(i) / config_.num_directions());
-    // A panel of `count` gates, which are blocks of rows of the matrix `weight`.
+    const auto scales_of = [&](Index row) { return scales ? scales + row : nullptr; };
+    // A panel of `count` gates, which are blocks of rows of the matrix `weight`, whose first row is
+    // number `row` of all matrices' rows.
     const auto take_gates = [&](const GateSpec* gates, Index count, int GateSpec::* block,
-                                const T* weight, Index depth) {
+                                const T* weight, Index depth, Index row) {
       std::vector<WeightBlock<T>> blocks;
       for (Index g = 0; g < count; ++g) {
+        const Index first = gates[g].*block * hidden;
         blocks.push_back({.gate = g,
                           .k_end = depth,
-                          .base = weight + gates[g].*block * hidden * depth,
+                          .base = weight + first * depth,
                           .k_stride = 1,
                           .unit_stride = depth,
-                          .sign = sign(gates[g])});
+                          .sign = sign(gates[g]),
+                          .scales = scales_of(row + first)});
       }
       return panels.take(arena, {hidden, depth, count}, std::move(blocks));
     };
@@ -110,9 +120,9 @@ void Weights<T>::take_forward(Arena& arena, const T* parameters,
       const PhaseSpec& phase = cell_.phases[p];
       const GateSpec* gates = cell_.gates + phase.gates.first;
       packed.phases[p].x = take_gates(gates + phase.x.first, phase.x.count, &GateSpec::x_block,
-                                      parameters + at.weight_ih, inputs);
+                                      parameters + at.weight_ih, inputs, at.scales_ih);
       packed.phases[p].h = take_gates(gates + phase.h.first, phase.h.count, &GateSpec::h_block,
-                                      parameters + at.weight_hh, state);
+                                      parameters + at.weight_hh, state, at.scales_hh);
       if (!config_.bias) continue;
       const T* bias = biases[next_bias++].data();  // [gate][unit]
       std::vector<WeightBlock<T>> vectors;
@@ -131,7 +141,8 @@ void Weights<T>::take_forward(Arena& arena, const T* parameters,
                                       {{.k_end = hidden,
                                         .base = parameters + at.weight_hr,
                                         .k_stride = 1,
-                                        .unit_stride = hidden}});
+                                        .unit_stride = hidden,
+                                        .scales = scales_of(at.scales_hr)}});
     }
   }
 }

@@ -19,6 +19,8 @@ struct ParameterOffsets {
   Index bias_ih = -1, bias_hh = -1;
   Index weight_hr = -1;
   Index weight_peephole = -1;
+  // The offsets of the matrices' rows among the rows of all matrices.
+  Index scales_ih = 0, scales_hh = 0, scales_hr = 0;
 };
 std::vector<ParameterOffsets> parameter_offsets(
     const Config& config);  // layer-major, then direction
@@ -52,9 +54,10 @@ class Panels;
 template <class T>
 class Weights {
  public:
-  // Packs the flat parameters for the current kernels, with at most `threads` threads.
+  // Packs the flat parameters for the current kernels, with at most `threads` threads. `scales`:
+  // of the rows of all matrices, for kInt8Weights; the parameters are then multiples of them.
   Weights(const Config& config, const T* parameters, int threads,
-          StorageKind storage = kExactWeights);
+          StorageKind storage = kExactWeights, const T* scales = nullptr);
 
   const Kernels<T>& kernels() const { return kernels_; }
   const StorageKernels<T>& storage() const { return storage_; }
@@ -76,8 +79,8 @@ class Weights {
   // The sums of both biases, [gate][unit], for each phase of each direction.
   std::vector<std::vector<T>> phase_biases(const T* parameters) const;
   // Take the panels of all directions from the arena.
-  void take_forward(Arena& arena, const T* parameters, const std::vector<std::vector<T>>& biases,
-                    Panels<T>& panels);
+  void take_forward(Arena& arena, const T* parameters, const T* scales,
+                    const std::vector<std::vector<T>>& biases, Panels<T>& panels);
   void take_backward(Arena& arena, const T* parameters, std::vector<BackwardWeights>& backward,
                      Panels<T>& panels) const;
   // -1 for the update gate with UpdateGate::write, whose weights are negated.

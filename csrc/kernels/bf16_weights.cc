@@ -1,42 +1,103 @@
-// The kernels for weights rounded to bfloat16, the upper half of a float, which halve the bytes of
-// a panel. Weights are widened as they are loaded; everything else is float.
+// The kernels for weights and rows rounded to bfloat16, the upper half of a float, to nearest even.
+// Accumulators, and everything that a cell computes, are float.
+//
+// An accumulator receives the products of a block of 32 k's at a time: two chains of fused
+// multiply-adds, each from zero, one over the even k's and one over the odd ones, ascending, are
+// added to each other, and the sum to the accumulator. If a block is not whole, zero is added to
+// both chains at its end. Denormal operands and results count as zeros. This is the order of the
+// matrix units of x86-64 (TDPBF16PS), so that a result has the same bits with and without them.
 #include "kernels/isa_tables.h"
-#include "kernels/pack.h"
-#include "kernels/product.h"
-#include "kernels/storage.h"
+#include "kernels/rounded_phase.h"
 #include "kernels/vec.h"
 
 namespace tidegate {
 namespace {
 
-struct Bf16Weights : FusedMultiplyAdd<Bf16Weights>, VectorPanels<Bf16Weights> {
-  static constexpr StorageKind kind = kBf16Weights;
-  using Value = float;
-  using Element = std::uint16_t;
-  using Halves = Element __attribute__((vector_size(vector_bytes / 2)));
-  using Words = std::uint32_t __attribute__((vector_size(vector_bytes)));
-  static constexpr Index grain = 1;
-  static constexpr StorageCost cost = {"bfloat16 weights", 1, 1, 2};
+using Words = std::uint32_t __attribute__((vector_size(vector_bytes)));
 
-  static TIDEGATE_INLINE Vec<float> load(const Element* from) {
-    Halves halves;
-    __builtin_memcpy(&halves, from, sizeof halves);
-    return {(Vec<float>::Native)(__builtin_convertvector(halves, Words) << 16)};
+// The nearest numbers with the upper 16 bits of a float, ties to even. A NaN becomes a quiet NaN.
+TIDEGATE_INLINE Vec<float> rounded(Vec<float> x) {
+  const Words bits = (Words)x.v;
+  const Words nearest = bits + 0x7fff + ((bits >> 16) & 1);
+  const Words is_nan = (Words)(x.v != x.v);
+  const Words result = (is_nan & (bits | 0x400000)) | (~is_nan & nearest);
+  return {(Vec<float>::Native)(result & 0xffff0000)};
+}
+
+struct Bf16Weights {
+  static constexpr StorageKind kind = kBf16Weights;
+  using Element = std::uint16_t;
+  using Row = float;  // rounded; the lower 16 bits are zero
+  static constexpr Index group = 2;
+  static constexpr Index grain = 32;
+  static constexpr bool has_scales = false;
+  static constexpr StorageCost cost = {"bfloat16", fma_of_halves_flops, 1, 2};
+
+  // Each vector has two chains. A step of k's holds, besides them, the two parts of a vector of
+  // weights and two numbers of each row.
+  static constexpr int row_vectors = 4;
+  static constexpr int tile_vectors = vector_registers == 32 ? 4 : 2;
+  static constexpr int tile_rows = 3;
+
+  static Element round(float weight, float) {
+    const Words bits = (Words)rounded(broadcast(weight)).v;
+    return static_cast<Element>(bits[0] >> 16);
   }
 
-  // Rounds to nearest, ties to even. A NaN becomes a quiet NaN with the upper bits of its payload.
-  static TIDEGATE_INLINE void store(Element* to, Vec<float> weights) {
-    const Words bits = (Words)weights.v;
-    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const Words is_nan = (Words)(weights.v != weights.v);
-    const Words result = (is_nan & ((bits >> 16) | 0x40)) | (~is_nan & rounded);
-    const Halves halves = __builtin_convertvector(result, Halves);
-    __builtin_memcpy(to, &halves, sizeof halves);
+  static float round_row(const float* from, Index depth, float, Row* to) {
+    constexpr Index kWidth = Vec<float>::width;
+    Index k = 0;
+    for (; k + kWidth <= depth; k += kWidth) store(to + k, rounded(load(from + k)));
+    const int left = static_cast<int>(depth - k);
+    if (left > 0) store_partial(to + k, rounded(load_partial(from + k, left)), left);
+    return 1;
+  }
+
+  template <int R, int S, int Count>
+  static TIDEGATE_INLINE void add_product(Vec<float> (&sums)[R][S][Count], const Row* const (&a)[R],
+                                          const float (&)[R], const TileWeights<Bf16Weights>& tile,
+                                          Index depth) {
+    using Panels = RoundedPanels<Bf16Weights>;
+    static_assert(Panels::kBlock == grain);
+    constexpr Index kStep = group * Vec<float>::width;
+    const Element* block = tile.weights;
+    const Row* row[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) row[r] = a[r];
+    for (Index k = 0; k < depth; k += grain, block += tile.block_stride) {
+      const Index left = min_of(depth - k, grain);
+      Vec<float> even[R][S][Count] = {}, odd[R][S][Count] = {};
+      const Element* weights = block;
+      for (Index step = 0; step < left; step += group, weights += kStep) {
+        each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
+          Words pairs;
+          __builtin_memcpy(&pairs, weights + s * tile.slice_stride + g * Panels::kGateBlock,
+                           sizeof pairs);
+          const Vec<float> w_even = {(Vec<float>::Native)(pairs << 16)};
+          const Vec<float> w_odd = {(Vec<float>::Native)(pairs & 0xffff0000)};
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
+            even[r][s][g] = fma_of_halves(broadcast(row[r][0]), w_even, even[r][s][g]);
+            odd[r][s][g] = fma_of_halves(broadcast(row[r][1]), w_odd, odd[r][s][g]);
+          }
+        });
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) row[r] += group;
+      }
+      each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
+        const Vec<float> end = zero<float>();
+        if (left < grain) {
+          even[r][s][g] = even[r][s][g] + end;
+          odd[r][s][g] = odd[r][s][g] + end;
+        }
+        sums[r][s][g] = sums[r][s][g] + (even[r][s][g] + odd[r][s][g]);
+      });
+    }
   }
 };
 
 }  // namespace
 
-const StorageKernels<float> TIDEGATE_TABLE(bf16_weights) = storage_kernels<Bf16Weights>();
+const StorageKernels<float> TIDEGATE_TABLE(bf16_weights) = rounded_kernels<Bf16Weights>();
 
 }  // namespace tidegate

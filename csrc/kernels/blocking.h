@@ -10,6 +10,33 @@ namespace {
 
 constexpr Index min_of(Index a, Index b) { return a < b ? a : b; }
 
+// The greatest number of gates that see one operand: the accumulators per unit in a tile.
+constexpr int widest(const PhaseShape& shape) {
+  return shape.x.count > shape.h.count ? shape.x.count : shape.h.count;
+}
+
+// Calls f(begin, end) until [begin, end) is empty. f processes a piece at its beginning, or, if
+// reversed, at its end, and returns the size of the piece.
+template <class F>
+inline __attribute__((always_inline)) void take_pieces(Index begin, Index end, bool reversed,
+                                                       F&& f) {
+  while (begin < end) {
+    const Index taken = f(begin, end);
+    (reversed ? end : begin) += reversed ? -taken : taken;
+  }
+}
+// Calls f(begin, end) for each piece of `size`; the last one may be smaller.
+template <class F>
+inline __attribute__((always_inline)) void each_piece(Index begin, Index end, Index size,
+                                                      bool reversed, F&& f) {
+  take_pieces(begin, end, reversed, [&](Index from, Index to) __attribute__((always_inline)) {
+    const Index taken = min_of(size, to - from);
+    const Index first = reversed ? to - taken : from;
+    f(first, first + taken);
+    return taken;
+  });
+}
+
 // The tiles of a phase, and the panel that they read.
 struct Tiles {
   int gates;              // accumulators per unit

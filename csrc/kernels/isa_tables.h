@@ -32,6 +32,7 @@ struct ForTypes {
 extern "C" {
 extern const ForTypes<StorageKernels> TIDEGATE_TABLE(exact_weights);
 extern const StorageKernels<float> TIDEGATE_TABLE(bf16_weights);
+extern const StorageKernels<float> TIDEGATE_TABLE(int8_weights);
 extern const ForTypes<CellKernels> TIDEGATE_TABLE(cells);
 extern const ForTypes<OuterKernels> TIDEGATE_TABLE(outer);
 extern const ForTypes<ArrayKernels> TIDEGATE_TABLE(arrays);

@@ -16,11 +16,6 @@
 namespace tidegate {
 namespace {
 
-// The greatest number of gates that see one operand: the accumulators per unit in a tile.
-constexpr int widest(const PhaseShape& shape) {
-  return shape.x.count > shape.h.count ? shape.x.count : shape.h.count;
-}
-
 // Where tile number `tile` of a block begins to prefetch the next block. Each tile prefetches
 // `Prefetched` cache lines for every kUnrolled k's (grains), so that the first few tiles together
 // prefetch all of them. Null: no lines are left for this tile.
@@ -39,23 +34,6 @@ inline void with_prefetched_lines(Index tiles, F&& f) {
     if (tiles > 1) return with_prefetched_lines<(Lines + 1) / 2>(tiles / 2, f);
   }
   f.template operator()<Lines>();
-}
-
-template <class T>
-alignas(vector_bytes) constexpr T kZeros[kMaxGates * Vec<T>::width] = {};
-
-// The accumulators of a tile, from gate `gate` on.
-template <class T>
-inline TileMemory<T> accumulators_of(const PhaseCall<T>& call, Index row, Index slice, int gate) {
-  return {accumulators_of(call, row, slice) + gate * Vec<T>::width, call.accumulators_row_stride,
-          call.accumulators_slice_stride};
-}
-// The initial values of a tile's accumulators, from gate `gate` on: the bias, or zeros.
-template <int Gates, class T>
-inline TileMemory<T, const T> biases_of(const PhaseCall<T>& call, Index slice, int gate) {
-  constexpr Index kSlice = Gates * Vec<T>::width;
-  if (!call.bias) return {kZeros<T>, 0, 0};
-  return {call.bias + slice * kSlice + gate * Vec<T>::width, 0, kSlice};
 }
 
 // The k's for which a panel has room: whole grains.
@@ -154,28 +132,6 @@ inline __attribute__((always_inline)) void phase_tile(const PhaseCall<T>& call, 
       }
     }
   }
-}
-
-// Calls f(begin, end) until [begin, end) is empty. f processes a piece at its beginning, or, if
-// reversed, at its end, and returns the size of the piece.
-template <class F>
-inline __attribute__((always_inline)) void take_pieces(Index begin, Index end, bool reversed,
-                                                       F&& f) {
-  while (begin < end) {
-    const Index taken = f(begin, end);
-    (reversed ? end : begin) += reversed ? -taken : taken;
-  }
-}
-// Calls f(begin, end) for each piece of `size`; the last one may be smaller.
-template <class F>
-inline __attribute__((always_inline)) void each_piece(Index begin, Index end, Index size,
-                                                      bool reversed, F&& f) {
-  take_pieces(begin, end, reversed, [&](Index from, Index to) __attribute__((always_inline)) {
-    const Index taken = min_of(size, to - from);
-    const Index first = reversed ? to - taken : from;
-    f(first, first + taken);
-    return taken;
-  });
 }
 
 // Runs the tiles of a block on the slices [slice_begin, slice_end), `Slices` at a time, and the

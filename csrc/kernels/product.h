@@ -3,6 +3,7 @@
 #ifndef TIDEGATE_KERNELS_PRODUCT_H_
 #define TIDEGATE_KERNELS_PRODUCT_H_
 
+#include "kernels/accumulators.h"
 #include "kernels/blocking.h"
 #include "kernels/table.h"
 #include "kernels/vec.h"
@@ -147,31 +148,6 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&accumulators)[R][S]
   if constexpr (kGrain > 1) {
     if (k < depth)
       Weights::multiply_rest(accumulators, row, panel, slice_stride, static_cast<int>(depth - k));
-  }
-}
-
-// The vectors of a tile's rows, slices and gates in memory; gates are contiguous.
-template <class T, class Element = T>
-struct TileMemory {
-  Element* base;
-  Index row_stride;
-  Index slice_stride;
-
-  Element* at(int r, int s, int g) const {
-    return base + r * row_stride + s * slice_stride + g * Vec<T>::width;
-  }
-};
-
-// Calls f(r, s, g) for each vector of a tile.
-template <int R, int S, int Count, class F>
-inline __attribute__((always_inline)) void each_vector(F&& f) {
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 12
-    for (int s = 0; s < S; ++s) {
-#pragma GCC unroll 4
-      for (int g = 0; g < Count; ++g) f(r, s, g);
-    }
   }
 }
 

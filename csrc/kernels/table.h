@@ -55,6 +55,11 @@ struct Product {
   Index depth = 0;
   Index begin = 0;
   Index end = 0;
+  // For a storage that rounds rows: memory for the rounded rows, StorageKernels::rounded_bytes.
+  void* rounded = nullptr;
+  // For a storage that scales rows: a row's scale is that of its greatest magnitude, or of this
+  // number if that is greater.
+  T least = 0;
 };
 
 // The order of summation. An output element is one accumulator, which begins at the bias and
@@ -69,6 +74,8 @@ struct Product {
 // when it is complete.
 //
 // The error thus grows with kSumBlock + kSumGroup / kSumBlock + K / kSumGroup, not with K.
+//
+// Storages that round rows have an order of their own instead (rounded_phase.h).
 constexpr Index kSumBlock = 128;
 constexpr Index kSumGroup = 1024;
 // The rows over which a weight gradient is summed also form blocks, but no groups.
@@ -186,10 +193,12 @@ struct WeightBlock {
   Index k_stride = 0;
   Index unit_stride = 0;
   T sign = 1;
+  const T* scales = nullptr;  // of the units; only for kInt8Weights
 };
 
 // The number of k's packed at a time. All elements of a unit's cache lines are then read before the
-// lines of other units, which may all map to the same set, evict them. A multiple of every grain.
+// lines of other units, which may all map to the same set, evict them. A multiple of the k's that
+// are padded, of every storage.
 constexpr Index kPackedDepth = 64;
 
 // Packs the k's [k_begin, k_end) of a block for one slice, with zeros beyond the units. A grain at
@@ -275,7 +284,9 @@ struct ElementwiseLossCall {
 // The kinds of storage of weights, each in a file of kernels/.
 enum StorageKind {
   kExactWeights,  // in the type of the computation
-  kBf16Weights,   // rounded to bfloat16, for float alone
+  // For float alone. The rows that are multiplied by the weights are rounded, too.
+  kBf16Weights,  // bfloat16
+  kInt8Weights,  // integers of 8 bits, with a scale for each unit
   kStorageKinds
 };
 
@@ -293,11 +304,20 @@ template <class T>
 struct StorageKernels {
   StorageKind kind;
   StorageCost cost;
-  Index grain;  // k's that a multiply step takes together
+  Index grain;     // k's that a multiply step takes together
+  Index max_rows;  // the most rows of a call of `products`
   Index (*panel_bytes)(const PanelShape& shape);
+  // The bytes of Product::rounded for some rows of `depth` elements; 0 if rows are not rounded.
+  Index (*rounded_bytes)(Index rows, Index depth);
   void (*pack)(const PackCall<T>&);
   void (*products[kPhaseKinds])(const PhaseCall<T>&);
 };
+
+// The grain of a storage whose products are never divided.
+constexpr Index kWholeDepth = INT64_MAX;
+
+// The greatest depth of products in int8: their sums of up to 128 * 127 per k fit into 32 bits.
+constexpr Index kMaxInt8Depth = Index{1} << 17;
 
 // The kernels of cells.
 template <class T>

@@ -156,6 +156,9 @@ TIDEGATE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   return {a.v * b.v + c.v};
 }
 
+// a * b + c, rounded once on every instruction set, where a and b have at most 8 significant bits.
+TIDEGATE_INLINE Vec<float> fma_of_halves(Vec<float> a, Vec<float> b, Vec<float> c);
+
 // The square root, correctly rounded, as IEEE 754 requires.
 template <class T>
 TIDEGATE_INLINE Vec<T> sqrt(Vec<T> x) {
@@ -207,6 +210,13 @@ template <class T>
 TIDEGATE_INLINE Vec<T> select(Mask<T> mask, Vec<T> if_true, Vec<T> if_false) {
   return {mask.v ? if_true.v : if_false.v};
 }
+
+// --- Integers ---
+
+using Shorts = std::int16_t __attribute__((vector_size(vector_bytes)));
+
+// Lane i: a[2i] * b[2i] + a[2i + 1] * b[2i + 1], in 32 bits.
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b);
 
 template <class T>
 struct PowerOfTwo {

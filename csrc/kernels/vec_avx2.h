@@ -17,6 +17,15 @@ TIDEGATE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {_mm256_fmadd_pd(a.v, b.v, c.v)};
 }
 
+constexpr double fma_of_halves_flops = 1.1;  // the cost, in those of fma()
+TIDEGATE_INLINE Vec<float> fma_of_halves(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return fma(a, b, c);
+}
+
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
+  return (Lanes<float>::Bits)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+
 template <>
 TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {
   return {_mm256_sqrt_ps(x.v)};

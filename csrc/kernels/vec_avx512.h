@@ -17,6 +17,15 @@ TIDEGATE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {_mm512_fmadd_pd(a.v, b.v, c.v)};
 }
 
+constexpr double fma_of_halves_flops = 1.1;  // the cost, in those of fma()
+TIDEGATE_INLINE Vec<float> fma_of_halves(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return fma(a, b, c);
+}
+
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
+  return (Lanes<float>::Bits)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+}
+
 // Here and below, a mask of ones avoids a false warning of GCC 12 inside the unmasked intrinsics.
 template <>
 TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {

@@ -8,6 +8,22 @@
 namespace tidegate {
 namespace {
 
+// By way of double, in which the product is exact. The sum is rounded to 53 bits, and then to 24;
+// it is rounded twice only where the two operands' bits are so far apart that the first rounding
+// cannot reach the middle between two floats.
+constexpr double fma_of_halves_flops = 8;  // the cost, in those of fma()
+TIDEGATE_INLINE Vec<float> fma_of_halves(Vec<float> a, Vec<float> b, Vec<float> c) {
+  typedef double Doubles __attribute__((vector_size(2 * vector_bytes)));
+  const Doubles sum =
+      __builtin_convertvector(a.v, Doubles) * __builtin_convertvector(b.v, Doubles) +
+      __builtin_convertvector(c.v, Doubles);
+  return {__builtin_convertvector(sum, Vec<float>::Native)};
+}
+
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
+  return (Lanes<float>::Bits)_mm_madd_epi16((__m128i)a, (__m128i)b);
+}
+
 template <>
 TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {
   return {_mm_sqrt_ps(x.v)};

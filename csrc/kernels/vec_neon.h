@@ -17,6 +17,17 @@ TIDEGATE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {vfmaq_f64(c.v, a.v, b.v)};
 }
 
+constexpr double fma_of_halves_flops = 1.1;  // the cost, in those of fma()
+TIDEGATE_INLINE Vec<float> fma_of_halves(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return fma(a, b, c);
+}
+
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
+  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+  return (Lanes<float>::Bits)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)),
+                                        vmull_high_s16(x, y));
+}
+
 template <>
 TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {
   return {vsqrtq_f32(x.v)};

@@ -292,11 +292,7 @@ std::string layer_text(const LayerInfo& layer) {
 std::vector<Parameter> parameters(const LayerInfo& layer) {
   if (layer.kind == LayerKind::recurrent) return parameters(layer.config);
   if (layer.kind == LayerKind::dropout) return {};
-  require_sizes(layer);
-  const Index weights = checked_size(layer.out_features, layer.in_features);
-  std::vector<Parameter> all = {{"weight", layer.out_features, layer.in_features, 0}};
-  if (layer.bias) all.push_back({"bias", layer.out_features, 0, weights});
-  return all;
+  return linear_parameters(layer.in_features, layer.out_features, layer.bias);
 }
 
 Index parameter_count(const LayerInfo& layer) {

@@ -11,6 +11,7 @@
 
 #include "tidegate/config.h"
 #include "tidegate/export.h"
+#include "tidegate/precision.h"
 #include "tidegate/view.h"
 
 namespace tidegate {
@@ -101,21 +102,35 @@ template <class T>
 class TIDEGATE_EXPORT Model {
  public:
   explicit Model(const Config& config);  // parameters are zero
+  // A model in low precision, for inference; its parameters cannot be changed. Only for float.
+  Model(const Config& config, QuantizedParameters parameters);
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
   const Config& config() const;
   Index parameter_count() const;
-  const T* parameters() const;  // the flat vector, live; see tidegate::parameters() for its layout
+  // The flat vector, live; see tidegate::parameters() for its layout. Null in low precision.
+  const T* parameters() const;
+  // Copies the flat vector; in low precision, the dequantised parameters.
+  void read_parameters(T* to) const;
+  // Throws std::invalid_argument in low precision.
   void write_parameters(Index offset, const T* values, Index count);
   // update(parameters) changes the flat vector in place. Calls that begin meanwhile wait for it;
-  // `update` must not use this object.
+  // `update` must not use this object. Throws std::invalid_argument in low precision.
   void update_parameters(const std::function<void(T* parameters)>& update);
+
+  Precision precision() const;
+  // The parameters in low precision; null if the precision is exact.
+  const QuantizedParameters* quantized() const;
+  // A model with these parameters in low precision; see tidegate::quantize(). Throws
+  // std::invalid_argument if this model is of double or already in low precision.
+  std::unique_ptr<Model> quantize(Precision precision) const;
 
   // Inference: keeps no tape. num_threads 0: the setting in force.
   void run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0) const;
-  // Training: writes the same results, and returns the tape for backward.
+  // Training: writes the same results, and returns the tape for backward. Throws
+  // std::invalid_argument in low precision.
   std::unique_ptr<Tape<T>> record(const Inputs<T>& inputs, const Outputs<T>& outputs,
                                   int num_threads = 0) const;
 

@@ -11,6 +11,7 @@
 #include "tidegate/losses.h"
 #include "tidegate/model.h"
 #include "tidegate/optimizers.h"
+#include "tidegate/precision.h"
 #include "tidegate/safetensors.h"
 #include "tidegate/settings.h"
 #include "tidegate/version.h"

@@ -1,0 +1,126 @@
+// The memory of storages that round both the weights and the rows that are multiplied by them:
+// panels of rounded weights, and rounded rows. Both are divided into blocks of k's of 64 bytes, and
+// padded with zeros to whole blocks.
+//
+// A panel is [slice][block][gate][group of k's][unit][k of the group]: the k's of a group, of one
+// unit, are adjacent, as instructions for sums of products take them.
+#ifndef TIDEGATE_KERNELS_ROUNDED_PANELS_H_
+#define TIDEGATE_KERNELS_ROUNDED_PANELS_H_
+
+#include "kernels/blocking.h"
+#include "kernels/table.h"
+#include "kernels/vec.h"
+
+namespace tidegate {
+namespace {
+
+constexpr Index kBlockBytes = 64;
+
+// `Weights` defines `Element` (of a panel), `Row` (an element of a rounded row), `group`,
+// `round(weight, scale)`, `round_row` and `has_scales`: see storage.h.
+template <class Weights>
+struct RoundedPanels {
+  using Element = typename Weights::Element;
+  static constexpr Index kWidth = Vec<float>::width;
+  // The k's of a block, and the elements of a block of one gate.
+  static constexpr Index kBlock = kBlockBytes / static_cast<Index>(sizeof(Element));
+  static constexpr Index kGateBlock = kBlock * kWidth;
+
+  static constexpr Index blocks(Index depth) { return (depth + kBlock - 1) / kBlock; }
+  // The elements of a slice.
+  static constexpr Index slice_size(Index depth, Index gates) {
+    return blocks(depth) * gates * kGateBlock;
+  }
+  static Index slices(const PanelShape& shape) { return (shape.units + kWidth - 1) / kWidth; }
+  static Index size(const PanelShape& shape) {
+    return slices(shape) * slice_size(shape.depth, shape.gates);
+  }
+
+  static Index panel_bytes(const PanelShape& shape) {
+    const Index scales = Weights::has_scales ? slices(shape) * shape.gates * kWidth : 0;
+    return size(shape) * static_cast<Index>(sizeof(Element)) +
+           scales * static_cast<Index>(sizeof(float));
+  }
+  // The scales of a panel's units, [slice][gate][width], which follow the weights.
+  static const float* scales(Panel panel, Index all_slices, Index depth, Index gates) {
+    return reinterpret_cast<const float*>(static_cast<const Element*>(panel) +
+                                          all_slices * slice_size(depth, gates));
+  }
+
+  static void pack(const PackCall<float>& call) {
+    const PanelShape& shape = call.shape;
+    const WeightBlock<float>& block = call.block;
+    const Index unit = call.slice * kWidth;
+    const Index lanes = min_of(shape.units - unit, kWidth);
+    Element* const to = static_cast<Element*>(call.panel) +
+                        call.slice * slice_size(shape.depth, shape.gates) + block.gate * kGateBlock;
+    const auto element = [&](Index k, Index lane) -> Element& {
+      const Index group = k % kBlock / Weights::group;
+      return to[k / kBlock * shape.gates * kGateBlock + (group * kWidth + lane) * Weights::group +
+                k % Weights::group];
+    };
+    const auto scale = [&](Index lane) { return block.scales ? block.scales[unit + lane] : 1; };
+    for (Index k = call.k_begin; k < call.k_end; ++k) {
+      const float* const from =
+          block.base + unit * block.unit_stride + (k - block.k_begin) * block.k_stride;
+      for (Index lane = 0; lane < lanes; ++lane)
+        element(k, lane) = Weights::round(block.sign * from[lane * block.unit_stride], scale(lane));
+      for (Index lane = lanes; lane < kWidth; ++lane) element(k, lane) = 0;
+    }
+    if (call.k_end == shape.depth) {
+      for (Index k = shape.depth; k < blocks(shape.depth) * kBlock; ++k) {
+        for (Index lane = 0; lane < kWidth; ++lane) element(k, lane) = 0;
+      }
+    }
+    if constexpr (Weights::has_scales) {
+      if (call.k_begin != block.k_begin) return;
+      float* const scales =
+          reinterpret_cast<float*>(static_cast<Element*>(call.panel) + size(shape)) +
+          (call.slice * shape.gates + block.gate) * kWidth;
+      for (Index lane = 0; lane < kWidth; ++lane) scales[lane] = lane < lanes ? scale(lane) : 0;
+    }
+  }
+};
+
+// The rounded rows of a call's product, in the memory Product::rounded: each row is padded to whole
+// blocks; the scales of all rows follow.
+template <class Weights>
+class RoundedRows {
+ public:
+  using Row = typename Weights::Row;
+  using Panels = RoundedPanels<Weights>;
+
+  static Index bytes(Index rows, Index depth) {
+    return rows *
+           (stride(depth) * static_cast<Index>(sizeof(Row)) + static_cast<Index>(sizeof(float)));
+  }
+
+  RoundedRows() = default;
+  RoundedRows(const Product<float>& product, Index rows)
+      : rows_(static_cast<Row*>(product.rounded)),
+        stride_(stride(product.depth)),
+        scales_(reinterpret_cast<float*>(rows_ + rows * stride_)) {
+    const Index end = product.end == product.depth ? stride_ : product.end;
+    for (Index r = 0; r < rows; ++r) {
+      Row* const to = rows_ + r * stride_;
+      scales_[r] = Weights::round_row(product.rows[r] + product.begin, product.end - product.begin,
+                                      product.least, to + product.begin);
+      for (Index k = product.end; k < end; ++k) to[k] = 0;
+    }
+  }
+
+  const Row* row(Index r) const { return rows_ + r * stride_; }
+  float scale(Index r) const { return scales_[r]; }
+
+ private:
+  static Index stride(Index depth) { return Panels::blocks(depth) * Panels::kBlock; }
+
+  Row* rows_ = nullptr;
+  Index stride_ = 0;
+  float* scales_ = nullptr;
+};
+
+}  // namespace
+}  // namespace tidegate
+
+#endif  // TIDEGATE_KERNELS_ROUNDED_PANELS_H_

@@ -1,0 +1,156 @@
+// The products of a phase for storages that round both the weights and the rows: the loops over
+// tiles. The arithmetic of a tile is that of the storage.
+//
+// The rows of a call are rounded first. Rounding takes a small part of the time of the products,
+// which read a rounded row for all units; hence each thread rounds all rows that it reads.
+#ifndef TIDEGATE_KERNELS_ROUNDED_PHASE_H_
+#define TIDEGATE_KERNELS_ROUNDED_PHASE_H_
+
+#include <utility>
+
+#include "kernels/accumulators.h"
+#include "kernels/blocking.h"
+#include "kernels/product.h"
+#include "kernels/rounded_panels.h"
+#include "kernels/table.h"
+#include "kernels/vec.h"
+
+namespace tidegate {
+namespace {
+
+// More rows need more memory for rounded rows; fewer read the panels more often.
+constexpr Index kMaxRoundedRows = 128;
+
+// The weights of a tile: those of one gate and slice in a block of k's are contiguous.
+template <class Weights>
+struct TileWeights {
+  const typename Weights::Element* weights;
+  Index slice_stride;
+  Index block_stride;
+  const float* scales;  // of the tile's first vector; only if the storage has them
+  Index scales_slice_stride;
+};
+
+// Adds the product of R rows and S slices of the gates [Gate, Gate + Count) of those that see the
+// operand to the accumulators.
+template <class Weights, Window Active, int Gate, int Count, int R, int S>
+inline __attribute__((always_inline)) void add_product(const PhaseCall<float>& call,
+                                                       const Product<float>& product,
+                                                       const RoundedRows<Weights>& rows,
+                                                       Index slices, Index row, Index slice) {
+  using Panels = RoundedPanels<Weights>;
+  constexpr Index kWidth = Vec<float>::width;
+  const Index slice_size = Panels::slice_size(product.depth, Active.count);
+  const Index block_stride = Active.count * Panels::kGateBlock;
+  TileWeights<Weights> tile = {
+      static_cast<const typename Weights::Element*>(product.panel) + slice * slice_size +
+          product.begin / Panels::kBlock * block_stride + Gate * Panels::kGateBlock,
+      slice_size, block_stride, nullptr, Active.count * kWidth};
+  if constexpr (Weights::has_scales) {
+    tile.scales = Panels::scales(product.panel, slices, product.depth, Active.count) +
+                  (slice * Active.count + Gate) * kWidth;
+  }
+  const typename Weights::Row* a[R];
+  float scales[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    a[r] = rows.row(row + r) + product.begin;
+    scales[r] = rows.scale(row + r);
+  }
+  const TileMemory<float> to = accumulators_of(call, row, slice, Active.first + Gate);
+  Vec<float> sums[R][S][Count];
+  each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
+    sums[r][s][g] = load(to.at(r, s, g));
+  });
+  Weights::template add_product<R, S, Count>(sums, a, scales, tile, product.end - product.begin);
+  each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
+    store(to.at(r, s, g), sums[r][s][g]);
+  });
+}
+
+// The gates that see the operand, `Most` at a time.
+template <class Weights, Window Active, int Most, int R, int S, int Gate = 0, class... Arguments>
+inline __attribute__((always_inline)) void add_products(const Arguments&... arguments) {
+  if constexpr (Gate < Active.count) {
+    constexpr int kCount = Active.count - Gate < Most ? Active.count - Gate : Most;
+    add_product<Weights, Active, Gate, kCount, R, S>(arguments...);
+    add_products<Weights, Active, Most, R, S, Gate + kCount>(arguments...);
+  }
+}
+
+// The tiles of the slices [begin, end) and all rows: `Rows` rows and about `Vectors` vectors each.
+template <class Weights, PhaseShape Shape, int Rows, int Vectors>
+__attribute__((noinline)) void rounded_sweep(const PhaseCall<float>& call,
+                                             const RoundedRows<Weights>& x,
+                                             const RoundedRows<Weights>& h, Index begin,
+                                             Index end) {
+  constexpr int kSlices = widest(Shape) < Vectors ? Vectors / widest(Shape) : 1;
+  const Index slices = (call.units + Vec<float>::width - 1) / Vec<float>::width;
+  for (Index slice = begin; slice < end;) {
+    slice += with_halved_constant<kSlices>(end - slice, [&]<int S>() {
+      for (Index row = 0; row < call.rows;) {
+        const int count = tile_rows<Rows>(call.rows - row);
+        with_constant<Rows>(count, [&]<int R>() __attribute__((always_inline)) {
+          if (!call.resume) {
+            const TileMemory<float> to = accumulators_of(call, row, slice, 0);
+            const TileMemory<float, const float> from = biases_of<Shape.gates>(call, slice, 0);
+            each_vector<R, S, Shape.gates>([&](int r, int s, int g) __attribute__((always_inline)) {
+              store(to.at(r, s, g), load(from.at(r, s, g)));
+            });
+          }
+          if (call.x.end > 0)
+            add_products<Weights, Shape.x, Vectors, R, S>(call, call.x, x, slices, row, slice);
+          if (call.h.end > call.h.begin)
+            add_products<Weights, Shape.h, Vectors, R, S>(call, call.h, h, slices, row, slice);
+        });
+        row += count;
+      }
+    });
+  }
+}
+
+// The products of a call's phase.
+template <class Weights, PhaseShape Shape>
+__attribute__((noinline)) void rounded_products(const PhaseCall<float>& call) {
+  if (call.rows == 0) return;
+  RoundedRows<Weights> x, h;
+  if (call.x.end > 0) x = {call.x, call.rows};
+  if (call.h.end > call.h.begin) h = {call.h, call.rows};
+  constexpr auto one_row = rounded_sweep<Weights, Shape, 1, Weights::row_vectors>;
+  constexpr auto many_rows =
+      rounded_sweep<Weights, Shape, Weights::tile_rows, Weights::tile_vectors>;
+  const Index finished = kFinishedVectors / call.rows;
+  each_piece(call.slice_begin, call.slice_end, finished < 1 ? 1 : finished, call.reversed,
+             [&](Index begin, Index end) {
+               if (call.rows == 1) {
+                 one_row(call, x, h, begin, end);
+               } else {
+                 many_rows(call, x, h, begin, end);
+               }
+               if (call.finish) call.finish(call, begin, end);
+             });
+}
+
+template <class Weights, int... kinds>
+constexpr StorageKernels<float> rounded_kernels(std::integer_sequence<int, kinds...>) {
+  return {.kind = Weights::kind,
+          .cost = Weights::cost,
+          .grain = Weights::grain,
+          .max_rows = kMaxRoundedRows,
+          .panel_bytes = RoundedPanels<Weights>::panel_bytes,
+          .rounded_bytes = RoundedRows<Weights>::bytes,
+          .pack = RoundedPanels<Weights>::pack,
+          .products = {
+              rounded_products<Weights, shape_of(phase_spec(static_cast<PhaseKind>(kinds)))>...}};
+}
+
+// The kernels of a storage, with a product for every kind of phase.
+template <class Weights>
+constexpr auto rounded_kernels() {
+  return rounded_kernels<Weights>(std::make_integer_sequence<int, kPhaseKinds>());
+}
+
+}  // namespace
+}  // namespace tidegate
+
+#endif  // TIDEGATE_KERNELS_ROUNDED_PHASE_H_
