@@ -1,7 +1,10 @@
 // Linear layers, which map rows to rows.
 #include "tidegate/linear.h"
 
+#include <pybind11/stl.h>
+
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -76,8 +79,8 @@ class TypedLinearTape final : public LinearTape {
 template <class T>
 class TypedLinear final : public Linear, public TypedParameters<T> {
  public:
-  TypedLinear(Index in_features, Index out_features, bool bias)
-      : layer_(in_features, out_features, bias) {}
+  template <class... Arguments>
+  explicit TypedLinear(Arguments&&... arguments) : layer_(std::forward<Arguments>(arguments)...) {}
 
   py::dtype dtype() const override { return py::dtype::of<T>(); }
 
@@ -88,6 +91,11 @@ class TypedLinear final : public Linear, public TypedParameters<T> {
     write_parameters<T>(layer_, offset, values);
   }
   Index parameter_count() const override { return layer_.parameter_count(); }
+  const char* precision() const override { return precision_name<T>(layer_.precision()); }
+  py::object quantized() const override { return quantized_parameters(layer_); }
+  py::dict quantize(const std::string& name) const override {
+    return quantize_parameters(layer_, name);
+  }
   void update_parameters(const std::function<void(T* parameters)>& update) override {
     layer_.update_parameters(update);
   }
@@ -128,14 +136,21 @@ class TypedLinear final : public Linear, public TypedParameters<T> {
 };
 
 std::unique_ptr<Linear> make_linear(Index in_features, Index out_features, bool bias,
-                                    const py::dtype& dtype) {
+                                    const py::dtype& dtype,
+                                    const std::optional<py::dict>& quantized) {
   const auto make = [&]<class T>() -> std::unique_ptr<Linear> {
     return with_memory_for(
         [&] {
           return "in_features: got " + std::to_string(in_features) + " with out_features " +
                  std::to_string(out_features);
         },
-        [&] { return std::make_unique<TypedLinear<T>>(in_features, out_features, bias); });
+        [&]() -> std::unique_ptr<Linear> {
+          if (quantized) {
+            return std::make_unique<TypedLinear<T>>(in_features, out_features, bias,
+                                                    read_quantized(*quantized));
+          }
+          return std::make_unique<TypedLinear<T>>(in_features, out_features, bias);
+        });
   };
   if (dtype.equal(py::dtype::of<float>())) return make.template operator()<float>();
   if (dtype.equal(py::dtype::of<double>())) return make.template operator()<double>();
@@ -154,7 +169,7 @@ void bind_linear(py::module_& m) {
       .def("backward", &LinearTape::backward, py::arg("dy"), py::arg("num_threads"));
   bind_class<Linear, Parameters>(m, "Linear")
       .def(py::init(&make_linear), py::arg("in_features"), py::arg("out_features"), py::arg("bias"),
-           py::arg("dtype"))
+           py::arg("dtype"), py::arg("quantized") = py::none())
       .def("run", &Linear::run)
       .def("record", &Linear::record);
 }

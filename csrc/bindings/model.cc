@@ -1,7 +1,10 @@
 // Whole sequences: run, record and backward, and the tape between them.
 #include "model.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -243,8 +246,8 @@ class TypedTape final : public Tape {
 template <class T>
 class TypedModel final : public Model, public TypedParameters<T> {
  public:
-  TypedModel(const Config& config, bool batch_first)
-      : model_(std::make_shared<tidegate::Model<T>>(config)), batch_first_(batch_first) {}
+  TypedModel(std::shared_ptr<tidegate::Model<T>> model, bool batch_first)
+      : model_(std::move(model)), batch_first_(batch_first) {}
 
   const Config& config() const override { return model_->config(); }
   py::dtype dtype() const override { return py::dtype::of<T>(); }
@@ -257,6 +260,11 @@ class TypedModel final : public Model, public TypedParameters<T> {
     write_parameters<T>(*model_, offset, values);
   }
   Index parameter_count() const override { return model_->parameter_count(); }
+  const char* precision() const override { return precision_name<T>(model_->precision()); }
+  py::object quantized() const override { return quantized_parameters(*model_); }
+  py::dict quantize(const std::string& name) const override {
+    return quantize_parameters(*model_, name);
+  }
   void update_parameters(const std::function<void(T* parameters)>& update) override {
     model_->update_parameters(update);
   }
@@ -370,17 +378,24 @@ py::list parameter_specs(const Model& model) {
   return specs;
 }
 
-}  // namespace
-
-std::unique_ptr<Model> make_model(const Config& config, const py::dtype& dtype, bool batch_first) {
+// TypeError unless dtype is float32 or float64.
+std::unique_ptr<Model> make_model(const Config& config, const py::dtype& dtype, bool batch_first,
+                                  const std::optional<py::dict>& quantized) {
   const auto make = [&]<class T>() -> std::unique_ptr<Model> {
     return with_memory_for([&] { return largest_size(config); },
-                           [&] { return std::make_unique<TypedModel<T>>(config, batch_first); });
+                           [&] {
+                             auto model = quantized ? std::make_shared<tidegate::Model<T>>(
+                                                          config, read_quantized(*quantized))
+                                                    : std::make_shared<tidegate::Model<T>>(config);
+                             return std::make_unique<TypedModel<T>>(std::move(model), batch_first);
+                           });
   };
   if (dtype.equal(py::dtype::of<float>())) return make.template operator()<float>();
   if (dtype.equal(py::dtype::of<double>())) return make.template operator()<double>();
   throw py::type_error("dtype: got " + std::string(py::str(dtype)) + ", wanted float32 or float64");
 }
+
+}  // namespace
 
 void bind_tape(py::module_& m) {
   const NoSignatures no_signatures;
@@ -419,7 +434,8 @@ Raises:
 
 void bind_model(py::module_& m) {
   bind_class<Model, Parameters>(m, "Model")
-      .def(py::init(&make_model), py::arg("config"), py::arg("dtype"), py::arg("batch_first"))
+      .def(py::init(&make_model), py::arg("config"), py::arg("dtype"), py::arg("batch_first"),
+           py::arg("quantized") = py::none())
       .def_property_readonly("config", &Model::config, py::return_value_policy::copy)
       .def_property_readonly("batch_first", &Model::batch_first)
       .def_property_readonly("specs", &parameter_specs)

@@ -64,9 +64,6 @@ class Model : public Parameters {
   virtual std::unique_ptr<Stream> stream(Index batch) const = 0;
 };
 
-// TypeError unless dtype is float32 or float64.
-std::unique_ptr<Model> make_model(const Config& config, const py::dtype& dtype, bool batch_first);
-
 template <class T>
 std::unique_ptr<Stream> make_stream(std::shared_ptr<const tidegate::Model<T>> model, Index batch);
 

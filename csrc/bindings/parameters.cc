@@ -10,7 +10,10 @@ void bind_parameters(py::module_& m) {
       .def_property_readonly("dtype", &Parameters::dtype)
       .def_property_readonly(
           "flat", [](const py::object& self) { return self.cast<const Parameters&>().flat(self); })
-      .def("write", &Parameters::write);
+      .def("write", &Parameters::write)
+      .def_property_readonly("precision", &Parameters::precision)
+      .def_property_readonly("quantized", &Parameters::quantized)
+      .def("quantize", &Parameters::quantize);
 }
 
 }  // namespace tidegate::bindings

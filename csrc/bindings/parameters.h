@@ -1,5 +1,4 @@
-// Reads, writes and updates the flat vector of a layer's parameters. A `Layer` is any class with
-// parameter_count(), parameters(), write_parameters() and update_parameters().
+// Reads, writes, updates and quantises a layer's parameters. A `Layer` is a Model or a Linear.
 #ifndef TIDEGATE_BINDINGS_PARAMETERS_H_
 #define TIDEGATE_BINDINGS_PARAMETERS_H_
 
@@ -8,6 +7,7 @@
 
 #include "arrays.h"
 #include "gil.h"
+#include "precision.h"
 
 namespace tidegate::bindings {
 
@@ -16,9 +16,17 @@ class Parameters {
  public:
   virtual ~Parameters() = default;
   virtual py::dtype dtype() const = 0;
-  // A read-only, live view; it keeps `owner`, the Python object of this layer, alive.
+  // A read-only, live view; it keeps `owner`, the Python object of this layer, alive. In low
+  // precision, a read-only copy of the dequantised parameters.
   virtual py::array flat(const py::object& owner) const = 0;
   virtual void write(Index offset, py::handle values) = 0;
+
+  // The name of the precision, also of the exact one.
+  virtual const char* precision() const = 0;
+  // The parameters in low precision (bindings/precision.h), or None if the precision is exact.
+  virtual py::object quantized() const = 0;
+  // The exact parameters in the low precision of this name.
+  virtual py::dict quantize(const std::string& name) const = 0;
 };
 
 // The second base class of layers whose parameters are of type T: functions for the bindings alone.
@@ -33,9 +41,28 @@ class TypedParameters {
 // The implementation of Parameters::flat().
 template <class T, class Layer>
 py::array flat_parameters(const Layer& layer, const py::object& owner) {
-  py::array_t<T> array({layer.parameter_count()}, layer.parameters(), owner);
+  py::array array;
+  if (layer.precision() == Precision::exact) {
+    array = py::array_t<T>({layer.parameter_count()}, layer.parameters(), owner);
+  } else {
+    array = new_array<T>("flat", {layer.parameter_count()});
+    layer.read_parameters(static_cast<T*>(const_cast<void*>(array.data())));
+  }
   array.attr("setflags")(py::arg("write") = false);
   return array;
+}
+
+// The implementations of Parameters::quantized() and quantize().
+template <class Layer>
+py::object quantized_parameters(const Layer& layer) {
+  const QuantizedParameters* const parameters = layer.quantized();
+  return parameters ? py::object(quantized_dict(*parameters)) : py::none();
+}
+template <class Layer>
+py::dict quantize_parameters(const Layer& layer, const std::string& name) {
+  const Precision precision = read_precision(name);
+  const auto made = release_gil(true, [&] { return layer.quantize(precision); });
+  return quantized_dict(*made->quantized());
 }
 
 template <class T, class Layer>

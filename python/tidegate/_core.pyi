@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[Any]
 _Empty = Callable[[tuple[int, ...]], Any]  # returns a tensor
 Activation = str | tuple[str, float] | tuple[str, float, float]
+# Parameters in low precision: "precision", and flat arrays, "int8" and "scales", or "bfloat16" (as
+# uint16), and "vectors".
+Quantized = dict[str, Any]
 # h, or (h, c) for an LSTM; as an argument, None means zeros.
 StreamState = Array | tuple[Array, Array]
 GivenStreamState = Array | tuple[Array | None, Array | None] | None
@@ -109,9 +112,20 @@ class Parameters:
     @property
     def flat(self) -> Array: ...
     def write(self, offset: int, values: Array, /) -> None: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def quantized(self) -> Quantized | None: ...
+    def quantize(self, precision: str, /) -> Quantized: ...
 
 class Model(Parameters):
-    def __init__(self, config: Config, dtype: np.dtype[Any], batch_first: bool) -> None: ...
+    def __init__(
+        self,
+        config: Config,
+        dtype: np.dtype[Any],
+        batch_first: bool,
+        quantized: Quantized | None = None,
+    ) -> None: ...
     @property
     def config(self) -> Config: ...
     @property
@@ -204,7 +218,12 @@ class LinearTape:
 
 class Linear(Parameters):
     def __init__(
-        self, in_features: int, out_features: int, bias: bool, dtype: np.dtype[Any]
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        dtype: np.dtype[Any],
+        quantized: Quantized | None = None,
     ) -> None: ...
     def run(self, x: Array, num_threads: int | None, /) -> Array: ...
     def record(self, x: Array, num_threads: int | None, /) -> tuple[Array, LinearTape]: ...

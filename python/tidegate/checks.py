@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -17,6 +17,33 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from tidegate.tensors import is_tensor, values_of
 
 Array: TypeAlias = NDArray[Any]
+
+
+Precision: TypeAlias = Literal["bfloat16", "int8"]
+
+
+def check_precision(precision: object) -> str:
+    """The name of a precision. Its value is checked by the core.
+
+    Raises:
+        TypeError: precision is not a str.
+    """
+    if not isinstance(precision, str):
+        raise TypeError(f"precision: got {precision!r}, wanted 'bfloat16' or 'int8'")
+    return precision
+
+
+def check_exact(what: str, layer: Any) -> None:
+    """Refuses a layer in low precision for `what`, which needs exact parameters.
+
+    Raises:
+        ValueError: the layer is in low precision.
+    """
+    if layer.precision != str(layer.dtype):
+        raise ValueError(
+            f"{what}: got a layer in {layer.precision}, wanted one in {layer.dtype}: "
+            "layer.dequantize(), or the layer from which it was made"
+        )
 
 
 def array_problem(

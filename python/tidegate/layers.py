@@ -18,11 +18,14 @@ from numpy.typing import ArrayLike, DTypeLike
 from tidegate import _core
 from tidegate.checks import (
     Array,
+    Precision,
     check_bool,
     check_dtype,
+    check_exact,
     check_integer,
     check_integers,
     check_number,
+    check_precision,
     check_probability,
     check_seed,
 )
@@ -65,8 +68,8 @@ class Grads(Generic[State]):
 class RecurrentLayer(Generic[State, GivenState]):
     """Abstract base class of the layers: everything but the options of each cell.
 
-    A pickled copy, a copy (also by `copy.copy`) and the result of `astype` are layers with
-    parameters of their own.
+    A pickled copy, a copy (also by `copy.copy`) and the results of `astype`, `quantize` and
+    `dequantize` are layers with parameters of their own.
     """
 
     # The fields of _core.Config, in the order in which repr shows them.
@@ -115,12 +118,17 @@ class RecurrentLayer(Generic[State, GivenState]):
             self._model.write(begin, values.astype(self.dtype))
 
     def _build(
-        self, config: _core.Config, batch_first: bool, dropout: float, dtype: np.dtype[Any]
+        self,
+        config: _core.Config,
+        batch_first: bool,
+        dropout: float,
+        dtype: np.dtype[Any],
+        quantized: dict[str, Any] | None = None,
     ) -> None:
-        """Makes the layer with parameters of zero."""
+        """Makes the layer with these parameters in low precision; None: with zeros in `dtype`."""
         self._config = config
         self._dropout = dropout
-        self._model = _core.Model(config, dtype, batch_first)
+        self._model = _core.Model(config, dtype, batch_first, quantized)
         self._specs = self._model.specs
         self._params = Params(self._specs, self._model)
 
@@ -187,10 +195,16 @@ class RecurrentLayer(Generic[State, GivenState]):
         return self._model.dtype
 
     @property
+    def precision(self) -> str:
+        """The type of weights in products: "bfloat16" or "int8" (see `quantize`), or the dtype."""
+        return self._model.precision
+
+    @property
     def params(self) -> Params:
         """The parameters: `params[name]` and `params.flat`, to read and to assign to.
 
-        Assigning copies the values. The next call uses them; running calls keep the old ones.
+        Assigning copies the values. The next call uses them; running calls keep the old ones. In
+        low precision they are dequantised at each access, and assigning raises a ValueError.
         """
         return self._params
 
@@ -272,8 +286,9 @@ class RecurrentLayer(Generic[State, GivenState]):
         Raises:
             TypeError, ValueError, MemoryError, KeyboardInterrupt: as in a call.
             TypeError: rng is not a `numpy.random.Generator`.
-            ValueError: dropout > 0 and rng is None.
+            ValueError: dropout > 0 and rng is None; the layer is in low precision (`quantize`).
         """
+        check_exact("forward", self)
         draw = self._dropout_drawer(rng)
         lengths = check_integers("lengths", lengths)
         y, state_n, tape = self._model.record(x, state, lengths, reset, draw, num_threads)
@@ -323,9 +338,10 @@ class RecurrentLayer(Generic[State, GivenState]):
         Raises:
             TypeError: tape is not a Tape or has another dtype; dy or dstate is not such an array.
             ValueError: tape is from a layer with other options; a wrong shape; no gradient is
-                given.
+                given; the layer is in low precision (`quantize`).
             MemoryError, KeyboardInterrupt: as in a call.
         """
+        check_exact("backward", self)
         if not isinstance(tape, _core.Tape):
             raise TypeError(f"tape: got {type(tape).__name__}, wanted what forward returned")
         if tape.config != self._config:
@@ -368,6 +384,7 @@ class RecurrentLayer(Generic[State, GivenState]):
 
         Raises:
             TypeError: the layer is an MGU, which PyTorch does not have.
+            ValueError: the layer is in low precision: `dequantize` it first.
         """
         from tidegate import convert
 
@@ -378,6 +395,7 @@ class RecurrentLayer(Generic[State, GivenState]):
 
         Raises:
             TypeError: the layer is an MGU, which ONNX does not have.
+            ValueError: the layer is in low precision: `dequantize` it first.
         """
         from tidegate import convert
 
@@ -388,30 +406,86 @@ class RecurrentLayer(Generic[State, GivenState]):
 
         Raises:
             TypeError: dtype is neither float32 nor float64.
+            ValueError: the layer is in low precision: `dequantize` it first.
         """
+        check_exact("astype", self)
+        return self._with(flat=self._model.flat.astype(check_dtype(dtype)))
+
+    def quantize(self: Layer, precision: Precision) -> Layer:
+        """A new layer for inference, with these weights in fewer bits.
+
+        It is called as this layer is, with float32 arrays, and streams as it does; sums,
+        activations, states and results remain float32. Weights, and x and h where they enter a
+        product, are rounded to nearest, ties to even:
+
+        - "bfloat16": to 8 significant bits, with float32's range.
+        - "int8": to integers in -127..127 times a scale. A row of weights (of one unit and gate)
+          has the scale max|w| / 127; a row of x, at each step, max|x| / 127; h has the scale
+          1 / 127 if the activations bound it by 1 (and there is no projection), or max|h| / 127
+          where |h| exceeds 1 or is not bounded. Sums of integers are exact. A row of x or h that
+          has a NaN or an infinity at some step gives NaN in that step, and no other row.
+
+        Biases and peepholes stay float32. Results have the same bits for any threads, batches and
+        chunks, as those of float32 have; the formulas are in `tidegate.reference`.
+
+        Args:
+            precision: "bfloat16" or "int8".
+
+        Returns:
+            The layer. Its parameters cannot be changed, and `forward`, `backward`, `astype`,
+            `to_torch` and `to_onnx` raise a ValueError; `dequantize` makes a float32 layer.
+
+        Raises:
+            TypeError: precision is not a str.
+            ValueError: precision has another value; this layer is of float64 (`astype` converts
+                it), or already in low precision; "int8" of a weight that is not finite, or of an
+                input or hidden size above 131072.
+        """
+        return self._with(quantized=self._model.quantize(check_precision(precision)))
+
+    def dequantize(self: Layer) -> Layer:
+        """A new float32 layer with the parameters of this layer in low precision.
+
+        Raises:
+            ValueError: the layer is not in low precision.
+        """
+        if self._model.quantized is None:
+            raise ValueError(
+                f"dequantize: got a layer in {self.precision}, wanted one that quantize made"
+            )
+        return self._with(flat=self._model.flat)
+
+    def _with(self: Layer, **parameters: Any) -> Layer:
+        """A layer with other parameters: `flat`, or `quantized`, as in a pickled state."""
         state = self.__getstate__()
-        state["flat"] = state["flat"].astype(check_dtype(dtype))
+        state.pop("flat", None)
+        state.pop("quantized", None)
         layer = type(self).__new__(type(self))
-        layer.__setstate__(state)
+        layer.__setstate__({**state, **parameters})
         return layer
 
     def __getstate__(self) -> dict[str, Any]:
         internal = ("_config", "_dropout", "_model", "_specs", "_params")
+        quantized = self._model.quantized
         return {
             "options": {name: getattr(self._config, name) for name in self._OPTIONS},
             "batch_first": self.batch_first,
             "dropout": self._dropout,
-            "flat": self._model.flat.copy(),
+            **(
+                {"flat": self._model.flat.copy()} if quantized is None else {"quantized": quantized}
+            ),
             "attributes": {k: v for k, v in self.__dict__.items() if k not in internal},
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        flat = state["flat"]
+        flat = state.get("flat")
         options = state["options"]
         # Pickles of versions that had no MGU say "lstm" or "gru".
         config = _core.Config(**{**options, "cell": options["cell"].upper()})
-        self._build(config, state["batch_first"], state["dropout"], flat.dtype)
-        self._model.write(0, flat)
+        dtype = np.dtype(np.float32) if flat is None else flat.dtype
+        self._build(config, state["batch_first"], state["dropout"], dtype, state.get("quantized"))
+        if flat is not None:
+            self._model.write(0, flat)
         self.__dict__.update(state["attributes"])
 
     def __repr__(self) -> str:
@@ -422,7 +496,9 @@ class RecurrentLayer(Generic[State, GivenState]):
             extra_options["dropout"] = f"{self._dropout:g}"
         if self.dtype != np.float32:
             extra_options["dtype"] = str(self.dtype)
-        return _name(self._config, type(self).__name__, extra_options)
+        shown = _name(self._config, type(self).__name__, extra_options)
+        is_exact = self.precision == str(self.dtype)
+        return shown if is_exact else f"{shown}.quantize({self.precision!r})"
 
 
 def _name(

@@ -14,9 +14,12 @@ from numpy.typing import DTypeLike
 from tidegate import _core
 from tidegate.checks import (
     Array,
+    Precision,
     check_array,
     check_bool,
     check_dtype,
+    check_exact,
+    check_precision,
     check_probability,
     check_seed,
     check_size,
@@ -94,8 +97,8 @@ class Linear:
         flat = rng.uniform(-bound, bound, self.params.flat.size)
         self.params.flat = flat.astype(self.dtype)
 
-    def _build(self, dtype: np.dtype[Any]) -> None:
-        self._layer = _core.Linear(self.in_features, self.out_features, self.bias, dtype)
+    def _build(self, dtype: np.dtype[Any], quantized: dict[str, Any] | None = None) -> None:
+        self._layer = _core.Linear(self.in_features, self.out_features, self.bias, dtype, quantized)
         self.params = Params(self._specs(), self._layer)
 
     def _specs(self) -> Specs:
@@ -108,7 +111,12 @@ class Linear:
     @property
     def dtype(self) -> np.dtype[Any]:
         """float32 or float64."""
-        return self.params.dtype
+        return self._layer.dtype
+
+    @property
+    def precision(self) -> str:
+        """The type of weights in products: "bfloat16" or "int8" (see `quantize`), or the dtype."""
+        return self._layer.precision
 
     def __call__(self, x: Array, num_threads: int | None = None) -> Array:
         """Inference: keeps nothing for a gradient.
@@ -138,8 +146,9 @@ class Linear:
         """Training: returns what `__call__` returns, and the tape that `backward` needs.
 
         Changes of x and of the parameters do not affect the tape; it may be used any number of
-        times.
+        times. A layer in low precision raises a ValueError.
         """
+        check_exact("forward", self)
         self._check_x(x)
         y, tape = self._layer.record(x.reshape(-1, self.in_features), num_threads)
         return y.reshape(*x.shape[:-1], self.out_features), LinearTape(x.shape, tape)
@@ -159,8 +168,10 @@ class Linear:
 
         Raises:
             TypeError: tape is not a LinearTape, or tape or dy is not of the layer's dtype.
-            ValueError: tape is from a layer of another shape, or dy's shape is not y's.
+            ValueError: tape is from a layer of another shape, or dy's shape is not y's; the layer
+                is in low precision.
         """
+        check_exact("backward", self)
         if not isinstance(tape, LinearTape):
             raise TypeError(f"tape: got {type(tape).__name__}, wanted a LinearTape")
         core = tape.core
@@ -196,13 +207,45 @@ class Linear:
 
         Raises:
             TypeError: dtype is neither float32 nor float64.
+            ValueError: the layer is in low precision: `dequantize` it first.
         """
+        check_exact("astype", self)
         return Linear._from_flat(
             self.in_features,
             self.out_features,
             self.bias,
             self.params.flat.astype(check_dtype(dtype)),
         )
+
+    def quantize(self, precision: Precision) -> Linear:
+        """A new layer for inference, with these weights in fewer bits; see `LSTM.quantize`.
+
+        In "int8" each row of x has the scale max|x| / 127.
+
+        Args:
+            precision: "bfloat16" or "int8".
+
+        Raises:
+            TypeError, ValueError: as in `LSTM.quantize`.
+        """
+        return Linear._from_quantized(
+            self.in_features,
+            self.out_features,
+            self.bias,
+            self._layer.quantize(check_precision(precision)),
+        )
+
+    def dequantize(self) -> Linear:
+        """A new float32 layer with the parameters of this layer in low precision.
+
+        Raises:
+            ValueError: the layer is not in low precision.
+        """
+        if self._layer.quantized is None:
+            raise ValueError(
+                f"dequantize: got a layer in {self.precision}, wanted one that quantize made"
+            )
+        return Linear._from_flat(self.in_features, self.out_features, self.bias, self.params.flat)
 
     @classmethod
     def _from_flat(cls, in_features: int, out_features: int, bias: bool, flat: Array) -> Linear:
@@ -212,16 +255,30 @@ class Linear:
         layer.params.flat = flat
         return layer
 
+    @classmethod
+    def _from_quantized(
+        cls, in_features: int, out_features: int, bias: bool, quantized: dict[str, Any]
+    ) -> Linear:
+        layer = cls.__new__(cls)
+        layer.in_features, layer.out_features, layer.bias = in_features, out_features, bias
+        layer._build(np.dtype(np.float32), quantized)
+        return layer
+
     def __reduce__(self) -> tuple[Any, ...]:
-        flat = self.params.flat.copy()
-        return Linear._from_flat, (self.in_features, self.out_features, self.bias, flat)
+        sizes = (self.in_features, self.out_features, self.bias)
+        quantized = self._layer.quantized
+        if quantized is not None:
+            return Linear._from_quantized, (*sizes, quantized)
+        return Linear._from_flat, (*sizes, self.params.flat.copy())
 
     def __repr__(self) -> str:
         dtype = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
-        return (
+        shown = (
             f"Linear(in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias}{dtype})"
         )
+        is_exact = self.precision == str(self.dtype)
+        return shown if is_exact else f"{shown}.quantize({self.precision!r})"
 
 
 def dropout_scale(

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tidegate.checks import Array, check_array, check_unmasked
+from tidegate.checks import Array, check_array, check_exact, check_unmasked
 from tidegate.layers import GRU, LSTM, MGU
 
 RecurrentLayer: TypeAlias = LSTM | GRU
@@ -118,7 +118,11 @@ def carried_parameters(layer: RecurrentLayer) -> dict[str, Array]:
     """Copies of the parameters, with update_gate="write" converted to "carry".
 
     1 - sigmoid(a) = sigmoid(-a): the rows of z change their sign, which is exact.
+
+    Raises:
+        ValueError: the layer is in low precision.
     """
+    check_exact("layer", layer)
     params = layer.state_dict()
     if isinstance(layer, GRU) and layer.update_gate == "write":
         for array in params.values():

@@ -1,0 +1,65 @@
+// Parameters in low precision as Python objects.
+#include "precision.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace tidegate::bindings {
+namespace {
+
+template <class T>
+py::array copied(const char* name, const std::vector<T>& values) {
+  const py::array array = new_array<T>(name, {static_cast<Index>(values.size())});
+  std::copy(values.begin(), values.end(), static_cast<T*>(const_cast<void*>(array.data())));
+  return array;
+}
+
+// The contiguous vector given["name"].
+template <class T>
+std::vector<T> vector_of(const py::dict& given, const char* name) {
+  const auto array = py::cast<py::array>(given[name]);
+  if (!array.dtype().equal(py::dtype::of<T>()) || array.ndim() != 1 ||
+      (array.flags() & py::array::c_style) == 0) {
+    throw py::value_error(std::string(name) + ": wanted a contiguous vector of " +
+                          std::string(py::str(py::dtype::of<T>())));
+  }
+  const auto* const data = static_cast<const T*>(array.data());
+  return {data, data + array.size()};
+}
+
+}  // namespace
+
+Precision read_precision(const std::string& name) {
+  for (const Precision precision : {Precision::bfloat16, Precision::int8}) {
+    if (name == precision_name<float>(precision)) return precision;
+  }
+  throw py::value_error("precision: got '" + name + "', wanted 'bfloat16' or 'int8'");
+}
+
+py::dict quantized_dict(const QuantizedParameters& parameters) {
+  py::dict result;
+  result["precision"] = precision_name<float>(parameters.precision);
+  if (parameters.precision == Precision::int8) {
+    result["int8"] = copied("int8", parameters.int8);
+    result["scales"] = copied("scales", parameters.scales);
+  } else {
+    result["bfloat16"] = copied("bfloat16", parameters.bfloat16);
+  }
+  result["vectors"] = copied("vectors", parameters.vectors);
+  return result;
+}
+
+QuantizedParameters read_quantized(const py::dict& given) {
+  QuantizedParameters parameters;
+  parameters.precision = read_precision(py::cast<std::string>(given["precision"]));
+  if (parameters.precision == Precision::int8) {
+    parameters.int8 = vector_of<std::int8_t>(given, "int8");
+    parameters.scales = vector_of<float>(given, "scales");
+  } else {
+    parameters.bfloat16 = vector_of<std::uint16_t>(given, "bfloat16");
+  }
+  parameters.vectors = vector_of<float>(given, "vectors");
+  return parameters;
+}
+
+}  // namespace tidegate::bindings
