@@ -69,10 +69,20 @@ STREAMABLE = [
 ]
 
 
-def make(name: str, **options: Any) -> Any:
-    """The layer of a case, with further options."""
+# The arithmetics of inference, as options of `make`.
+ARITHMETICS: dict[str, dict[str, Any]] = {
+    "f32": {"dtype": np.float32},
+    "f64": {"dtype": np.float64},
+    "bf16": {"precision": "bfloat16"},
+    "int8": {"precision": "int8"},
+}
+
+
+def make(name: str, precision: str | None = None, **options: Any) -> Any:
+    """The layer of a case, with further options; with a precision, quantised."""
     kind, hidden_size, num_layers, own = CASES[name]
-    return kind(INPUT_SIZE, hidden_size, num_layers, **{"seed": 1, **own, **options})
+    layer = kind(INPUT_SIZE, hidden_size, num_layers, **{"seed": 1, **own, **options})
+    return layer if precision is None else layer.quantize(precision)
 
 
 def is_lstm(layer: Any) -> bool:

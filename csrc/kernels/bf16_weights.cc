@@ -24,10 +24,22 @@ TIDEGATE_INLINE Vec<float> rounded(Vec<float> x) {
   return {(Vec<float>::Native)(result & 0xffff0000)};
 }
 
+// The even and the odd number of pairs.
+struct Pair {
+  Vec<float> even, odd;
+};
+TIDEGATE_INLINE Pair pair_of(Words pairs) {
+  return {{(Vec<float>::Native)(pairs << 16)}, {(Vec<float>::Native)(pairs & 0xffff0000)}};
+}
+
 struct Bf16Weights {
   static constexpr StorageKind kind = kBf16Weights;
   using Element = std::uint16_t;
-  using Row = float;  // rounded; the lower 16 bits are zero
+#ifdef TIDEGATE_AMX
+  using Row = std::uint16_t;
+#else
+  using Row = float;  // whose lower 16 bits are zero
+#endif
   static constexpr Index group = 2;
   static constexpr Index grain = 32;
   static constexpr bool has_scales = false;
@@ -44,19 +56,46 @@ struct Bf16Weights {
     return static_cast<Element>(bits[0] >> 16);
   }
 
-  static float round_row(const float* from, Index depth, float, Row* to) {
+  static RowScale round_row(const float* from, Index depth, float, Row* to) {
     constexpr Index kWidth = Vec<float>::width;
     Index k = 0;
-    for (; k + kWidth <= depth; k += kWidth) store(to + k, rounded(load(from + k)));
-    const int left = static_cast<int>(depth - k);
-    if (left > 0) store_partial(to + k, rounded(load_partial(from + k, left)), left);
-    return 1;
+    for (; k + kWidth <= depth; k += kWidth) store_row(to + k, rounded(load(from + k)), kWidth);
+    if (k < depth) {
+      const int left = static_cast<int>(depth - k);
+      store_row(to + k, rounded(load_partial(from + k, left)), left);
+    }
+    return {};
   }
+
+#ifdef TIDEGATE_AMX
+  static TIDEGATE_INLINE void store_row(Row* to, Vec<float> x, int count) {
+    typedef Row Halves __attribute__((vector_size(vector_bytes / 2)));
+    const Halves halves = __builtin_convertvector((Words)x.v >> 16, Halves);
+    __builtin_memcpy(to, &halves, static_cast<std::size_t>(count) * sizeof *to);
+  }
+  // The even and the odd element of a pair, in every lane.
+  static TIDEGATE_INLINE Pair pair_of(const Row* from) {
+    std::uint32_t bits;
+    __builtin_memcpy(&bits, from, sizeof bits);
+    return tidegate::pair_of(bits - Words{});
+  }
+  template <int sums, int rows, int weights>
+  static TIDEGATE_INLINE void add_tile(MatrixUnit& unit) {
+    unit.add_bf16<sums, rows, weights>();
+  }
+#else
+  static TIDEGATE_INLINE void store_row(Row* to, Vec<float> x, int count) {
+    count == Vec<float>::width ? store(to, x) : store_partial(to, x, count);
+  }
+  static TIDEGATE_INLINE Pair pair_of(const Row* from) {
+    return {broadcast(from[0]), broadcast(from[1])};
+  }
+#endif
 
   template <int R, int S, int Count>
   static TIDEGATE_INLINE void add_product(Vec<float> (&sums)[R][S][Count], const Row* const (&a)[R],
-                                          const float (&)[R], const TileWeights<Bf16Weights>& tile,
-                                          Index depth) {
+                                          const RowScale (&)[R],
+                                          const TileWeights<Bf16Weights>& tile, Index depth) {
     using Panels = RoundedPanels<Bf16Weights>;
     static_assert(Panels::kBlock == grain);
     constexpr Index kStep = group * Vec<float>::width;
@@ -69,16 +108,18 @@ struct Bf16Weights {
       Vec<float> even[R][S][Count] = {}, odd[R][S][Count] = {};
       const Element* weights = block;
       for (Index step = 0; step < left; step += group, weights += kStep) {
+        Pair x[R];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) x[r] = pair_of(row[r]);
         each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
           Words pairs;
           __builtin_memcpy(&pairs, weights + s * tile.slice_stride + g * Panels::kGateBlock,
                            sizeof pairs);
-          const Vec<float> w_even = {(Vec<float>::Native)(pairs << 16)};
-          const Vec<float> w_odd = {(Vec<float>::Native)(pairs & 0xffff0000)};
+          const Pair w = tidegate::pair_of(pairs);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
-            even[r][s][g] = fma_of_halves(broadcast(row[r][0]), w_even, even[r][s][g]);
-            odd[r][s][g] = fma_of_halves(broadcast(row[r][1]), w_odd, odd[r][s][g]);
+            even[r][s][g] = fma_of_halves(x[r].even, w.even, even[r][s][g]);
+            odd[r][s][g] = fma_of_halves(x[r].odd, w.odd, odd[r][s][g]);
           }
         });
 #pragma GCC unroll 8

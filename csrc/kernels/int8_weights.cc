@@ -20,9 +20,9 @@
 namespace tidegate {
 namespace {
 
-using Words = Vec<float>::Bits;  // 32 bits
-using HalfShorts = std::int16_t __attribute__((vector_size(vector_bytes / 2)));
-using HalfBytes = std::int8_t __attribute__((vector_size(vector_bytes / 2)));
+using Words = Lanes<float>::Bits;                                                // 32 bits
+using HalfShorts = std::int16_t __attribute__((vector_size(vector_bytes / 2)));  // 16 bits
+using HalfBytes = std::int8_t __attribute__((vector_size(vector_bytes / 2)));    // 8 bits
 
 // The nearest integers to numbers below 2^22, ties to even: adding 1.5 * 2^23 rounds, and leaves
 // the integer in the low bits of the sum.
@@ -31,26 +31,94 @@ TIDEGATE_INLINE Words nearest(Vec<float> x) {
   return (Words)(x + shift).v - (Words)shift.v;
 }
 
-struct Int8Weights {
-  static constexpr StorageKind kind = kInt8Weights;
+// a - b, modulo 2^32.
+TIDEGATE_INLINE Words difference(Words a, std::int32_t b) {
+  typedef std::uint32_t Unsigned __attribute__((vector_size(vector_bytes)));
+  return (Words)((Unsigned)a - static_cast<std::uint32_t>(b));
+}
+
+// The products of a group of k's of a row and of a vector of units, by one of two kinds of
+// instruction. Each kind stores weights and rows in its own way: `Element` is q_weight + `bias`,
+// and `Row` is q_row.
+#ifdef TIDEGATE_VNNI
+// Four products of unsigned by signed bytes. The weights are the unsigned ones, so that a sum is
+// too great by 128 times the sum of the row, RowScale::offset. Sums may wrap around; the
+// differences do not.
+struct Products {
+  using Element = std::uint8_t;
+  using Row = std::int8_t;
+  using Weights = Words;
+  static constexpr Index group = 4;
+  static constexpr int bias = 128;
+
+  static TIDEGATE_INLINE Weights load(const Element* from) {
+    Weights w;
+    __builtin_memcpy(&w, from, sizeof w);
+    return w;
+  }
+  static TIDEGATE_INLINE Words add(Words sums, Words row, Weights w) {
+    return sums_of_quads(sums, w, row);
+  }
+  static TIDEGATE_INLINE Words broadcast_group(const Row* from) {
+    std::int32_t quad;
+    __builtin_memcpy(&quad, from, sizeof quad);
+    return quad - Words{};
+  }
+  static TIDEGATE_INLINE void store_row(Row* to, Words q) {
+    typedef std::int8_t QuarterBytes __attribute__((vector_size(vector_bytes / 4)));
+    const QuarterBytes bytes = __builtin_convertvector(q, QuarterBytes);
+    __builtin_memcpy(to, &bytes, sizeof bytes);
+  }
+};
+#else
+// Two products of 16 bits.
+struct Products {
   using Element = std::int8_t;
   using Row = std::int16_t;
+  using Weights = Shorts;
   static constexpr Index group = 2;
+  static constexpr int bias = 0;
+
+  static TIDEGATE_INLINE Weights load(const Element* from) {
+    HalfBytes bytes;
+    __builtin_memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector(bytes, Shorts);
+  }
+  static TIDEGATE_INLINE Words add(Words sums, Words row, Weights w) {
+    return sums + sums_of_pairs((Shorts)row, w);
+  }
+  static TIDEGATE_INLINE Words broadcast_group(const Row* from) {
+    std::int32_t pair;
+    __builtin_memcpy(&pair, from, sizeof pair);
+    return pair - Words{};
+  }
+  static TIDEGATE_INLINE void store_row(Row* to, Words q) {
+    const HalfShorts shorts = __builtin_convertvector(q, HalfShorts);
+    __builtin_memcpy(to, &shorts, sizeof shorts);
+  }
+};
+#endif
+
+struct Int8Weights {
+  static constexpr StorageKind kind = kInt8Weights;
+  using Element = Products::Element;
+  using Row = Products::Row;
+  static constexpr Index group = Products::group;
   static constexpr Index grain = kWholeDepth;
   static constexpr bool has_scales = true;
   static constexpr StorageCost cost = {"int8", 0.5, 1, 1};
 
-  // A step of k's holds the widened weights of the tile's vectors, a pair of a row, and a product,
-  // besides the sums.
+  // A step of k's holds the weights of the tile's vectors, a group of a row, and a product, besides
+  // the sums.
   static constexpr int row_vectors = 8;
   static constexpr int tile_vectors = 4;
   static constexpr int tile_rows = vector_registers == 32 ? 5 : 2;
 
   static Element round(float weight, float scale) {
-    return static_cast<Element>(nearest(broadcast(weight / scale))[0]);
+    return static_cast<Element>(nearest(broadcast(weight / scale))[0] + Products::bias);
   }
 
-  static float round_row(const float* from, Index depth, float least, Row* to) {
+  static RowScale round_row(const float* from, Index depth, float least, Row* to) {
     constexpr Index kWidth = Vec<float>::width;
     const auto vector = [&](Index k) {
       const Index left = depth - k;
@@ -68,25 +136,51 @@ struct Int8Weights {
     __builtin_memcpy(&most, &bits, sizeof most);
     if (!(most <= __FLT_MAX__)) {
       for (Index k = 0; k < depth; ++k) to[k] = 0;
-      return __builtin_nanf("");
+      return {__builtin_nanf(""), 0};
     }
     if (most < least) most = least;
     if (most < 0x1p-100f) most = 127;
     const Vec<float> inverse = broadcast(127 / most);
-    for (Index k = 0; k < depth; k += kWidth) {
-      const HalfShorts q = __builtin_convertvector(nearest(vector(k) * inverse), HalfShorts);
-      if (depth - k >= kWidth) {
-        __builtin_memcpy(to + k, &q, sizeof q);
-      } else {
-        for (Index i = k; i < depth; ++i) to[i] = q[i - k];
-      }
+    Words total = {};
+    Index k = 0;
+    for (; k + kWidth <= depth; k += kWidth) {
+      const Words q = nearest(load(from + k) * inverse);
+      Products::store_row(to + k, q);
+      total += q;
     }
-    return most / 127;
+    if (k < depth) {
+      const Words q = nearest(vector(k) * inverse);
+      for (Index i = k; i < depth; ++i) to[i] = static_cast<Row>(q[i - k]);
+      total += q;
+    }
+    std::int32_t sum = 0;
+    for (int lane = 0; lane < kWidth; ++lane) sum += total[lane];
+    return {most / 127, Products::bias * sum};
+  }
+
+#ifdef TIDEGATE_AMX
+  template <int sums, int rows, int weights>
+  static TIDEGATE_INLINE void add_tile(MatrixUnit& unit) {
+    unit.add_int8<sums, rows, weights>();
+  }
+  // Adds a vector of sums in memory, of 32 bits, to accumulators.
+  static TIDEGATE_INLINE void add_scaled(float* to, const float* sums, Vec<float> scale,
+                                         const RowScale& row) {
+    store(to, scaled_sum(load(to), (Words)load(sums).v, scale, row));
+  }
+#endif
+
+  // accumulator + (sum * scale) * the row's scale.
+  static TIDEGATE_INLINE Vec<float> scaled_sum(Vec<float> accumulator, Words sum, Vec<float> scale,
+                                               const RowScale& row) {
+    const Words exact = difference(sum, row.offset);
+    const Vec<float> rounded = {__builtin_convertvector(exact, Vec<float>::Native)};
+    return accumulator + rounded * scale * broadcast(row.scale);
   }
 
   template <int R, int S, int Count>
   static TIDEGATE_INLINE void add_product(Vec<float> (&sums)[R][S][Count], const Row* const (&a)[R],
-                                          const float (&scales)[R],
+                                          const RowScale (&scales)[R],
                                           const TileWeights<Int8Weights>& tile, Index depth) {
     using Panels = RoundedPanels<Int8Weights>;
     constexpr Index kStep = group * Vec<float>::width;
@@ -99,30 +193,24 @@ struct Int8Weights {
       const Index steps = (min_of(depth - k, Panels::kBlock) + group - 1) / group;
       const Element* weights = block;
       for (Index step = 0; step < steps; ++step, weights += kStep) {
-        Shorts w[S][Count];
+        Products::Weights w[S][Count];
         each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
-          HalfBytes bytes;
-          __builtin_memcpy(&bytes, weights + s * tile.slice_stride + g * Panels::kGateBlock,
-                           sizeof bytes);
-          w[s][g] = __builtin_convertvector(bytes, Shorts);
+          w[s][g] = Products::load(weights + s * tile.slice_stride + g * Panels::kGateBlock);
         });
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          std::int32_t pair;
-          __builtin_memcpy(&pair, row[r], sizeof pair);
+          const Words x = Products::broadcast_group(row[r]);
           row[r] += group;
-          const Shorts x = (Shorts)(pair - Words{});
           each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
-            products[r][s][g] += sums_of_pairs(x, w[s][g]);
+            products[r][s][g] = Products::add(products[r][s][g], x, w[s][g]);
           });
         }
       }
     }
     each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
-      const Vec<float> sum = {__builtin_convertvector(products[r][s][g], Vec<float>::Native)};
       const Vec<float> scale =
           load(tile.scales + s * tile.scales_slice_stride + g * Vec<float>::width);
-      sums[r][s][g] = sums[r][s][g] + sum * scale * broadcast(scales[r]);
+      sums[r][s][g] = scaled_sum(sums[r][s][g], products[r][s][g], scale, scales[r]);
     });
   }
 };

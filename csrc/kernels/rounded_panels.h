@@ -82,6 +82,12 @@ struct RoundedPanels {
   }
 };
 
+// What a product needs of a rounded row besides its elements.
+struct RowScale {
+  float scale = 1;
+  std::int32_t offset = 0;  // int8: what is subtracted from sums of products, see int8_weights.cc
+};
+
 // The rounded rows of a call's product, in the memory Product::rounded: each row is padded to whole
 // blocks; the scales of all rows follow.
 template <class Weights>
@@ -91,16 +97,17 @@ class RoundedRows {
   using Panels = RoundedPanels<Weights>;
 
   static Index bytes(Index rows, Index depth) {
-    return rows *
-           (stride(depth) * static_cast<Index>(sizeof(Row)) + static_cast<Index>(sizeof(float)));
+    return (rows + kReadBeyond) * stride_of(depth) * static_cast<Index>(sizeof(Row)) +
+           rows * static_cast<Index>(sizeof(RowScale));
   }
 
   RoundedRows() = default;
   RoundedRows(const Product<float>& product, Index rows)
       : rows_(static_cast<Row*>(product.rounded)),
-        stride_(stride(product.depth)),
-        scales_(reinterpret_cast<float*>(rows_ + rows * stride_)) {
-    const Index end = product.end == product.depth ? stride_ : product.end;
+        stride_(stride_of(product.depth)),
+        scales_(reinterpret_cast<RowScale*>(rows_ + (rows + kReadBeyond) * stride_)) {
+    const Index padded = Panels::blocks(product.depth) * Panels::kBlock;
+    const Index end = product.end == product.depth ? padded : product.end;
     for (Index r = 0; r < rows; ++r) {
       Row* const to = rows_ + r * stride_;
       scales_[r] = Weights::round_row(product.rows[r] + product.begin, product.end - product.begin,
@@ -110,14 +117,29 @@ class RoundedRows {
   }
 
   const Row* row(Index r) const { return rows_ + r * stride_; }
-  float scale(Index r) const { return scales_[r]; }
+  Index stride() const { return stride_; }
+  Index stride_bytes() const { return stride_ * static_cast<Index>(sizeof(Row)); }
+  const RowScale& scale(Index r) const { return scales_[r]; }
 
  private:
-  static Index stride(Index depth) { return Panels::blocks(depth) * Panels::kBlock; }
+#ifdef TIDEGATE_AMX
+  // The matrix unit reads whole tiles of 16 rows, and does not use what it reads beyond the last.
+  static constexpr Index kReadBeyond = 15;
+#else
+  static constexpr Index kReadBeyond = 0;
+#endif
+
+  // Not a multiple of a large power of two, because the rows would then all map to the same few
+  // sets of the L1 cache.
+  static Index stride_of(Index depth) {
+    const Index row = Panels::blocks(depth) * Panels::kBlock;
+    constexpr Index kLine = 64 / static_cast<Index>(sizeof(Row));
+    return row % (16 * kLine) == 0 ? row + kLine : row;
+  }
 
   Row* rows_ = nullptr;
   Index stride_ = 0;
-  float* scales_ = nullptr;
+  RowScale* scales_ = nullptr;
 };
 
 }  // namespace

@@ -51,7 +51,7 @@ inline __attribute__((always_inline)) void add_product(const PhaseCall<float>& c
                   (slice * Active.count + Gate) * kWidth;
   }
   const typename Weights::Row* a[R];
-  float scales[R];
+  RowScale scales[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     a[r] = rows.row(row + r) + product.begin;
@@ -78,6 +78,17 @@ inline __attribute__((always_inline)) void add_products(const Arguments&... argu
   }
 }
 
+// Sets the accumulators of R rows and S slices to the bias.
+template <PhaseShape Shape, int R, int S>
+inline __attribute__((always_inline)) void begin_at_bias(const PhaseCall<float>& call, Index row,
+                                                         Index slice) {
+  const TileMemory<float> to = accumulators_of(call, row, slice, 0);
+  const TileMemory<float, const float> from = biases_of<Shape.gates>(call, slice, 0);
+  each_vector<R, S, Shape.gates>([&](int r, int s, int g) __attribute__((always_inline)) {
+    store(to.at(r, s, g), load(from.at(r, s, g)));
+  });
+}
+
 // The tiles of the slices [begin, end) and all rows: `Rows` rows and about `Vectors` vectors each.
 template <class Weights, PhaseShape Shape, int Rows, int Vectors>
 __attribute__((noinline)) void rounded_sweep(const PhaseCall<float>& call,
@@ -91,13 +102,7 @@ __attribute__((noinline)) void rounded_sweep(const PhaseCall<float>& call,
       for (Index row = 0; row < call.rows;) {
         const int count = tile_rows<Rows>(call.rows - row);
         with_constant<Rows>(count, [&]<int R>() __attribute__((always_inline)) {
-          if (!call.resume) {
-            const TileMemory<float> to = accumulators_of(call, row, slice, 0);
-            const TileMemory<float, const float> from = biases_of<Shape.gates>(call, slice, 0);
-            each_vector<R, S, Shape.gates>([&](int r, int s, int g) __attribute__((always_inline)) {
-              store(to.at(r, s, g), load(from.at(r, s, g)));
-            });
-          }
+          if (!call.resume) begin_at_bias<Shape, R, S>(call, row, slice);
           if (call.x.end > 0)
             add_products<Weights, Shape.x, Vectors, R, S>(call, call.x, x, slices, row, slice);
           if (call.h.end > call.h.begin)
@@ -108,6 +113,16 @@ __attribute__((noinline)) void rounded_sweep(const PhaseCall<float>& call,
     });
   }
 }
+
+#ifdef TIDEGATE_AMX
+}  // namespace
+}  // namespace tidegate
+#include "kernels/matrix_phase.h"
+namespace tidegate {
+namespace {
+// With fewer rows, the matrix unit would wait for the weights.
+constexpr Index kMinMatrixRows = 5;
+#endif
 
 // The products of a call's phase.
 template <class Weights, PhaseShape Shape>
@@ -125,7 +140,12 @@ __attribute__((noinline)) void rounded_products(const PhaseCall<float>& call) {
                if (call.rows == 1) {
                  one_row(call, x, h, begin, end);
                } else {
-                 many_rows(call, x, h, begin, end);
+#ifdef TIDEGATE_AMX
+                 if (call.rows >= kMinMatrixRows)
+                   matrix_sweep<Weights, Shape>(call, x, h, begin, end);
+                 else
+#endif
+                   many_rows(call, x, h, begin, end);
                }
                if (call.finish) call.finish(call, begin, end);
              });

@@ -14,6 +14,13 @@
 
 #include <cstdint>
 
+// Extensions of an instruction set, in which some of its kernels are compiled again (isa_tables.h):
+// TIDEGATE_VNNI (AVX-VNNI, AVX512-VNNI) and TIDEGATE_AMX, which includes it.
+// TIDEGATE_EMULATE_EXTENSIONS replaces their instructions by loops, for tests on any machine.
+#ifdef TIDEGATE_AMX
+#define TIDEGATE_VNNI
+#endif
+
 #ifdef __FAST_MATH__
 #error "Tidegate keeps NaN, infinities and the order of operations: build it without -ffast-math"
 #endif
@@ -217,6 +224,28 @@ using Shorts = std::int16_t __attribute__((vector_size(vector_bytes)));
 
 // Lane i: a[2i] * b[2i] + a[2i + 1] * b[2i + 1], in 32 bits.
 TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b);
+
+#ifdef TIDEGATE_VNNI
+// Lane i: sums[i] plus the four products of the unsigned bytes of a[i] by the signed bytes of b[i],
+// modulo 2^32.
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<float>::Bits a,
+                                                 Lanes<float>::Bits b);
+#ifdef TIDEGATE_EMULATE_EXTENSIONS
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<float>::Bits a,
+                                                 Lanes<float>::Bits b) {
+  for (int lane = 0; lane < Vec<float>::width; ++lane) {
+    auto sum = static_cast<std::uint32_t>(sums[lane]);
+    for (int byte = 0; byte < 32; byte += 8) {
+      const int left = static_cast<std::uint8_t>(a[lane] >> byte);
+      const int right = static_cast<std::int8_t>(b[lane] >> byte);
+      sum += static_cast<std::uint32_t>(left * right);
+    }
+    sums[lane] = static_cast<std::int32_t>(sum);
+  }
+  return sums;
+}
+#endif
+#endif
 
 template <class T>
 struct PowerOfTwo {
