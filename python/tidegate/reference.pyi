@@ -5,9 +5,22 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["GRU", "LSTM", "MGU", "Grads", "Tape", "activation_parameters", "from_layer"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "MGU",
+    "Grads",
+    "Tape",
+    "activation_parameters",
+    "bfloat16_product",
+    "from_layer",
+    "int8_product",
+    "quantize",
+    "round_to_bfloat16",
+]
 
 _Array: TypeAlias = NDArray[np.float64]
+_Array32: TypeAlias = NDArray[np.float32]
 _Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
 
 class Grads(NamedTuple):
@@ -104,4 +117,14 @@ class MGU(_Network):
     ) -> None: ...
 
 def activation_parameters(activation: _Activation) -> tuple[str, float, float]: ...
+def bfloat16_product(start: ArrayLike, v: ArrayLike, weight: ArrayLike) -> _Array32: ...
 def from_layer(layer: Any) -> LSTM | GRU | MGU: ...
+def int8_product(
+    start: ArrayLike,
+    q: ArrayLike,
+    scale: ArrayLike,
+    weight_q: ArrayLike,
+    weight_scale: ArrayLike,
+) -> _Array32: ...
+def quantize(v: ArrayLike, least: float = 0.0) -> tuple[NDArray[np.int8], _Array32]: ...
+def round_to_bfloat16(v: ArrayLike) -> _Array32: ...

@@ -20,9 +20,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from libc.math cimport INFINITY, copysign, cosh, exp, expm1, fabs, isinf, log1p, tanh
+from libc.float cimport FLT_MIN
+from libc.math cimport (
+    INFINITY, NAN, copysign, copysignf, cosh, exp, expm1, fabs, fabsf, fmaf, isfinite, isinf, isnan,
+    log1p, rintf, tanh
+)
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
 
-__all__ = ["GRU", "LSTM", "MGU", "Grads", "Tape", "activation_parameters", "from_layer"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "MGU",
+    "Grads",
+    "Tape",
+    "activation_parameters",
+    "bfloat16_product",
+    "from_layer",
+    "int8_product",
+    "quantize",
+    "round_to_bfloat16",
+]
 
 
 # ---- Activations ---------------------------------------------------------------------------------
@@ -152,6 +170,210 @@ cdef double complement(Activation f, double clip, double a) noexcept:
 cdef double clipped_backward(Activation f, double clip, double a, double dy) noexcept:
     """da, where y = clipped(f, clip, a); at the ends of the range the slope inside, as in PyTorch."""
     return 0 if fabs(a) > clip else dy * slope(f, a)
+
+
+# ---- Low precision -------------------------------------------------------------------------------
+
+cdef float Q_MAX = 127
+cdef float TINY = 2.0 ** -100
+
+
+cdef float quantization_range(double[::1] v, float least) noexcept:
+    """m: the larger of max |v_k| and `least`, v rounded to float32; NaN if a v_k is not finite.
+
+    It is 127 instead if it is below 2^-100: 127/m does not overflow, and zeros have the scale 1.
+    """
+    cdef Py_ssize_t k
+    cdef float m = least
+    for k in range(v.shape[0]):
+        if not isfinite(<float>v[k]):
+            return NAN
+        m = max(m, fabsf(<float>v[k]))
+    return Q_MAX if m < TINY else m
+
+
+cdef signed char quantized(float value, float m) noexcept:
+    """q: the integer nearest to value * (127/m), ties to even; 0 if m is NaN."""
+    cdef float inverse = Q_MAX / m
+    cdef float multiple = value * inverse
+    return 0 if isnan(m) else <signed char>rintf(multiple)
+
+
+cdef float quantization_scale(float m) noexcept:
+    """scale: the quantised value is q*scale."""
+    return m / Q_MAX
+
+
+def quantize(v, least=0.0):
+    """Quantises each row of v to int8, in float32 arithmetic without fused multiply-adds.
+
+        m     = max(max_k |v_k|, least), but 127 if that is below 2^-100
+        q_k   = the integer nearest to v_k * (127/m), ties to even
+        scale = m/127
+
+    The quotient 127/m and its product with v_k are rounded to float32. If an element is NaN or
+    infinite, the row's scale is NaN and its q are 0.
+
+    Args:
+        v: (N, K), converted to float32.
+        least: a number >= 0, converted to float32.
+
+    Returns:
+        q (N, K), int8 in -127..127, and scale (N,), float32.
+
+    Raises:
+        ValueError: v does not have two axes, or `least` is negative or not finite.
+        TypeError: v does not hold real numbers, or `least` is not a number.
+    """
+    cdef double[:, ::1] rows = _array("v", v, (None, None))
+    if _check_number("least", least) < 0:
+        raise ValueError(f"least: got {least!r}, wanted a number >= 0")
+    cdef signed char[:, ::1] q = np.zeros((rows.shape[0], rows.shape[1]), np.int8)
+    cdef float[::1] scale = np.zeros(rows.shape[0], np.float32)
+    cdef Py_ssize_t b, k
+    cdef float m
+    for b in range(rows.shape[0]):
+        m = quantization_range(rows[b], least)
+        for k in range(rows.shape[1]):
+            q[b, k] = quantized(<float>rows[b, k], m)
+        scale[b] = quantization_scale(m)
+    return np.asarray(q), np.asarray(scale)
+
+
+cdef float to_bfloat16(float value) noexcept:
+    """The nearest float32 whose lower 16 bits are zero, ties to even; for a NaN a quiet NaN."""
+    cdef uint32_t bits
+    memcpy(&bits, &value, sizeof(bits))
+    if isnan(value):
+        bits |= 0x00400000
+    else:
+        bits += 0x7fff + (bits >> 16 & 1)  # carries into the upper half if that is to be rounded up
+    bits &= 0xffff0000
+    memcpy(&value, &bits, sizeof(bits))
+    return value
+
+
+def round_to_bfloat16(v):
+    """The values of v rounded to bfloat16, to nearest, ties to even.
+
+    What rounds beyond the largest bfloat16 becomes infinite. Denormal numbers are rounded like all
+    others, to multiples of 2^-133. NaN stays NaN and is quiet.
+
+    Args:
+        v: an array of any shape, converted to float32.
+
+    Returns:
+        A float32 array of the same shape.
+
+    Raises:
+        TypeError: v does not hold real numbers.
+    """
+    rounded = _array("v", v, np.shape(v), np.float32)
+    cdef float[::1] flat = rounded.reshape(-1)
+    cdef Py_ssize_t k
+    for k in range(flat.shape[0]):
+        flat[k] = to_bfloat16(flat[k])
+    return rounded
+
+
+cdef float flushed(float value) noexcept:
+    """Zero of the same sign in place of a denormal number."""
+    return copysignf(0, value) if fabsf(value) < FLT_MIN else value
+
+
+def int8_product(start, q, scale, weight_q, weight_scale):
+    """start + weight v of quantised operands, in the kernels' float32 arithmetic.
+
+        acc    = sum_k weight_q[j, k] * q[b, k], exactly
+        result = start[b, j] + (float32(acc) * weight_scale[j]) * scale[b]
+
+    Each operation is rounded to float32; denormal inputs and results count as zeros of their sign.
+
+    Args:
+        start: (N, M), converted to float32.
+        q: (N, K), int8; scale: (N,), converted to float32; both as from `quantize`.
+        weight_q: (M, K), int8; weight_scale: (M,), converted to float32.
+
+    Returns:
+        (N, M), float32.
+
+    Raises:
+        ValueError: a shape is wrong.
+        TypeError: q or weight_q is not int8, or another array does not hold real numbers.
+    """
+    cdef float[:, ::1] result = _array("start", start, (None, None), np.float32)
+    cdef Py_ssize_t b, j, k, N = result.shape[0], M = result.shape[1]
+    cdef signed char[:, ::1] v = _int8_array("q", q, (N, None))
+    cdef signed char[:, ::1] w = _int8_array("weight_q", weight_q, (M, v.shape[1]))
+    cdef float[::1] scale_v = _array("scale", scale, (N,), np.float32)
+    cdef float[::1] scale_w = _array("weight_scale", weight_scale, (M,), np.float32)
+    cdef long long acc
+    cdef float product
+    for b in range(N):
+        for j in range(M):
+            acc = 0
+            for k in range(v.shape[1]):
+                acc += w[j, k] * v[b, k]
+            product = flushed(<float>acc * flushed(scale_w[j]))
+            product = flushed(product * flushed(scale_v[b]))
+            result[b, j] = flushed(flushed(result[b, j]) + product)
+    return np.asarray(result)
+
+
+cdef float multiply_add(float v, float w, float total) noexcept:
+    """v*w + total, rounded once."""
+    return flushed(fmaf(flushed(v), flushed(w), total))
+
+
+def bfloat16_product(start, v, weight):
+    """start + weight v of operands rounded to bfloat16, in the kernels' float32 arithmetic.
+
+    The accumulator a begins at start[b, j]. For each block of 32 consecutive k (the last may be
+    shorter):
+
+        even = fma(v_k, w_k, even), from +0, over the block's k = 0, 2, ..., ascending
+        odd  = fma(v_k, w_k, odd), from +0, over the block's k = 1, 3, ..., ascending
+        a    = a + (even + odd)
+
+    In a shorter block, 0 is added to even and to odd before their sum, which turns -0 into +0. Each
+    operation is rounded to float32, fma once; denormal inputs (after the rounding to bfloat16) and
+    results count as zeros of their sign. A result that rounds up to the least normal number only in
+    the precision of denormal numbers is that number here; a processor may flush it to zero.
+
+    Args:
+        start: (N, M), converted to float32.
+        v: (N, K), converted to float32, then rounded to bfloat16.
+        weight: (M, K), converted to float32, then rounded to bfloat16.
+
+    Returns:
+        (N, M), float32.
+
+    Raises:
+        ValueError: a shape is wrong.
+        TypeError: an array does not hold real numbers.
+    """
+    cdef float[:, ::1] result = _array("start", start, (None, None), np.float32)
+    cdef Py_ssize_t b, j, k, block, end, N = result.shape[0], M = result.shape[1]
+    cdef float[:, ::1] operand = round_to_bfloat16(_array("v", v, (N, None), np.float32))
+    cdef Py_ssize_t K = operand.shape[1]
+    cdef float[:, ::1] w = round_to_bfloat16(_array("weight", weight, (M, K), np.float32))
+    cdef float a, even, odd
+    for b in range(N):
+        for j in range(M):
+            a = flushed(result[b, j])
+            for block in range(0, K, 32):
+                end = min(block + 32, K)
+                even = odd = 0
+                for k in range(block, end, 2):
+                    even = multiply_add(operand[b, k], w[j, k], even)
+                for k in range(block + 1, end, 2):
+                    odd = multiply_add(operand[b, k], w[j, k], odd)
+                if end < block + 32:
+                    even += 0
+                    odd += 0
+                a = flushed(a + flushed(even + odd))
+            result[b, j] = a
+    return np.asarray(result)
 
 
 # ---- Storage -------------------------------------------------------------------------------------
@@ -971,8 +1193,8 @@ def _check_number(name, number):
     return float(number)
 
 
-def _array(name, values, shape):
-    """A C-contiguous float64 copy, checked for this shape, in which None means any size."""
+def _array(name, values, shape, dtype=np.float64):
+    """A C-contiguous copy of this dtype, checked for this shape, in which None means any size."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: got dtype {array.dtype}, wanted real numbers")
@@ -980,7 +1202,14 @@ def _array(name, values, shape):
     if array.ndim != len(shape) or list(array.shape) != sizes:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: got shape {array.shape}, wanted ({wanted})")
-    return np.array(array, dtype=np.float64, order="C")
+    return np.array(array, dtype=dtype, order="C")
+
+
+def _int8_array(name, values, shape):
+    dtype = np.asarray(values).dtype
+    if dtype != np.int8:
+        raise TypeError(f"{name}: got dtype {dtype}, wanted int8")
+    return _array(name, values, shape, np.int8)
 
 
 def _check_lengths(lengths, steps, rows):
