@@ -22,6 +22,7 @@ __all__ = [
 _Array: TypeAlias = NDArray[np.float64]
 _Array32: TypeAlias = NDArray[np.float32]
 _Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
+_Precision: TypeAlias = Literal["bfloat16", "int8"] | None
 
 class Grads(NamedTuple):
     x: _Array
@@ -48,6 +49,7 @@ class _Network:
     output_activation: _Activation | None
     clip: float | None
     input_forget: bool
+    precision: _Precision
     @property
     def num_directions(self) -> int: ...
     @property
@@ -82,6 +84,7 @@ class LSTM(_Network):
         output_activation: _Activation | None = None,
         clip: float | None = None,
         input_forget: bool = False,
+        precision: _Precision = None,
     ) -> None: ...
 
 class GRU(_Network):
@@ -99,6 +102,7 @@ class GRU(_Network):
         recurrent_activation: _Activation = "sigmoid",
         activation: _Activation = "tanh",
         clip: float | None = None,
+        precision: _Precision = None,
     ) -> None: ...
 
 class MGU(_Network):
@@ -114,6 +118,7 @@ class MGU(_Network):
         recurrent_activation: _Activation = "sigmoid",
         activation: _Activation = "tanh",
         clip: float | None = None,
+        precision: _Precision = None,
     ) -> None: ...
 
 def activation_parameters(activation: _Activation) -> tuple[str, float, float]: ...

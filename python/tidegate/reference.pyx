@@ -5,7 +5,8 @@
 """What Tidegate computes, written for comparison with the equations line by line.
 
 Every feature, forward and backward, in float64, one row and one step at a time; not optimised, no
-threads, no matrix library. The tests and ``tidegate selftest`` check the C++ core against it.
+threads, no matrix library. The tests and ``tidegate selftest`` check the C++ core against it. The
+low precisions of inference, "bfloat16" and "int8", are specified in the section "Low precision".
 
 Notation throughout: ``t`` a step, ``b`` a row of the batch, ``j`` a hidden unit, ``k`` a summation
 index. T steps, N rows, I the input size, H ``hidden_size``, S the size of h (``proj_size`` if there
@@ -173,6 +174,26 @@ cdef double clipped_backward(Activation f, double clip, double a, double dy) noe
 
 
 # ---- Low precision -------------------------------------------------------------------------------
+#
+# With a precision, the operands of matrix products are rounded: the matrices weight_ih, weight_hh
+# and weight_hr, and the vectors that they multiply. These are x (above the first layer, the output
+# of the layer below), h, or r*h or f*h in its place, and with a projection m = o*tanh(c'). Nothing
+# else is rounded: not biases, peepholes, sums, activations, c, nor h where r*h, f*h or the new h is
+# computed from it. Each operand is first rounded to float32, then:
+#
+#   bfloat16  each value to bfloat16, as `round_to_bfloat16` does it;
+#   int8      each vector to q*scale, q integers in -127..127, as `quantize` does it. The vectors
+#             are the rows of a matrix, and the operand at one [t, b]. `least` is 1 for h, r*h and
+#             f*h if |h| <= 1 (`h_is_bounded`), so that their scale is normally 1/127. It is 0 for
+#             all other operands. An operand with an element that is not finite is NaN throughout.
+#
+# A network in this file multiplies and sums the rounded numbers in float64. A kernel computes in
+# float32: a pre-activation starts at bias_ih + bias_hh, the product with x is added, then that with
+# h. In a GRU with reset_after the two parts of the candidate, W_n x + b_in and U_n h + b_hn, each
+# start at their own bias. A projection starts at 0. `int8_product` and `bfloat16_product` define
+# this addition bit by bit.
+
+_PRECISIONS = ("bfloat16", "int8")
 
 cdef float Q_MAX = 127
 cdef float TINY = 2.0 ** -100
@@ -276,6 +297,28 @@ def round_to_bfloat16(v):
     return rounded
 
 
+cdef void round_operand(str precision, double[::1] v, float least):
+    """Rounds an operand in place, in int8 to q*scale; without a precision it is left as it is."""
+    cdef Py_ssize_t k
+    cdef float m
+    if precision == "bfloat16":
+        for k in range(v.shape[0]):
+            v[k] = to_bfloat16(<float>v[k])
+    elif precision == "int8":
+        m = quantization_range(v, least)
+        for k in range(v.shape[0]):
+            v[k] = quantized(<float>v[k], m) * <double>quantization_scale(m)
+
+
+cdef double[:, ::1] rounded_matrix(str precision, double[:, ::1] matrix):
+    """A rounded copy, by rows; without a precision the matrix itself."""
+    cdef double[:, ::1] rounded = matrix if precision is None else matrix.copy()
+    cdef Py_ssize_t row
+    for row in range(rounded.shape[0]):
+        round_operand(precision, rounded[row], 0)
+    return rounded
+
+
 cdef float flushed(float value) noexcept:
     """Zero of the same sign in place of a denormal number."""
     return copysignf(0, value) if fabsf(value) < FLT_MIN else value
@@ -376,6 +419,27 @@ def bfloat16_product(start, v, weight):
     return np.asarray(result)
 
 
+cdef bint is_gate(Activation f) noexcept:
+    """Whether 0 <= f(x) <= 1 for all x."""
+    return f.kind == SIGMOID or f.kind == HARD_SIGMOID
+
+
+cdef bint is_bounded(Activation f) noexcept:
+    """Whether |f(x)| <= 1 for all x."""
+    return (is_gate(f) or f.kind == TANH or f.kind == SOFTSIGN
+            or (f.kind == SCALED_TANH and fabs(f.alpha) <= 1))
+
+
+cdef bint h_is_bounded(Direction p):
+    """Whether |h| <= 1 at every step if the initial h is: h is the product of bounded functions,
+    or a weighted mean of the previous h and a bounded candidate. A projected h has no bound.
+    """
+    if p.cell == "LSTM":
+        return (not p.projection and is_bounded(p.recurrent_activation)
+                and is_bounded(p.output_activation))
+    return is_gate(p.recurrent_activation) and is_bounded(p.activation)
+
+
 # ---- Storage -------------------------------------------------------------------------------------
 
 cdef class Direction:
@@ -383,12 +447,14 @@ cdef class Direction:
 
     Gates are stacked along the first axis: i, f, g, o for an LSTM, r, z, n for a GRU, f, n for an MGU,
     so that row ``gate*H + j`` belongs to unit j. Without ``bias`` the biases are hidden zeros.
+    With a precision, the matrices are rounded copies.
     """
 
-    cdef str cell
+    cdef str cell, precision
     cdef bint peephole, projection, input_forget, reset_after, write
     cdef Activation recurrent_activation, activation, output_activation
     cdef double clip  # infinite if there is none
+    cdef float h_least  # `least` of h, r*h and f*h in int8
     cdef double[:, ::1] weight_ih  # (G*H, I), above the first layer (G*H, D*S)
     cdef double[:, ::1] weight_hh  # (G*H, S)
     cdef double[::1] bias_ih  # (G*H,)
@@ -398,6 +464,7 @@ cdef class Direction:
 
     def __init__(self, network, arrays, suffix):
         self.cell = network.cell
+        self.precision = network.precision
         self.peephole = network.peephole
         self.projection = network.proj_size > 0
         self.reset_after = network.reset_after
@@ -407,13 +474,14 @@ cdef class Direction:
         self.activation = as_activation(network.activation)
         self.output_activation = as_activation(network.output_activation or network.activation)
         self.clip = INFINITY if network.clip is None else network.clip
-        self.weight_ih = arrays["weight_ih" + suffix]
-        self.weight_hh = arrays["weight_hh" + suffix]
+        self.h_least = 1 if h_is_bounded(self) else 0
+        self.weight_ih = rounded_matrix(self.precision, arrays["weight_ih" + suffix])
+        self.weight_hh = rounded_matrix(self.precision, arrays["weight_hh" + suffix])
         gates = self.weight_ih.shape[0]
         self.bias_ih = arrays["bias_ih" + suffix] if network.bias else np.zeros(gates)
         self.bias_hh = arrays["bias_hh" + suffix] if network.bias else np.zeros(gates)
         if self.projection:
-            self.weight_hr = arrays["weight_hr" + suffix]
+            self.weight_hr = rounded_matrix(self.precision, arrays["weight_hr" + suffix])
         if self.peephole:
             self.weight_peephole = arrays["weight_peephole" + suffix]
 
@@ -425,10 +493,14 @@ cdef class Steps:
     the initial state, or zero after a reset. Padded steps are never written and stay zero. Without
     a cell state c is of size 0. A second instance, ``ds``, holds the derivatives of all quantities
     that are used more than once; the other derivatives are local variables.
+
+    With a precision, ``x``, ``h_operand``, ``rh``, ``fh`` and, before a projection, ``m`` are
+    rounded: only products read them.
     """
 
     cdef double[:, :, ::1] x  # (T, N, I), shared by a layer's directions
     cdef double[:, :, ::1] h_prev, h  # (T, N, S)
+    cdef double[:, :, ::1] h_operand  # h_prev as products read it; h_prev itself if not rounded
     cdef double[:, :, ::1] c_prev, c  # (T, N, H)
     cdef double[:, :, ::1] i, f, g, o  # (T, N, H), LSTM; also:
     cdef double[:, :, ::1] a_i, a_f, a_g, a_o  # the arguments of their activations, unclipped
@@ -445,6 +517,7 @@ cdef class Steps:
         hidden = (steps, rows, network.hidden_size)
         self.x = x
         self.h_prev = np.zeros((steps, rows, network.state_size))
+        self.h_operand = self.h_prev if network.precision is None else self.h_prev.copy()
         self.h = np.zeros((steps, rows, network.state_size))
         if network.cell == "LSTM":
             self.c_prev, self.c, self.m = np.zeros(hidden), np.zeros(hidden), np.zeros(hidden)
@@ -497,7 +570,7 @@ cdef void affine_backward(double[:, ::1] weight, Py_ssize_t row,
 cdef double gate(Direction p, Steps s, Py_ssize_t row, Py_ssize_t t, Py_ssize_t b):
     """Row `row` of: W x + b_ih + U h + b_hh, the argument of a gate's activation."""
     return (affine(p.weight_ih, p.bias_ih, row, s.x, t, b)
-            + affine(p.weight_hh, p.bias_hh, row, s.h_prev, t, b))
+            + affine(p.weight_hh, p.bias_hh, row, s.h_operand, t, b))
 
 
 cdef void gate_backward(Direction p, Steps s, Py_ssize_t row, Py_ssize_t t, Py_ssize_t b, double da,
@@ -547,6 +620,8 @@ cdef void lstm_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
             s.a_o[t, b, j] += p.weight_peephole[2 * H + j] * s.c[t, b, j]
         s.o[t, b, j] = clipped(p.recurrent_activation, p.clip, s.a_o[t, b, j])
         s.m[t, b, j] = s.o[t, b, j] * activate(p.output_activation, s.c[t, b, j])
+    if p.projection:
+        round_operand(p.precision, s.m[t, b], 0)
     for k in range(s.h.shape[2]):
         if p.projection:
             s.h[t, b, k] = 0
@@ -622,10 +697,12 @@ cdef void gru_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
         s.z[t, b, j] = clipped(p.recurrent_activation, p.clip, s.a_z[t, b, j])
         if not p.reset_after:
             s.rh[t, b, j] = s.r[t, b, j] * s.h_prev[t, b, j]
+    if not p.reset_after:
+        round_operand(p.precision, s.rh[t, b], p.h_least)
     for j in range(H):
         s.a_n[t, b, j] = affine(p.weight_ih, p.bias_ih, 2 * H + j, s.x, t, b)
         if p.reset_after:
-            s.q[t, b, j] = affine(p.weight_hh, p.bias_hh, 2 * H + j, s.h_prev, t, b)
+            s.q[t, b, j] = affine(p.weight_hh, p.bias_hh, 2 * H + j, s.h_operand, t, b)
             s.a_n[t, b, j] += s.r[t, b, j] * s.q[t, b, j]
         else:
             s.a_n[t, b, j] += affine(p.weight_hh, p.bias_hh, 2 * H + j, s.rh, t, b)
@@ -691,6 +768,7 @@ cdef void mgu_step(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b):
         s.a_f[t, b, j] = gate(p, s, 0 * H + j, t, b)
         s.f[t, b, j] = clipped(p.recurrent_activation, p.clip, s.a_f[t, b, j])
         s.fh[t, b, j] = s.f[t, b, j] * s.h_prev[t, b, j]
+    round_operand(p.precision, s.fh[t, b], p.h_least)
     for j in range(H):
         s.a_n[t, b, j] = (affine(p.weight_ih, p.bias_ih, 1 * H + j, s.x, t, b)
                           + affine(p.weight_hh, p.bias_hh, 1 * H + j, s.fh, t, b))
@@ -765,6 +843,8 @@ cdef void run(Direction p, Steps s, Py_ssize_t[::1] lengths, unsigned char[:, ::
             zero = starts_from_zero(step, t, b, reverse, reset)
             for k in range(h.shape[1]):
                 s.h_prev[t, b, k] = 0 if zero else h[b, k]
+                s.h_operand[t, b, k] = s.h_prev[t, b, k]
+            round_operand(p.precision, s.h_operand[t, b], p.h_least)
             for k in range(c.shape[1]):
                 s.c_prev[t, b, k] = 0 if zero else c[b, k]
             take_step(p, s, t, b)
@@ -806,6 +886,14 @@ cdef void scale_valid(double[:, :, ::1] v, double[:, :, ::1] scale, Py_ssize_t[:
         for t in range(lengths[b]):
             for k in range(v.shape[2]):
                 v[t, b, k] *= scale[t, b, k]
+
+
+cdef void round_valid(str precision, double[:, :, ::1] v, Py_ssize_t[::1] lengths):
+    """Rounds the input of a layer in place, at valid steps."""
+    cdef Py_ssize_t b, t
+    for b in range(lengths.shape[0]):
+        for t in range(lengths[b]):
+            round_operand(precision, v[t, b], 0)
 
 
 # ---- Layers: the public classes ------------------------------------------------------------------
@@ -875,7 +963,7 @@ class _Network:
     update_gate = "carry"
 
     def _init(self, input_size, hidden_size, num_layers, bias, bidirectional, reverse,
-              recurrent_activation, activation, clip):
+              recurrent_activation, activation, clip, precision):
         for name, size in [("input_size", input_size), ("hidden_size", hidden_size),
                            ("num_layers", num_layers)]:
             if operator.index(size) < 1:
@@ -893,6 +981,9 @@ class _Network:
         self.clip = None if clip is None else _check_number("clip", clip)
         if clip is not None and self.clip <= 0:
             raise ValueError(f"clip: got {clip}, wanted a number above 0")
+        if precision not in (None, *_PRECISIONS):
+            raise ValueError(f'precision: got {precision!r}, wanted None, "bfloat16" or "int8"')
+        self.precision = precision
 
     @property
     def num_directions(self):
@@ -907,7 +998,7 @@ class _Network:
         return (self.cell, self.input_size, self.hidden_size, self.num_layers, self.bias,
                 self.bidirectional, self.reverse, self.proj_size, self.peephole, self.reset_after,
                 self.update_gate, self.recurrent_activation, self.activation,
-                self.output_activation, self.clip, self.input_forget)
+                self.output_activation, self.clip, self.input_forget, self.precision)
 
     def _suffixes(self):
         """The suffixes of the parameters' names, by direction, layer-major."""
@@ -933,7 +1024,8 @@ class _Network:
         return shapes
 
     def forward(self, params, x, state=None, *, lengths=None, reset=None, dropout_scale=None):
-        """Runs the network over a batch of sequences. All numbers are converted to float64.
+        """Runs the network over a batch of sequences. All numbers are converted to float64; with a
+        precision the operands of products are then rounded, here to values in float64.
 
         Args:
             params: a mapping with exactly the names and shapes of `parameter_shapes`.
@@ -970,6 +1062,7 @@ class _Network:
         for layer in range(self.num_layers):
             if layer > 0 and dropout_scale is not None:
                 scale_valid(y, dropout_scale[layer - 1], lengths)
+            round_valid(self.precision, y, lengths)
             layer_input, y = y, np.zeros((steps, rows, width))
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
@@ -992,11 +1085,13 @@ class _Network:
             `Grads`.
 
         Raises:
-            ValueError: a shape is wrong, or the tape is another network's.
+            ValueError: a shape is wrong, the tape is another network's, or there is a precision.
             TypeError: an array does not hold real numbers.
         """
         if tape._network._options() != self._options():
             raise ValueError("tape: is of a network with other options")
+        if self.precision is not None:
+            raise ValueError(f"precision: got {self.precision!r}, wanted None for backward")
         lengths, reset, dropout_scale = tape._lengths, tape._reset, tape._dropout_scale
         steps, rows = reset.shape
         width = self.num_directions * self.state_size
@@ -1064,6 +1159,8 @@ class LSTM(_Network):
         clip: the arguments of the gates' and g's activations, including peepholes and biases, are
             clamped to [-clip, clip]; c' is not. None: no clip.
         input_forget: f = 1 - i; the rows, bias and peephole of f have no effect.
+        precision: "bfloat16" or "int8": the operands of products are rounded (section "Low
+            precision"), and there is no `backward`. None: float64.
 
     Raises:
         ValueError: a size, a number or a name is out of range, or two options exclude each other.
@@ -1075,9 +1172,10 @@ class LSTM(_Network):
 
     def __init__(self, input_size, hidden_size, num_layers=1, *, bias=True, bidirectional=False,
                  proj_size=0, peephole=False, reverse=False, recurrent_activation="sigmoid",
-                 activation="tanh", output_activation=None, clip=None, input_forget=False):
+                 activation="tanh", output_activation=None, clip=None, input_forget=False,
+                 precision=None):
         self._init(input_size, hidden_size, num_layers, bias, bidirectional, reverse,
-                   recurrent_activation, activation, clip)
+                   recurrent_activation, activation, clip, precision)
         if not 0 <= proj_size < hidden_size:
             raise ValueError(f"proj_size: got {proj_size}, wanted 0 <= proj_size < hidden_size, "
                              f"which is {hidden_size}")
@@ -1102,6 +1200,8 @@ class GRU(_Network):
         activation: the activation of n, in the same form.
         clip: the arguments of the gates' and n's activations, including biases, are clamped to
             [-clip, clip]. None: no clip.
+        precision: "bfloat16" or "int8": the operands of products are rounded (section "Low
+            precision"), and there is no `backward`. None: float64.
 
     Raises:
         ValueError: a size, a number or a name is out of range, or two options exclude each other.
@@ -1113,9 +1213,9 @@ class GRU(_Network):
 
     def __init__(self, input_size, hidden_size, num_layers=1, *, bias=True, bidirectional=False,
                  reset_after=True, update_gate="carry", reverse=False,
-                 recurrent_activation="sigmoid", activation="tanh", clip=None):
+                 recurrent_activation="sigmoid", activation="tanh", clip=None, precision=None):
         self._init(input_size, hidden_size, num_layers, bias, bidirectional, reverse,
-                   recurrent_activation, activation, clip)
+                   recurrent_activation, activation, clip, precision)
         if update_gate not in ("carry", "write"):
             raise ValueError(f'update_gate: got {update_gate!r}, wanted "carry" or "write"')
         self.reset_after = bool(reset_after)
@@ -1133,6 +1233,8 @@ class MGU(_Network):
         activation: the activation of n, in the same form.
         clip: the arguments of f's and n's activations, including biases, are clamped to
             [-clip, clip]. None: no clip.
+        precision: "bfloat16" or "int8": the operands of products are rounded (section "Low
+            precision"), and there is no `backward`. None: float64.
 
     Raises:
         ValueError: a size, a number or a name is out of range, or two options exclude each other.
@@ -1143,13 +1245,17 @@ class MGU(_Network):
     gates = 2
 
     def __init__(self, input_size, hidden_size, num_layers=1, *, bias=True, bidirectional=False,
-                 reverse=False, recurrent_activation="sigmoid", activation="tanh", clip=None):
+                 reverse=False, recurrent_activation="sigmoid", activation="tanh", clip=None,
+                 precision=None):
         self._init(input_size, hidden_size, num_layers, bias, bidirectional, reverse,
-                   recurrent_activation, activation, clip)
+                   recurrent_activation, activation, clip, precision)
 
 
 def from_layer(layer):
     """The reference network of a layer: same cell and options, without parameters.
+
+    A layer's `precision` is passed on if it is "bfloat16" or "int8". Such a layer's matrices, as
+    float32 values, are rounded already: `quantize` returns their q and scale again.
 
     Raises:
         TypeError: `layer` is not a recurrent layer.
@@ -1165,6 +1271,8 @@ def from_layer(layer):
     else:
         raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM, a GRU or an MGU")
     options = {name: getattr(layer, name) for name in shared + own}
+    if getattr(layer, "precision", None) in _PRECISIONS:
+        options["precision"] = layer.precision
     return cell(layer.input_size, layer.hidden_size, layer.num_layers, **options)
 
 
