@@ -197,15 +197,19 @@ def test_int8_product_of_a_row_that_is_not_finite() -> None:
 
 
 def test_int8_product_flushes_denormals() -> None:
-    one = np.array([[1]], np.int8)
+    def product(start: float, scale: float, weight_scale: float, q: int = 1) -> np.ndarray:
+        given = np.array([[q]], np.int8), np.array([[abs(q)]], np.int8)
+        return reference.int8_product([[start]], given[0], [scale], given[1], [weight_scale])
 
-    def product(start: float, scale: float, weight_scale: float) -> np.ndarray:
-        return reference.int8_product([[start]], one, [scale], one, [weight_scale])
-
+    # Inputs: start and both scales.
     assert_same_bits(product(-(2.0**-130), 0, 1), single([[0]]))  # -0 + 0
+    assert_same_bits(product(-(2.0**-130), 0, 1, q=-1), single([[-0.0]]))
+    assert_same_bits(product(0, 2.0**-130, 1, q=127), single([[0]]))
+    assert_same_bits(product(1, 2.0**127, 2.0**-130, q=127), single([[1]]))
+    # Results: of both products and of the sum.
+    assert_same_bits(product(1, 2.0**127, 2.0**-126 / 127, q=1), single([[1]]))
     assert_same_bits(product(1.5 * FLOAT_MIN, 2.0**-70, 2.0**-60), single([[1.5 * FLOAT_MIN]]))
     assert_same_bits(product(1.5 * FLOAT_MIN, -(2.0**-66), 2.0**-60), single([[0]]))
-    assert_same_bits(product(1, 2.0**127, 2.0**-130), single([[1]]))
 
 
 # ---- bfloat16 ------------------------------------------------------------------------------------
