@@ -20,6 +20,7 @@ import pytest
 
 import tidegate as tg
 from layer_cases import (
+    ARITHMETICS,
     CASES,
     INPUT_SIZE,
     STREAMABLE,
@@ -38,6 +39,7 @@ T, N = 7, 6
 every_case = pytest.mark.parametrize("case", CASES)
 every_streamable = pytest.mark.parametrize("case", STREAMABLE)
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+every_arithmetic = pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
 every_division = pytest.mark.parametrize("division", ["rows", "units"])
 
 
@@ -50,7 +52,7 @@ def _threads_to_divide_among():
     tg.set_num_threads(before)
 
 
-def wide(case, **options):
+def wide(case, precision=None, **options):
     """The case's layer with several vectors of units, so that threads and tiles have parts."""
     layer = make(case, **options)
     names = ["bias", "bidirectional", "reverse", "peephole", "reset_after", "update_gate"]
@@ -58,7 +60,8 @@ def wide(case, **options):
     if is_lstm(layer):
         kwargs |= {"proj_size": layer.proj_size and 19}
     kwargs |= {"dtype": layer.dtype, "dropout": layer.dropout, "seed": 1}
-    return type(layer)(INPUT_SIZE, 37, layer.num_layers, **kwargs)
+    layer = type(layer)(INPUT_SIZE, 37, layer.num_layers, **kwargs)
+    return layer if precision is None else layer.quantize(precision)
 
 
 def draw(layer, rng, steps=T, batch=N):
@@ -85,12 +88,12 @@ def row_of(results, n):
 
 
 @every_case
-@every_dtype
+@every_arithmetic
 @every_division
 @pytest.mark.parametrize("num_threads", [2, 3, 5])
-def test_threads_change_no_bit(case, dtype, division, num_threads, isa, rng):
+def test_threads_change_no_bit(case, arithmetic, division, num_threads, isa, rng):
     # Rows: some threads may have none. Units: 37 are 2 to 10 vectors, for 5 threads.
-    drawn = draw(wide(case, dtype=dtype), rng)
+    drawn = draw(wide(case, **arithmetic), rng)
     one = selftest.results(drawn, 1)
     with selftest.dividing(division):
         several = selftest.results(drawn, num_threads)
@@ -100,9 +103,9 @@ def test_threads_change_no_bit(case, dtype, division, num_threads, isa, rng):
 
 
 @every_case
-@every_dtype
-def test_the_batch_around_a_row_changes_no_bit(case, dtype, isa, rng):
-    drawn = draw(wide(case, dtype=dtype), rng, batch=17)
+@every_arithmetic
+def test_the_batch_around_a_row_changes_no_bit(case, arithmetic, isa, rng):
+    drawn = draw(wide(case, **arithmetic), rng, batch=17)
     whole = forward(drawn)
     for n in [0, 5, 16]:
         alone = forward(drawn, rows=[n])
@@ -114,9 +117,9 @@ def test_the_batch_around_a_row_changes_no_bit(case, dtype, isa, rng):
 
 
 @every_case
-@every_dtype
-def test_the_place_in_the_batch_changes_no_bit(case, dtype, isa, rng):
-    drawn = draw(wide(case, dtype=dtype), rng, batch=11)
+@every_arithmetic
+def test_the_place_in_the_batch_changes_no_bit(case, arithmetic, isa, rng):
+    drawn = draw(wide(case, **arithmetic), rng, batch=11)
     whole = forward(drawn)
     order = rng.permutation(11)
     shuffled = forward(drawn, rows=order)
@@ -125,9 +128,9 @@ def test_the_place_in_the_batch_changes_no_bit(case, dtype, isa, rng):
 
 
 @every_case
-@every_dtype
-def test_neighbours_lengths_change_no_bit(case, dtype, isa, rng):
-    drawn = draw(wide(case, dtype=dtype), rng)
+@every_arithmetic
+def test_neighbours_lengths_change_no_bit(case, arithmetic, isa, rng):
+    drawn = draw(wide(case, **arithmetic), rng)
     lengths = np.array([0, 1, 4, 5, T, T])
     expected = forward(drawn, lengths=lengths)
     for n in range(N):
@@ -138,9 +141,9 @@ def test_neighbours_lengths_change_no_bit(case, dtype, isa, rng):
 
 
 @every_case
-@every_dtype
-def test_padding_at_the_end_changes_no_bit(case, dtype, isa, rng):
-    drawn = draw(wide(case, dtype=dtype), rng)
+@every_arithmetic
+def test_padding_at_the_end_changes_no_bit(case, arithmetic, isa, rng):
+    drawn = draw(wide(case, **arithmetic), rng)
     y, *state = forward(drawn, lengths=np.full(N, 4))
     short = selftest.Case(**{**vars(drawn), "x": drawn.x[:4], "reset": drawn.reset[:4]})
     y_short, *state_short = forward(short, lengths=np.full(N, 4))
@@ -150,11 +153,11 @@ def test_padding_at_the_end_changes_no_bit(case, dtype, isa, rng):
 
 
 @every_streamable
-@every_dtype
+@every_arithmetic
 @pytest.mark.parametrize("batch", [1, 4])
-def test_chunks_change_no_bit(case, dtype, batch, isa, rng):
+def test_chunks_change_no_bit(case, arithmetic, batch, isa, rng):
     # 300 steps are more than the input projection does at once (256 rows of 4 at 37 units and up).
-    layer = wide(case, dtype=dtype)
+    layer = wide(case, **arithmetic)
     drawn = draw(layer, rng, steps=300, batch=batch)
     y, state_n = layer(drawn.x, drawn.state)
     for size in (1, 7, 299):
@@ -220,10 +223,10 @@ def poison(case, value):
 
 
 @every_case
-@every_dtype
+@every_arithmetic
 @pytest.mark.parametrize("division", ["auto", "rows", "units"])
-def test_padding_is_never_read(case, dtype, division, isa, rng):
-    clean = draw(wide(case, dtype=dtype), rng)
+def test_padding_is_never_read(case, arithmetic, division, isa, rng):
+    clean = draw(wide(case, **arithmetic), rng)
     assert (clean.lengths < T).any()
     with selftest.dividing(division):
         expected = selftest.results(clean, 2)
@@ -253,10 +256,10 @@ def test_padding_is_never_read_with_dropout(isa, rng):
     ("case", "where"),
     [(c, w) for c in CASES for w in ("x", "h_0", "c_0") if w != "c_0" or c.startswith("lstm")],
 )
-@every_dtype
+@every_arithmetic
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_bad_row_stays_alone_forward(case, dtype, value, where, isa, rng):
-    layer = wide(case, dtype=dtype)
+def test_a_bad_row_stays_alone_forward(case, arithmetic, value, where, isa, rng):
+    layer = wide(case, **arithmetic)
     clean = draw(layer, rng)
     clean.lengths[2] = T
     expected = forward(clean)
@@ -351,9 +354,9 @@ def test_padding_of_vectors_meets_no_infinity(dtype, isa):
             assert np.isfinite(part).all()
 
 
-@every_dtype
-def test_a_reset_is_a_select(dtype, isa, rng):
-    layer = wide("gru", dtype=dtype)
+@every_arithmetic
+def test_a_reset_is_a_select(arithmetic, isa, rng):
+    layer = wide("gru", **arithmetic)
     drawn = draw(layer, rng)
     state = drawn.state.copy()
     reset = np.zeros((T, N), bool)

@@ -19,6 +19,8 @@ namespace {
 constexpr int kLevels = 127;
 constexpr float kLeastMagnitude = 0x1p-100f;
 
+constexpr float kMost = std::numeric_limits<float>::max();
+
 // Rounds the row to `to`, and returns its scale; NaN if the row has a number that is not finite.
 float round_row(const float* row, Index size, std::int8_t* to) {
   float most = 0;
@@ -179,8 +181,9 @@ void dequantize(const std::vector<Parameter>& layout, const QuantizedParameters&
       while (values < end) *values++ = from_bfloat16(*bfloat16++);
     } else {
       for (; values < end; ++scale) {
+        // 127 * (m / 127) may round to more than m, the greatest magnitude, and then overflow.
         for (Index k = 0; k < parameter.columns; ++k)
-          *values++ = static_cast<float>(*int8++) * *scale;
+          *values++ = std::clamp(static_cast<float>(*int8++) * *scale, -kMost, kMost);
       }
     }
   }
