@@ -21,6 +21,8 @@ what the kernels compute. The bounds assume:
 - Each product and each sum of the cell rounds once; errors propagate by the rules of the product
   and the sum, second order included.
 - Denormals are flushed: each operand and each result may be off by the least normal number.
+- In low precision, the operands of products are rounded as in the reference. If an operand has an
+  error, it may be rounded to another number: see `_Operands`.
 - A number that may exceed the dtype's largest has no bound, and neither has anything computed from
   it: the layer may have an infinity or, from a difference of infinities or a product with zero, a
   NaN.
@@ -140,6 +142,60 @@ class _Activation:
         raise ValueError(self.name)
 
 
+# ---- Low precision -------------------------------------------------------------------------------
+
+
+class _Operands:
+    """The rounding of operands of products, as in `reference.round_operand`.
+
+    Two numbers within an error of each other are rounded to numbers within the error and two times
+    half the distance between neighbours. In int8 that distance is the scale, which follows from the
+    row's greatest magnitude and its error. A product in int8 is rounded as often as a sum of four
+    terms, one in bfloat16 as often as a sum of two: this is added to the operand's error.
+
+    Args:
+        network: a network of the reference.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._precision = network.precision
+        self._least = float(reference.h_is_bounded(network))
+
+    def matrix(self, values: Array, info: np.finfo[Any]) -> Bounded:
+        """A matrix of weights, exact as it is stored."""
+        if self._precision == "int8":
+            q, scale = reference.quantize(values)
+            return Bounded.given(q * scale.astype(np.float64)[:, None], info)
+        if self._precision == "bfloat16":
+            values = reference.round_to_bfloat16(values)
+        return Bounded.given(values, info)
+
+    def h(self, v: Bounded) -> Bounded:
+        """The operand of weight_hh."""
+        return self._rounded(v, self._least)
+
+    def other(self, v: Bounded) -> Bounded:
+        """The operand of weight_ih or weight_hr."""
+        return self._rounded(v, 0.0)
+
+    def _rounded(self, v: Bounded, least: float) -> Bounded:
+        if self._precision is None:
+            return v
+        value = v.value.astype(np.float32)
+        if self._precision == "bfloat16":
+            result = reference.round_to_bfloat16(value).astype(np.float64)
+            distance, further, roundings = 2.0**-7 * v.max_magnitude, 0.0, 2
+        else:
+            q, scale = reference.quantize(value, least)
+            distance = scale.astype(np.float64)[:, None]
+            result = q * distance
+            further, roundings = v.error.max(-1, keepdims=True, initial=0.0) / 127, 4
+        inexact = np.where(v.error > 0, v.error + 1.01 * distance, 0.0) + further
+        more = np.abs(result) * roundings * float(v._info.eps) / 2
+        given = Bounded.given(result, v._info)
+        return Bounded(given.value, given.error + inexact + more, v._info)
+
+
 # ---- The cells: one step of some rows, and its derivative ----------------------------------------
 
 
@@ -181,10 +237,15 @@ class _Lstm:
         self.gate = _Activation(network.recurrent_activation, network.clip, info)
         self.candidate = _Activation(network.activation, network.clip, info)
         self.output = _Activation(network.output_activation or network.activation, None, info)
+        self.operands = _Operands(network)
 
     def step(self, x: Bounded, h_prev: Bounded, c_prev: Bounded) -> _Step:
         p = self.p
-        sums = accumulate([(x, p["weight_ih"]), (h_prev, p["weight_hh"])], self.biases)
+        operands = [
+            (self.operands.other(x), p["weight_ih"]),
+            (self.operands.h(h_prev), p["weight_hh"]),
+        ]
+        sums = accumulate(operands, self.biases)
         a_i, a_f, a_g, a_o = sums.blocks(4)
         if self.peepholes:
             a_i = a_i + self.peepholes[0] * c_prev
@@ -196,7 +257,10 @@ class _Lstm:
             a_o = a_o + self.peepholes[2] * c
         o = self.gate(a_o)
         m = o * self.output(c)
-        h = m if self.projection is None else accumulate([(m, self.projection)])
+        if self.projection is None:
+            h = m
+        else:
+            h = accumulate([(self.operands.other(m), self.projection)])
         return _Step(x, h_prev, c_prev, h, c, (a_i, a_f, a_g, a_o), (i, f, g, o, m))
 
     def step_backward(self, s: _Step, dh: Bounded, dc: Bounded) -> _StepGradient:
@@ -241,6 +305,7 @@ class _ByGate:
         info = p["weight_ih"]._info
         self.gate = _Activation(network.recurrent_activation, network.clip, info)
         self.candidate = _Activation(network.activation, network.clip, info)
+        self.operands = _Operands(network)
         self.bias_ih = self._biases("bias_ih")
         self.bias_hh = self._biases("bias_hh")
 
@@ -255,7 +320,10 @@ class _ByGate:
 
     def _sum(self, gate: int, x: Bounded, operand: Bounded) -> Bounded:
         """W x + U operand and both biases."""
-        terms = [(x, self._rows("weight_ih", gate)), (operand, self._rows("weight_hh", gate))]
+        terms = [
+            (self.operands.other(x), self._rows("weight_ih", gate)),
+            (self.operands.h(operand), self._rows("weight_hh", gate)),
+        ]
         return accumulate(terms, self.bias_ih[gate] + self.bias_hh[gate])
 
 
@@ -279,9 +347,9 @@ class _Gru(_ByGate):
         r, z = self.gate(a_r), self.gate(a_z)
         rh = r * h_prev
         w_n, u_n = self._rows("weight_ih", 2), self._rows("weight_hh", 2)
-        q = accumulate([(h_prev, u_n)], self.bias_hh[2])
+        q = accumulate([(self.operands.h(h_prev), u_n)], self.bias_hh[2])
         if self.reset_after:
-            a_n = accumulate([(x, w_n)], self.bias_ih[2]) + r * q
+            a_n = accumulate([(self.operands.other(x), w_n)], self.bias_ih[2]) + r * q
         else:
             a_n = self._sum(2, x, rh)
         n = self.candidate(a_n)
@@ -457,7 +525,11 @@ def forward(
         dropout_scale,
         info,
     )
-    exact = {name: Bounded.given(array, info) for name, array in params.items()}
+    operands = _Operands(network)
+    exact = {
+        name: operands.matrix(array, info) if array.ndim > 1 else Bounded.given(array, info)
+        for name, array in params.items()
+    }
     directions, size = network.num_directions, network.state_size
     rows = network.num_layers * directions
     cell_size = network.hidden_size if network.cell == "LSTM" else 0

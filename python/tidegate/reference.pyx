@@ -38,6 +38,7 @@ __all__ = [
     "activation_parameters",
     "bfloat16_product",
     "from_layer",
+    "h_is_bounded",
     "int8_product",
     "quantize",
     "round_to_bfloat16",
@@ -430,14 +431,17 @@ cdef bint is_bounded(Activation f) noexcept:
             or (f.kind == SCALED_TANH and fabs(f.alpha) <= 1))
 
 
-cdef bint h_is_bounded(Direction p):
-    """Whether |h| <= 1 at every step if the initial h is: h is the product of bounded functions,
-    or a weighted mean of the previous h and a bounded candidate. A projected h has no bound.
+def h_is_bounded(network):
+    """Whether |h| <= 1 at every step of a network if the initial h is.
+
+    h is the product of bounded functions, or a weighted mean of the previous h and a bounded
+    candidate. A projected h has no bound.
     """
-    if p.cell == "LSTM":
-        return (not p.projection and is_bounded(p.recurrent_activation)
-                and is_bounded(p.output_activation))
-    return is_gate(p.recurrent_activation) and is_bounded(p.activation)
+    gate = as_activation(network.recurrent_activation)
+    if network.cell == "LSTM":
+        output = as_activation(network.output_activation or network.activation)
+        return not network.proj_size and is_bounded(gate) and is_bounded(output)
+    return is_gate(gate) and is_bounded(as_activation(network.activation))
 
 
 # ---- Storage -------------------------------------------------------------------------------------
@@ -474,7 +478,7 @@ cdef class Direction:
         self.activation = as_activation(network.activation)
         self.output_activation = as_activation(network.output_activation or network.activation)
         self.clip = INFINITY if network.clip is None else network.clip
-        self.h_least = 1 if h_is_bounded(self) else 0
+        self.h_least = 1 if h_is_bounded(network) else 0
         self.weight_ih = rounded_matrix(self.precision, arrays["weight_ih" + suffix])
         self.weight_hh = rounded_matrix(self.precision, arrays["weight_hh" + suffix])
         gates = self.weight_ih.shape[0]
