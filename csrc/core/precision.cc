@@ -152,10 +152,11 @@ void check_quantized(const std::vector<Parameter>& layout, const QuantizedParame
     if (parameter.columns == 0) continue;
     require_depth(parameter);
     for (Index row = 0; row < parameter.rows; ++row, ++scale) {
-      if (std::isnormal(*scale) && *scale > 0) continue;
+      if (std::isnormal(*scale) && *scale > 0 && *scale <= kMost / kLevels) continue;
       throw std::invalid_argument(parameter.name + ": got the scale " + std::to_string(*scale) +
                                   " for row " + std::to_string(row) +
-                                  ", wanted a positive finite number");
+                                  ", wanted a positive number, neither denormal nor so great that "
+                                  "127 times it is infinite");
     }
     const std::int8_t* const end = values + parameter.size();
     if (std::find(values, end, std::int8_t{-128}) != end)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 import tidegate as tg
 from tidegate import _bounds, _core, reference
 from tidegate._bounded import Bounded
