@@ -1,4 +1,5 @@
-// The products of phases against plain loops, bit for bit, for each storage of weights.
+// The products of phases with exact weights against plain loops, bit for bit. Storages that round
+// rows have their own loops (test_rounded_phase.cc).
 #include "kernels/phase.h"
 
 #include <algorithm>
@@ -6,24 +7,12 @@
 
 #include "arrays.h"
 #include "check.h"
-#include "kernels/bf16_weights.cc"
-#include "kernels/cells.h"
 #include "kernels/exact_weights.h"
 #include "matrix.h"
+#include "probe.h"
 
 namespace tidegate {
 namespace {
-
-// A phase whose cell copies its accumulators: all of them to `saved`, the first to h and y.
-template <PhaseKind Kind>
-struct Probe : Phase {
-  template <class T>
-  static void state(const PhaseCall<T>& call, Accumulators<T> a, Position at) {
-    for (int gate = 0; gate < phase_spec(Kind).gates.count; ++gate)
-      save_gate(call, at, gate, a[gate]);
-    store_h(call, at, a[0]);
-  }
-};
 
 // A storage whose product takes two k's at a time: accumulator += a[0] * w[0] + a[1] * w[1].
 struct PairWeights {
@@ -79,8 +68,6 @@ Index offset_in_panel(Index slice, Index depth, Index gates, Index k, Index gate
   return (first * gates + gate * kGrain + k % kGrain) * Vec<typename Weights::Value>::width;
 }
 
-enum class Start { zero, bias, accumulators };
-
 template <PhaseKind Kind, class Weights>
 class PhaseProblem {
  public:
@@ -123,14 +110,7 @@ class PhaseProblem {
   }
 
  private:
-  // The outputs of a call.
-  struct Results {
-    Matrix<T> y, h, saved;
-    Results(Index rows, Index units, Index slices)
-        : y(rows, units, 5, canary<T>),
-          h(rows, slices * width, 5, canary<T>),
-          saved(rows, gates * slices * width, 5, canary<T>) {}
-  };
+  using Results = ProbeOutputs<Kind, T>;
 
   // Random numbers, [slice][k][gate][width]; NaN in the lanes beyond the units.
   std::vector<T> vectors(Random& random, Index depth, Index gate_count) const {
@@ -217,10 +197,6 @@ class PhaseProblem {
     return sum;
   }
 
-  T wanted(Index r, Index gate, Index unit) const {
-    return wanted_[static_cast<std::size_t>((r * gates + gate) * units_ + unit)];
-  }
-
   // A call for some rows, with strided arrays.
   PhaseCall<T> call(std::vector<T>& accumulators, Results& results, Index first, Index count) {
     PhaseCall<T> c;
@@ -234,49 +210,41 @@ class PhaseProblem {
     c.accumulators_row_stride = accumulators_row_stride();
     c.accumulators_slice_stride = accumulators_slice_stride();
     c.resume = start_ == Start::accumulators;
-    c.finish = finish<Probe<Kind>, T>;
-    c.h_next = results.h.strided(first);
-    c.y = results.y.strided(first);
-    c.saved = results.saved.strided(first);
-    c.saved_gate_stride = slices_ * width;
+    results.set(c, first);
     return c;
   }
 
   // In one call: with strided rows; or with a table of rows in reverse, and reversed slices.
   void whole(bool tables) {
     std::vector<T> accumulators = begun_;
-    Results results(rows_, units_, slices_);
+    Results results(rows_, units_);
     PhaseCall<T> c = call(accumulators, results, 0, rows_);
     c.reversed = tables;
     if (tables && start_ != Start::accumulators) {
-      for (Matrix<T>* matrix : {&x_, &h_, &results.y, &results.h, &results.saved}) {
-        matrix->reverse_table();
-      }
+      for (Matrix<T>* matrix : {&x_, &h_}) matrix->reverse_table();
       c.x.rows = x_.scattered();
       c.h.rows = h_.scattered();
-      c.y = results.y.scattered();
-      c.h_next = results.h.scattered();
-      c.saved = results.saved.scattered();
+      results.set_reversed(c);
     }
     phase_products<Weights, shape_of(spec), T>(c);
-    CHECK(complete(results));
+    CHECK(results.are(wanted_));
   }
 
   // As for a chunk of steps: the products with x in a first call, those with h in a second.
   void x_then_h() {
     std::vector<T> accumulators = begun_;
-    Results results(rows_, units_, slices_);
+    Results results(rows_, units_);
     PhaseCall<T> c = call(accumulators, results, 0, rows_);
     c.h.end = 0;
     c.finish = nullptr;
     phase_products<Weights, shape_of(spec), T>(c);
-    CHECK(untouched(results));
+    CHECK(results.untouched());
     c = call(accumulators, results, 0, rows_);
     c.x.end = 0;
     c.bias = nullptr;
     c.resume = true;
     phase_products<Weights, shape_of(spec), T>(c);
-    CHECK(complete(results));
+    CHECK(results.are(wanted_));
   }
 
   // As in a thread for which a part of h is not yet available: x and the first k's of h, then the
@@ -284,7 +252,7 @@ class PhaseProblem {
   void h_in_parts(Index begun) {
     std::vector<T> accumulators = begun_;
     std::vector<T> partial_sums(accumulators.size(), nan<T>);
-    Results results(rows_, units_, slices_);
+    Results results(rows_, units_);
     PhaseCall<T> c = call(accumulators, results, 0, rows_);
     Matrix<T> first = h_;
     for (Index r = 0; r < rows_; ++r) {
@@ -296,7 +264,7 @@ class PhaseProblem {
     c.partial_sums = partial_sums.data();
     c.partial_sums_slice_stride = accumulators_slice_stride();
     phase_products<Weights, shape_of(spec), T>(c);
-    CHECK(untouched(results));
+    CHECK(results.untouched());
     c = call(accumulators, results, 0, rows_);
     c.x.end = 0;
     c.h.begin = begun;
@@ -304,13 +272,13 @@ class PhaseProblem {
     c.partial_sums = partial_sums.data();
     c.partial_sums_slice_stride = accumulators_slice_stride();
     phase_products<Weights, shape_of(spec), T>(c);
-    CHECK(complete(results));
+    CHECK(results.are(wanted_));
   }
 
   // Divided as among threads.
   void pieces(Index piece, Index piece_slices) {
     std::vector<T> accumulators = begun_;
-    Results results(rows_, units_, slices_);
+    Results results(rows_, units_);
     for (Index first = 0; first < rows_; first += piece) {
       for (Index slice = 0; slice < slices_; slice += piece_slices) {
         const Index end = std::min(first + piece, rows_);
@@ -320,47 +288,10 @@ class PhaseProblem {
         c.slice_end = slice_end;
         c.reversed = first / piece % 2 != 0;
         phase_products<Weights, shape_of(spec), T>(c);
-        if (first == 0 && slice == 0) CHECK(only_these_written(results, end, slice_end));
+        if (first == 0 && slice == 0) CHECK(results.only_these_written(end, slice_end));
       }
     }
-    CHECK(complete(results));
-  }
-
-  bool complete(Results& results) {
-    bool all = true;
-    for (Index r = 0; r < rows_; ++r) {
-      for (Index unit = 0; unit < units_; ++unit) {
-        all = all && same(results.y(r, unit), wanted(r, 0, unit));
-        all = all && same(results.h(r, unit), wanted(r, 0, unit));
-        for (Index gate = 0; gate < gates; ++gate) {
-          all = all && same(results.saved(r, gate * slices_ * width + unit), wanted(r, gate, unit));
-        }
-      }
-    }
-    return all && gaps_untouched(results);
-  }
-
-  bool gaps_untouched(Results& results) const {
-    return results.y.gaps_are(canary<T>) && results.h.gaps_are(canary<T>) &&
-           results.saved.gaps_are(canary<T>);
-  }
-
-  bool untouched(Results& results) const { return only_these_written(results, 0, 0); }
-
-  // A call for the first `rows` rows and the first `slices` slices.
-  bool only_these_written(Results& results, Index rows, Index slices) const {
-    bool all = gaps_untouched(results);
-    for (Index r = 0; r < rows_; ++r) {
-      for (Index unit = 0; unit < slices_ * width; ++unit) {
-        if (r < rows && unit < slices * width) continue;
-        if (unit < units_) all = all && results.y(r, unit) == canary<T>;
-        all = all && results.h(r, unit) == canary<T>;
-        for (Index gate = 0; gate < gates; ++gate) {
-          all = all && results.saved(r, gate * slices_ * width + unit) == canary<T>;
-        }
-      }
-    }
-    return all;
+    CHECK(results.are(wanted_));
   }
 
   const Index rows_, units_, slices_;
@@ -427,7 +358,5 @@ TEST(phase_of_a_plain_product) {
 }
 
 TEST(phase_with_two_weights_to_a_grain) { check_phase<kGruAfter, PairWeights>(); }
-
-TEST(phase_with_weights_in_bfloat16) { check_phase<kGruAfter, Bf16Weights>(); }
 
 }  // namespace tidegate
