@@ -13,6 +13,7 @@
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512/fmadd.h>
+#include <simde/x86/avx512/madd.h>
 #include <simde/x86/avx512/max.h>
 #include <simde/x86/avx512/min.h>
 #include <simde/x86/avx512/sqrt.h>
@@ -40,6 +41,10 @@ inline void store_lanes(T* to, unsigned mask, Register x) {
 
 #define _mm512_maskz_sqrt_ps(mask, x) simde_mm512_sqrt_ps(x)
 #define _mm512_maskz_sqrt_pd(mask, x) simde_mm512_sqrt_pd(x)
+
+// SIMDe 0.7.4 defines this name with the wrong number of arguments.
+#undef _mm512_madd_epi16
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
 
 #undef _mm512_maskz_loadu_ps
 #define _mm512_maskz_loadu_ps(mask, from) \

@@ -1,13 +1,19 @@
 // Vec<T> against scalar arithmetic, bit for bit, and its memory accesses against guarded pages.
+// Float operations for bfloat16 run with denormals flushed, as in a call.
 #include "kernels/vec.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdint>
+#include <cstdio>
 #include <initializer_list>
 #include <limits>
 
+#include "arrays.h"
 #include "check.h"
+#include "core/float_control.h"
+#include "flushed.h"
 
 namespace tidegate {
 namespace {
@@ -216,6 +222,137 @@ void check_memory() {
 TEST(memory_at_page_boundaries) {
   check_memory<float>();
   check_memory<double>();
+}
+
+TEST(sums_of_pairs_are_exact) {
+  constexpr int kPairs = Vec<float>::width;
+  const int extremes[] = {-32767, -128, -127, -1, 0, 1, 127, 128, 32767};
+  test::Random random(1);
+  const auto number = [&] {
+    if (random.below(3) == 0) return static_cast<int>(random.below(65535)) - 32767;
+    return extremes[random.below(9)];
+  };
+  for (int round = 0; round < 20000; ++round) {
+    Shorts a, b;
+    for (int i = 0; i < 2 * kPairs; ++i) {
+      a[i] = static_cast<std::int16_t>(round == 0 ? -128 : round == 1 ? 127 : number());
+      b[i] = static_cast<std::int16_t>(round == 0 ? -128 : round == 1 ? 127 : number());
+    }
+    const Lanes<float>::Bits sums = sums_of_pairs(a, b);
+    for (int i = 0; i < kPairs; ++i)
+      CHECK(sums[i] == a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1]);
+  }
+}
+
+// Operands for which the rounding of a * b + c is difficult: all distances of the exponents,
+// numbers of few bits (ties), near cancellation, and the ends of the range.
+class FmaOperands {
+ public:
+  float a, b, c;
+
+  explicit FmaOperands(test::Random& random) : random_(random) {
+    switch (random.below(8)) {
+      case 0:  // any numbers, infinities and NaN included
+        a = half(random.bits());
+        b = half(random.bits());
+        c = test::float_of_bits(static_cast<std::uint32_t>(random.bits() >> 32));
+        break;
+      case 1:  // results near zero: c is -a * b, or a few units in the last place from it
+        choose_factors(0, 60);
+        c = neighbour(-a * b, static_cast<int>(random.below(5)) - 2);
+        break;
+      case 2:  // at the least normal number
+        choose_factors(-126 + offset(30), 90);
+        c = with_exponent(-126 + offset(30));
+        break;
+      case 3:  // at the greatest number
+        choose_factors(126 + offset(2), 90);
+        c = with_exponent(127 - static_cast<int>(random.below(30)));
+        break;
+      default: {
+        const int exponent = offset(60);
+        choose_factors(exponent, 100);
+        c = with_exponent(exponent + offset(60));
+      }
+    }
+  }
+
+ private:
+  static float half(std::uint64_t bits) {
+    return test::float_of_bfloat16(static_cast<std::uint16_t>(bits >> 40));
+  }
+  static float neighbour(float x, int steps) {
+    for (; steps > 0; --steps) x = std::nextafter(x, std::numeric_limits<float>::infinity());
+    for (; steps < 0; ++steps) x = std::nextafter(x, -std::numeric_limits<float>::infinity());
+    return x;
+  }
+  // An integer in -most..most.
+  int offset(int most) { return static_cast<int>(random_.below(2 * most + 1)) - most; }
+  float sign() { return random_.below(2) == 0 ? 1.0f : -1.0f; }
+
+  // Factors of 8 bits whose product has about this exponent.
+  void choose_factors(int exponent, int spread) {
+    const int of_a = exponent / 2 + offset(spread / 2);
+    const auto significand = [&] {
+      const int kind = static_cast<int>(random_.below(4));
+      if (kind == 0) return 128.0f;
+      return kind == 1 ? 255.0f : static_cast<float>(128 + random_.below(128));
+    };
+    a = sign() * std::ldexp(significand(), of_a - 7);
+    b = sign() * std::ldexp(significand(), exponent - of_a - 7);
+  }
+  // A number of 24 bits, of few bits, or next to a power of two.
+  float with_exponent(int exponent) {
+    std::uint32_t bits = static_cast<std::uint32_t>(random_.bits() >> 32) & 0x7fffff;
+    switch (random_.below(6)) {
+      case 0:
+        bits = static_cast<std::uint32_t>(random_.below(3));
+        break;
+      case 1:
+        bits = 0x7fffff - static_cast<std::uint32_t>(random_.below(3));
+        break;
+      case 2:
+        bits = 1u << random_.below(23);
+        break;
+      default:
+        break;
+    }
+    const auto significand = static_cast<float>(0x800000 | bits);
+    return sign() * std::ldexp(significand, exponent - 23);
+  }
+
+  test::Random& random_;
+};
+
+TEST(fma_of_halves_rounds_once) {
+  constexpr int kRounds = 3000;
+  constexpr int kCount = 1024;
+  constexpr int kWidth = Vec<float>::width;
+  test::Random random(2);
+  float a[kCount], b[kCount], c[kCount], got[kCount];
+  for (int round = 0; round < kRounds; ++round) {
+    for (int i = 0; i < kCount; ++i) {
+      const FmaOperands operands(random);
+      a[i] = operands.a, b[i] = operands.b, c[i] = operands.c;
+    }
+    {
+      const FloatControl flushes;
+      for (int i = 0; i < kCount; i += kWidth)
+        store(got + i, fma_of_halves(load(a + i), load(b + i), load(c + i)));
+    }
+    for (int i = 0; i < kCount; ++i) {
+      const float wanted = test::flushed_fma(a[i], b[i], c[i]);
+#ifdef TIDEGATE_ISA_NEON
+      // AArch64 flushes results that are below FLT_MIN before they are rounded.
+      if (std::fabs(wanted) == std::numeric_limits<float>::min() && got[i] == 0) continue;
+#endif
+      CHECK(same(got[i], wanted));
+      if (!same(got[i], wanted) && test::failures <= 20)
+        std::printf("  %a * %a + %a: got %a, wanted %a\n", static_cast<double>(a[i]),
+                    static_cast<double>(b[i]), static_cast<double>(c[i]),
+                    static_cast<double>(got[i]), static_cast<double>(wanted));
+    }
+  }
 }
 
 }  // namespace
