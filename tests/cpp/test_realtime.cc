@@ -191,18 +191,19 @@ std::vector<Config> networks() {
 }
 
 template <class T>
-std::shared_ptr<const Model<T>> make_model(const Config& config) {
+std::shared_ptr<const Model<T>> make_model(const Config& config, Precision precision) {
   auto model = std::make_shared<Model<T>>(config);
   std::vector<T> values(static_cast<std::size_t>(model->parameter_count()), T(0.125));
   model->write_parameters(0, values.data(), model->parameter_count());
-  return model;
+  if (precision == Precision::exact) return model;
+  return model->quantize(precision);
 }
 
 // A stream and the arrays of its steps. The first step is tested like any other.
 template <class T>
 struct Live {
-  Live(const Config& config, Index batch)
-      : stream(make_model<T>(config), batch),
+  Live(const Config& config, Index batch, Precision precision = Precision::exact)
+      : stream(make_model<T>(config, precision), batch),
         x(static_cast<std::size_t>(batch * config.input_size), T(0.5)),
         y(static_cast<std::size_t>(batch * config.state_size())),
         rows{batch - 1} {}
@@ -354,6 +355,10 @@ void for_each_live(const Check& check) {
       check([&] { one.steps(); });
       Live<double> two(config, batch);
       check([&] { two.steps(); });
+      Live<float> half(config, batch, Precision::bfloat16);
+      check([&] { half.steps(); });
+      Live<float> quarter(config, batch, Precision::int8);
+      check([&] { quarter.steps(); });
     }
   }
   LiveInC in_c;
@@ -373,7 +378,7 @@ TEST(the_traps_are_set) {
   pthread_mutex_unlock(&mutex);
   CHECK(locks == before[2] + 1);
   // The library's own calls.
-  const auto model = make_model<float>(networks()[0]);
+  const auto model = make_model<float>(networks()[0], Precision::exact);
   CHECK(allocations > before[0] + 1);
   CHECK(locks > before[2] + 1);
 }
