@@ -415,6 +415,17 @@ TEST(parameters_that_are_refused) {
         "vectors: got 1 elements, wanted 2");
 }
 
+TEST(int8_parameters_times_their_scale_are_finite) {
+  const std::vector<float> values = {FLT_MAX, 1e37f, std::nextafter(FLT_MAX, 0.0f), 0};
+  const QuantizedParameters q = quantize(matrix(2, 2), values.data(), Precision::int8);
+  for (const float value : dequantized(matrix(2, 2), q)) CHECK(std::isfinite(value));
+  // A scale of which 127 times exceed FLT_MAX.
+  QuantizedParameters given = q;
+  given.scales[0] = 1e37f;
+  CHECK(begins_with(invalid_argument_of([&] { check_quantized(matrix(2, 2), given); }),
+                    "weight_hh_l1: got the scale "));
+}
+
 TEST(precisions_have_names) {
   CHECK(precision_name<float>(Precision::exact) == std::string("float32"));
   CHECK(precision_name<double>(Precision::exact) == std::string("float64"));
