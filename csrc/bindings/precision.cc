@@ -1,17 +1,14 @@
 // Parameters in low precision as Python objects.
 #include "precision.h"
 
-#include <algorithm>
 #include <vector>
 
 namespace tidegate::bindings {
 namespace {
 
 template <class T>
-py::array copied(const char* name, const std::vector<T>& values) {
-  const py::array array = new_array<T>(name, {static_cast<Index>(values.size())});
-  std::copy(values.begin(), values.end(), static_cast<T*>(const_cast<void*>(array.data())));
-  return array;
+py::array_t<T> copied(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<Index>(values.size()), values.data());
 }
 
 // The contiguous vector given["name"].
@@ -40,12 +37,12 @@ py::dict quantized_dict(const QuantizedParameters& parameters) {
   py::dict result;
   result["precision"] = precision_name<float>(parameters.precision);
   if (parameters.precision == Precision::int8) {
-    result["int8"] = copied("int8", parameters.int8);
-    result["scales"] = copied("scales", parameters.scales);
+    result["int8"] = copied(parameters.int8);
+    result["scales"] = copied(parameters.scales);
   } else {
-    result["bfloat16"] = copied("bfloat16", parameters.bfloat16);
+    result["bfloat16"] = copied(parameters.bfloat16);
   }
-  result["vectors"] = copied("vectors", parameters.vectors);
+  result["vectors"] = copied(parameters.vectors);
   return result;
 }
 
