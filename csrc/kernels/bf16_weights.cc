@@ -13,14 +13,14 @@
 namespace tidegate {
 namespace {
 
-using Words = std::uint32_t __attribute__((vector_size(vector_bytes)));
+using Pairs = std::uint32_t __attribute__((vector_size(vector_bytes)));
 
 // The nearest numbers with the upper 16 bits of a float, ties to even. A NaN becomes a quiet NaN.
 TIDEGATE_INLINE Vec<float> rounded(Vec<float> x) {
-  const Words bits = (Words)x.v;
-  const Words nearest = bits + 0x7fff + ((bits >> 16) & 1);
-  const Words is_nan = (Words)(x.v != x.v);
-  const Words result = (is_nan & (bits | 0x400000)) | (~is_nan & nearest);
+  const Pairs bits = (Pairs)x.v;
+  const Pairs nearest = bits + 0x7fff + ((bits >> 16) & 1);
+  const Pairs is_nan = (Pairs)(x.v != x.v);
+  const Pairs result = (is_nan & (bits | 0x400000)) | (~is_nan & nearest);
   return {(Vec<float>::Native)(result & 0xffff0000)};
 }
 
@@ -28,7 +28,7 @@ TIDEGATE_INLINE Vec<float> rounded(Vec<float> x) {
 struct Pair {
   Vec<float> even, odd;
 };
-TIDEGATE_INLINE Pair pair_of(Words pairs) {
+TIDEGATE_INLINE Pair pair_of(Pairs pairs) {
   return {{(Vec<float>::Native)(pairs << 16)}, {(Vec<float>::Native)(pairs & 0xffff0000)}};
 }
 
@@ -52,7 +52,7 @@ struct Bf16Weights {
   static constexpr int tile_rows = 3;
 
   static Element round(float weight, float) {
-    const Words bits = (Words)rounded(broadcast(weight)).v;
+    const Pairs bits = (Pairs)rounded(broadcast(weight)).v;
     return static_cast<Element>(bits[0] >> 16);
   }
 
@@ -70,14 +70,14 @@ struct Bf16Weights {
 #ifdef TIDEGATE_AMX
   static TIDEGATE_INLINE void store_row(Row* to, Vec<float> x, int count) {
     typedef Row Halves __attribute__((vector_size(vector_bytes / 2)));
-    const Halves halves = __builtin_convertvector((Words)x.v >> 16, Halves);
+    const Halves halves = __builtin_convertvector((Pairs)x.v >> 16, Halves);
     __builtin_memcpy(to, &halves, static_cast<std::size_t>(count) * sizeof *to);
   }
   // The even and the odd element of a pair, in every lane.
   static TIDEGATE_INLINE Pair pair_of(const Row* from) {
     std::uint32_t bits;
     __builtin_memcpy(&bits, from, sizeof bits);
-    return tidegate::pair_of(bits - Words{});
+    return tidegate::pair_of(bits - Pairs{});
   }
   template <int sums, int rows, int weights>
   static TIDEGATE_INLINE void add_tile(MatrixUnit& unit) {
@@ -112,7 +112,7 @@ struct Bf16Weights {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) x[r] = pair_of(row[r]);
         each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
-          Words pairs;
+          Pairs pairs;
           __builtin_memcpy(&pairs, weights + s * tile.slice_stride + g * Panels::kGateBlock,
                            sizeof pairs);
           const Pair w = tidegate::pair_of(pairs);

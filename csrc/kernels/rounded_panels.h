@@ -60,16 +60,17 @@ struct RoundedPanels {
                 k % Weights::group];
     };
     const auto scale = [&](Index lane) { return block.scales ? block.scales[unit + lane] : 1; };
+    const Element padding = Weights::round(0, 1);
     for (Index k = call.k_begin; k < call.k_end; ++k) {
       const float* const from =
           block.base + unit * block.unit_stride + (k - block.k_begin) * block.k_stride;
       for (Index lane = 0; lane < lanes; ++lane)
         element(k, lane) = Weights::round(block.sign * from[lane * block.unit_stride], scale(lane));
-      for (Index lane = lanes; lane < kWidth; ++lane) element(k, lane) = 0;
+      for (Index lane = lanes; lane < kWidth; ++lane) element(k, lane) = padding;
     }
     if (call.k_end == shape.depth) {
       for (Index k = shape.depth; k < blocks(shape.depth) * kBlock; ++k) {
-        for (Index lane = 0; lane < kWidth; ++lane) element(k, lane) = 0;
+        for (Index lane = 0; lane < kWidth; ++lane) element(k, lane) = padding;
       }
     }
     if constexpr (Weights::has_scales) {

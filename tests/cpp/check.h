@@ -12,6 +12,9 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <utility>
+
+#include "core/processor_features.h"
 
 #ifndef TIDEGATE_TEST_ISA
 #define TIDEGATE_TEST_ISA "any"
@@ -62,12 +65,14 @@ inline void check_near(double got, double wanted, double tolerance, const char* 
 
 inline bool machine_has_isa() {
 #if defined(__x86_64__)
-  if (std::strcmp(TIDEGATE_TEST_ISA, "avx2") == 0) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  }
-  if (std::strcmp(TIDEGATE_TEST_ISA, "avx512") == 0) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const ProcessorFeatures has;
+  const std::pair<const char*, bool> isas[] = {{"avx2", has.avx2},
+                                               {"avx2_vnni", has.avx2_vnni},
+                                               {"avx512", has.avx512},
+                                               {"avx512_vnni", has.avx512_vnni},
+                                               {"amx", has.amx}};
+  for (const auto& [name, supported] : isas) {
+    if (std::strcmp(TIDEGATE_TEST_ISA, name) == 0) return supported;
   }
 #endif
   return true;

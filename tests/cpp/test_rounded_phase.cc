@@ -17,12 +17,9 @@
 #include "core/float_control.h"
 #include "flushed.h"
 #include "kernels/bf16_weights.cc"
+#include "kernels/int8_weights.cc"
 #include "matrix.h"
 #include "probe.h"
-// Both files define `Words`, with different elements.
-#define Words Int8Words
-#include "kernels/int8_weights.cc"
-#undef Words
 
 namespace tidegate {
 namespace {
@@ -67,7 +64,13 @@ struct Plain;
 
 template <>
 struct Plain<Int8Weights> {
+#ifdef TIDEGATE_VNNI
+  static constexpr Index k_of_group = 4;
+  static constexpr int offset = 128;  // of elements
+#else
   static constexpr Index k_of_group = 2;
+  static constexpr int offset = 0;
+#endif
   static constexpr Index k_of_block = 64;
 
   static RoundedRow round_row(const float* row, Index depth, float least) {
@@ -171,7 +174,7 @@ float element(const GuardedBytes& panel, const PanelShape& shape, Index unit, In
   typename Weights::Element value;
   std::memcpy(&value, static_cast<const char*>(panel.data()) + at * Index{sizeof value},
               sizeof value);
-  if constexpr (Weights::has_scales) return value;
+  if constexpr (Weights::has_scales) return static_cast<float>(value - P::offset);
   return test::float_of_bits(static_cast<std::uint32_t>(value) << 16);
 }
 

@@ -1,0 +1,55 @@
+// The instruction sets that this processor, the operating system and the process can use.
+#ifndef TIDEGATE_CORE_PROCESSOR_FEATURES_H_
+#define TIDEGATE_CORE_PROCESSOR_FEATURES_H_
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+#include <cstdint>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace tidegate {
+
+// The features of CPUID's leaf 7 that GCC 12's and Clang 15's __builtin_cpu_supports() do not all
+// know. The features of vectors are those that the operating system, too, supports.
+struct ProcessorFeatures {
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  bool avx2_vnni = false;
+  bool avx512_vnni = false;
+  bool amx = false;
+
+  ProcessorFeatures() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return;
+    const auto bit = [](unsigned bits, int position) { return (bits >> position & 1) != 0; };
+    avx512_vnni = avx512 && bit(ecx, 11);
+    // AMX-BF16, AMX-TILE and AMX-INT8.
+    amx = avx512_vnni && bit(edx, 22) && bit(edx, 24) && bit(edx, 25) && permits_amx();
+    if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) avx2_vnni = avx2 && bit(eax, 4);
+  }
+
+  // Whether the operating system saves the state of AMX, and lets this process use it. Linux has
+  // to be asked; a sandbox, or an alternate signal stack too small for the state, may refuse.
+  static bool permits_amx() {
+#if defined(__linux__)
+    std::uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    constexpr std::uint32_t kTiles = 3u << 17;
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    return (low & kTiles) == kTiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+  }
+};
+
+}  // namespace tidegate
+
+#endif
+
+#endif  // TIDEGATE_CORE_PROCESSOR_FEATURES_H_
