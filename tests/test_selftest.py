@@ -20,13 +20,12 @@ def test_it_passes_on_every_instruction_set(capsys):
     assert code == 0
     lines = out.splitlines()
     for isa in _core.available_isas():
-        rows = [line for line in lines if line.startswith(isa)]
-        assert len(rows) == 2
-        for row in rows:
-            _, _, cases, forward, backward, changed_bits = row.split()
+        rows = [line.split() for line in lines if line.startswith(f"{isa} ")]
+        assert [row[1] for row in rows] == ["float32", "float64", "bfloat16", "int8"]
+        for _, precision, cases, forward, backward, changed_bits in rows:
             assert int(cases) == len(selftest.NETWORKS) * len(selftest.SHAPES)
             assert 0 < float(forward) <= 1
-            assert 0 < float(backward) <= 1
+            assert (0 < float(backward) <= 1) == precision.startswith("float")
             assert changed_bits == "0"
     assert lines[-1].startswith("passed in ")
 
@@ -35,9 +34,8 @@ def test_one_case_of_one_instruction_set(capsys):
     isa = _core.available_isas()[0]
     code, out = run(capsys, "--isa", isa, "--case", "7", "--seed", "3")
     assert code == 0
-    assert [line.split()[:3] for line in out.splitlines() if line.startswith(isa)] == [
-        [isa, "float32", "1"],
-        [isa, "float64", "1"],
+    assert [line.split()[:3] for line in out.splitlines() if line.startswith(f"{isa} ")] == [
+        [isa, precision, "1"] for precision in selftest.PRECISIONS
     ]
 
 
