@@ -37,15 +37,19 @@ extern const tidegate::bench::ActivationTable tidegate_bench_activations_neon;
 namespace tidegate::bench {
 namespace {
 
+// The table of the instruction set, or of the one that it extends.
 const ActivationTable& activation_table(const std::string& isa) {
-#if defined(TIDEGATE_HAS_BASELINE)
-  if (isa == "baseline") return tidegate_bench_activations_baseline;
+  [[maybe_unused]] const auto begins_with = [&](const char* name) {
+    return isa.rfind(name, 0) == 0;
+  };
+#if defined(TIDEGATE_HAS_AVX512)
+  if (begins_with("avx512") || isa == "amx") return tidegate_bench_activations_avx512;
 #endif
 #if defined(TIDEGATE_HAS_AVX2)
-  if (isa == "avx2") return tidegate_bench_activations_avx2;
+  if (begins_with("avx2")) return tidegate_bench_activations_avx2;
 #endif
-#if defined(TIDEGATE_HAS_AVX512)
-  if (isa == "avx512") return tidegate_bench_activations_avx512;
+#if defined(TIDEGATE_HAS_BASELINE)
+  if (isa == "baseline") return tidegate_bench_activations_baseline;
 #endif
 #if defined(TIDEGATE_HAS_NEON)
   if (isa == "neon") return tidegate_bench_activations_neon;

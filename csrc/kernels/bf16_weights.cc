@@ -24,12 +24,12 @@ TIDEGATE_INLINE Vec<float> rounded(Vec<float> x) {
   return {(Vec<float>::Native)(result & 0xffff0000)};
 }
 
-// The even and the odd number of pairs.
-struct Pair {
-  Vec<float> even, odd;
-};
-TIDEGATE_INLINE Pair pair_of(Pairs pairs) {
-  return {{(Vec<float>::Native)(pairs << 16)}, {(Vec<float>::Native)(pairs & 0xffff0000)}};
+// The numbers of pairs.
+TIDEGATE_INLINE Vec<float> first_of_pairs(Pairs pairs) {
+  return {(Vec<float>::Native)(pairs << 16)};
+}
+TIDEGATE_INLINE Vec<float> second_of_pairs(Pairs pairs) {
+  return {(Vec<float>::Native)(pairs & 0xffff0000)};
 }
 
 struct Bf16Weights {
@@ -73,11 +73,17 @@ struct Bf16Weights {
     const Halves halves = __builtin_convertvector((Pairs)x.v >> 16, Halves);
     __builtin_memcpy(to, &halves, static_cast<std::size_t>(count) * sizeof *to);
   }
-  // The even and the odd element of a pair, in every lane.
-  static TIDEGATE_INLINE Pair pair_of(const Row* from) {
+  // A number of a pair of a row, in every lane.
+  static TIDEGATE_INLINE Vec<float> first_number(const Row* pair) {
+    return first_of_pairs(broadcast_pair(pair));
+  }
+  static TIDEGATE_INLINE Vec<float> second_number(const Row* pair) {
+    return second_of_pairs(broadcast_pair(pair));
+  }
+  static TIDEGATE_INLINE Pairs broadcast_pair(const Row* pair) {
     std::uint32_t bits;
-    __builtin_memcpy(&bits, from, sizeof bits);
-    return tidegate::pair_of(bits - Pairs{});
+    __builtin_memcpy(&bits, pair, sizeof bits);
+    return bits - Pairs{};
   }
   template <int sums, int rows, int weights>
   static TIDEGATE_INLINE void add_tile(MatrixUnit& unit) {
@@ -87,9 +93,8 @@ struct Bf16Weights {
   static TIDEGATE_INLINE void store_row(Row* to, Vec<float> x, int count) {
     count == Vec<float>::width ? store(to, x) : store_partial(to, x, count);
   }
-  static TIDEGATE_INLINE Pair pair_of(const Row* from) {
-    return {broadcast(from[0]), broadcast(from[1])};
-  }
+  static TIDEGATE_INLINE Vec<float> first_number(const Row* pair) { return broadcast(pair[0]); }
+  static TIDEGATE_INLINE Vec<float> second_number(const Row* pair) { return broadcast(pair[1]); }
 #endif
 
   template <int R, int S, int Count>
@@ -98,42 +103,63 @@ struct Bf16Weights {
                                           const TileWeights<Bf16Weights>& tile, Index depth) {
     using Panels = RoundedPanels<Bf16Weights>;
     static_assert(Panels::kBlock == grain);
-    constexpr Index kStep = group * Vec<float>::width;
-    const Element* block = tile.weights;
+    const Element* weights = tile.weights;
     const Row* row[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) row[r] = a[r];
-    for (Index k = 0; k < depth; k += grain, block += tile.block_stride) {
-      const Index left = min_of(depth - k, grain);
-      Vec<float> even[R][S][Count] = {}, odd[R][S][Count] = {};
-      const Element* weights = block;
-      for (Index step = 0; step < left; step += group, weights += kStep) {
-        Pair x[R];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) x[r] = pair_of(row[r]);
+    Vec<float> even[R][S][Count], odd[R][S][Count];
+    const auto begin = [&]() __attribute__((always_inline)) {
+      each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
+        even[r][s][g] = odd[r][s][g] = zero<float>();
+      });
+    };
+    // The even chains, then the odd ones: their weights and rows then need fewer registers.
+    const auto add_pairs = [&]() __attribute__((always_inline)) {
+      const auto add_to = [&](auto& chains, const auto& weight,
+                              const auto& number) __attribute__((always_inline)) {
+        Vec<float> w[S][Count];
         each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
           Pairs pairs;
-          __builtin_memcpy(&pairs, weights + s * tile.slice_stride + g * Panels::kGateBlock,
+          __builtin_memcpy(&pairs, weights + s * tile.slice_stride + g * Panels::kVector,
                            sizeof pairs);
-          const Pair w = tidegate::pair_of(pairs);
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) {
-            even[r][s][g] = fma_of_halves(x[r].even, w.even, even[r][s][g]);
-            odd[r][s][g] = fma_of_halves(x[r].odd, w.odd, odd[r][s][g]);
-          }
+          w[s][g] = weight(pairs);
         });
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) row[r] += group;
-      }
-      each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
-        const Vec<float> end = zero<float>();
-        if (left < grain) {
-          even[r][s][g] = even[r][s][g] + end;
-          odd[r][s][g] = odd[r][s][g] + end;
+        for (int r = 0; r < R; ++r) {
+          const Vec<float> x = number(row[r]);
+          each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
+            chains[r][s][g] = fma_of_halves(x, w[s][g], chains[r][s][g]);
+          });
         }
+      };
+      add_to(even, first_of_pairs, first_number);
+      // Otherwise the compiler keeps the pairs, and has no registers left for all chains.
+      __asm__("" : "+r"(weights));
+      add_to(odd, second_of_pairs, second_number);
+      weights += tile.group_stride;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) row[r] += group;
+    };
+    const auto end = [&]() __attribute__((always_inline)) {
+      each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
         sums[r][s][g] = sums[r][s][g] + (even[r][s][g] + odd[r][s][g]);
       });
+    };
+    const Index whole = depth - depth % grain;
+    for (Index k = 0; k < whole; k += grain) {
+      begin();
+#pragma GCC unroll 2
+      for (Index pair = 0; pair < grain / group; ++pair) add_pairs();
+      end();
     }
+    if (whole == depth) return;
+    begin();
+    for (Index k = whole; k < depth; k += group) add_pairs();
+    each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
+      even[r][s][g] = even[r][s][g] + zero<float>();
+      odd[r][s][g] = odd[r][s][g] + zero<float>();
+    });
+    end();
   }
 };
 

@@ -22,7 +22,6 @@ namespace {
 
 using Words = Lanes<float>::Bits;                                                // 32 bits
 using HalfShorts = std::int16_t __attribute__((vector_size(vector_bytes / 2)));  // 16 bits
-using HalfBytes = std::int8_t __attribute__((vector_size(vector_bytes / 2)));    // 8 bits
 
 // The nearest integers to numbers below 2^22, ties to even: adding 1.5 * 2^23 rounds, and leaves
 // the integer in the low bits of the sum.
@@ -79,11 +78,7 @@ struct Products {
   static constexpr Index group = 2;
   static constexpr int bias = 0;
 
-  static TIDEGATE_INLINE Weights load(const Element* from) {
-    HalfBytes bytes;
-    __builtin_memcpy(&bytes, from, sizeof bytes);
-    return __builtin_convertvector(bytes, Shorts);
-  }
+  static TIDEGATE_INLINE Weights load(const Element* from) { return load_widened(from); }
   static TIDEGATE_INLINE Words add(Words sums, Words row, Weights w) {
     return sums + sums_of_pairs((Shorts)row, w);
   }
@@ -183,28 +178,23 @@ struct Int8Weights {
                                           const RowScale (&scales)[R],
                                           const TileWeights<Int8Weights>& tile, Index depth) {
     using Panels = RoundedPanels<Int8Weights>;
-    constexpr Index kStep = group * Vec<float>::width;
     Words products[R][S][Count] = {};
-    const Element* block = tile.weights;
+    const Element* weights = tile.weights;
     const Row* row[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) row[r] = a[r];
-    for (Index k = 0; k < depth; k += Panels::kBlock, block += tile.block_stride) {
-      const Index steps = (min_of(depth - k, Panels::kBlock) + group - 1) / group;
-      const Element* weights = block;
-      for (Index step = 0; step < steps; ++step, weights += kStep) {
-        Products::Weights w[S][Count];
-        each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
-          w[s][g] = Products::load(weights + s * tile.slice_stride + g * Panels::kGateBlock);
-        });
+    for (Index k = 0; k < depth; k += group, weights += tile.group_stride) {
+      Products::Weights w[S][Count];
+      each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
+        w[s][g] = Products::load(weights + s * tile.slice_stride + g * Panels::kVector);
+      });
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const Words x = Products::broadcast_group(row[r]);
-          row[r] += group;
-          each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
-            products[r][s][g] = Products::add(products[r][s][g], x, w[s][g]);
-          });
-        }
+      for (int r = 0; r < R; ++r) {
+        const Words x = Products::broadcast_group(row[r]);
+        row[r] += group;
+        each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
+          products[r][s][g] = Products::add(products[r][s][g], x, w[s][g]);
+        });
       }
     }
     each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {

@@ -21,7 +21,7 @@ template <class Weights>
 struct MatrixVectors {
   const typename Weights::Element* weights;
   Index weights_stride;
-  Index block_stride;  // from a block of k's to the next
+  Index group_stride;  // from a group of k's to the next
   const float* scales;
   Index scales_stride;
   float* accumulators;
@@ -68,18 +68,20 @@ inline __attribute__((always_inline)) void matrix_block(MatrixUnit& unit,
   });
   const typename Weights::Row* a = rows.row(row) + begin;
   const typename Weights::Element* w = vectors.weights;
+  const Index group_bytes =
+      vectors.group_stride * static_cast<Index>(sizeof(typename Weights::Element));
   for (Index k = begin; k < end; k += Panels::kBlock) {
     unit.template load_rows<4>(a, rows.stride_bytes());
-    unit.template load<6>(w, kRowBytes);
+    unit.template load<6>(w, group_bytes);
     if constexpr (R > 1) {
       unit.template load_rows<5>(a + kTileRows * rows.stride(), rows.stride_bytes());
     }
-    if constexpr (V > 1) unit.template load<7>(w + vectors.weights_stride, kRowBytes);
+    if constexpr (V > 1) unit.template load<7>(w + vectors.weights_stride, group_bytes);
     each_tile([&]<int r, int v>() __attribute__((always_inline)) {
       Weights::template add_tile<2 * r + v, 4 + r, 6 + v>(unit);
     });
     a += Panels::kBlock;
-    w += vectors.block_stride;
+    w += Panels::kBlock / Weights::group * vectors.group_stride;
   }
   each_tile([&]<int r, int v>() __attribute__((always_inline)) {
     constexpr int kTile = 2 * r + v;
@@ -110,11 +112,11 @@ inline void matrix_product(MatrixUnit& unit, const PhaseCall<float>& call,
   const Index slice_size = Panels::slice_size(product.depth, Active.count);
   const auto block = [&]<int V>(Index row, int gate) {
     MatrixVectors<Weights> vectors = {};
-    vectors.block_stride = Active.count * Panels::kGateBlock;
+    vectors.group_stride = Active.count * Panels::kVector;
     vectors.weights = static_cast<const typename Weights::Element*>(product.panel) +
-                      slice * slice_size + gate * Panels::kGateBlock +
-                      product.begin / Panels::kBlock * vectors.block_stride;
-    vectors.weights_stride = S > 1 ? slice_size : Panels::kGateBlock;
+                      slice * slice_size + gate * Panels::kVector +
+                      product.begin / Weights::group * vectors.group_stride;
+    vectors.weights_stride = S > 1 ? slice_size : Panels::kVector;
     if constexpr (Weights::has_scales) {
       vectors.scales = Panels::scales(product.panel, slices, product.depth, Active.count) +
                        (slice * Active.count + gate) * kWidth;

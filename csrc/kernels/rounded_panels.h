@@ -2,8 +2,8 @@
 // panels of rounded weights, and rounded rows. Both are divided into blocks of k's of 64 bytes, and
 // padded with zeros to whole blocks.
 //
-// A panel is [slice][block][gate][group of k's][unit][k of the group]: the k's of a group, of one
-// unit, are adjacent, as instructions for sums of products take them.
+// A panel is [slice][group of k's][gate][unit][k of the group]: the k's of a group, of one unit,
+// are adjacent, as instructions for sums of products take them.
 #ifndef TIDEGATE_KERNELS_ROUNDED_PANELS_H_
 #define TIDEGATE_KERNELS_ROUNDED_PANELS_H_
 
@@ -22,14 +22,14 @@ template <class Weights>
 struct RoundedPanels {
   using Element = typename Weights::Element;
   static constexpr Index kWidth = Vec<float>::width;
-  // The k's of a block, and the elements of a block of one gate.
+  // The k's of a block, and the elements of a vector: a group of k's of a slice's units.
   static constexpr Index kBlock = kBlockBytes / static_cast<Index>(sizeof(Element));
-  static constexpr Index kGateBlock = kBlock * kWidth;
+  static constexpr Index kVector = Weights::group * kWidth;
 
   static constexpr Index blocks(Index depth) { return (depth + kBlock - 1) / kBlock; }
   // The elements of a slice.
   static constexpr Index slice_size(Index depth, Index gates) {
-    return blocks(depth) * gates * kGateBlock;
+    return blocks(depth) * kBlock * gates * kWidth;
   }
   static Index slices(const PanelShape& shape) { return (shape.units + kWidth - 1) / kWidth; }
   static Index size(const PanelShape& shape) {
@@ -53,10 +53,9 @@ struct RoundedPanels {
     const Index unit = call.slice * kWidth;
     const Index lanes = min_of(shape.units - unit, kWidth);
     Element* const to = static_cast<Element*>(call.panel) +
-                        call.slice * slice_size(shape.depth, shape.gates) + block.gate * kGateBlock;
+                        call.slice * slice_size(shape.depth, shape.gates) + block.gate * kVector;
     const auto element = [&](Index k, Index lane) -> Element& {
-      const Index group = k % kBlock / Weights::group;
-      return to[k / kBlock * shape.gates * kGateBlock + (group * kWidth + lane) * Weights::group +
+      return to[k / Weights::group * shape.gates * kVector + lane * Weights::group +
                 k % Weights::group];
     };
     const auto scale = [&](Index lane) { return block.scales ? block.scales[unit + lane] : 1; };

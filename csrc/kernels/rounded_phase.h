@@ -21,12 +21,12 @@ namespace {
 // More rows need more memory for rounded rows; fewer read the panels more often.
 constexpr Index kMaxRoundedRows = 128;
 
-// The weights of a tile: those of one gate and slice in a block of k's are contiguous.
+// The weights of a tile; the vectors of its gates are adjacent.
 template <class Weights>
 struct TileWeights {
   const typename Weights::Element* weights;
   Index slice_stride;
-  Index block_stride;
+  Index group_stride;   // from a group of k's to the next
   const float* scales;  // of the tile's first vector; only if the storage has them
   Index scales_slice_stride;
 };
@@ -41,11 +41,11 @@ inline __attribute__((always_inline)) void add_product(const PhaseCall<float>& c
   using Panels = RoundedPanels<Weights>;
   constexpr Index kWidth = Vec<float>::width;
   const Index slice_size = Panels::slice_size(product.depth, Active.count);
-  const Index block_stride = Active.count * Panels::kGateBlock;
+  const Index group_stride = Active.count * Panels::kVector;
   TileWeights<Weights> tile = {
       static_cast<const typename Weights::Element*>(product.panel) + slice * slice_size +
-          product.begin / Panels::kBlock * block_stride + Gate * Panels::kGateBlock,
-      slice_size, block_stride, nullptr, Active.count * kWidth};
+          product.begin / Weights::group * group_stride + Gate * Panels::kVector,
+      slice_size, group_stride, nullptr, Active.count * kWidth};
   if constexpr (Weights::has_scales) {
     tile.scales = Panels::scales(product.panel, slices, product.depth, Active.count) +
                   (slice * Active.count + Gate) * kWidth;

@@ -222,6 +222,9 @@ TIDEGATE_INLINE Vec<T> select(Mask<T> mask, Vec<T> if_true, Vec<T> if_false) {
 
 using Shorts = std::int16_t __attribute__((vector_size(vector_bytes)));
 
+// Bytes in memory, half as many as a register has, as 16 bits each.
+TIDEGATE_INLINE Shorts load_widened(const std::int8_t* from);
+
 // Lane i: a[2i] * b[2i] + a[2i + 1] * b[2i + 1], in 32 bits.
 TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b);
 

@@ -22,6 +22,10 @@ TIDEGATE_INLINE Vec<float> fma_of_halves(Vec<float> a, Vec<float> b, Vec<float> 
   return fma(a, b, c);
 }
 
+TIDEGATE_INLINE Shorts load_widened(const std::int8_t* from) {
+  return (Shorts)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(from)));
+}
+
 TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
   return (Lanes<float>::Bits)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }

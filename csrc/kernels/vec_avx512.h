@@ -22,6 +22,11 @@ TIDEGATE_INLINE Vec<float> fma_of_halves(Vec<float> a, Vec<float> b, Vec<float> 
   return fma(a, b, c);
 }
 
+TIDEGATE_INLINE Shorts load_widened(const std::int8_t* from) {
+  return (Shorts)_mm512_maskz_cvtepi8_epi16(
+      0xffffffff, _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(from)));
+}
+
 TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
   return (Lanes<float>::Bits)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 }

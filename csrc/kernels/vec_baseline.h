@@ -20,6 +20,11 @@ TIDEGATE_INLINE Vec<float> fma_of_halves(Vec<float> a, Vec<float> b, Vec<float> 
   return {__builtin_convertvector(sum, Vec<float>::Native)};
 }
 
+TIDEGATE_INLINE Shorts load_widened(const std::int8_t* from) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i_u*>(from));
+  return (Shorts)_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+}
+
 TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
   return (Lanes<float>::Bits)_mm_madd_epi16((__m128i)a, (__m128i)b);
 }

@@ -22,6 +22,10 @@ TIDEGATE_INLINE Vec<float> fma_of_halves(Vec<float> a, Vec<float> b, Vec<float> 
   return fma(a, b, c);
 }
 
+TIDEGATE_INLINE Shorts load_widened(const std::int8_t* from) {
+  return (Shorts)vmovl_s8(vld1_s8(from));
+}
+
 TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
   const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
   return (Lanes<float>::Bits)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)),

@@ -167,10 +167,9 @@ template <class Weights>
 float element(const GuardedBytes& panel, const PanelShape& shape, Index unit, Index k, Index gate) {
   using P = Plain<Weights>;
   const Index blocks = (shape.depth + P::k_of_block - 1) / P::k_of_block;
-  const Index block = (unit / kWidth * blocks + k / P::k_of_block) * shape.gates + gate;
-  const Index group = k % P::k_of_block / P::k_of_group;
-  const Index at = block * P::k_of_block * kWidth +
-                   (group * kWidth + unit % kWidth) * P::k_of_group + k % P::k_of_group;
+  const Index groups = blocks * P::k_of_block / P::k_of_group;
+  const Index vector = (unit / kWidth * groups + k / P::k_of_group) * shape.gates + gate;
+  const Index at = (vector * kWidth + unit % kWidth) * P::k_of_group + k % P::k_of_group;
   typename Weights::Element value;
   std::memcpy(&value, static_cast<const char*>(panel.data()) + at * Index{sizeof value},
               sizeof value);
