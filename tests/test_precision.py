@@ -35,7 +35,7 @@ def rounded(weight, precision):
 
 
 @every_precision
-@pytest.mark.parametrize("rows", [1, 2, 5, 33, 150])
+@pytest.mark.parametrize("rows", [1, 5, 150])
 @pytest.mark.parametrize("size", SIZES)
 def test_products_have_the_bits_of_the_reference(size, rows, precision, isa, rng):
     layer = tg.Linear(size, 37, seed=1)
@@ -56,7 +56,7 @@ def test_products_have_the_bits_of_the_reference(size, rows, precision, isa, rng
 
 
 @every_precision
-@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("hidden", SIZES)
 @pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU, tg.MGU])
 def test_a_step_is_within_its_bound(kind, hidden, batch, precision, isa, rng):

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -153,10 +154,11 @@ void check_quantized(const std::vector<Parameter>& layout, const QuantizedParame
     require_depth(parameter);
     for (Index row = 0; row < parameter.rows; ++row, ++scale) {
       if (std::isnormal(*scale) && *scale > 0 && *scale <= kMost / kLevels) continue;
-      throw std::invalid_argument(parameter.name + ": got the scale " + std::to_string(*scale) +
-                                  " for row " + std::to_string(row) +
-                                  ", wanted a positive number, neither denormal nor so great that "
-                                  "127 times it is infinite");
+      char text[32];
+      std::snprintf(text, sizeof text, "%g", static_cast<double>(*scale));
+      throw std::invalid_argument(parameter.name + ": got the scale " + text + " for row " +
+                                  std::to_string(row) +
+                                  ", wanted a positive finite number, 1.18e-38 to 2.67e36");
     }
     const std::int8_t* const end = values + parameter.size();
     if (std::find(values, end, std::int8_t{-128}) != end)
