@@ -1317,3 +1317,40 @@ def test_many_threads_call_one_module(frozen):
         assert not thread.is_alive()
     if errors:
         raise errors[0]
+
+
+@every_kind
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_frozen_module_in_low_precision(kind, precision):
+    module = getattr(nn, kind)(IN, H, 2, bidirectional=True).eval()
+    x = torch.randn(T, N, IN)
+    with torch.no_grad():
+        exact = module(x)[0]
+        accelerate(module, freeze=True, precision=precision)
+        for _ in range(2):  # the parameters of the second round are packed anew
+            wanted, _ = tg.convert.from_torch(module).quantize(precision)(x.numpy())
+            for each in (module, pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+                assert torch.equal(each(x)[0], torch.from_numpy(wanted))
+            module.load_state_dict(getattr(nn, kind)(IN, H, 2, bidirectional=True).state_dict())
+        accelerate(module, freeze=True)
+        assert torch.equal(
+            module(x)[0], torch.from_numpy(tg.convert.from_torch(module)(x.numpy())[0])
+        )
+        accelerate(module, freeze=True, precision=precision)
+        tidegate.torch.restore(module)
+        assert not hasattr(module, "_precision")
+        assert exact.shape == module(x)[0].shape
+
+
+def test_precision_is_for_frozen_modules_of_float32():
+    module = nn.LSTM(IN, H)
+    with pytest.raises(TypeError, match="precision: got 8, wanted 'bfloat16' or 'int8'"):
+        accelerate(module, freeze=True, precision=8)
+    with pytest.raises(ValueError, match="precision: got 'int4', wanted 'bfloat16' or 'int8'"):
+        accelerate(module, freeze=True, precision="int4")
+    with pytest.raises(ValueError, match="precision: got 'int8' with freeze=False"):
+        accelerate(module, precision="int8")
+    assert type(module) is nn.LSTM
+    module = accelerate(module.double().eval(), freeze=True, precision="int8")
+    with torch.no_grad(), pytest.raises(ValueError, match=r"precision: .*float32"):
+        module(torch.randn(T, N, IN).double())

@@ -28,8 +28,8 @@ class ModelKey(NamedTuple):
     dtype: torch.dtype
     batch_first: bool
 
-    def make(self) -> _core.Model:
-        """A model whose parameters are zero."""
+    def make(self, quantized: dict[str, Any] | None = None) -> _core.Model:
+        """A model with these parameters in low precision; None: with zeros."""
         config = _core.Config(
             cell=self.cell,
             input_size=self.input_size,
@@ -39,7 +39,7 @@ class ModelKey(NamedTuple):
             bidirectional=self.bidirectional,
             proj_size=self.proj_size,
         )
-        return _core.Model(config, DTYPES[self.dtype], self.batch_first)
+        return _core.Model(config, DTYPES[self.dtype], self.batch_first, quantized)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -84,11 +84,16 @@ class Models:
         """Makes a model available to the next call; tapes do not need it any more."""
         self._idle[key].append(model)
 
-    def frozen(self, key: ModelKey, weights: list[torch.Tensor]) -> _core.Model:
+    def frozen(
+        self, key: ModelKey, weights: list[torch.Tensor], precision: str | None = None
+    ) -> _core.Model:
         """The one model of all calls; made again if a parameter was visibly changed or replaced.
 
+        Args:
+            precision: "bfloat16" or "int8", or None for the parameters' own.
+
         Raises:
-            ValueError: as `take`.
+            ValueError: as `take`, and as a layer's `quantize`.
         """
         # Addresses and versions do not reveal writes to `parameter.data`; see `accelerate`.
         marks = [(w.data_ptr(), w.shape, 0 if w.is_inference() else w._version) for w in weights]
@@ -96,6 +101,8 @@ class Models:
         if model is None or marks != kept_marks or not _are_same(weights, refs):
             model = key.make()
             self._write(key, model, weights)
+            if precision is not None:
+                model = key.make(model.quantize(precision))
             self._frozen[key] = model, [weakref.ref(weight) for weight in weights], marks
         return model
 

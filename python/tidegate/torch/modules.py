@@ -72,6 +72,7 @@ class Recurrent(torch.nn.Module):
     )
     _cell: str  # the name of the class
     _is_frozen = False
+    _precision: str | None = None  # of a frozen module; None: that of its parameters
     _uncompiled: Callable[..., Any] | None = None  # _forward, excluded from torch.compile
     _falls_back = False  # whether calls that the kernels cannot run go to PyTorch's own forward
 
@@ -128,7 +129,10 @@ class Recurrent(torch.nn.Module):
         self._check_frozen(differentiable, dropout)
         models = self.__dict__.get("_models") or self.__dict__.setdefault("_models", Models())
         key = self._key(x.dtype, packed)
-        model = (models.frozen if self._is_frozen else models.take)(key, weights)
+        if self._is_frozen:
+            model = models.frozen(key, weights, self._precision)
+        else:
+            model = models.take(key, weights)
         try:
             call = Call(key, model, batch_sizes, dropout, self._threads(), self._is_frozen)
             if differentiable:
@@ -194,6 +198,8 @@ class Recurrent(torch.nn.Module):
             found = "a device other than cpu"
         elif torch.is_autocast_enabled("cpu"):
             found = "autocast"
+        elif self._precision is not None:
+            found = f"a module in {self._precision}"
         if found is None:
             return None
         return NotImplementedError(
@@ -378,21 +384,22 @@ for _torch_class, _own_class in PAIRS.values():
     _own_class.__module__ = "tidegate.torch"  # the public name, in pickles
 
 
-def swap_module(module: torch.nn.Module, freeze: bool) -> None:
+def swap_module(module: torch.nn.Module, freeze: bool, precision: str | None) -> None:
     """Turns a `torch.nn.LSTM` or `GRU` into the class of this package, in place."""
     module.__class__ = PAIRS[module.mode][1]
     module._falls_back = True
-    freeze_module(module, freeze)
+    freeze_module(module, freeze, precision)
 
 
-def freeze_module(module: torch.nn.Module, freeze: bool) -> None:
-    """Sets whether the parameters are packed only once, from now on."""
+def freeze_module(module: torch.nn.Module, freeze: bool, precision: str | None) -> None:
+    """Sets whether the parameters are packed only once, from now on, and in which precision."""
     module._is_frozen = freeze
+    module._precision = precision
     module.__dict__.pop("_models", None)
 
 
 def restore_module(module: torch.nn.Module) -> None:
     """Turns a module of this package back into torch.nn's, in place, removing all attributes."""
     module.__class__ = PAIRS[module.mode][0]
-    for name in ("_falls_back", "_is_frozen", "_models", "num_threads"):
+    for name in ("_falls_back", "_is_frozen", "_precision", "_models", "num_threads"):
         module.__dict__.pop(name, None)

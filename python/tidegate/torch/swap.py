@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from tidegate.checks import check_bool
+from tidegate.checks import Precision, check_bool, check_precision
 from tidegate.torch.modules import (
     PAIRS,
     Recurrent,
@@ -21,7 +21,9 @@ _log = logging.getLogger("tidegate.torch")
 _RECURRENT_NAMES = {"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"}
 
 
-def accelerate(model: torch.nn.Module, freeze: bool = False) -> torch.nn.Module:
+def accelerate(
+    model: torch.nn.Module, freeze: bool = False, precision: Precision | None = None
+) -> torch.nn.Module:
     """Makes every `torch.nn.LSTM` and `torch.nn.GRU` in a model run on Tidegate, in place.
 
     The modules keep their identity, parameters and hooks, and other objects that refer to them (an
@@ -49,21 +51,33 @@ def accelerate(model: torch.nn.Module, freeze: bool = False) -> torch.nn.Module:
             change it, and has no effect until `accelerate(model, freeze=True)` is called again. A
             frozen module has no gradient: backward through it raises an error, and so does a call
             in training mode that would need a gradient or draw dropout. `freeze=False` undoes it.
+        precision: "bfloat16" or "int8": frozen modules, of float32, compute in it, as
+            `tidegate.LSTM.quantize` describes; their parameters stay as they are. Such a call
+            cannot be traced (torch.compile, torch.export). None: in the parameters' own precision.
 
     Returns:
         The model itself.
 
     Raises:
-        TypeError: model is not a Module, or freeze is not a bool.
+        TypeError: model is not a Module, freeze is not a bool, or precision is not a str.
+        ValueError: precision has another value, or is given without freeze.
     """
     _check_module(model)
     freeze = check_bool("freeze", freeze)
+    if precision is not None:
+        if check_precision(precision) not in ("bfloat16", "int8"):
+            raise ValueError(f"precision: got {precision!r}, wanted 'bfloat16' or 'int8'")
+        if not freeze:
+            raise ValueError(
+                f"precision: got {precision!r} with freeze=False; only frozen modules are "
+                "quantised, wanted freeze=True"
+            )
     taken, left = 0, []
     for name, module in model.named_modules():
         if any(type(module) is theirs for theirs, _ in PAIRS.values()):
-            swap_module(module, freeze)
+            swap_module(module, freeze, precision)
         elif isinstance(module, Recurrent):
-            freeze_module(module, freeze)
+            freeze_module(module, freeze, precision)
         else:
             reason = _why_left(module)
             if reason is not None:
