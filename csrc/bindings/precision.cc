@@ -1,6 +1,7 @@
 // Parameters in low precision as Python objects.
 #include "precision.h"
 
+#include <optional>
 #include <vector>
 
 namespace tidegate::bindings {
@@ -27,9 +28,7 @@ std::vector<T> vector_of(const py::dict& given, const char* name) {
 }  // namespace
 
 Precision read_precision(const std::string& name) {
-  for (const Precision precision : {Precision::bfloat16, Precision::int8}) {
-    if (name == precision_name<float>(precision)) return precision;
-  }
+  if (const std::optional<Precision> precision = low_precision(name)) return *precision;
   throw py::value_error("precision: got '" + name + "', wanted 'bfloat16' or 'int8'");
 }
 

@@ -7,6 +7,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -22,6 +23,7 @@
 
 using tidegate::Config;
 using tidegate::Index;
+using tidegate::Precision;
 
 struct tidegate_model {
   std::shared_ptr<const tidegate::Model<float>> model;
@@ -114,13 +116,29 @@ Index size_of(const tidegate_model* model, const Size& size) {
 }
 
 const char* name_of(const char* layer) { return layer == nullptr ? "" : layer; }
+const char* name_of(Precision precision) { return tidegate::precision_name<float>(precision); }
 
-tidegate_model* new_model(const tidegate::Safetensors& file, const char* layer) {
-  return new tidegate_model{tidegate::load_model<float>(file, name_of(layer))};
+// The low precision of this name; nothing if it is null.
+std::optional<Precision> precision_of(const char* name) {
+  if (name == nullptr) return std::nullopt;
+  const std::optional<Precision> precision = tidegate::low_precision(name);
+  if (!precision) {
+    throw std::invalid_argument("precision: got " + tidegate::quoted_name(name) +
+                                ", wanted \"bfloat16\" or \"int8\"");
+  }
+  return precision;
 }
 
-tidegate_linear* new_linear(const tidegate::Safetensors& file, const char* layer) {
-  return new tidegate_linear{tidegate::load_linear<float>(file, name_of(layer))};
+tidegate_model* new_model(const tidegate::Safetensors& file, const char* layer,
+                          const char* precision) {
+  return new tidegate_model{
+      tidegate::load_model<float>(file, name_of(layer), precision_of(precision))};
+}
+
+tidegate_linear* new_linear(const tidegate::Safetensors& file, const char* layer,
+                            const char* precision) {
+  return new tidegate_linear{
+      tidegate::load_linear<float>(file, name_of(layer), precision_of(precision))};
 }
 
 void read_tensor(const tidegate::Safetensors& file, const char* name, float* values, size_t count) {
@@ -222,19 +240,29 @@ const char* tidegate_last_error(void) { return last_error; }
 // ---- Models ----
 
 tidegate_status tidegate_model_load(const char* path, const char* layer, tidegate_model** model) {
-  return guarded([&] {
-    require_argument(path, "path");
-    require_argument(model, "model");
-    *model = new_model(tidegate::Safetensors(path), layer);
-  });
+  return tidegate_model_load_as(path, layer, nullptr, model);
 }
 
 tidegate_status tidegate_model_load_memory(const void* data, size_t size, const char* layer,
                                            tidegate_model** model) {
+  return tidegate_model_load_memory_as(data, size, layer, nullptr, model);
+}
+
+tidegate_status tidegate_model_load_as(const char* path, const char* layer, const char* precision,
+                                       tidegate_model** model) {
+  return guarded([&] {
+    require_argument(path, "path");
+    require_argument(model, "model");
+    *model = new_model(tidegate::Safetensors(path), layer, precision);
+  });
+}
+
+tidegate_status tidegate_model_load_memory_as(const void* data, size_t size, const char* layer,
+                                              const char* precision, tidegate_model** model) {
   return guarded([&] {
     require_argument(data, "data");
     require_argument(model, "model");
-    *model = new_model(tidegate::Safetensors(data, size), layer);
+    *model = new_model(tidegate::Safetensors(data, size), layer, precision);
   });
 }
 
@@ -253,6 +281,12 @@ tidegate_status tidegate_model_create(const char* options, const tidegate_parame
     }
     require(layer.kind == tidegate::LayerKind::recurrent, "options: wanted a recurrent layer");
     const std::vector<float> flat = flat_parameters(layer.config, parameters, parameter_count);
+    if (layer.precision != Precision::exact) {
+      *model = new tidegate_model{std::make_shared<tidegate::Model<float>>(
+          layer.config,
+          tidegate::quantize(tidegate::parameters(layer), flat.data(), layer.precision))};
+      return;
+    }
     const auto made = std::make_shared<tidegate::Model<float>>(layer.config);
     made->write_parameters(0, flat.data(), made->parameter_count());
     *model = new tidegate_model{made};
@@ -281,6 +315,10 @@ int64_t tidegate_model_num_directions(const tidegate_model* model) {
 }
 int tidegate_model_has_cell_state(const tidegate_model* model) {
   return static_cast<int>(size_of(model, [](const Config& c) { return c.has_cell_state(); }));
+}
+
+const char* tidegate_model_precision(const tidegate_model* model) {
+  return model == nullptr ? "" : name_of(model->model->precision());
 }
 
 tidegate_status tidegate_model_run(const tidegate_model* model, const tidegate_run* run) {
@@ -440,19 +478,29 @@ tidegate_status tidegate_stream_set_state(tidegate_stream* stream, const float* 
 
 tidegate_status tidegate_linear_load(const char* path, const char* layer,
                                      tidegate_linear** linear) {
-  return guarded([&] {
-    require_argument(path, "path");
-    require_argument(linear, "linear");
-    *linear = new_linear(tidegate::Safetensors(path), layer);
-  });
+  return tidegate_linear_load_as(path, layer, nullptr, linear);
 }
 
 tidegate_status tidegate_linear_load_memory(const void* data, size_t size, const char* layer,
                                             tidegate_linear** linear) {
+  return tidegate_linear_load_memory_as(data, size, layer, nullptr, linear);
+}
+
+tidegate_status tidegate_linear_load_as(const char* path, const char* layer, const char* precision,
+                                        tidegate_linear** linear) {
+  return guarded([&] {
+    require_argument(path, "path");
+    require_argument(linear, "linear");
+    *linear = new_linear(tidegate::Safetensors(path), layer, precision);
+  });
+}
+
+tidegate_status tidegate_linear_load_memory_as(const void* data, size_t size, const char* layer,
+                                               const char* precision, tidegate_linear** linear) {
   return guarded([&] {
     require_argument(data, "data");
     require_argument(linear, "linear");
-    *linear = new_linear(tidegate::Safetensors(data, size), layer);
+    *linear = new_linear(tidegate::Safetensors(data, size), layer, precision);
   });
 }
 
@@ -463,6 +511,9 @@ int64_t tidegate_linear_in_features(const tidegate_linear* linear) {
 }
 int64_t tidegate_linear_out_features(const tidegate_linear* linear) {
   return linear == nullptr ? 0 : linear->linear->out_features();
+}
+const char* tidegate_linear_precision(const tidegate_linear* linear) {
+  return linear == nullptr ? "" : name_of(linear->linear->precision());
 }
 
 tidegate_status tidegate_linear_run(const tidegate_linear* linear, int64_t rows, const float* x,

@@ -93,6 +93,13 @@ const char* precision_name<double>(Precision precision) {
   return precision == Precision::exact ? "float64" : precision_name<float>(precision);
 }
 
+std::optional<Precision> low_precision(std::string_view name) {
+  for (const Precision precision : {Precision::bfloat16, Precision::int8}) {
+    if (name == precision_name<float>(precision)) return precision;
+  }
+  return std::nullopt;
+}
+
 QuantizedParameters quantize(const std::vector<Parameter>& layout, const float* parameters,
                              Precision precision) {
   if (precision != Precision::bfloat16 && precision != Precision::int8)

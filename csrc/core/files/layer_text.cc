@@ -52,6 +52,9 @@ std::string text_of(bool value) { return value ? "true" : "false"; }
 std::string text_of(Index value) { return std::to_string(value); }
 std::string text_of(double value) { return json_number(value); }
 
+// Read only where it is low: an exact one is the default, which is not written.
+std::string text_of(Precision value) { return json_string(precision_name<float>(value)); }
+
 std::string text_of(UpdateGate value) {
   return value == UpdateGate::carry ? "\"carry\"" : "\"write\"";
 }
@@ -74,6 +77,13 @@ void read_value(JsonReader& json, UpdateGate& value) {
   if (name != "carry" && name != "write")
     json.fail("got " + quoted_name(name) + ", wanted \"carry\" or \"write\"");
   value = name == "carry" ? UpdateGate::carry : UpdateGate::write;
+}
+
+void read_value(JsonReader& json, Precision& value) {
+  const std::string name = json.string();
+  const std::optional<Precision> precision = low_precision(name);
+  if (!precision) json.fail("got " + quoted_name(name) + ", wanted \"bfloat16\" or \"int8\"");
+  value = *precision;
 }
 
 const ActivationInfo& read_activation_name(JsonReader& json) {
@@ -178,6 +188,7 @@ std::vector<Option> make_options() {
       cell_option("input_forget", cells_with(kInputForget), &CellActivations::input_forget),
       layer_option("in_features", kLinear, &LayerInfo::in_features, true),
       layer_option("out_features", kLinear, &LayerInfo::out_features, true),
+      layer_option("precision", kRecurrentAndLinear, &LayerInfo::precision),
       layer_option("p", kDropout, &LayerInfo::p, true),
   };
 }

@@ -1,10 +1,13 @@
 // Files of layers: every tensor of such a file belongs to a layer or is an array.
 #include <algorithm>
+#include <array>
 #include <map>
+#include <optional>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -46,6 +49,113 @@ std::string_view layer_of(std::string_view tensor) {
 std::vector<Index> shape_of(const Parameter& parameter) {
   if (parameter.columns == 0) return {parameter.rows};
   return {parameter.rows, parameter.columns};
+}
+
+// The parts of a layer's parameters: the flat vector, or those of QuantizedParameters.
+enum Part { kFlat, kBfloat16, kInt8, kScales, kVectors, kParts };
+
+// A tensor of a layer, and where its elements are in the layer's parameters.
+struct LayerTensor {
+  Tensor tensor;  // without bytes and offset; the dtype is empty if the layer's is not known
+  Part part;
+  Index begin, end;  // its elements in that part
+};
+
+// All tensors of a layer: the one list by which they are checked, read and written.
+std::vector<LayerTensor> tensors_of(const LayerInfo& layer) {
+  std::vector<LayerTensor> tensors;
+  std::array<Index, kParts> sizes = {};  // of the parts, up to the next tensor
+  const auto add = [&](const std::string& name, const std::string& dtype, std::vector<Index> shape,
+                       Part part, Index elements) {
+    const Index begin = sizes[part];
+    sizes[part] += elements;
+    tensors.push_back({{name, dtype, std::move(shape)}, part, begin, sizes[part]});
+  };
+  for (const Parameter& parameter : parameters(layer)) {
+    const std::string name = tensor_name(layer, parameter.name);
+    const std::vector<Index> shape = shape_of(parameter);
+    if (layer.precision == Precision::exact) {
+      add(name, layer.dtype, shape, kFlat, parameter.size());
+    } else if (parameter.columns == 0) {
+      add(name, "F32", shape, kVectors, parameter.size());
+    } else if (layer.precision == Precision::bfloat16) {
+      add(name, "BF16", shape, kBfloat16, parameter.size());
+    } else {
+      add(name, "I8", shape, kInt8, parameter.size());
+      add(name + "_scale", "F32", {parameter.rows}, kScales, parameter.rows);
+    }
+  }
+  return tensors;
+}
+
+// The first byte of each part. Bytes: std::byte, or const std::byte for parameters to write.
+template <class Bytes>
+using Parts = std::array<Bytes*, kParts>;
+
+template <class Bytes>
+Parts<Bytes> parts_of_flat(Bytes* flat) {
+  Parts<Bytes> parts = {};
+  parts[kFlat] = flat;
+  return parts;
+}
+
+// `parameters`: QuantizedParameters, const if Bytes is.
+template <class Bytes, class Quantized>
+Parts<Bytes> parts_of(Quantized& parameters) {
+  const auto begin = [](auto& values) { return reinterpret_cast<Bytes*>(values.data()); };
+  return {nullptr, begin(parameters.bfloat16), begin(parameters.int8), begin(parameters.scales),
+          begin(parameters.vectors)};
+}
+
+Index element_size(const LayerTensor& tensor) { return element_bits(tensor.tensor.dtype) / 8; }
+
+template <class Bytes>
+Bytes* begin_of(const LayerTensor& tensor, const Parts<Bytes>& parts) {
+  return parts[tensor.part] + tensor.begin * element_size(tensor);
+}
+
+// Parameters in the layer's low precision, to be read. They are zeros.
+QuantizedParameters zeros(const LayerInfo& layer) {
+  std::array<std::size_t, kParts> sizes = {};
+  for (const LayerTensor& tensor : tensors_of(layer))
+    sizes[tensor.part] = static_cast<std::size_t>(tensor.end);
+  QuantizedParameters made;
+  made.precision = layer.precision;
+  made.bfloat16.resize(sizes[kBfloat16]);
+  made.int8.resize(sizes[kInt8]);
+  made.scales.resize(sizes[kScales]);
+  made.vectors.resize(sizes[kVectors]);
+  return made;
+}
+
+void read_tensors(const Safetensors& file, const LayerInfo& layer, const Parts<std::byte>& parts) {
+  for (const LayerTensor& tensor : tensors_of(layer)) {
+    const Index bytes = (tensor.end - tensor.begin) * element_size(tensor);
+    file.read(tensor.tensor.name, begin_of(tensor, parts), static_cast<std::size_t>(bytes));
+  }
+}
+
+// The layer's parameters, with the names of their tensors as messages give them.
+std::vector<Parameter> named_layout(const LayerInfo& layer) {
+  std::vector<Parameter> layout = parameters(layer);
+  for (Parameter& parameter : layout)
+    parameter.name = "tensor " + quoted_name(tensor_name(layer, parameter.name));
+  return layout;
+}
+
+// Returns f(), and adds the file's name to a refusal.
+template <class F>
+auto named_in_refusals(const Safetensors& file, const F& f) {
+  try {
+    return f();
+  } catch (const std::invalid_argument& error) {
+    fail(file, error.what());
+  }
+}
+
+// "layer "NAME": ", or "layer: " for one without a name.
+std::string where_layer(const LayerInfo& layer) {
+  return layer.name.empty() ? "layer: " : "layer " + quoted_name(layer.name) + ": ";
 }
 
 // A list of names for a message, of which the first few are shown.
@@ -133,55 +243,76 @@ std::vector<Entry> entries_of_metadata(const Safetensors& file) {
   return entries;
 }
 
-// Checks that the layer's tensors have the shapes that follow from its options, and the same dtype,
-// and sets the layer's dtype. Adds the names of all its tensors to `known`, and those that the file
-// does not have to `missing`.
+// Checks that the layer's tensors have the shapes and dtypes that follow from its options, and sets
+// the layer's dtype, which is that of its first tensor unless the layer is in low precision. Adds
+// the names of all its tensors to `known`, and those that the file does not have to `missing`.
 void check_tensors(const Safetensors& file, LayerInfo& layer, std::set<std::string>& known,
                    Names& missing) {
-  std::vector<Parameter> wanted;
+  if (layer.precision != Precision::exact) layer.dtype = "F32";
+  std::vector<LayerTensor> all;
   try {
-    wanted = parameters(layer);
+    all = tensors_of(layer);
   } catch (const std::length_error&) {
     fail(file, "layer " + quoted_name(layer.name) + ": the sizes overflow");
   }
-  for (const Parameter& parameter : wanted) {
-    const std::string name = tensor_name(layer, parameter.name);
-    known.insert(name);
-    const Tensor* const tensor = file.find(name);
+  for (const LayerTensor& layer_tensor : all) {
+    const Tensor& wanted = layer_tensor.tensor;
+    known.insert(wanted.name);
+    const Tensor* const tensor = file.find(wanted.name);
     if (tensor == nullptr) {
-      missing.add(name);
+      missing.add(wanted.name);
       continue;
     }
-    const std::string where = "tensor " + quoted_name(name) + ": ";
-    if (tensor->dtype != "F32" && tensor->dtype != "F64")
-      fail(file, where + "got dtype " + tensor->dtype + ", wanted F32 or F64");
-    if (layer.dtype.empty()) layer.dtype = tensor->dtype;
-    if (tensor->dtype != layer.dtype) {
-      fail(file, where + "got dtype " + tensor->dtype + ", wanted " + layer.dtype +
-                     " as in the rest of its layer");
+    const std::string where = "tensor " + quoted_name(wanted.name) + ": ";
+    const auto require_dtype = [&](bool holds, const std::string& wanted_dtype) {
+      if (!holds) fail(file, where + "got dtype " + tensor->dtype + ", wanted " + wanted_dtype);
+    };
+    if (layer.precision != Precision::exact) {
+      require_dtype(tensor->dtype == wanted.dtype, wanted.dtype + " in a layer of the precision " +
+                                                       precision_name<float>(layer.precision));
+    } else {
+      require_dtype(tensor->dtype == "F32" || tensor->dtype == "F64", "F32 or F64");
+      if (layer.dtype.empty()) layer.dtype = tensor->dtype;
+      require_dtype(tensor->dtype == layer.dtype, layer.dtype + " as in the rest of its layer");
     }
-    if (tensor->shape != shape_of(parameter)) {
+    if (tensor->shape != wanted.shape) {
       fail(file, where + "got shape " + size_list(tensor->shape) + ", wanted " +
-                     size_list(shape_of(parameter)) + " by the layer's options");
+                     size_list(wanted.shape) + " by the layer's options");
     }
   }
 }
 
-Index element_size(const LayerInfo& layer) {
-  if (layer.dtype == "F32") return 4;
-  if (layer.dtype == "F64") return 8;
-  throw std::invalid_argument("dtype: got " + quoted_name(layer.dtype) + ", wanted F32 or F64");
+// Refuses another dtype than the layer can have.
+void check_dtype(const LayerInfo& layer) {
+  if (layer.dtype == "F32") return;
+  const bool is_exact = layer.precision == Precision::exact;
+  if (layer.dtype == "F64" && is_exact) return;
+  throw std::invalid_argument(
+      "dtype: got " + quoted_name(layer.dtype) + ", wanted F32" +
+      (is_exact ? std::string(" or F64")
+                : std::string(" in the precision ") + precision_name<float>(layer.precision)));
+}
+
+// Refuses parameters that are not in the layer's precision, or have values that no layer has.
+void check_parameters(const LayerInfo& layer, const QuantizedParameters* quantized) {
+  const Precision got = quantized ? quantized->precision : Precision::exact;
+  if (got != layer.precision) {
+    throw std::invalid_argument(std::string("parameters: got some in ") +
+                                precision_name<float>(got) + ", wanted the layer's precision, " +
+                                precision_name<float>(layer.precision));
+  }
+  if (quantized) check_quantized(parameters(layer), *quantized);
 }
 
 // Refuses a layer that a reader of the file would refuse.
-void check_writable(const LayerInfo& layer) {
-  const std::string where =
-      layer.name.empty() ? "layer: " : "layer " + quoted_name(layer.name) + ": ";
+void check_writable(const LayerInfo& layer, const QuantizedParameters* quantized) {
+  const std::string where = where_layer(layer);
   try {
     // Options that its cell does not have must have their defaults.
     if (layer.kind == LayerKind::recurrent) layer.config.validate();
     parse_layer(layer_text(layer), layer.config.num_layers);
-    if (!parameters(layer).empty()) element_size(layer);
+    if (!parameters(layer).empty()) check_dtype(layer);
+    check_parameters(layer, quantized);
   } catch (const std::invalid_argument& error) {
     throw std::invalid_argument(where + error.what());
   } catch (const std::length_error&) {
@@ -195,24 +326,21 @@ struct FileContents {
   Metadata& metadata;
   std::vector<TensorData>& tensors;
 
-  void add(const LayerInfo& layer, const void* flat) {
-    check_writable(layer);
+  void add(const LayerInfo& layer, const EntryData& data) {
+    check_writable(layer, data.quantized);
     metadata.emplace_back(std::string(kLayer) + (layer.name.empty() ? "" : ".") + layer.name,
                           layer_text(layer));
-    for (const Parameter& parameter : parameters(layer)) {
-      Tensor tensor;
-      tensor.name = tensor_name(layer, parameter.name);
-      tensor.dtype = layer.dtype;
-      tensor.shape = shape_of(parameter);
-      tensors.push_back(
-          {tensor, static_cast<const std::byte*>(flat) + parameter.offset * element_size(layer)});
-    }
+    const Parts<const std::byte> parts =
+        data.quantized ? parts_of<const std::byte>(*data.quantized)
+                       : parts_of_flat(static_cast<const std::byte*>(data.data));
+    for (const LayerTensor& tensor : tensors_of(layer))
+      tensors.push_back({tensor.tensor, begin_of(tensor, parts)});
   }
-  void add(const Tensor& array, const void* data) {
+  void add(const Tensor& array, const EntryData& data) {
     metadata.emplace_back(std::string(kArray) + "." + array.name, "");
-    tensors.push_back({array, data});
+    tensors.push_back({array, data.data});
   }
-  void add(const Text& text, const void*) {
+  void add(const Text& text, const EntryData&) {
     metadata.emplace_back(std::string(kText) + "." + text.name, text.value);
   }
 };
@@ -223,8 +351,8 @@ void check_arrays_beside_layers(const std::vector<EntryData>& entries) {
   for (const EntryData& data : entries) {
     const auto* const layer = std::get_if<LayerInfo>(&data.entry);
     if (layer == nullptr) continue;
-    for (const Parameter& parameter : parameters(*layer))
-      layer_names[tensor_name(*layer, parameter.name)] = layer->name;
+    for (const LayerTensor& tensor : tensors_of(*layer))
+      layer_names[tensor.tensor.name] = layer->name;
   }
   for (const EntryData& data : entries) {
     const auto* const array = std::get_if<Tensor>(&data.entry);
@@ -240,10 +368,35 @@ void check_arrays_beside_layers(const std::vector<EntryData>& entries) {
 template <class T>
 constexpr const char* kDtype = sizeof(T) == 4 ? "F32" : "F64";
 
+bool is_low(std::optional<Precision> precision) {
+  return precision.value_or(Precision::exact) != Precision::exact;
+}
+
+// Refuses a layer from which no layer of T can be made in this precision.
+template <class T>
+void check_loadable(const Safetensors& file, const LayerInfo& layer,
+                    std::optional<Precision> precision) {
+  const auto refuse = [&](const std::string& reason) { fail(file, where_layer(layer) + reason); };
+  if (is_low(precision) && std::is_same_v<T, double>) {
+    refuse(std::string("got the precision ") + precision_name<T>(*precision) +
+           " for a layer of double, wanted none; load it as a layer of float");
+  }
+  const std::string name = precision_name<float>(layer.precision);
+  if (layer.dtype != kDtype<T>) {
+    refuse("got " + layer.dtype + (is_low(layer.precision) ? " in the precision " + name : "") +
+           ", wanted " + kDtype<T> +
+           (is_low(precision) ? "; convert it to F32 before it is saved" : ""));
+  }
+  if (precision && is_low(layer.precision) && *precision != layer.precision) {
+    refuse("got a layer in " + name + ", wanted " + precision_name<T>(*precision) +
+           "; load it without a precision, or save the layer of float32 from which it was made");
+  }
+}
+
 // The layer of this name, or the only one if the name is empty, among the layers of this kind,
-// which messages call `kinds`. Refuses a layer of another dtype.
-LayerInfo find_layer(const Safetensors& file, const std::string& name, const std::string& dtype,
-                     LayerKind kind, const std::string& kinds) {
+// which messages call `kinds`.
+LayerInfo find_layer(const Safetensors& file, const std::string& name, LayerKind kind,
+                     const std::string& kinds) {
   const std::vector<LayerInfo> layers = read_layers(file);
   std::vector<const LayerInfo*> found;
   Names names;
@@ -258,19 +411,27 @@ LayerInfo find_layer(const Safetensors& file, const std::string& name, const std
                    " of the " + kinds +
                    " of this file: " + (names.empty() ? "there is none" : names.text()));
   }
-  if (found[0]->dtype != dtype) {
-    fail(file,
-         "layer " + quoted_name(found[0]->name) + ": got " + found[0]->dtype + ", wanted " + dtype);
-  }
   return *found[0];
 }
 
-// Copies the parameters of `layer` into `made`, a Model or a Linear, and returns that.
-template <class T, class Made>
-std::shared_ptr<Made> with_parameters(const Safetensors& file, const LayerInfo& layer,
-                                      std::shared_ptr<Made> made) {
-  std::vector<T> flat(static_cast<std::size_t>(made->parameter_count()));
+// Makes a Model or a Linear of T, whose constructor takes these options, with the parameters of
+// `layer`. `precision`: see load_model().
+template <class Made, class T, class... Options>
+std::shared_ptr<Made> load(const Safetensors& file, const LayerInfo& layer,
+                           std::optional<Precision> precision, const Options&... options) {
+  check_loadable<T>(file, layer, precision);
+  if (is_low(layer.precision))
+    return std::make_shared<Made>(options..., read_quantized(file, layer));
+  std::vector<T> flat(static_cast<std::size_t>(parameter_count(layer)));
   read_parameters(file, layer, flat.data());
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_low(precision)) {
+      return std::make_shared<Made>(options..., named_in_refusals(file, [&] {
+                                      return quantize(named_layout(layer), flat.data(), *precision);
+                                    }));
+    }
+  }
+  auto made = std::make_shared<Made>(options...);
   made->write_parameters(0, flat.data(), made->parameter_count());
   return made;
 }
@@ -311,26 +472,38 @@ std::vector<LayerInfo> read_layers(const Safetensors& file) {
 }
 
 void read_parameters(const Safetensors& file, const LayerInfo& layer, void* flat) {
-  for (const Parameter& parameter : parameters(layer)) {
-    const Index size = element_size(layer);
-    file.read(tensor_name(layer, parameter.name),
-              static_cast<std::byte*>(flat) + parameter.offset * size,
-              static_cast<std::size_t>(parameter.size() * size));
+  if (!parameters(layer).empty()) check_dtype(layer);
+  if (layer.precision == Precision::exact) {
+    read_tensors(file, layer, parts_of_flat(static_cast<std::byte*>(flat)));
+  } else {
+    dequantize(parameters(layer), read_quantized(file, layer), static_cast<float*>(flat));
   }
 }
 
-template <class T>
-std::shared_ptr<Model<T>> load_model(const Safetensors& file, const std::string& layer) {
-  const LayerInfo info =
-      find_layer(file, layer, kDtype<T>, LayerKind::recurrent, "recurrent layers");
-  return with_parameters<T>(file, info, std::make_shared<Model<T>>(info.config));
+QuantizedParameters read_quantized(const Safetensors& file, const LayerInfo& layer) {
+  if (layer.precision == Precision::exact) {
+    throw std::invalid_argument("layer: got " + quoted_name(layer.name) + ", which is in " +
+                                layer.dtype + "; wanted one in low precision");
+  }
+  QuantizedParameters parameters = zeros(layer);
+  read_tensors(file, layer, parts_of<std::byte>(parameters));
+  named_in_refusals(file, [&] { check_quantized(named_layout(layer), parameters); });
+  return parameters;
 }
 
 template <class T>
-std::shared_ptr<Linear<T>> load_linear(const Safetensors& file, const std::string& layer) {
-  const LayerInfo info = find_layer(file, layer, kDtype<T>, LayerKind::linear, "Linear layers");
-  auto linear = with_parameters<T>(
-      file, info, std::make_shared<Linear<T>>(info.in_features, info.out_features, info.bias));
+std::shared_ptr<Model<T>> load_model(const Safetensors& file, const std::string& layer,
+                                     std::optional<Precision> precision) {
+  const LayerInfo info = find_layer(file, layer, LayerKind::recurrent, "recurrent layers");
+  return load<Model<T>, T>(file, info, precision, info.config);
+}
+
+template <class T>
+std::shared_ptr<Linear<T>> load_linear(const Safetensors& file, const std::string& layer,
+                                       std::optional<Precision> precision) {
+  const LayerInfo info = find_layer(file, layer, LayerKind::linear, "Linear layers");
+  auto linear =
+      load<Linear<T>, T>(file, info, precision, info.in_features, info.out_features, info.bias);
   linear->run(nullptr, 0, nullptr, 0, 0, 1);  // No rows: packs the weights.
   return linear;
 }
@@ -347,7 +520,7 @@ void write_entries(const std::string& path, const std::vector<EntryData>& entrie
       throw std::invalid_argument("entries: got an empty name, wanted one for each");
     if (!names.insert(name).second)
       throw std::invalid_argument("entries: the name " + quoted_name(name) + " is given twice");
-    std::visit([&](const auto& entry) { contents.add(entry, data.data); }, data.entry);
+    std::visit([&](const auto& entry) { contents.add(entry, data); }, data.entry);
   }
   check_arrays_beside_layers(entries);
   // Tensors with large elements first, so that all data are aligned.
@@ -359,13 +532,18 @@ void write_entries(const std::string& path, const std::vector<EntryData>& entrie
 
 void write_layers(const std::string& path, const std::vector<LayerData>& layers) {
   std::vector<EntryData> entries;
-  for (const LayerData& layer : layers) entries.push_back({layer.info, layer.flat});
+  for (const LayerData& layer : layers)
+    entries.push_back({layer.info, layer.flat, layer.quantized});
   write_entries(path, entries);
 }
 
-template std::shared_ptr<Model<float>> load_model(const Safetensors&, const std::string&);
-template std::shared_ptr<Model<double>> load_model(const Safetensors&, const std::string&);
-template std::shared_ptr<Linear<float>> load_linear(const Safetensors&, const std::string&);
-template std::shared_ptr<Linear<double>> load_linear(const Safetensors&, const std::string&);
+template std::shared_ptr<Model<float>> load_model(const Safetensors&, const std::string&,
+                                                  std::optional<Precision>);
+template std::shared_ptr<Model<double>> load_model(const Safetensors&, const std::string&,
+                                                   std::optional<Precision>);
+template std::shared_ptr<Linear<float>> load_linear(const Safetensors&, const std::string&,
+                                                    std::optional<Precision>);
+template std::shared_ptr<Linear<double>> load_linear(const Safetensors&, const std::string&,
+                                                     std::optional<Precision>);
 
 }  // namespace tidegate

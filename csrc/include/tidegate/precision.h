@@ -3,7 +3,9 @@
 #define TIDEGATE_PRECISION_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tidegate/config.h"
@@ -29,6 +31,8 @@ enum class Precision {
 // "bfloat16", "int8"; for `exact` the name of the layer's own type, "float32" or "float64".
 template <class T>
 TIDEGATE_EXPORT const char* precision_name(Precision precision);
+// The low precision of this name, "bfloat16" or "int8"; nothing for any other name.
+TIDEGATE_EXPORT std::optional<Precision> low_precision(std::string_view name);
 
 // The parameters of a layer in low precision, in the order of its list of parameters: matrices
 // (weights) as bfloat16, or as integers with a scale for each row; vectors (biases, peepholes) in

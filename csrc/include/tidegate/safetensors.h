@@ -1,7 +1,7 @@
 // Safetensors files: any file as named tensors, and files of layers, whose configuration is in the
 // metadata. Files are not trusted: any defect throws a std::invalid_argument that names the file,
-// the key and the reason, and no allocation exceeds the size of the file. An error of the operating
-// system throws a std::system_error that names the path.
+// the key and the reason, and no allocation exceeds the size of the file, except where a function
+// says so. An error of the operating system throws a std::system_error that names the path.
 //
 // The format: 8 bytes, the length of the header (little-endian); the header, a JSON object of
 // tensors; their data, each little-endian and row-major, one after the other without holes.
@@ -10,7 +10,11 @@
 // the single layer of a file may instead have no name, as "tidegate.layer". The value is again a
 // JSON object: "kind" ("LSTM", "GRU", "MGU", "Linear" or "Dropout"), and the options of Python's
 // constructor that differ from their defaults. The layer's tensors are NAME.PARAMETER, or
-// PARAMETER.
+// PARAMETER, all of F32 or all of F64.
+//
+// A layer in low precision (precision.h) also has the option "precision", which is "bfloat16" or
+// "int8". Its matrices (the parameters with two axes) are then of BF16 or I8; in "int8", a tensor
+// NAME.PARAMETER_scale of F32, (rows,), follows each of them. Its vectors are of F32.
 //
 // Besides layers, such a file may contain arrays and texts under other names:
 // "tidegate.array.NAME", whose value is empty, declares the tensor NAME as an array; the value of
@@ -20,6 +24,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -29,6 +34,7 @@
 #include "tidegate/export.h"
 #include "tidegate/linear.h"
 #include "tidegate/model.h"
+#include "tidegate/precision.h"
 
 namespace tidegate {
 
@@ -92,7 +98,9 @@ enum class LayerKind { recurrent, linear, dropout };
 struct LayerInfo {
   std::string name;  // empty: the only layer of the file
   LayerKind kind = LayerKind::recurrent;
-  std::string dtype;  // "F32" or "F64", for all its tensors; empty for a Dropout, which has none
+  // "F32" or "F64", for all its tensors; in low precision "F32"; empty for a Dropout, which has
+  // none.
+  std::string dtype;
 
   Config config;             // recurrent
   bool batch_first = false;  // recurrent: Python's layout of sequences; the core's is time-major
@@ -103,6 +111,8 @@ struct LayerInfo {
   bool bias = true;        // Linear
 
   double p = 0.5;  // Dropout: the probability that an element is zeroed in training
+
+  Precision precision = Precision::exact;  // recurrent, Linear
 };
 
 struct Text {
@@ -130,25 +140,38 @@ TIDEGATE_EXPORT std::vector<Entry> read_entries(const Safetensors& file);
 TIDEGATE_EXPORT std::vector<LayerInfo> read_layers(const Safetensors& file);
 
 // Copies the parameters of a layer of this file to a flat vector of parameter_count() elements of
-// the layer's dtype.
+// the layer's dtype. Those in low precision are dequantised, so the vector may be larger than the
+// file.
 TIDEGATE_EXPORT void read_parameters(const Safetensors& file, const LayerInfo& layer, void* flat);
+
+// The parameters of a layer in low precision, as the file has them. Refuses a layer in exact
+// precision, and values that check_quantized() refuses.
+TIDEGATE_EXPORT QuantizedParameters read_quantized(const Safetensors& file, const LayerInfo& layer);
 
 // The recurrent layer named `layer`; if that is empty, the only recurrent layer of the file. T must
 // be its dtype.
+//
+// Without `precision`, the model has the precision of the file's layer. Otherwise it has this
+// precision: a layer of F32 is quantised as by quantize(); one in another low precision is refused.
 template <class T>
-TIDEGATE_EXPORT std::shared_ptr<Model<T>> load_model(const Safetensors& file,
-                                                     const std::string& layer = "");
+TIDEGATE_EXPORT std::shared_ptr<Model<T>> load_model(
+    const Safetensors& file, const std::string& layer = "",
+    std::optional<Precision> precision = std::nullopt);
 
-// The Linear named `layer`; if that is empty, the only Linear of the file. T must be its dtype. Its
-// weights are already packed, so that even the first run() does not allocate.
+// The Linear named `layer`; if that is empty, the only Linear of the file. T must be its dtype;
+// `precision` is as in load_model(). Its weights are already packed, so that even the first run()
+// does not allocate, except in low precision; packing takes memory for all of them in T.
 template <class T>
-TIDEGATE_EXPORT std::shared_ptr<Linear<T>> load_linear(const Safetensors& file,
-                                                       const std::string& layer = "");
+TIDEGATE_EXPORT std::shared_ptr<Linear<T>> load_linear(
+    const Safetensors& file, const std::string& layer = "",
+    std::optional<Precision> precision = std::nullopt);
 
 struct EntryData {
   Entry entry;
   // A layer's parameters, as read_parameters() gives them; an array's elements, row-major.
   const void* data = nullptr;
+  // Instead of `data`, the parameters of a layer in low precision.
+  const QuantizedParameters* quantized = nullptr;
 };
 
 // Writes entries with distinct names, or one layer without a name. Refuses entries that
@@ -158,6 +181,7 @@ TIDEGATE_EXPORT void write_entries(const std::string& path, const std::vector<En
 struct LayerData {
   LayerInfo info;
   const void* flat = nullptr;  // its parameters, as read_parameters() gives them
+  const QuantizedParameters* quantized = nullptr;  // instead of `flat`, those in low precision
 };
 
 // Writes a file of layers only.

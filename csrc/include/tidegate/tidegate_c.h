@@ -54,6 +54,17 @@ TIDEGATE_EXPORT tidegate_status tidegate_model_load_memory(const void* data, siz
                                                            const char* layer,
                                                            tidegate_model** model);
 
+/* The same with a low precision, "bfloat16" or "int8" (tidegate/precision.h): layers of float32 are
+ * rounded to it, and those that the file has in another low precision are refused. Null: the
+ * precision that the layer has in the file, as without this argument. */
+TIDEGATE_EXPORT tidegate_status tidegate_model_load_as(const char* path, const char* layer,
+                                                       const char* precision,
+                                                       tidegate_model** model);
+TIDEGATE_EXPORT tidegate_status tidegate_model_load_memory_as(const void* data, size_t size,
+                                                              const char* layer,
+                                                              const char* precision,
+                                                              tidegate_model** model);
+
 typedef struct tidegate_parameter {
   const char* name;  /* PyTorch's name: "weight_ih_l0", "bias_hh_l1_reverse", ... */
   const float* data; /* row-major; copied */
@@ -62,7 +73,8 @@ typedef struct tidegate_parameter {
 
 /* From parameters in memory: exactly those that the options require, in any order. `options` is the
  * description of a layer as in a file, for example
- * {"kind": "LSTM", "input_size": 128, "hidden_size": 64}. */
+ * {"kind": "LSTM", "input_size": 128, "hidden_size": 64}. With "precision": "bfloat16" or "int8",
+ * the parameters are rounded to that precision. */
 TIDEGATE_EXPORT tidegate_status tidegate_model_create(const char* options,
                                                       const tidegate_parameter* parameters,
                                                       size_t parameter_count,
@@ -78,6 +90,9 @@ TIDEGATE_EXPORT int64_t tidegate_model_output_size(const tidegate_model* model);
 TIDEGATE_EXPORT int64_t tidegate_model_num_layers(const tidegate_model* model);     /* L */
 TIDEGATE_EXPORT int64_t tidegate_model_num_directions(const tidegate_model* model); /* D */
 TIDEGATE_EXPORT int tidegate_model_has_cell_state(const tidegate_model* model);     /* an LSTM: 1 */
+
+/* "float32", "bfloat16" or "int8"; "" for a null handle. */
+TIDEGATE_EXPORT const char* tidegate_model_precision(const tidegate_model* model);
 
 /* Copies a float32 tensor from a file, or from its bytes: a parameter of a layer, or an array that
  * the file contains besides its layers. Row-major; it must have `count` elements. */
@@ -154,14 +169,25 @@ TIDEGATE_EXPORT tidegate_status tidegate_linear_load(const char* path, const cha
 TIDEGATE_EXPORT tidegate_status tidegate_linear_load_memory(const void* data, size_t size,
                                                             const char* layer,
                                                             tidegate_linear** linear);
+TIDEGATE_EXPORT tidegate_status tidegate_linear_load_as(const char* path, const char* layer,
+                                                        const char* precision,
+                                                        tidegate_linear** linear);
+TIDEGATE_EXPORT tidegate_status tidegate_linear_load_memory_as(const void* data, size_t size,
+                                                               const char* layer,
+                                                               const char* precision,
+                                                               tidegate_linear** linear);
 TIDEGATE_EXPORT void tidegate_linear_free(tidegate_linear* linear);
 
 /* Sizes; 0 for a null handle. */
 TIDEGATE_EXPORT int64_t tidegate_linear_in_features(const tidegate_linear* linear);
 TIDEGATE_EXPORT int64_t tidegate_linear_out_features(const tidegate_linear* linear);
 
+/* "float32", "bfloat16" or "int8"; "" for a null handle. */
+TIDEGATE_EXPORT const char* tidegate_linear_precision(const tidegate_linear* linear);
+
 /* x (rows, in_features) -> y (rows, out_features), which may not overlap. num_threads: the greatest
- * number of threads; 0 is 1. With one thread it allocates nothing and makes no system call. */
+ * number of threads; 0 is 1. With one thread it allocates nothing, except in low precision, and
+ * makes no system call. */
 TIDEGATE_EXPORT tidegate_status tidegate_linear_run(const tidegate_linear* linear, int64_t rows,
                                                     const float* x, float* y, int num_threads);
 
