@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include <list>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,7 @@
 #include "arrays.h"
 #include "gil.h"
 #include "module.h"
+#include "precision.h"
 
 namespace tidegate::bindings {
 namespace {
@@ -59,9 +61,10 @@ py::dtype numpy_dtype(const LayerInfo& layer) {
 }
 
 // An entry in Python is a tuple (name, kind, options, data). For a layer, `kind` is its class, and
-// `data` is the flat vector of its parameters (None for a Dropout); `options` is (config,
-// batch_first, dropout) for a recurrent layer, (in_features, out_features, bias) for a Linear, and
-// (p,) for a Dropout. The kinds "array" and "text" have no options.
+// `data` is the flat vector of its parameters, or a dict of those in low precision (precision.h),
+// or None for a Dropout; `options` is (config, batch_first, dropout) for a recurrent layer,
+// (in_features, out_features, bias) for a Linear, and (p,) for a Dropout. The kinds "array" and
+// "text" have no options.
 constexpr const char* kArray = "array";
 constexpr const char* kText = "text";
 
@@ -76,8 +79,8 @@ py::tuple options_of(const LayerInfo& layer) {
   }
 }
 
-LayerInfo layer_of(const std::string& name, const std::string& kind, const py::tuple& options,
-                   const py::object& data) {
+// Without dtype and precision.
+LayerInfo layer_of(const std::string& name, const std::string& kind, const py::tuple& options) {
   LayerInfo layer;
   layer.name = name;
   if (kind == "Dropout") {
@@ -95,13 +98,27 @@ LayerInfo layer_of(const std::string& name, const std::string& kind, const py::t
     layer.batch_first = options[1].cast<bool>();
     layer.dropout = options[2].cast<double>();
   }
+  return layer;
+}
+
+// The layer with its parameters. Those in low precision are appended to `quantized`, which must
+// outlive the result.
+EntryData layer_data(LayerInfo layer, const py::object& data,
+                     std::list<QuantizedParameters>& quantized) {
+  if (data.is_none()) return {layer};
+  if (py::isinstance<py::dict>(data)) {
+    quantized.push_back(read_quantized(data.cast<py::dict>()));
+    layer.dtype = "F32";
+    layer.precision = quantized.back().precision;
+    return {layer, nullptr, &quantized.back()};
+  }
   const auto flat = data.cast<py::array>();
   layer.dtype = flat.dtype().equal(py::dtype::of<float>()) ? "F32" : "F64";
   if (!flat.dtype().equal(numpy_dtype(layer)) || flat.ndim() != 1 ||
       flat.size() != parameter_count(layer) || (flat.flags() & py::array::c_style) == 0) {
     throw std::invalid_argument("flat: wanted a contiguous vector of the layer's parameters");
   }
-  return layer;
+  return {layer, flat.data()};
 }
 
 Tensor tensor_of(const std::string& name, const py::array& array) {
@@ -127,6 +144,7 @@ Tensor tensor_of(const std::string& name, const py::array& array) {
 
 void save_entries(const std::string& path, const py::list& given) {
   std::vector<EntryData> entries;
+  std::list<QuantizedParameters> quantized;
   for (const py::handle entry : given) {
     const auto [name, kind, options, data] =
         entry.cast<std::tuple<std::string, std::string, py::tuple, py::object>>();
@@ -136,9 +154,7 @@ void save_entries(const std::string& path, const py::list& given) {
       const auto array = data.cast<py::array>();
       entries.push_back({tensor_of(name, array), array.data()});
     } else {
-      LayerInfo layer = layer_of(name, kind, options, data);
-      const void* const flat = data.is_none() ? nullptr : data.cast<py::array>().data();
-      entries.push_back({std::move(layer), flat});
+      entries.push_back(layer_data(layer_of(name, kind, options), data, quantized));
     }
   }
   on_disk(path, [&] { write_entries(path, entries); });
@@ -216,7 +232,10 @@ py::array TensorFile::read_bytes(const std::string& name) const {
 
 py::tuple TensorFile::as_python(const LayerInfo& layer) const {
   py::object data = py::none();
-  if (const Index count = parameter_count(layer); count > 0) {
+  if (layer.precision != Precision::exact) {
+    const auto read = [&] { return tidegate::read_quantized(file_, layer); };
+    data = quantized_dict(on_disk(file_.name(), read));
+  } else if (const Index count = parameter_count(layer); count > 0) {
     py::array flat(numpy_dtype(layer), count);
     void* const values = flat.mutable_data();
     on_disk(file_.name(), [&] { read_parameters(file_, layer, values); });

@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, Literal, SupportsIndex, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -23,13 +23,17 @@ Precision: TypeAlias = Literal["bfloat16", "int8"]
 
 
 def check_precision(precision: object) -> str:
-    """The name of a precision. Its value is checked by the core.
+    """The name of a low precision.
 
     Raises:
         TypeError: precision is not a str.
+        ValueError: there is no low precision of this name.
     """
+    wanted = "wanted 'bfloat16' or 'int8'"
     if not isinstance(precision, str):
-        raise TypeError(f"precision: got {precision!r}, wanted 'bfloat16' or 'int8'")
+        raise TypeError(f"precision: got {precision!r}, {wanted}")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision: got {precision!r}, {wanted}")
     return precision
 
 

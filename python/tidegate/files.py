@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 import numpy as np
 
 from tidegate import _core
-from tidegate.checks import Array, check_unmasked
+from tidegate.checks import Array, Precision, check_precision, check_unmasked
 from tidegate.layers import CELLS, GRU, LSTM, MGU, RecurrentLayer
 from tidegate.linear import Dropout, Linear
 
@@ -38,10 +38,20 @@ _KINDS = {
 
 
 @overload
-def load(path: Path, kind: None = None, name: str | None = None) -> Any: ...
+def load(
+    path: Path, kind: None = None, name: str | None = None, *, precision: Precision | None = None
+) -> Any: ...
 @overload
-def load(path: Path, kind: type[Kind], name: str | None = None) -> Kind: ...
-def load(path: Path, kind: type[Any] | None = None, name: str | None = None) -> Any:
+def load(
+    path: Path, kind: type[Kind], name: str | None = None, *, precision: Precision | None = None
+) -> Kind: ...
+def load(
+    path: Path,
+    kind: type[Any] | None = None,
+    name: str | None = None,
+    *,
+    precision: Precision | None = None,
+) -> Any:
     """The contents of a file that `save`, or a layer's `save`, wrote.
 
     Files are not trusted: a hostile or damaged one is a ValueError that names the file, the key and
@@ -56,23 +66,30 @@ def load(path: Path, kind: type[Any] | None = None, name: str | None = None) -> 
             entry of this type is returned alone; there must be exactly one, unless `name` selects
             one.
         name: the name of the one entry to return.
+        precision: "bfloat16" or "int8": the float32 layers that are returned are quantised to it
+            (see `LSTM.quantize`). None: layers have the precision in which they were saved.
 
     Returns:
         Without kind and name: the layer, if it was saved without a name; else a dict of names and
-        entries, in the order in which they were saved. Options, dtypes, parameters, arrays and
-        texts are restored bit for bit.
+        entries, in the order in which they were saved. Options, dtypes, precisions, parameters,
+        arrays and texts are restored bit for bit.
 
     Raises:
-        TypeError: path is not a path; kind is not one of those types; name is not a str.
+        TypeError: path is not a path; kind is not one of those types; name or precision is not a
+            str.
         OSError: the file cannot be opened or read.
         ValueError: the file is not a safetensors file; its content is not supported: no layers, a
             newer version of the format, an unknown kind or option, tensors that are missing,
-            surplus, or of another dtype or shape than the options require; or it has no such entry.
+            surplus, or of another dtype or shape than the options require, scales that are not
+            positive; or it has no such entry. precision is not one of those names; a layer that is
+            returned is of float64 or in another low precision, or `quantize` refuses it.
     """
     if kind is not None and kind not in _KINDS:
         raise TypeError(f"kind: got {kind!r}, wanted the type of {_listed_kinds()}")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name: got {name!r}, wanted a str")
+    if precision is not None:
+        check_precision(precision)
     encoded = _encoded(path)
     file = _core.Safetensors(encoded)
     where = encoded.decode("utf-8", "replace")
@@ -83,15 +100,17 @@ def load(path: Path, kind: type[Any] | None = None, name: str | None = None) -> 
             "tidegate.convert.from_torch makes layers of PyTorch's"
         )
     entries = {name: _make(kind, options, data) for name, kind, options, data in file.entries()}
-    if kind is None and name is None:
-        return entries.get("", entries)
-    return _chosen(where, entries, kind, name)
+    if kind is not None or name is not None:
+        name = _chosen(where, entries, kind, name)
+        return _in_precision(where, name, entries[name], precision)
+    made = {name: _in_precision(where, name, e, precision) for name, e in entries.items()}
+    return made.get("", made)
 
 
 def _chosen(
     where: str, entries: Mapping[str, Entry], kind: type[Entry] | None, name: str | None
-) -> Entry:
-    """The only entry of this type and this name; None accepts any."""
+) -> str:
+    """The name of the only entry of this type and this name; None accepts any."""
     found = {
         key: entry
         for key, entry in entries.items()
@@ -104,11 +123,37 @@ def _chosen(
         raise ValueError(
             f"{where}: wanted one entry{what}{named}, got {len(found)}; the file has {there}"
         )
-    return next(iter(found.values()))
+    return next(iter(found))
+
+
+def _in_precision(where: str, name: str, entry: Entry, precision: Precision | None) -> Entry:
+    """The entry; if it is a layer with parameters, and precision is given, the layer in that."""
+    if precision is None or isinstance(entry, (np.ndarray, str, Dropout)):
+        return entry
+    if entry.precision == precision:
+        return entry
+    what = f"{where}: layer{f' {name!r}' if name else ''}: "
+    if entry.precision == "float64":
+        raise ValueError(
+            f"{what}got float64, wanted float32 for precision={precision!r}; load it without a "
+            f"precision, then layer.astype(numpy.float32).quantize({precision!r})"
+        )
+    if entry.precision != "float32":
+        raise ValueError(
+            f"{what}got a layer in {entry.precision}, wanted float32 for precision={precision!r}; "
+            "load it without a precision, or quantise the layer from which it was made"
+        )
+    try:
+        return entry.quantize(precision)
+    except ValueError as error:
+        raise ValueError(what + str(error)) from None
 
 
 def save(path: Path, layers: Layer | Mapping[str, Entry]) -> None:
     """Writes layers to a safetensors file, which `load` reads: options, dtypes and parameters.
+
+    Layers in low precision (`LSTM.quantize`) are written as they are: in "int8" a file is about a
+    quarter as large as that of the float32 layer, in "bfloat16" half as large.
 
     The file is written completely or not at all: to a temporary file beside it, which is renamed.
 
@@ -241,15 +286,20 @@ def _layer_entry(name: str, where: str, layer: object) -> _PlainEntry:
     if type(layer) is Dropout:
         return name, "Dropout", (layer.p,), None
     options: tuple[Any, ...]
+    core: _core.Parameters
     if type(layer) is Linear:
         options = (layer.in_features, layer.out_features, layer.bias)
+        core = layer._layer
     elif isinstance(layer, RecurrentLayer) and type(layer) in CELLS.values():
         options = (layer._config, layer.batch_first, layer.dropout)
+        core = layer._model
     else:
         hint = "" if name else ", or a mapping of names to layers, arrays and texts"
         wanted = _listed_kinds() if name else "an LSTM, a GRU, an MGU, a Linear or a Dropout"
         raise TypeError(f"{where}: got {type(layer).__name__}, wanted {wanted}{hint}")
-    return name, type(layer).__name__, options, layer.params.flat.copy()
+    quantized = core.quantized
+    data = core.flat.copy() if quantized is None else quantized
+    return name, type(layer).__name__, options, data
 
 
 def _make(kind: str, options: tuple[Any, ...], data: Any) -> Entry:
@@ -259,9 +309,10 @@ def _make(kind: str, options: tuple[Any, ...], data: Any) -> Entry:
         return entry
     if kind == "Dropout":
         return Dropout(*options)
+    is_exact = isinstance(data, np.ndarray)
     if kind == "Linear":
-        in_features, out_features, bias = options
-        return Linear._from_flat(in_features, out_features, bias, data)
+        make = Linear._from_flat if is_exact else Linear._from_quantized
+        return make(*options, data)
     config, batch_first, dropout = options
     cell = CELLS[kind]
     layer = cell.__new__(cell)
@@ -270,7 +321,7 @@ def _make(kind: str, options: tuple[Any, ...], data: Any) -> Entry:
             "options": {name: getattr(config, name) for name in layer._OPTIONS},
             "batch_first": batch_first,
             "dropout": dropout,
-            "flat": data,
+            "flat" if is_exact else "quantized": data,
             "attributes": {},
         }
     )
