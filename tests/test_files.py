@@ -18,7 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import layer_cases
 import tidegate as tg
+from layer_cases import CASES, INPUT_SIZE
 from tidegate import files
 
 ACTIVATIONS = [
@@ -65,14 +67,22 @@ MGU_OPTIONS = {
     "recurrent_activation": ACTIVATIONS,
 }
 LINEAR_OPTIONS = {"bias": [True, False]}
+LOW = ["bfloat16", "int8"]
 # Not of the layer, or what the tensors say.
 ELSEWHERE = {"self", "input_size", "hidden_size", "in_features", "out_features", "dtype", "seed"}
 
 
-def make(kind, dtype=np.float32, seed=0, **options):
+def make(kind, dtype=np.float32, seed=0, precision=None, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # dropout with one layer
-        return getattr(tg, kind)(3, 4, dtype=dtype, seed=seed, **options)
+        layer = getattr(tg, kind)(3, 4, dtype=dtype, seed=seed, **options)
+    return layer if precision is None else layer.quantize(precision)
+
+
+def quantized(layer):
+    """The arrays of a layer in low precision, as the core has them; none of an exact layer."""
+    core = layer._layer if isinstance(layer, tg.Linear) else layer._model
+    return {k: v for k, v in (core.quantized or {}).items() if k != "precision"}
 
 
 def same_layer(got, wanted):
@@ -84,6 +94,12 @@ def same_layer(got, wanted):
         assert got._config == wanted._config
     assert got.params.shapes == wanted.params.shapes
     assert got.params.flat.tobytes() == wanted.params.flat.tobytes()
+    assert got.precision == wanted.precision
+    arrays = quantized(got)
+    assert set(arrays) == set(quantized(wanted))
+    for name, array in quantized(wanted).items():
+        assert arrays[name].dtype == array.dtype
+        assert arrays[name].tobytes() == array.tobytes()
 
 
 def saved(path, layers):
@@ -94,6 +110,7 @@ def saved(path, layers):
 # ---- What is saved is loaded ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("precision", [None, *LOW])
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -103,12 +120,12 @@ def saved(path, layers):
         ("Linear", LINEAR_OPTIONS),
     ],
 )
-def test_every_option_is_kept(kind, options, tmp_path):
+def test_every_option_is_kept(kind, options, precision, tmp_path):
     parameters = inspect.signature(getattr(tg, kind).__init__).parameters
     assert set(options) == set(parameters) - ELSEWHERE, "an option that is not tested here"
     for name, values in options.items():
         for value in values:
-            layer = make(kind, **{name: value})
+            layer = make(kind, precision=precision, **{name: value})
             same_layer(saved(tmp_path / "layer", layer), layer)
 
 
@@ -122,7 +139,8 @@ def test_any_options_and_names_are_kept(data, tmp_path):
         if options.get("bidirectional"):
             options["reverse"] = False
         dtype = data.draw(st.sampled_from([np.float32, np.float64]))
-        return make(kind, dtype, data.draw(st.integers(0, 9)), **options)
+        precision = data.draw(st.sampled_from([None, *LOW])) if dtype == np.float32 else None
+        return make(kind, dtype, data.draw(st.integers(0, 9)), precision, **options)
 
     names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
     layers = {name: layer() for name in data.draw(st.lists(names, min_size=1, unique=True))}
@@ -137,9 +155,10 @@ def test_one_layer_without_a_name_comes_back_as_itself(tmp_path):
     assert list(saved(tmp_path / "b", {"only": make("GRU")})) == ["only"]
 
 
+@pytest.mark.parametrize("precision", [None, *LOW])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "MGU", "Linear"])
-def test_a_layer_saves_itself(kind, tmp_path):
-    layer = make(kind)
+def test_a_layer_saves_itself(kind, precision, tmp_path):
+    layer = make(kind, precision=precision)
     layer.save(tmp_path / "f")
     same_layer(tg.load(tmp_path / "f"), layer)
 
@@ -283,6 +302,199 @@ def test_a_foreign_file(tmp_path):
     refused(tmp_path / "f", r"not a file of tidegate\.save; tidegate\.TensorFile .*from_torch")
 
 
+# ---- Low precision -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", LOW)
+@pytest.mark.parametrize("case", CASES)
+def test_low_precision_has_the_same_results(case, precision, tmp_path):
+    layer = layer_cases.make(case, precision=precision)
+    loaded = saved(tmp_path / "f", layer)
+    same_layer(loaded, layer)
+    x = np.random.default_rng(1).standard_normal((6, 3, INPUT_SIZE), np.float32)
+    for got, wanted in zip(loaded(x), layer(x)):
+        layer_cases.assert_same_bits(got, wanted)
+    with pytest.raises(ValueError, match="cannot be changed"):
+        loaded.params.flat = layer.params.flat
+
+
+def test_layers_of_each_precision_in_one_file(tmp_path):
+    entries = {
+        "rnn": make("LSTM", peephole=True, precision="int8"),
+        "exact": make("LSTM", np.float64),
+        "half": make("GRU", precision="bfloat16"),
+        "head": make("Linear", precision="int8"),
+        "half head": make("Linear", precision="bfloat16", bias=False),
+        "mean": np.ones(3, np.int8),
+        "float": make("MGU"),
+        "note": "x",
+    }
+    loaded = saved(tmp_path / "f", entries)
+    assert list(loaded) == list(entries)
+    for name, layer in entries.items():
+        if not isinstance(layer, (np.ndarray, str)):
+            same_layer(loaded[name], layer)
+    x = np.random.default_rng(0).standard_normal((5, 3), np.float32)
+    for name in ("head", "half head"):
+        assert loaded[name](x).tobytes() == entries[name](x).tobytes()
+    sizes = {"I8": 1, "BF16": 2, "F32": 4, "F64": 8}
+    for name, tensor in parts(tmp_path / "f")[0].items():
+        if name != "__metadata__":
+            assert tensor["data_offsets"][0] % sizes[tensor["dtype"]] == 0
+
+
+def test_what_a_file_in_low_precision_says(tmp_path):
+    layers = {"a": make("GRU", precision="int8", bias=False), "b": make("Linear")}
+    layers["b"] = layers["b"].quantize("bfloat16")
+    files.save(tmp_path / "f", layers)
+    header = parts(tmp_path / "f")[0]
+    assert header.pop("__metadata__") == {
+        "tidegate.format": "1",
+        "tidegate.layer.a": '{"kind": "GRU", "input_size": 3, "hidden_size": 4, "bias": false, '
+        '"precision": "int8"}',
+        "tidegate.layer.b": '{"kind": "Linear", "in_features": 3, "out_features": 4, '
+        '"precision": "bfloat16"}',
+    }
+    assert {name: (tensor["dtype"], tensor["shape"]) for name, tensor in header.items()} == {
+        "a.weight_ih_l0": ("I8", [12, 3]),
+        "a.weight_ih_l0_scale": ("F32", [12]),
+        "a.weight_hh_l0": ("I8", [12, 4]),
+        "a.weight_hh_l0_scale": ("F32", [12]),
+        "b.weight": ("BF16", [4, 3]),
+        "b.bias": ("F32", [4]),
+    }
+
+
+@pytest.mark.parametrize(("precision", "part"), [("int8", 1 / 4), ("bfloat16", 1 / 2)])
+def test_the_size_of_a_file_in_low_precision(precision, part, tmp_path):
+    layer = tg.LSTM(256, 256)
+    files.save(tmp_path / "exact", layer)
+    files.save(tmp_path / "low", layer.quantize(precision))
+    sizes = [(tmp_path / name).stat().st_size for name in ("low", "exact")]
+    assert part < sizes[0] / sizes[1] < 1.05 * part
+
+
+def tensors_of(layer):
+    """The tensors of a layer in low precision, as (dtype, array), computed from its arrays."""
+    arrays, tensors = quantized(layer), {}
+    matrices = arrays["int8" if layer.precision == "int8" else "bfloat16"]
+    scales, vectors = arrays.get("scales"), arrays["vectors"]
+    for name, shape in layer.params.shapes.items():
+        size = int(np.prod(shape))
+        if len(shape) == 1:
+            tensors[name], vectors = ("F32", vectors[:size]), vectors[size:]
+            continue
+        dtype = "I8" if layer.precision == "int8" else "BF16"
+        tensors[name], matrices = (dtype, matrices[:size].reshape(shape)), matrices[size:]
+        if layer.precision == "int8":
+            tensors[f"{name}_scale"], scales = ("F32", scales[: shape[0]]), scales[shape[0] :]
+    return tensors
+
+
+@pytest.mark.parametrize("precision", LOW)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "MGU", "Linear"])
+def test_the_safetensors_package_reads_low_precision(kind, precision, tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    options = {"LSTM": {"proj_size": 2, "peephole": True, "bidirectional": True}}.get(kind, {})
+    layer = make(kind, precision=precision, **options)
+    files.save(tmp_path / "f", layer)
+    read = dict(safetensors.deserialize((tmp_path / "f").read_bytes()))
+    wanted = tensors_of(layer)
+    assert set(read) == set(wanted)
+    for name, (dtype, array) in wanted.items():
+        assert read[name]["dtype"] == dtype
+        assert read[name]["shape"] == list(array.shape)
+        assert bytes(read[name]["data"]) == array.tobytes()
+    if precision == "int8":  # NumPy has no bfloat16
+        # What that package writes, with these metadata, is as good.
+        numpy = pytest.importorskip("safetensors.numpy")
+        arrays = numpy.load_file(tmp_path / "f")
+        numpy.save_file(arrays, tmp_path / "g", parts(tmp_path / "f")[0]["__metadata__"])
+        same_layer(files.load(tmp_path / "g"), layer)
+
+
+def test_values_in_low_precision_are_those_of_the_file(tmp_path):
+    """Files written here byte by byte: weights are integers times scales, or halves of floats."""
+    text = '{"kind": "Linear", "in_features": 2, "out_features": 2, "precision": "int8"}'
+    metadata = {"tidegate.format": "1", "tidegate.layer": text}
+    tensors = {
+        "bias": entry("F32", [2], 0, 8),
+        "weight_scale": entry("F32", [2], 8, 16),
+        "weight": entry("I8", [2, 2], 16, 20),
+    }
+    data = struct.pack("<ff ff bbbb", 0.5, -1, 0.25, 2, 127, -127, 0, 1)
+    write(tmp_path / "f", {"__metadata__": metadata, **tensors}, data)
+    loaded = files.load(tmp_path / "f")
+    assert loaded.precision == "int8"
+    assert loaded.params["weight"].tolist() == [[31.75, -31.75], [0, 2]]
+    assert loaded.params["bias"].tolist() == [0.5, -1]
+
+    metadata["tidegate.layer"] = text.replace("int8", "bfloat16")
+    tensors = {"bias": entry("F32", [2], 0, 8), "weight": entry("BF16", [2, 2], 8, 16)}
+    data = struct.pack("<ff HHHH", 0.5, -1, 0x3F80, 0xC000, 0x7F80, 0x0001)
+    write(tmp_path / "f", {"__metadata__": metadata, **tensors}, data)
+    loaded = files.load(tmp_path / "f")
+    assert loaded.precision == "bfloat16"
+    assert loaded.params["weight"].tolist() == [[1, -2], [np.inf, 2.0**-133]]
+
+
+@pytest.mark.parametrize("precision", LOW)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "MGU", "Linear"])
+def test_float32_layers_are_quantised_on_load(kind, precision, tmp_path):
+    layer = make(kind)
+    files.save(tmp_path / "f", layer)
+    same_layer(files.load(tmp_path / "f", precision=precision), layer.quantize(precision))
+    same_layer(files.load(tmp_path / "f", precision=None), layer)
+    files.save(tmp_path / "f", layer.quantize(precision))
+    same_layer(files.load(tmp_path / "f", precision=precision), layer.quantize(precision))
+
+
+def test_entries_that_have_no_precision_are_loaded_as_they_are(tmp_path):
+    entries = {
+        "a": make("LSTM"),
+        "b": make("Linear", precision="int8"),
+        "mean": np.ones(3),
+        "drop": tg.Dropout(0.25),
+        "note": "x",
+    }
+    files.save(tmp_path / "f", entries)
+    loaded = files.load(tmp_path / "f", precision="int8")
+    assert list(loaded) == list(entries)
+    same_layer(loaded["a"], entries["a"].quantize("int8"))
+    same_layer(loaded["b"], entries["b"])
+    assert loaded["mean"].dtype == np.float64
+    assert loaded["drop"].p == 0.25
+    assert loaded["note"] == "x"
+    assert files.load(tmp_path / "f", str, precision="int8") == "x"
+    # Only what is returned must have the precision.
+    with pytest.raises(ValueError, match="layer 'b': got a layer in int8"):
+        files.load(tmp_path / "f", precision="bfloat16")
+    got = files.load(tmp_path / "f", tg.LSTM, precision="bfloat16")
+    same_layer(got, entries["a"].quantize("bfloat16"))
+
+
+def test_layers_that_cannot_be_loaded_in_a_precision(tmp_path):
+    path = tmp_path / "f"
+    not_finite = make("GRU")
+    not_finite.params["weight_hh_l0"] = np.full((12, 4), np.nan, np.float32)
+    for layer, message in (
+        (make("LSTM", np.float64), r"got float64, wanted float32 for .*layer\.astype\(numpy\.f"),
+        (
+            make("Linear", precision="bfloat16"),
+            "got a layer in bfloat16, wanted float32 for .*or quantise the layer from which it was",
+        ),
+        (not_finite, "weight_hh_l0: got a number that is not finite in row 0"),
+    ):
+        for layers, name in ((layer, ""), ({"a": layer}, " 'a'")):
+            files.save(path, layers)
+            with pytest.raises(ValueError, match=f"{path}: layer{name}: {message}"):
+                files.load(path, precision="int8")
+    with pytest.raises(ValueError, match="precision: got 'int4', wanted 'bfloat16' or 'int8'"):
+        files.load(tmp_path / "nothing", precision="int4")
+    with pytest.raises(TypeError, match="precision: got 8, wanted 'bfloat16' or 'int8'"):
+        files.load(tmp_path / "nothing", precision=8)
+
+
 # ---- Others can read it --------------------------------------------------------------------------
 
 
@@ -401,6 +613,11 @@ def test_a_dtype_that_numpy_has_not(tmp_path):
             {"a": make("GRU"), "a.bias_hh_l0": np.zeros(3)},
             ValueError,
             r'the name "a\.bias_hh_l0" of an array is also that of a parameter of the layer "a"; ',
+        ),
+        (
+            {"a": make("GRU", precision="int8"), "a.weight_hh_l0_scale": np.zeros(3)},
+            ValueError,
+            r'"a\.weight_hh_l0_scale" of an array is also that of a parameter of the layer "a"; ',
         ),
         ({"__metadata__": np.zeros(3)}, ValueError, '"__metadata__" is reserved by the'),
     ],
@@ -786,6 +1003,94 @@ def test_sizes_of_a_linear(good):
         refused(good(lambda m, t, text=text: m.update({"tidegate.layer.head": text})), message)
 
 
+HEAD = "tidegate.layer.head"
+INT8 = '{"kind": "Linear", "in_features": 3, "out_features": 4, "precision": "int8"}'
+
+
+def first_bytes(tensor, raw):
+    """A change of a file: the first bytes of a tensor's data."""
+
+    def change(header, data):
+        begin = header[tensor]["data_offsets"][0]
+        data[begin : begin + len(raw)] = raw
+
+    return change
+
+
+def described(key, text):
+    return lambda header, data: header["__metadata__"].update({key: text})
+
+
+def renamed(old, new):
+    return lambda header, data: header.update({new: header.pop(old)})
+
+
+def tensor(name, **members):
+    return lambda header, data: header[name].update(members)
+
+
+SCALE = "head.weight_scale"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (renamed(SCALE, "scale"), f'missing tensors "{SCALE}"; surplus tensors "scale"'),
+        (tensor(SCALE, shape=[2, 2]), r"_scale\": got shape \[2, 2\], wanted \[4\] by the layer's"),
+        (tensor(SCALE, shape=[16], dtype="U8"), 'scale": got dtype U8, wanted F32 in a layer of'),
+        (tensor("head.weight", shape=[3, 4]), r"got shape \[3, 4\], wanted \[4, 3\]"),
+        (
+            tensor("head.weight", dtype="U8"),
+            '"head.weight": got dtype U8, wanted I8 in a layer of the precision int8',
+        ),
+        (tensor("head.bias", dtype="I32"), '"head.bias": got dtype I32, wanted F32'),
+        (tensor("rnn.weight_hh_l0", dtype="F16"), "got dtype F16, wanted BF16 in a layer of the p"),
+        (
+            described(HEAD, INT8.replace("int8", "int4")),
+            '"precision": got "int4", wanted "bfloat16"',
+        ),
+        (
+            described(HEAD, INT8.replace("int8", "float32")),
+            'got "float32", wanted "bfloat16" or "in',
+        ),
+        (described(HEAD, INT8.replace('"int8"', "8")), '"precision": got "8", wanted a string'),
+        (
+            described(HEAD, INT8.replace("int8", "bfloat16")),
+            '"head.weight": got dtype I8, wanted BF16',
+        ),
+        (
+            described(HEAD, INT8.replace(', "precision": "int8"', "")),
+            '"head.weight": got dtype I8, wanted F32 or F64',
+        ),
+        (
+            described("tidegate.layer.d", '{"kind": "Dropout", "p": 0, "precision": "int8"}'),
+            '"precision": an option that this version\'s Dropout does not have',
+        ),
+        (
+            first_bytes(SCALE, struct.pack("<f", 0)),
+            'tensor "head.weight": got the scale 0.* for row 0, wanted a positive number',
+        ),
+        (
+            first_bytes(SCALE, struct.pack("<ff", 1, -2)),
+            "got the scale -2.* for row 1, wanted a pos",
+        ),
+        (first_bytes(SCALE, struct.pack("<f", np.nan)), "got the scale -?nan"),
+        (first_bytes(SCALE, struct.pack("<f", np.inf)), "got the scale inf"),
+        (first_bytes("head.weight", b"\x80"), 'tensor "head.weight": got -128, wanted integers in'),
+    ],
+)
+def test_defects_of_low_precision(change, message, tmp_path):
+    files.save(
+        tmp_path / "f",
+        {"head": make("Linear", precision="int8"), "rnn": make("GRU", precision="bfloat16")},
+    )
+    header, data = parts(tmp_path / "f")
+    data = bytearray(data)
+    change(header, data)
+    write(tmp_path / "f", header, data)
+    refused(tmp_path / "f", message)
+
+
 def test_dtypes_that_layers_have_not(tmp_path):
     numpy = pytest.importorskip("safetensors.numpy")
     files.save(tmp_path / "f", make("GRU"))
@@ -833,8 +1138,9 @@ def test_other_metadata_are_others_business(good):
     assert set(files.load(path)) == {"rnn", "head"}
 
 
-def test_a_file_cut_short_is_refused_wherever(tmp_path):
-    files.save(tmp_path / "f", make("GRU"))
+@pytest.mark.parametrize("precision", [None, *LOW])
+def test_a_file_cut_short_is_refused_wherever(precision, tmp_path):
+    files.save(tmp_path / "f", make("GRU", precision=precision))
     raw = (tmp_path / "f").read_bytes()
     for size in range(len(raw)):
         (tmp_path / "g").write_bytes(raw[:size])
@@ -845,18 +1151,20 @@ def test_a_file_cut_short_is_refused_wherever(tmp_path):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_a_changed_byte_is_a_layer_or_a_value_error(data, tmp_path):
-    files.save(tmp_path / "f", {"a": make("GRU"), "b": make("Linear")})
+    layers = {"a": make("GRU"), "b": make("Linear"), "c": make("MGU", precision="int8")}
+    files.save(tmp_path / "f", layers)
     raw = bytearray((tmp_path / "f").read_bytes())
     header = 8 + struct.unpack("<Q", raw[:8])[0]
     for _ in range(data.draw(st.integers(1, 3))):
-        raw[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+        end = data.draw(st.sampled_from([header, len(raw)]))
+        raw[data.draw(st.integers(0, end - 1))] = data.draw(st.integers(0, 255))
     (tmp_path / "g").write_bytes(raw)
     try:
         layers = files.load(tmp_path / "g")
     except ValueError as error:
         assert "g: " in str(error)  # noqa: PT017
     else:
-        assert all(isinstance(layer, (tg.GRU, tg.Linear)) for layer in layers.values())
+        assert all(isinstance(layer, (tg.GRU, tg.Linear, tg.MGU)) for layer in layers.values())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

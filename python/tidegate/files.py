@@ -311,8 +311,9 @@ def _make(kind: str, options: tuple[Any, ...], data: Any) -> Entry:
         return Dropout(*options)
     is_exact = isinstance(data, np.ndarray)
     if kind == "Linear":
+        in_features, out_features, bias = options
         make = Linear._from_flat if is_exact else Linear._from_quantized
-        return make(*options, data)
+        return make(in_features, out_features, bias, data)
     config, batch_first, dropout = options
     cell = CELLS[kind]
     layer = cell.__new__(cell)
