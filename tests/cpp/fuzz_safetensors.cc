@@ -14,6 +14,7 @@
 #include <iterator>
 #include <memory>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -33,9 +34,11 @@ constexpr tidegate::Index kWorthRunning = 1 << 12;
 
 std::size_t most_allocated = SIZE_MAX;  // in one allocation
 
+using Precision = std::optional<tidegate::Precision>;
+
 template <class T>
-void run_a_step(const tidegate::Safetensors& file, const std::string& layer) {
-  const std::shared_ptr<tidegate::Model<T>> model = tidegate::load_model<T>(file, layer);
+void run_a_step(const tidegate::Safetensors& file, const std::string& layer, Precision precision) {
+  const std::shared_ptr<tidegate::Model<T>> model = tidegate::load_model<T>(file, layer, precision);
   const tidegate::Config& config = model->config();
   const std::vector<T> x(static_cast<std::size_t>(config.input_size));
   std::vector<T> y(static_cast<std::size_t>(config.output_size()));
@@ -47,17 +50,28 @@ void run_a_step(const tidegate::Safetensors& file, const std::string& layer) {
 }
 
 template <class T>
-void run_a_row(const tidegate::Safetensors& file, const std::string& layer) {
-  const std::shared_ptr<tidegate::Linear<T>> linear = tidegate::load_linear<T>(file, layer);
+void run_a_row(const tidegate::Safetensors& file, const std::string& layer, Precision precision) {
+  const std::shared_ptr<tidegate::Linear<T>> linear =
+      tidegate::load_linear<T>(file, layer, precision);
   const std::vector<T> x(static_cast<std::size_t>(linear->in_features()));
   std::vector<T> y(static_cast<std::size_t>(linear->out_features()));
   linear->run(x.data(), 0, y.data(), 0, 1, 1);
 }
 
 template <class T>
-void run(const tidegate::Safetensors& file, const tidegate::LayerInfo& layer) {
-  layer.kind == tidegate::LayerKind::linear ? run_a_row<T>(file, layer.name)
-                                            : run_a_step<T>(file, layer.name);
+void run(const tidegate::Safetensors& file, const tidegate::LayerInfo& layer,
+         Precision precision = std::nullopt) {
+  layer.kind == tidegate::LayerKind::linear ? run_a_row<T>(file, layer.name, precision)
+                                            : run_a_step<T>(file, layer.name, precision);
+}
+
+// Runs the layer as it is; in exact precision of float32, also in each low precision.
+void run_in_precisions(const tidegate::Safetensors& file, const tidegate::LayerInfo& layer) {
+  if (layer.dtype == "F64") return run<double>(file, layer);
+  run<float>(file, layer);
+  if (layer.precision != tidegate::Precision::exact) return;
+  run<float>(file, layer, tidegate::Precision::bfloat16);
+  run<float>(file, layer, tidegate::Precision::int8);
 }
 
 // Reads everything in a file. Returns false if it is refused, which must be by a
@@ -77,7 +91,7 @@ bool read_all(const char* data, std::size_t size) {
       if (layer.kind == tidegate::LayerKind::dropout || count > kWorthRunning) continue;
       // Packed weights are padded: one unit to a whole vector.
       const std::size_t limit = std::exchange(most_allocated, SIZE_MAX);
-      layer.dtype == "F32" ? run<float>(file, layer) : run<double>(file, layer);
+      run_in_precisions(file, layer);
       most_allocated = limit;
     }
     return true;
@@ -154,6 +168,7 @@ const char* const kTokens[] = {"{",
                                "null",
                                "\"F64\"",
                                "\"BF16\"",
+                               "\"I8\"",
                                "\"F4\"",
                                "\"dtype\": \"F32\"",
                                "\"shape\": []",
@@ -164,6 +179,10 @@ const char* const kTokens[] = {"{",
                                "\\\"num_layers\\\": 1000000000000, ",
                                "\\\"hidden_size\\\": 4611686018427387904, ",
                                "\\\"bias\\\": false, ",
+                               "\\\"precision\\\": \\\"int8\\\", ",
+                               "\\\"precision\\\": \\\"bfloat16\\\", ",
+                               "int8",
+                               "int4",
                                "\\\"clip\\\": 1, ",
                                "\\\"activation\\\": [\\\"affine\\\", 2, 3], ",
                                "LSTM",
@@ -175,6 +194,7 @@ const char* const kTokens[] = {"{",
                                "\"tidegate.layer\": \"{}\", ",
                                "\"tidegate.format\": \"2\", ",
                                ".",
+                               "_scale",
                                "weight_ih_l0"};
 
 std::size_t below(Random& random, std::size_t count) {
@@ -225,6 +245,9 @@ std::string changed_file(Random& random, const std::vector<std::string>& seeds) 
   const std::int64_t changes = random.below(5);
   for (std::int64_t i = 0; i < changes; ++i) change(random, header);
   if (random.below(8) == 0) data.resize(below(random, data.size() + 9));
+  // Changes values, such as scales.
+  if (random.below(8) == 0 && !data.empty())
+    data[below(random, data.size())] = static_cast<char>(random.below(256));
   bytes = tidegate::test::file_bytes(header, data);
   if (random.below(16) == 0) bytes[below(random, 8)] = static_cast<char>(random.below(256));
   if (random.below(16) == 0) bytes.resize(below(random, bytes.size() + 1));
@@ -232,26 +255,26 @@ std::string changed_file(Random& random, const std::vector<std::string>& seeds) 
 }
 
 std::vector<std::string> make_seeds() {
-  using tidegate::test::FileOfZeros;
+  using tidegate::test::FileOfTensors;
   const std::string lstm =
       R"({"tidegate.format": "1", "tidegate.layer": "{\"kind\": \"LSTM\", \"input_size\": 1, )"
       R"(\"hidden_size\": 2, \"bias\": false, \"peephole\": true, \"proj_size\": 1, )"
       R"(\"dropout\": 0.5, \"activation\": [\"scaled_tanh\", 1.5, 0.5], \"clip\": 3}"})";
-  return {tidegate::test::layers_file_bytes(),
-          FileOfZeros()
+  return {tidegate::test::layers_file_bytes(), tidegate::test::low_precision_file_bytes(),
+          FileOfTensors()
               .metadata(lstm)
               .tensor("weight_ih_l0", "F64", "[8, 1]", 64)
               .tensor("weight_hh_l0", "F64", "[8, 1]", 64)
               .tensor("weight_hr_l0", "F64", "[1, 2]", 16)
               .tensor("weight_peephole_l0", "F64", "[6]", 48)
               .bytes(),
-          FileOfZeros()
+          FileOfTensors()
               .metadata(R"({"tidegate.format": "1", "tidegate.array.mean": "", )"
                         R"("tidegate.layer.drop": "{\"kind\": \"Dropout\", \"p\": 0.25}", )"
                         R"("tidegate.text.note": "any"})")
               .tensor("mean", "I16", "[2, 3]", 12)
               .bytes(),
-          FileOfZeros()
+          FileOfTensors()
               .metadata("{\"format\": \"pt\"}")
               .tensor("half", "BF16", "[3, 5]", 30)
               .tensor("nibbles", "F4", "[2, 3]", 3)

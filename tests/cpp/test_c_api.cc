@@ -327,6 +327,124 @@ static void test_linear(void) {
   free(bytes);
 }
 
+/* A step from a state of zero. */
+static void step_once(const tidegate_model* model, const float* x, float* y) {
+  tidegate_stream* stream = NULL;
+  CHECK(tidegate_stream_create(model, 1, &stream) == TIDEGATE_OK);
+  CHECK(tidegate_stream_step(stream, x, y) == TIDEGATE_OK);
+  tidegate_stream_free(stream);
+}
+
+static void test_models_in_low_precision(void) {
+  static const char* const precisions[] = {"bfloat16", "int8"};
+  static const char header[] =
+      "{\"__metadata__\": {\"tidegate.format\": \"1\", \"tidegate.layer\": "
+      "\"{\\\"kind\\\": \\\"MGU\\\", \\\"input_size\\\": 3, \\\"hidden_size\\\": 1, "
+      "\\\"bias\\\": false}\"}, "
+      "\"weight_ih_l0\": {\"dtype\": \"F32\", \"shape\": [2, 3], \"data_offsets\": [0, 24]}, "
+      "\"weight_hh_l0\": {\"dtype\": \"F32\", \"shape\": [2, 1], \"data_offsets\": [24, 32]}}";
+  static const float data[8] = {0.1f, 0.2f, 0.3f, 1.1f, -2.3f, 0.7f, 0.6f, 0.9f};
+  static const tidegate_parameter given[] = {{"weight_ih_l0", data, 6},
+                                             {"weight_hh_l0", data + 6, 2}};
+  static const float x[3] = {0.3f, 0.4f, -0.7f};
+  const size_t size = 8 + sizeof header - 1 + sizeof data;
+  char* const bytes = (char*)malloc(size);
+  char path[1000], text[200];
+  float exact = 0, low = 0, loaded = 0;
+  tidegate_model* model = NULL;
+  int i;
+  write_file_bytes(bytes, header, sizeof header - 1, data, sizeof data);
+  write_file(path, sizeof path, bytes, size);
+
+  CHECK(tidegate_model_load(path, NULL, &model) == TIDEGATE_OK);
+  CHECK(strcmp(tidegate_model_precision(model), "float32") == 0);
+  step_once(model, x, &exact);
+  tidegate_model_free(model);
+  for (i = 0; i < 2; ++i) {
+    CHECK(snprintf(text, sizeof text,
+                   "{\"kind\": \"MGU\", \"input_size\": 3, \"hidden_size\": 1, \"bias\": false, "
+                   "\"precision\": \"%s\"}",
+                   precisions[i]) < (int)sizeof text);
+    CHECK(tidegate_model_create(text, given, 2, &model) == TIDEGATE_OK);
+    CHECK(strcmp(tidegate_model_precision(model), precisions[i]) == 0);
+    step_once(model, x, &low);
+    tidegate_model_free(model);
+    CHECK(memcmp(&low, &exact, sizeof low) != 0);
+    CHECK(fabs((double)low - (double)exact) < 0.02);
+
+    CHECK(tidegate_model_load_as(path, NULL, precisions[i], &model) == TIDEGATE_OK);
+    CHECK(strcmp(tidegate_model_precision(model), precisions[i]) == 0);
+    step_once(model, x, &loaded);
+    tidegate_model_free(model);
+    CHECK(memcmp(&loaded, &low, sizeof low) == 0);
+    CHECK(tidegate_model_load_memory_as(bytes, size, NULL, precisions[i], &model) == TIDEGATE_OK);
+    step_once(model, x, &loaded);
+    tidegate_model_free(model);
+    CHECK(memcmp(&loaded, &low, sizeof low) == 0);
+  }
+  CHECK(tidegate_model_load_as(path, NULL, NULL, &model) == TIDEGATE_OK);
+  CHECK(strcmp(tidegate_model_precision(model), "float32") == 0);
+  tidegate_model_free(model);
+  CHECK(strcmp(tidegate_model_precision(NULL), "") == 0);
+
+  model = NULL;
+  CHECK_REFUSED(tidegate_model_load_as(path, NULL, "int4", &model),
+                "precision: got \"int4\", wanted \"bfloat16\" or \"int8\"");
+  CHECK_REFUSED(tidegate_model_load_as(NULL, NULL, "int8", &model), "path: got a null pointer");
+  CHECK_REFUSED(tidegate_model_load_as(path, NULL, "int8", NULL), "model: got a null pointer");
+  CHECK_REFUSED(tidegate_model_load_memory_as(bytes, size, "a", "int8", &model),
+                "memory: layer: got");
+  CHECK_REFUSED(
+      tidegate_model_create("{\"kind\": \"MGU\", \"precision\": \"float16\"}", given, 2, &model),
+      "options: byte ");
+  CHECK(remove(path) == 0);
+  CHECK(model == NULL);
+  free(bytes);
+}
+
+/* A Linear in int8, as a file has it. */
+static void test_a_linear_in_low_precision(void) {
+  static const char header[] =
+      "{\"__metadata__\": {\"tidegate.format\": \"1\", \"tidegate.layer\": "
+      "\"{\\\"kind\\\": \\\"Linear\\\", \\\"in_features\\\": 2, \\\"out_features\\\": 1, "
+      "\\\"precision\\\": \\\"int8\\\"}\"}, "
+      "\"bias\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [0, 4]}, "
+      "\"weight_scale\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [4, 8]}, "
+      "\"weight\": {\"dtype\": \"I8\", \"shape\": [1, 2], \"data_offsets\": [8, 10]}}";
+  static const float bias_and_scale[2] = {0.5f, 0.25f}, x[2] = {127, -127};
+  static const signed char weight[2] = {8, -4};
+  char data[10];
+  const size_t size = 8 + sizeof header - 1 + sizeof data;
+  char* const bytes = (char*)malloc(size);
+  char path[1000];
+  float y = 0;
+  tidegate_linear* linear = NULL;
+  memcpy(data, bias_and_scale, 8);
+  memcpy(data + 8, weight, 2);
+  write_file_bytes(bytes, header, sizeof header - 1, data, sizeof data);
+  write_file(path, sizeof path, bytes, size);
+
+  CHECK(tidegate_linear_load_memory(bytes, size, NULL, &linear) == TIDEGATE_OK);
+  CHECK(strcmp(tidegate_linear_precision(linear), "int8") == 0);
+  CHECK(tidegate_linear_run(linear, 1, x, &y, 1) == TIDEGATE_OK);
+  CHECK(y == 381.5f); /* 127 * 0.25 * (8 + 4) + 0.5, exact */
+  tidegate_linear_free(linear);
+  CHECK(tidegate_linear_load_as(path, NULL, "int8", &linear) == TIDEGATE_OK);
+  tidegate_linear_free(linear);
+  CHECK(strcmp(tidegate_linear_precision(NULL), "") == 0);
+
+  linear = NULL;
+  CHECK_REFUSED(tidegate_linear_load_memory_as(bytes, size, NULL, "bfloat16", &linear),
+                "memory: layer: got a layer in int8, wanted bfloat16; load it without");
+  CHECK_REFUSED(tidegate_linear_load_as(path, NULL, "", &linear), "precision: got \"\", wanted");
+  bytes[size - 1] = -128;
+  CHECK_REFUSED(tidegate_linear_load_memory(bytes, size, NULL, &linear),
+                "memory: tensor \"weight\": got -128, wanted integers in -127..127");
+  CHECK(remove(path) == 0);
+  CHECK(linear == NULL);
+  free(bytes);
+}
+
 static void test_what_is_refused(void) {
   tidegate_parameter changed[5];
   tidegate_model* model = make_model();
@@ -463,6 +581,8 @@ int main(void) {
   test_mgu();
   test_files();
   test_linear();
+  test_models_in_low_precision();
+  test_a_linear_in_low_precision();
   test_what_is_refused();
   test_long_messages();
 #ifdef __cplusplus

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <string>
 #include <system_error>
@@ -113,6 +114,36 @@ void check_round_trip(const Config& config) {
   CHECK(same(run(*other, x, 7), run(wanted, x, 7)));
 }
 
+// Writes and reads a network in each low precision.
+void check_low_precisions(const Config& config) {
+  Random random(5);
+  LayerInfo layer = recurrent<float>("rnn", config);
+  const std::vector<float> flat = random_parameters<float>(random, layer);
+  const std::vector<float> x = random.numbers<float>(6 * config.input_size);
+  for (const Precision precision : {Precision::bfloat16, Precision::int8}) {
+    layer.precision = precision;
+    const QuantizedParameters wanted = quantize(parameters(layer), flat.data(), precision);
+    const TemporaryPath path;
+    write_layers(path.text(), {{layer, nullptr, &wanted}});
+    const Safetensors file(path.text());
+    const LayerInfo found = read_layers(file).at(0);
+    CHECK(found.precision == precision && found.dtype == "F32");
+
+    const QuantizedParameters read = read_quantized(file, found);
+    CHECK(read.precision == precision && read.bfloat16 == wanted.bfloat16);
+    CHECK(read.int8 == wanted.int8 && same(read.scales, wanted.scales));
+    CHECK(same(read.vectors, wanted.vectors));
+    std::vector<float> dequantised(flat.size()), wanted_flat(flat.size());
+    read_parameters(file, found, dequantised.data());
+    dequantize(parameters(layer), wanted, wanted_flat.data());
+    CHECK(same(dequantised, wanted_flat));
+
+    const std::shared_ptr<Model<float>> loaded = load_model<float>(file);
+    CHECK(loaded->precision() == precision);
+    CHECK(same(run(*loaded, x, 6), run(Model<float>(config, wanted), x, 6)));
+  }
+}
+
 std::string refusal(const std::string& bytes) {
   return invalid_argument_of([&] { read_layers(Safetensors(bytes.data(), bytes.size())); });
 }
@@ -139,6 +170,93 @@ TEST(layers_come_back_as_they_were) {
     }
     check_round_trip<float>(config);
   }
+}
+
+TEST(layers_in_low_precision) {
+  for (const CellKind cell : {CellKind::lstm, CellKind::gru, CellKind::mgu}) {
+    Config config = a_config(cell);
+    config.bidirectional = true;
+    config.peephole = cell == CellKind::lstm;
+    check_low_precisions(config);
+  }
+}
+
+// Models and linear layers of a file have the precision of the file's layer, or that which the
+// caller wants.
+TEST(loading_in_a_precision) {
+  Random random(4);
+  const LayerInfo exact = recurrent<float>("exact", a_config(CellKind::lstm));
+  const LayerInfo wide = recurrent<double>("wide", exact.config);
+  LayerInfo half = recurrent<float>("half", exact.config);
+  half.precision = Precision::bfloat16;
+  LayerInfo head;
+  head.name = "head";
+  head.kind = LayerKind::linear;
+  head.dtype = "F32";
+  head.in_features = 5;
+  head.out_features = 3;
+  LayerInfo low_head = head;
+  low_head.name = "low head";
+  low_head.precision = Precision::int8;
+  const std::vector<float> flat = random_parameters<float>(random, exact);
+  const std::vector<double> wide_flat(flat.begin(), flat.end());
+  const std::vector<float> head_flat = random_parameters<float>(random, head);
+  const QuantizedParameters bfloat16 = quantize(parameters(half), flat.data(), Precision::bfloat16);
+  const QuantizedParameters int8 =
+      quantize(parameters(low_head), head_flat.data(), Precision::int8);
+  const TemporaryPath path;
+  write_layers(path.text(), {{exact, flat.data()},
+                             {wide, wide_flat.data()},
+                             {half, nullptr, &bfloat16},
+                             {head, head_flat.data()},
+                             {low_head, nullptr, &int8}});
+  const Safetensors file(path.text());
+
+  const std::vector<float> x = random.numbers<float>(4 * exact.config.input_size);
+  CHECK(load_model<float>(file, "half")->precision() == Precision::bfloat16);
+  CHECK(load_model<float>(file, "exact")->precision() == Precision::exact);
+  CHECK(load_model<float>(file, "exact", Precision::exact)->precision() == Precision::exact);
+  CHECK(load_model<double>(file, "wide", Precision::exact)->precision() == Precision::exact);
+  const std::vector<float> wanted = run(Model<float>(exact.config, bfloat16), x, 4);
+  for (const char* const name : {"exact", "half"}) {
+    const auto loaded = load_model<float>(file, name, Precision::bfloat16);
+    CHECK(loaded->precision() == Precision::bfloat16);
+    CHECK(same(run(*loaded, x, 4), wanted));
+  }
+  CHECK(load_linear<float>(file, "low head")->precision() == Precision::int8);
+  for (const char* const name : {"head", "low head"}) {
+    const auto loaded = load_linear<float>(file, name, Precision::int8);
+    CHECK(loaded->precision() == Precision::int8);
+    CHECK(loaded->quantized() && loaded->quantized()->int8 == int8.int8);
+    CHECK(loaded->quantized() && same(loaded->quantized()->scales, int8.scales));
+    CHECK(loaded->quantized() && same(loaded->quantized()->vectors, int8.vectors));
+  }
+
+  const auto refused = [&](const auto& f) {
+    return invalid_argument_of(f).substr(path.text().size());
+  };
+  CHECK(refused([&] { load_model<float>(file, "half", Precision::int8); }) ==
+        ": layer \"half\": got a layer in bfloat16, wanted int8; load it without a precision, or "
+        "save the layer of float32 from which it was made");
+  CHECK(begins_with(refused([&] { load_linear<float>(file, "low head", Precision::exact); }),
+                    ": layer \"low head\": got a layer in int8, wanted float32; load it"));
+  CHECK(refused([&] { load_model<double>(file, "half"); }) ==
+        ": layer \"half\": got F32 in the precision bfloat16, wanted F64");
+  CHECK(refused([&] { load_model<double>(file, "wide", Precision::int8); }) ==
+        ": layer \"wide\": got the precision int8 for a layer of double, wanted none; load it as a "
+        "layer of float");
+  CHECK(refused([&] { load_model<float>(file, "wide", Precision::int8); }) ==
+        ": layer \"wide\": got F64, wanted F32; convert it to F32 before it is saved");
+  CHECK(invalid_argument_of([&] { read_quantized(file, exact); }) ==
+        "layer: got \"exact\", which is in F32, wanted one in low precision");
+
+  std::vector<float> not_finite = flat;
+  not_finite[0] = std::numeric_limits<float>::infinity();
+  write_layers(path.text(), {{exact, not_finite.data()}});
+  const Safetensors other(path.text());
+  CHECK(load_model<float>(other)->precision() == Precision::exact);
+  CHECK(begins_with(refused([&] { load_model<float>(other, "", Precision::int8); }),
+                    ": tensor \"exact.weight_ih_l0\": got a number that is not finite in row 0"));
 }
 
 TEST(several_layers) {
@@ -330,6 +448,28 @@ TEST(what_cannot_be_written) {
   CHECK(refused_layer([](LayerInfo& l) { l.config.input_size = Index{1} << 62; }) ==
         "layer \"rnn\": the sizes overflow");
   CHECK(begins_with(refused_layer([](LayerInfo& l) { l.dtype = "F16"; }), "layer \"rnn\": dtype"));
+  CHECK(refused_layer([](LayerInfo& l) { l.precision = Precision::int8; }) ==
+        "layer \"rnn\": parameters: got some in float32, wanted the layer's precision, int8");
+
+  const QuantizedParameters good = quantize(parameters(gru), flat.data(), Precision::int8);
+  const auto refused_in_int8 = [&](const auto& change) {
+    LayerInfo layer = recurrent<float>("rnn", a_config(CellKind::gru));
+    layer.precision = Precision::int8;
+    QuantizedParameters quantized = good;
+    change(layer, quantized);
+    return invalid_argument_of([&] { write_layers(path.text(), {{layer, nullptr, &quantized}}); });
+  };
+  CHECK(refused_in_int8([](LayerInfo& l, QuantizedParameters&) { l.dtype = "F64"; }) ==
+        "layer \"rnn\": dtype: got \"F64\", wanted F32 in low precision");
+  CHECK(refused_in_int8(
+            [](LayerInfo& l, QuantizedParameters&) { l.precision = Precision::bfloat16; }) ==
+        "layer \"rnn\": parameters: got some in int8, wanted the layer's precision, bfloat16");
+  CHECK(refused_in_int8([](LayerInfo&, QuantizedParameters& q) { q.int8[0] = -128; }) ==
+        "layer \"rnn\": weight_ih_l0: got -128, wanted integers in -127..127");
+  CHECK(begins_with(refused_in_int8([](LayerInfo&, QuantizedParameters& q) { q.scales[0] = 0; }),
+                    "layer \"rnn\": weight_ih_l0: got the scale 0"));
+  CHECK(begins_with(refused_in_int8([](LayerInfo&, QuantizedParameters& q) { q.int8.pop_back(); }),
+                    "layer \"rnn\": int8: got "));
   CHECK(path.bytes() == "before");
 }
 
@@ -359,15 +499,27 @@ TEST(a_file_that_shrinks_while_it_is_read) {
         path.text() + ": the file has become shorter while it was read");
 }
 
+TEST(a_file_in_low_precision_composed_by_hand) {
+  const std::string bytes = test::low_precision_file_bytes();
+  const Safetensors file(bytes.data(), bytes.size());
+  const std::shared_ptr<Linear<float>> head = load_linear<float>(file);
+  std::vector<float> parameters(4);
+  head->read_parameters(parameters.data());
+  CHECK(same(parameters, {0.74609375f, 0.74609375f, 0.74609375f, 0}));  // the bits 0x3f3f
+  CHECK(load_model<float>(file)->precision() == Precision::int8);
+}
+
 TEST(memory_is_read_nowhere_but_within) {
-  const std::string bytes = test::layers_file_bytes();
-  CHECK(refusal(bytes).empty());
-  // Memory of exactly this size, so that a sanitizer detects reads beyond.
-  for (std::size_t size = 0; size < bytes.size(); ++size) {
-    const std::vector<char> part(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size));
-    CHECK(!invalid_argument_of([&] {
-             read_layers(Safetensors(part.empty() ? "" : part.data(), size, "part"));
-           }).empty());
+  for (const std::string& bytes : {test::layers_file_bytes(), test::low_precision_file_bytes()}) {
+    CHECK(refusal(bytes).empty());
+    // Memory of exactly this size, so that a sanitizer detects reads beyond.
+    for (std::size_t size = 0; size < bytes.size(); ++size) {
+      const std::vector<char> part(bytes.begin(),
+                                   bytes.begin() + static_cast<std::ptrdiff_t>(size));
+      CHECK(!invalid_argument_of([&] {
+               read_layers(Safetensors(part.empty() ? "" : part.data(), size, "part"));
+             }).empty());
+    }
   }
   CHECK(begins_with(invalid_argument_of([] { Safetensors(nullptr, 0); }), "memory: "));
 }
@@ -375,7 +527,7 @@ TEST(memory_is_read_nowhere_but_within) {
 TEST(a_file_of_too_many_layers_is_soon_refused) {
   // Many layers that each claim all tensors: the work must not grow as the product of their
   // numbers.
-  test::FileOfZeros file;
+  test::FileOfTensors file;
   std::string metadata = R"({"tidegate.format": "1")";
   constexpr int kMany = 20000;
   for (int i = 0; i < kMany; ++i) {

@@ -1,6 +1,5 @@
 // Files of layers: every tensor of such a file belongs to a layer or is an array.
 #include <algorithm>
-#include <array>
 #include <map>
 #include <optional>
 #include <set>
@@ -13,6 +12,7 @@
 #include <vector>
 
 #include "core/files/json.h"
+#include "core/files/layer_tensors.h"
 #include "core/files/layer_text.h"
 #include "core/files/tensor_dtype.h"
 #include "core/memory.h"
@@ -32,125 +32,10 @@ bool begins_with(std::string_view text, std::string_view prefix) {
   return text.substr(0, prefix.size()) == prefix;
 }
 
-[[noreturn]] void fail(const Safetensors& file, const std::string& reason) {
-  throw std::invalid_argument(as_utf8(file.name()) + ": " + reason);
-}
-
-std::string tensor_name(const LayerInfo& layer, const std::string& parameter) {
-  return layer.name.empty() ? parameter : layer.name + "." + parameter;
-}
-
 // The part before the last point: names of parameters contain no point.
 std::string_view layer_of(std::string_view tensor) {
   const std::size_t point = tensor.rfind('.');
   return tensor.substr(0, point == std::string_view::npos ? 0 : point);
-}
-
-std::vector<Index> shape_of(const Parameter& parameter) {
-  if (parameter.columns == 0) return {parameter.rows};
-  return {parameter.rows, parameter.columns};
-}
-
-// The parts of a layer's parameters: the flat vector, or those of QuantizedParameters.
-enum Part { kFlat, kBfloat16, kInt8, kScales, kVectors, kParts };
-
-// A tensor of a layer, and where its elements are in the layer's parameters.
-struct LayerTensor {
-  Tensor tensor;  // without bytes and offset; the dtype is empty if the layer's is not known
-  Part part;
-  Index begin, end;  // its elements in that part
-};
-
-// All tensors of a layer: the one list by which they are checked, read and written.
-std::vector<LayerTensor> tensors_of(const LayerInfo& layer) {
-  std::vector<LayerTensor> tensors;
-  std::array<Index, kParts> sizes = {};  // of the parts, up to the next tensor
-  const auto add = [&](const std::string& name, const std::string& dtype, std::vector<Index> shape,
-                       Part part, Index elements) {
-    const Index begin = sizes[part];
-    sizes[part] += elements;
-    tensors.push_back({{name, dtype, std::move(shape)}, part, begin, sizes[part]});
-  };
-  for (const Parameter& parameter : parameters(layer)) {
-    const std::string name = tensor_name(layer, parameter.name);
-    const std::vector<Index> shape = shape_of(parameter);
-    if (layer.precision == Precision::exact) {
-      add(name, layer.dtype, shape, kFlat, parameter.size());
-    } else if (parameter.columns == 0) {
-      add(name, "F32", shape, kVectors, parameter.size());
-    } else if (layer.precision == Precision::bfloat16) {
-      add(name, "BF16", shape, kBfloat16, parameter.size());
-    } else {
-      add(name, "I8", shape, kInt8, parameter.size());
-      add(name + "_scale", "F32", {parameter.rows}, kScales, parameter.rows);
-    }
-  }
-  return tensors;
-}
-
-// The first byte of each part. Bytes: std::byte, or const std::byte for parameters to write.
-template <class Bytes>
-using Parts = std::array<Bytes*, kParts>;
-
-template <class Bytes>
-Parts<Bytes> parts_of_flat(Bytes* flat) {
-  Parts<Bytes> parts = {};
-  parts[kFlat] = flat;
-  return parts;
-}
-
-// `parameters`: QuantizedParameters, const if Bytes is.
-template <class Bytes, class Quantized>
-Parts<Bytes> parts_of(Quantized& parameters) {
-  const auto begin = [](auto& values) { return reinterpret_cast<Bytes*>(values.data()); };
-  return {nullptr, begin(parameters.bfloat16), begin(parameters.int8), begin(parameters.scales),
-          begin(parameters.vectors)};
-}
-
-Index element_size(const LayerTensor& tensor) { return element_bits(tensor.tensor.dtype) / 8; }
-
-template <class Bytes>
-Bytes* begin_of(const LayerTensor& tensor, const Parts<Bytes>& parts) {
-  return parts[tensor.part] + tensor.begin * element_size(tensor);
-}
-
-// Parameters in the layer's low precision, to be read. They are zeros.
-QuantizedParameters zeros(const LayerInfo& layer) {
-  std::array<std::size_t, kParts> sizes = {};
-  for (const LayerTensor& tensor : tensors_of(layer))
-    sizes[tensor.part] = static_cast<std::size_t>(tensor.end);
-  QuantizedParameters made;
-  made.precision = layer.precision;
-  made.bfloat16.resize(sizes[kBfloat16]);
-  made.int8.resize(sizes[kInt8]);
-  made.scales.resize(sizes[kScales]);
-  made.vectors.resize(sizes[kVectors]);
-  return made;
-}
-
-void read_tensors(const Safetensors& file, const LayerInfo& layer, const Parts<std::byte>& parts) {
-  for (const LayerTensor& tensor : tensors_of(layer)) {
-    const Index bytes = (tensor.end - tensor.begin) * element_size(tensor);
-    file.read(tensor.tensor.name, begin_of(tensor, parts), static_cast<std::size_t>(bytes));
-  }
-}
-
-// The layer's parameters, with the names of their tensors as messages give them.
-std::vector<Parameter> named_layout(const LayerInfo& layer) {
-  std::vector<Parameter> layout = parameters(layer);
-  for (Parameter& parameter : layout)
-    parameter.name = "tensor " + quoted_name(tensor_name(layer, parameter.name));
-  return layout;
-}
-
-// Returns f(), and adds the file's name to a refusal.
-template <class F>
-auto named_in_refusals(const Safetensors& file, const F& f) {
-  try {
-    return f();
-  } catch (const std::invalid_argument& error) {
-    fail(file, error.what());
-  }
 }
 
 // "layer "NAME": ", or "layer: " for one without a name.
@@ -184,18 +69,18 @@ LayerInfo layer_of_metadata(const Safetensors& file, const std::string& where,
   try {
     return parse_layer(text, most_layers);
   } catch (const std::invalid_argument& error) {
-    fail(file, where + error.what());
+    refuse(file, where + error.what());
   } catch (const std::length_error&) {
-    fail(file, where + "the sizes overflow");
+    refuse(file, where + "the sizes overflow");
   }
 }
 
 // The tensor of an array. The metadata give only its name, with an empty text.
 Tensor array_of_metadata(const Safetensors& file, const std::string& where, const std::string& name,
                          const std::string& text) {
-  if (!text.empty()) fail(file, where + "got " + quoted_name(text) + ", wanted an empty text");
+  if (!text.empty()) refuse(file, where + "got " + quoted_name(text) + ", wanted an empty text");
   const Tensor* const tensor = file.find(name);
-  if (tensor == nullptr) fail(file, "missing tensors " + quoted_name(name));
+  if (tensor == nullptr) refuse(file, "missing tensors " + quoted_name(name));
   return *tensor;
 }
 
@@ -211,8 +96,8 @@ std::vector<Entry> entries_of_metadata(const Safetensors& file) {
     const std::string where = "metadata " + quoted_name(key) + ": ";
     if (key == kFormat) {
       if (value != kVersion)
-        fail(file,
-             where + "got " + quoted_name(value) + ", wanted \"" + std::string(kVersion) + "\"");
+        refuse(file,
+               where + "got " + quoted_name(value) + ", wanted \"" + std::string(kVersion) + "\"");
       has_format = true;
       continue;
     }
@@ -222,7 +107,7 @@ std::vector<Entry> entries_of_metadata(const Safetensors& file) {
     const bool unnamed_layer = key == kLayer;
     const bool known = what == kLayer || what == kArray || what == kText;
     if (!known || (name.empty() && !unnamed_layer))
-      fail(file, where + "a key that this version does not know");
+      refuse(file, where + "a key that this version does not know");
     if (what == kLayer) {
       const auto count = tensor_counts.find(name);
       const Index most_layers = count == tensor_counts.end() ? 1 : count->second;
@@ -234,12 +119,13 @@ std::vector<Entry> entries_of_metadata(const Safetensors& file) {
     } else {
       entries.emplace_back(Text{name, value});
     }
-    if (!names.insert(name).second) fail(file, where + "another entry has this name");
+    if (!names.insert(name).second) refuse(file, where + "another entry has this name");
   }
   if (!has_format)
-    fail(file, "\"" + std::string(kFormat) + "\" is missing in the metadata: no file of layers");
-  if (entries.empty()) fail(file, "the metadata name no layer");
-  if (names.count("") > 0 && entries.size() > 1) fail(file, "a layer without a name beside others");
+    refuse(file, "\"" + std::string(kFormat) + "\" is missing in the metadata: no file of layers");
+  if (entries.empty()) refuse(file, "the metadata name no layer");
+  if (names.count("") > 0 && entries.size() > 1)
+    refuse(file, "a layer without a name beside others");
   return entries;
 }
 
@@ -248,12 +134,12 @@ std::vector<Entry> entries_of_metadata(const Safetensors& file) {
 // the names of all its tensors to `known`, and those that the file does not have to `missing`.
 void check_tensors(const Safetensors& file, LayerInfo& layer, std::set<std::string>& known,
                    Names& missing) {
-  if (layer.precision != Precision::exact) layer.dtype = "F32";
+  if (is_low(layer.precision)) layer.dtype = "F32";
   std::vector<LayerTensor> all;
   try {
     all = tensors_of(layer);
   } catch (const std::length_error&) {
-    fail(file, "layer " + quoted_name(layer.name) + ": the sizes overflow");
+    refuse(file, "layer " + quoted_name(layer.name) + ": the sizes overflow");
   }
   for (const LayerTensor& layer_tensor : all) {
     const Tensor& wanted = layer_tensor.tensor;
@@ -265,9 +151,9 @@ void check_tensors(const Safetensors& file, LayerInfo& layer, std::set<std::stri
     }
     const std::string where = "tensor " + quoted_name(wanted.name) + ": ";
     const auto require_dtype = [&](bool holds, const std::string& wanted_dtype) {
-      if (!holds) fail(file, where + "got dtype " + tensor->dtype + ", wanted " + wanted_dtype);
+      if (!holds) refuse(file, where + "got dtype " + tensor->dtype + ", wanted " + wanted_dtype);
     };
-    if (layer.precision != Precision::exact) {
+    if (is_low(layer.precision)) {
       require_dtype(tensor->dtype == wanted.dtype, wanted.dtype + " in a layer of the precision " +
                                                        precision_name<float>(layer.precision));
     } else {
@@ -276,21 +162,10 @@ void check_tensors(const Safetensors& file, LayerInfo& layer, std::set<std::stri
       require_dtype(tensor->dtype == layer.dtype, layer.dtype + " as in the rest of its layer");
     }
     if (tensor->shape != wanted.shape) {
-      fail(file, where + "got shape " + size_list(tensor->shape) + ", wanted " +
-                     size_list(wanted.shape) + " by the layer's options");
+      refuse(file, where + "got shape " + size_list(tensor->shape) + ", wanted " +
+                       size_list(wanted.shape) + " by the layer's options");
     }
   }
-}
-
-// Refuses another dtype than the layer can have.
-void check_dtype(const LayerInfo& layer) {
-  if (layer.dtype == "F32") return;
-  const bool is_exact = layer.precision == Precision::exact;
-  if (layer.dtype == "F64" && is_exact) return;
-  throw std::invalid_argument(
-      "dtype: got " + quoted_name(layer.dtype) + ", wanted F32" +
-      (is_exact ? std::string(" or F64")
-                : std::string(" in the precision ") + precision_name<float>(layer.precision)));
 }
 
 // Refuses parameters that are not in the layer's precision, or have values that no layer has.
@@ -330,11 +205,8 @@ struct FileContents {
     check_writable(layer, data.quantized);
     metadata.emplace_back(std::string(kLayer) + (layer.name.empty() ? "" : ".") + layer.name,
                           layer_text(layer));
-    const Parts<const std::byte> parts =
-        data.quantized ? parts_of<const std::byte>(*data.quantized)
-                       : parts_of_flat(static_cast<const std::byte*>(data.data));
     for (const LayerTensor& tensor : tensors_of(layer))
-      tensors.push_back({tensor.tensor, begin_of(tensor, parts)});
+      tensors.push_back({tensor.tensor, data_of(tensor, data.data, data.quantized)});
   }
   void add(const Tensor& array, const EntryData& data) {
     metadata.emplace_back(std::string(kArray) + "." + array.name, "");
@@ -368,28 +240,27 @@ void check_arrays_beside_layers(const std::vector<EntryData>& entries) {
 template <class T>
 constexpr const char* kDtype = sizeof(T) == 4 ? "F32" : "F64";
 
-bool is_low(std::optional<Precision> precision) {
-  return precision.value_or(Precision::exact) != Precision::exact;
-}
-
 // Refuses a layer from which no layer of T can be made in this precision.
 template <class T>
 void check_loadable(const Safetensors& file, const LayerInfo& layer,
                     std::optional<Precision> precision) {
-  const auto refuse = [&](const std::string& reason) { fail(file, where_layer(layer) + reason); };
+  const auto refuse_layer = [&](const std::string& reason) {
+    refuse(file, where_layer(layer) + reason);
+  };
   if (is_low(precision) && std::is_same_v<T, double>) {
-    refuse(std::string("got the precision ") + precision_name<T>(*precision) +
-           " for a layer of double, wanted none; load it as a layer of float");
+    refuse_layer(std::string("got the precision ") + precision_name<T>(*precision) +
+                 " for a layer of double, wanted none; load it as a layer of float");
   }
   const std::string name = precision_name<float>(layer.precision);
   if (layer.dtype != kDtype<T>) {
-    refuse("got " + layer.dtype + (is_low(layer.precision) ? " in the precision " + name : "") +
-           ", wanted " + kDtype<T> +
-           (is_low(precision) ? "; convert it to F32 before it is saved" : ""));
+    refuse_layer("got " + layer.dtype +
+                 (is_low(layer.precision) ? " in the precision " + name : "") + ", wanted " +
+                 kDtype<T> + (is_low(precision) ? "; convert it to F32 before it is saved" : ""));
   }
   if (precision && is_low(layer.precision) && *precision != layer.precision) {
-    refuse("got a layer in " + name + ", wanted " + precision_name<T>(*precision) +
-           "; load it without a precision, or save the layer of float32 from which it was made");
+    refuse_layer(
+        "got a layer in " + name + ", wanted " + precision_name<T>(*precision) +
+        "; load it without a precision, or save the layer of float32 from which it was made");
   }
 }
 
@@ -406,10 +277,10 @@ LayerInfo find_layer(const Safetensors& file, const std::string& name, LayerKind
     if (name.empty() || candidate.name == name) found.push_back(&candidate);
   }
   if (found.size() != 1) {
-    fail(file, (name.empty() ? "layer: wanted the name of one"
-                             : "layer: got " + quoted_name(name) + ", wanted one") +
-                   " of the " + kinds +
-                   " of this file: " + (names.empty() ? "there is none" : names.text()));
+    refuse(file, (name.empty() ? "layer: wanted the name of one"
+                               : "layer: got " + quoted_name(name) + ", wanted one") +
+                     " of the " + kinds +
+                     " of this file: " + (names.empty() ? "there is none" : names.text()));
   }
   return *found[0];
 }
@@ -426,9 +297,10 @@ std::shared_ptr<Made> load(const Safetensors& file, const LayerInfo& layer,
   read_parameters(file, layer, flat.data());
   if constexpr (std::is_same_v<T, float>) {
     if (is_low(precision)) {
-      return std::make_shared<Made>(options..., named_in_refusals(file, [&] {
-                                      return quantize(named_layout(layer), flat.data(), *precision);
-                                    }));
+      QuantizedParameters quantized;
+      refuse_as_of(file,
+                   [&] { quantized = quantize(named_layout(layer), flat.data(), *precision); });
+      return std::make_shared<Made>(options..., std::move(quantized));
     }
   }
   auto made = std::make_shared<Made>(options...);
@@ -449,8 +321,8 @@ std::vector<Entry> read_entries(const Safetensors& file) {
   for (const Entry& entry : entries) {
     const auto* const array = std::get_if<Tensor>(&entry);
     if (array != nullptr && !known.insert(array->name).second)
-      fail(file,
-           "tensor " + quoted_name(array->name) + ": an array that is a layer's parameter too");
+      refuse(file,
+             "tensor " + quoted_name(array->name) + ": an array that is a layer's parameter too");
   }
   for (const Tensor& tensor : file.tensors()) {
     if (known.count(tensor.name) == 0) surplus.add(tensor.name);
@@ -459,7 +331,7 @@ std::vector<Entry> read_entries(const Safetensors& file) {
   if (!missing.empty()) problem = "missing tensors " + missing.text();
   if (!surplus.empty())
     problem += (problem.empty() ? "" : "; ") + ("surplus tensors " + surplus.text());
-  if (!problem.empty()) fail(file, problem);
+  if (!problem.empty()) refuse(file, problem);
   return entries;
 }
 
@@ -469,26 +341,6 @@ std::vector<LayerInfo> read_layers(const Safetensors& file) {
     if (auto* const layer = std::get_if<LayerInfo>(&entry)) layers.push_back(std::move(*layer));
   }
   return layers;
-}
-
-void read_parameters(const Safetensors& file, const LayerInfo& layer, void* flat) {
-  if (!parameters(layer).empty()) check_dtype(layer);
-  if (layer.precision == Precision::exact) {
-    read_tensors(file, layer, parts_of_flat(static_cast<std::byte*>(flat)));
-  } else {
-    dequantize(parameters(layer), read_quantized(file, layer), static_cast<float*>(flat));
-  }
-}
-
-QuantizedParameters read_quantized(const Safetensors& file, const LayerInfo& layer) {
-  if (layer.precision == Precision::exact) {
-    throw std::invalid_argument("layer: got " + quoted_name(layer.name) + ", which is in " +
-                                layer.dtype + "; wanted one in low precision");
-  }
-  QuantizedParameters parameters = zeros(layer);
-  read_tensors(file, layer, parts_of<std::byte>(parameters));
-  named_in_refusals(file, [&] { check_quantized(named_layout(layer), parameters); });
-  return parameters;
 }
 
 template <class T>
