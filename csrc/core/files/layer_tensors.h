@@ -4,6 +4,7 @@
 #define TIDEGATE_CORE_FILES_LAYER_TENSORS_H_
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 

@@ -169,6 +169,7 @@ TIDEGATE_EXPORT tidegate_status tidegate_linear_load(const char* path, const cha
 TIDEGATE_EXPORT tidegate_status tidegate_linear_load_memory(const void* data, size_t size,
                                                             const char* layer,
                                                             tidegate_linear** linear);
+/* The same with a low precision, or null, as for models. */
 TIDEGATE_EXPORT tidegate_status tidegate_linear_load_as(const char* path, const char* layer,
                                                         const char* precision,
                                                         tidegate_linear** linear);
