@@ -283,3 +283,27 @@ TEST(files) {
   });
   folder.remove_file();
 }
+
+TEST(files_in_low_precision) {
+  const Folder folder;
+  LayerInfo exact;
+  exact.dtype = "F32";
+  exact.config = network(CellKind::lstm);
+  const std::vector<float> flat(static_cast<std::size_t>(parameter_count(exact)), 0.25f);
+  for (const Precision precision : {Precision::bfloat16, Precision::int8}) {
+    LayerInfo low = exact;
+    low.precision = precision;
+    const QuantizedParameters quantized = quantize(parameters(low), flat.data(), precision);
+    exhaust(
+        "write_layers", [&] { write_layers(folder.file(), {{low, nullptr, &quantized}}); },
+        [&] { folder.remove_file(); }, [&] { return folder.entries() == 0; });
+    const auto load = [&] {
+      const Safetensors file(folder.file());
+      const auto model = load_model<float>(file, "", precision);
+    };
+    exhaust("load_model", load);
+    write_layers(folder.file(), {{exact, flat.data()}});
+    exhaust("load_model of float32", load);
+    folder.remove_file();
+  }
+}
