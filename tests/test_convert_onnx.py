@@ -313,10 +313,10 @@ def test_no_node_but_others_of_the_kind() -> None:
     rnn = make_node("RNN", ["X", "W", "R"], ["Y"], name="r", hidden_size=3)
     message = "the RNN node 'r' is a plain recurrent network without gates, a cell that Tidegate "
     assert no_node([rnn], weights()).startswith(message)
-    quantised = make_node("DynamicQuantizeLSTM", ["X"], ["Y"], name="q", domain="com.microsoft")
+    quantised = make_node("QLinearGRU", ["X"], ["Y"], name="q", domain="com.example")
     message = (
-        "the com.microsoft.DynamicQuantizeLSTM node 'q' is quantised, which conversion does not "
-        "support: convert the float model that it was made from"
+        "the com.example.QLinearGRU node 'q' is quantised, and not one of the quantised operators "
+        "that can be converted (com.microsoft.DynamicQuantizeLSTM): convert the float model that"
     )
     assert no_node([quantised], {}).startswith(message)
     foreign = make_node("LSTM", ["X", "W", "R"], ["Y"], domain="com.example", hidden_size=3)
@@ -333,21 +333,9 @@ def test_no_node_but_others_of_the_kind() -> None:
 
     model = make_model([quantised, lstm_node("Y2")], weights())
     same(convert.from_onnx(model), convert.onnx_lstm(**weights()))
-    message = "node: got 'q', but that com.microsoft.DynamicQuantizeLSTM node 'q' is quantised, "
+    message = "node: got 'q', but that com.example.QLinearGRU node 'q' is quantised, "
     with pytest.raises(ValueError, match=message):
         convert.from_onnx(model, "q")
-
-
-def test_models_of_quantize_dynamic(tmp_path: pathlib.Path) -> None:
-    quantization = pytest.importorskip("onnxruntime.quantization")
-    pytest.importorskip("onnx")
-    paths = tmp_path / "float.onnx", tmp_path / "dynamic.onnx"
-    tg.LSTM(5, 7, seed=0).to_onnx(paths[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantization.quantize_dynamic(*paths)
-    with pytest.raises(ValueError, match=r"DynamicQuantizeLSTM node .* is quantised, which conver"):
-        convert.from_onnx(paths[1])
 
 
 def cell_nodes(cell: str, h: str, out: str) -> list[Any]:

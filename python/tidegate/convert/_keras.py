@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tidegate.checks import Array, check_bool
+from tidegate.checks import Array, Precision, check_bool
 from tidegate.convert._keras_files import LayerWeights, dtype_name, read_layer, select
 from tidegate.convert._weights import (
     GATES,
@@ -26,6 +26,8 @@ from tidegate.convert._weights import (
     as_weights,
     check_rank,
     check_shape,
+    check_wanted_precision,
+    in_precision,
     listed,
     make_layer,
     named_parameters,
@@ -320,7 +322,11 @@ def keras_lengths(mask: Array) -> Array:
 
 
 def from_keras(
-    layer_or_path: Any | Path, name: str | None = None, *, config: Mapping[str, Any] | None = None
+    layer_or_path: Any | Path,
+    name: str | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    precision: Precision | None = None,
 ) -> RecurrentLayer | Merged:
     """An LSTM or a GRU with the weights and options of a Keras layer; see `keras_lstm`.
 
@@ -345,6 +351,8 @@ def from_keras(
         config: for a file with nothing but weights: `layer.get_config()`, or those of its entries
             that differ from the defaults of the Keras that wrote the file, {} if none does.
             Activations may be tidegate's, such as ("hard_sigmoid", 0.2, 0.5).
+        precision: the low precision of the layer, "bfloat16" or "int8", as by `quantize`; None:
+            that of the weights.
 
     Returns:
         layer: batch first, unless it is time-major; a `Merged` for a Bidirectional whose merge_mode
@@ -355,7 +363,8 @@ def from_keras(
         OSError: the file cannot be opened.
         ValueError: there is no such layer, or several and no name (the message lists them); an
             option that a layer does not have; weights that do not fit the options; nothing but
-            weights and no config; a file that is damaged, of another format, or not a regular file.
+            weights and no config; a file that is damaged, of another format, or not a regular file;
+            a precision for weights of float64.
 
     Warns:
         UserWarning: the configuration has an unknown option, which is ignored.
@@ -364,6 +373,7 @@ def from_keras(
         raise TypeError(f"name: got {type(name).__name__}, wanted a str or None")
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(f"config: got {type(config).__name__}, wanted a mapping or None")
+    precision = check_wanted_precision(precision)
     path = as_path(layer_or_path)
     if path is None:
         where = type(layer_or_path).__name__
@@ -377,7 +387,10 @@ def from_keras(
     if config is not None and layer.config is not None:
         raise ValueError(f"config: {where} has one of its own")
     try:
-        return _convert(layer if layer.config is not None else _with_config(layer, config))
+        made = _convert(layer if layer.config is not None else _with_config(layer, config))
+        if isinstance(made, Merged):
+            return made._replace(layer=in_precision(made.layer, precision))
+        return in_precision(made, precision)
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{where}: layer {layer.name!r}: {error}") from error

@@ -6,14 +6,21 @@ import collections
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tidegate.convert._onnx_graph import DOMAINS, Model, Scope, node_label, node_title
+from tidegate.convert._onnx_graph import (
+    DOMAINS,
+    Model,
+    Scope,
+    node_label,
+    node_title,
+    recurrent_operator,
+)
 
 if TYPE_CHECKING:
     import onnx
 
 _QUANTISED = (
-    "is quantised, which conversion does not support: convert the float model that it was made "
-    "from, before quantize_dynamic"
+    "is quantised, and not one of the quantised operators that can be converted "
+    "(com.microsoft.DynamicQuantizeLSTM): convert the float model that it was made from"
 )
 _RNN = "is a plain recurrent network without gates, a cell that Tidegate does not have"
 _PYTORCH = "is PyTorch's own operator: export the module again, to ONNX operators"
@@ -69,7 +76,7 @@ def _others(model: Model) -> Iterator[tuple[str, str, str]]:
 
 def _other(node: onnx.NodeProto) -> str | None:
     own = node.domain in DOMAINS
-    if own and node.op_type in ("LSTM", "GRU"):
+    if recurrent_operator(node):
         return None
     if own and node.op_type == "RNN":
         return _RNN

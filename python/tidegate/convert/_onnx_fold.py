@@ -17,6 +17,7 @@ import numpy as np
 from tidegate.checks import Array
 from tidegate.convert._onnx_graph import DOMAINS, Model, Scope, node_title
 from tidegate.convert._paths import check_regular_file
+from tidegate.convert._quantized import QuantizedWeight
 from tidegate.convert._weights import import_extra
 
 if TYPE_CHECKING:
@@ -243,6 +244,50 @@ _FOLDED: dict[str, _Operator] = {
 }
 
 
+# ---- Quantised constants -------------------------------------------------------------------------
+
+# Operators that only move, select or repeat elements of their first input (Concat: of all).
+_MOVES = (
+    *("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape"),
+    *("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+)
+_FLOAT32 = np.dtype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """Integers, with a scale and a zero point for each of them: arrays of one shape."""
+
+    values: Array
+    scales: Array
+    zero_points: Array
+
+
+def _read_quantized(call: _Call, made: Array) -> _Quantized | None:
+    """The inputs of a DequantizeLinear; None unless they are of 8 bits and make float32."""
+    values, scale, *rest = call.inputs
+    assert values is not None
+    assert scale is not None
+    if values.dtype not in (np.int8, np.uint8) or {scale.dtype, made.dtype} != {_FLOAT32}:
+        return None
+    zero_point = rest[0] if rest and rest[0] is not None else np.zeros((), values.dtype)
+    axis, block = call.attributes.get("axis", 1), call.attributes.get("block_size", 0)
+
+    def spread(parameter: Array) -> Array:
+        if parameter.size == 1:
+            parameter = parameter.reshape([1] * values.ndim)
+        elif block > 0:
+            repeated = np.repeat(parameter, block, axis)
+            parameter = np.take(repeated, range(values.shape[axis]), axis)
+        else:
+            sizes = [1] * values.ndim
+            sizes[axis] = parameter.size
+            parameter = parameter.reshape(sizes)
+        return np.broadcast_to(parameter, values.shape)
+
+    return _Quantized(values, spread(scale), spread(zero_point))
+
+
 # ---- Names ---------------------------------------------------------------------------------------
 
 
@@ -259,6 +304,7 @@ class Constants:
         self._endings: dict[_Key, str | None] = {}
         self._values: dict[_Key, Array] = {}
         self._zeros: dict[_Key, bool] = {}
+        self._quantized: dict[_Key, _Quantized | None] = {}
 
     def count(self, elements: int, what: str) -> None:
         """Adds to the number of elements that have been made for this model.
@@ -334,6 +380,65 @@ class Constants:
         for output, value in zip(node.output, self._tensors.run(node, inputs), strict=True):
             if output:
                 self._values[scope, output] = value
+
+    # Constants that DequantizeLinear makes, as they were before.
+
+    def quantized(self, scope: Scope, name: str) -> QuantizedWeight | None:
+        """A constant as integers with a scale and a zero point for each row (along the last axis).
+
+        None if it does not come from DequantizeLinear of int8 or uint8 to float32, directly or
+        through operators that move elements, or if a row has several scales or zero points.
+
+        Raises:
+            ValueError: as `value`.
+        """
+        if self.value(scope, name) is None:
+            return None
+        found = self._find_quantized(*_key(scope, name), 0)
+        if found is None or found.values.ndim < 2 or found.values.size == 0:
+            return None
+        bits = found.scales.view(np.uint32)
+        for parameter in (bits, found.zero_points):
+            if np.any(parameter != parameter[..., :1]):
+                return None
+        scales, zero_points = found.scales[..., 0], found.zero_points[..., 0]
+        return QuantizedWeight(found.values, scales, zero_points)
+
+    def _find_quantized(self, scope: Scope, name: str, depth: int) -> _Quantized | None:
+        """A constant's integers; the names that it depends on have been evaluated."""
+        key = scope, name
+        if key not in self._quantized:
+            found = None
+            if depth <= _LONGEST_CHAIN and name in scope.makers:
+                found = self._quantized_by(*scope.makers[name], scope, depth)
+            self._quantized[key] = found
+        return self._quantized[key]
+
+    def _quantized_by(
+        self, node: onnx.NodeProto, output: int, scope: Scope, depth: int
+    ) -> _Quantized | None:
+        inputs = [self._values[_key(scope, needed)] if needed else None for needed in node.input]
+        if node.op_type == "DequantizeLinear":
+            made = self._values[scope, node.output[output]]
+            return _read_quantized(self._tensors.call(node, inputs), made)
+        if node.op_type not in _MOVES:
+            return None
+        count = len(node.input) if node.op_type == "Concat" else 1
+        moved = [
+            self._find_quantized(*_key(scope, needed), depth + 1) for needed in node.input[:count]
+        ]
+        parts = [part for part in moved if part is not None]
+        if len(parts) < count or len({part.values.dtype for part in parts}) > 1:
+            return None
+
+        def run(arrays: list[Array]) -> Array:
+            return self._tensors.run_again(node, [*arrays, *inputs[count:]])[output]
+
+        return _Quantized(
+            run([part.values for part in parts]),
+            run([part.scales for part in parts]),
+            run([part.zero_points for part in parts]),
+        )
 
     # Zeros whose shape is known only when the graph runs, which exporters write as default states.
 
@@ -542,12 +647,22 @@ class _Tensors:
         """
         title = node_title(node)
         try:
-            call = self._call(node, inputs)
+            call = self.call(node, inputs)
             made = _FOLDED[node.op_type].made(call)
         except Exception as error:  # contradictory inputs may raise anything
             raise ValueError(f"{title}: cannot be evaluated: {error}") from error
         work = max(made, sum(array.size for array in call.given))
         self.count_elements(work + _ELEMENTS_PER_NODE, title)
+        return self._outputs(node, call)
+
+    def run_again(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> list[Array]:
+        """As `run`, for a node that has run before, on arrays of the same shapes.
+
+        These elements are not counted: callers do this no more than three times per node.
+        """
+        return self._outputs(node, self.call(node, inputs))
+
+    def _outputs(self, node: onnx.NodeProto, call: _Call) -> list[Array]:
         try:
             if node.op_type == "Constant":
                 return [self._constant(node)]
@@ -556,9 +671,9 @@ class _Tensors:
             with np.errstate(all="ignore"):
                 return self._evaluate(node, call)
         except Exception as error:  # the reference implementation may raise anything
-            raise ValueError(f"{title}: cannot be evaluated: {error}") from error
+            raise ValueError(f"{node_title(node)}: cannot be evaluated: {error}") from error
 
-    def _call(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> _Call:
+    def call(self, node: onnx.NodeProto, inputs: Sequence[Array | None]) -> _Call:
         """Checks that a node satisfies its operator's rules and works on numbers."""
         if node.op_type not in _HOLDS_TENSOR:
             self._model.check(node)

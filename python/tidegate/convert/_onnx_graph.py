@@ -1,6 +1,6 @@
 """ONNX graphs: files, local functions, and nodes at any depth with the names around them.
 
-`_onnx_fold` evaluates constants; `_onnx_operators` converts LSTM and GRU nodes.
+`_onnx_fold` evaluates constants; `_onnx_operators` converts recurrent nodes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tidegate.convert._formats import ONNX, refuse_other
+from tidegate.convert._onnx_operators import INPUTS, QUANTIZED_LSTM
 from tidegate.convert._paths import check_regular_file
 from tidegate.convert._weights import import_extra, listed
 
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     import onnx
 
 DOMAINS = ("", "ai.onnx")
+_MICROSOFT = "com.microsoft"
+# The recurrent operators of each domain that are converted.
+_RECURRENT = {**dict.fromkeys(DOMAINS, ("LSTM", "GRU")), _MICROSOFT: (QUANTIZED_LSTM,)}
+# Its rules are those that LSTM had in this opset, with more inputs.
+_LSTM_OPSET = 7
+# The inputs of DynamicQuantizeLSTM that a node must have.
+_NEEDED = ("X", "W", "R", *(role for role in INPUTS[QUANTIZED_LSTM] if role not in INPUTS["LSTM"]))
 
 # No real model nests graphs or calls more deeply. Protobuf and the inliner of the onnx package have
 # limits of the same size.
@@ -133,9 +141,6 @@ class Model:
         self.directory = directory
         self.opset = _opset(proto.opset_import)
         self._checker = import_extra("onnx.checker", "onnx")
-        self._context = type(self._checker.DEFAULT_CONTEXT)()
-        self._context.ir_version = max(3, proto.ir_version)
-        self._context.opset_imports = dict.fromkeys(DOMAINS, self.opset)
 
     def check(self, node: onnx.NodeProto) -> None:
         """Raises a ValueError unless a node satisfies its operator's rules in the model's opset.
@@ -144,11 +149,17 @@ class Model:
         tensor attribute must not have external data: the onnx package would look for them in the
         current folder.
         """
+        opset = self.opset
+        if recurrent_operator(node) == QUANTIZED_LSTM:
+            node, opset = _as_lstm(node), _LSTM_OPSET
+        context = type(self._checker.DEFAULT_CONTEXT)()
+        context.ir_version = max(3, self.proto.ir_version)
+        context.opset_imports = dict.fromkeys(DOMAINS, opset)
         try:
-            self._checker.check_node(node, self._context)
+            self._checker.check_node(node, context)
         except Exception as error:  # the package's ValidationError, which is not a ValueError
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"{reason} (in opset {self.opset})") from error
+            raise ValueError(f"{reason} (in opset {opset})") from error
 
     def nodes(self) -> Iterator[tuple[onnx.NodeProto, Scope]]:
         """Every node, in the order of the file, with its scope."""
@@ -180,6 +191,32 @@ def _opset(imports: Any) -> int:
     return max((entry.version for entry in imports if entry.domain in DOMAINS), default=1)
 
 
+def recurrent_operator(node: onnx.NodeProto) -> str | None:
+    """The node's operator, if it is a recurrent one that is converted; else None."""
+    return node.op_type if node.op_type in _RECURRENT.get(node.domain, ()) else None
+
+
+def _as_lstm(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A DynamicQuantizeLSTM node as an LSTM node, for the checker, which does not know the former.
+
+    Raises:
+        ValueError: it has too few inputs or too many.
+    """
+    roles, given = INPUTS[QUANTIZED_LSTM], list(node.input)
+    missing = [role for role in _NEEDED if role not in dict(zip(roles, given))]
+    missing += [role for role, name in zip(roles, given) if role in _NEEDED and not name]
+    if missing or len(given) > len(roles):
+        raise ValueError(
+            f"{node.op_type}: got {len(given)} inputs, without {listed(missing)}; wanted "
+            f"{listed(roles)}"
+        )
+    lstm = type(node)()
+    lstm.CopyFrom(node)
+    lstm.domain, lstm.op_type = "", "LSTM"
+    del lstm.input[len(INPUTS["LSTM"]) :]
+    return lstm
+
+
 def node_label(node: onnx.NodeProto) -> str:
     """A node's name; without one, the name of its first output."""
     return node.name or next((name for name in node.output if name), "")
@@ -205,7 +242,7 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     # The package does not inline functions of another opset than the model's.
     opset = _opset(proto.opset_import)
     for function in result.functions:
-        if any(node.op_type in ("LSTM", "GRU") for node in _flat(function.node)):
+        if any(recurrent_operator(node) for node in _flat(function.node)):
             raise ValueError(
                 f"local function {function.name!r}: uses opset {_opset(function.opset_import)}, "
                 f"the model {opset}, so it cannot be inlined: convert both to one version with "

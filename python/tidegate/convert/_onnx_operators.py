@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from tidegate.checks import Array
+from tidegate.convert._quantized import Weight
 from tidegate.convert._weights import (
     GATES,
     ONNX_LSTM,
     ONNX_PEEPHOLE,
     ZRH_GRU,
     RecurrentLayer,
-    as_weights,
+    as_layer_weights,
     check_rank,
     check_shape,
     listed,
@@ -34,6 +35,14 @@ INPUTS = {
     "LSTM": ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"),
     "GRU": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
 }
+# ONNX Runtime's LSTM with integers as W and R, which have the last two axes the other way round.
+QUANTIZED_LSTM = "DynamicQuantizeLSTM"
+INPUTS[QUANTIZED_LSTM] = (
+    *INPUTS["LSTM"],
+    *("W_scale", "W_zero_point", "R_scale", "R_zero_point"),
+)
+# The cell of each operator.
+CELLS = {"LSTM": "LSTM", "GRU": "GRU", QUANTIZED_LSTM: "LSTM"}
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 # The roles of the operators' activations: gates, candidate, and for an LSTM c' in h'.
 ROLES = {
@@ -182,7 +191,8 @@ def from_arrays(
 
     Args:
         cell: "LSTM" or "GRU".
-        inputs: W, R, and B and P if present (or None).
+        inputs: W, R, and B and P if present (or None). If W and R are `QuantizedWeight`, the layer
+            is in int8.
         attributes: ONNX's attributes, by name; None means absent.
 
     Raises:
@@ -194,7 +204,7 @@ def from_arrays(
     if direction not in DIRECTIONS:
         raise ValueError(f"direction: got {direction!r}, wanted one of {listed(DIRECTIONS)}")
     directions, gates = DIRECTIONS[direction], GATES[cell]
-    arrays = as_weights(inputs)
+    arrays = as_layer_weights(inputs)
     for name in ("W", "R"):
         if name not in arrays:
             raise TypeError(f"{name}: got None, wanted an ndarray")
@@ -234,15 +244,17 @@ def from_arrays(
     )
 
 
-def _direction_parameters(cell: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+def _direction_parameters(cell: str, arrays: Mapping[str, Weight]) -> dict[str, Weight]:
     """One direction's parameters in Tidegate's gate order, by their names without suffix."""
     order = ORDERS[cell]
-    result = {
+    result: dict[str, Weight] = {
         "weight_ih": regroup(arrays["W"], order),
         "weight_hh": regroup(arrays["R"], order),
     }
     if "B" in arrays:
-        bias_ih, bias_hh = np.split(arrays["B"], 2)
+        bias = arrays["B"]
+        assert isinstance(bias, np.ndarray)
+        bias_ih, bias_hh = np.split(bias, 2)
         result["bias_ih"], result["bias_hh"] = regroup(bias_ih, order), regroup(bias_hh, order)
     if "P" in arrays:
         result["weight_peephole"] = regroup(arrays["P"], ONNX_PEEPHOLE)

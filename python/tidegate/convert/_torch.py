@@ -9,20 +9,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-from tidegate.checks import Array, check_bool
+from tidegate.checks import Array, Precision, check_bool
+from tidegate.convert._quantized import QuantizedWeight
 from tidegate.convert._torch_computed import PARTS, PREFIX, computed_weights, module_weights
 from tidegate.convert._torch_files import Stored, read_checkpoint
+from tidegate.convert._torch_quantized import PACKED, unpacked
 from tidegate.convert._weights import (
     GATES,
     Path,
     RecurrentLayer,
+    as_layer_weights,
     as_path,
     as_weights,
     carried_parameters,
     check_layer,
     check_rank,
     check_shape,
+    check_wanted_precision,
     import_extra,
+    in_precision,
     listed,
     make_layer,
 )
@@ -37,10 +42,9 @@ if TYPE_CHECKING:
 # Embedding.
 _RECURRENT = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l(?:0|[1-9]\d{0,5})(?:_reverse)?)?"
 _PLAIN = r"weight|bias"
-# The names that quantised (and quantizable) modules have instead.
+# The names that other quantised (and quantizable) modules have instead.
 _QUANTISED = re.compile(
-    r"(?P<prefix>(?:.*\.)?)"
-    r"(?:_packed_\w+|_all_weight_values\.|layers\.\d+\.layer_(?:fw|bw)\.cell\.).*",
+    r"(?P<prefix>(?:.*\.)?)(?:_packed_\w+|layers\.\d+\.layer_(?:fw|bw)\.cell\.).*",
     re.DOTALL,
 )
 # Checkpoints are not searched more deeply.
@@ -60,6 +64,8 @@ def from_torch(
     *,
     cell: Literal["LSTM"],
     batch_first: bool | None = None,
+    dequantize: bool = False,
+    precision: Precision | None = None,
 ) -> LSTM: ...
 @overload
 def from_torch(
@@ -68,10 +74,16 @@ def from_torch(
     *,
     cell: Literal["GRU"],
     batch_first: bool | None = None,
+    dequantize: bool = False,
+    precision: Precision | None = None,
 ) -> GRU: ...
 @overload
 def from_torch(
-    module_or_state_dict: _Source, prefix: str = "", *, cell: Literal["Linear"]
+    module_or_state_dict: _Source,
+    prefix: str = "",
+    *,
+    cell: Literal["Linear"],
+    precision: Precision | None = None,
 ) -> Linear: ...
 @overload
 def from_torch(
@@ -84,6 +96,8 @@ def from_torch(
     *,
     cell: str | None = None,
     batch_first: bool | None = None,
+    dequantize: bool = False,
+    precision: Precision | None = None,
 ) -> RecurrentLayer | Any: ...
 def from_torch(
     module_or_state_dict: _Source,
@@ -91,6 +105,8 @@ def from_torch(
     *,
     cell: str | None = None,
     batch_first: bool | None = None,
+    dequantize: bool = False,
+    precision: Precision | None = None,
 ) -> RecurrentLayer | Linear | Array:
     """A layer with the weights of a PyTorch module: an LSTM, a GRU or a Linear.
 
@@ -108,6 +124,18 @@ def from_torch(
     prune, weight_norm and spectral_norm are computed (with a warning for parametrizations, whose
     class it does not contain); others are refused.
 
+    `torch.ao.nn.quantized.dynamic.LSTM` and `GRU`, as `quantize_dynamic` makes them, with scales
+    per tensor or per channel, give a layer in int8 with the integers and scales of the module; with
+    float16 weights a float32 layer. The state_dict of such a module, which holds packed weights,
+    can be converted too, but not a file of it, which has to be loaded with `weights_only=False`.
+    An int8 layer's integers are in -127..127. PyTorch's observers also produce -128, wherever the
+    number of greatest magnitude is negative: such a module is refused unless `dequantize` is True.
+
+    An int8 layer quantises x and h by its own rule (`LSTM.quantize`): one scale per row and step,
+    symmetric, 255 levels. PyTorch's rule is one scale and zero point for all rows, with 128 levels
+    on x86 ("reduced range"). In the tests, on random layers and x, PyTorch's y differs from the
+    exact y of the dequantised weights by at most MEASURED_TORCH, the layer's by MEASURED_OURS.
+
     Args:
         module_or_state_dict: `nn.LSTM`, `nn.GRU`, `nn.LSTMCell`, `nn.GRUCell`, `nn.Linear`,
             `nn.Embedding`, or a module that contains one of these; its state_dict, of tensors or
@@ -123,6 +151,10 @@ def from_torch(
             it from the module, or from names and shapes; a `weight` alone is ambiguous between the
             last two.
         batch_first: whether x and y are (N, T, ...). None takes it from the module, else False.
+        dequantize: True makes float32 weights of quantised ones: (integer - zero point) * scale.
+        precision: the low precision of the layer, "bfloat16" or "int8", as by `quantize`; None:
+            that of the weights. With "bfloat16" a bfloat16 checkpoint keeps its weights bit for
+            bit.
 
     Returns:
         layer: a cell becomes a layer of its own size, for sequences and streams. For an Embedding,
@@ -134,7 +166,8 @@ def from_torch(
         ValueError: names are missing, surplus or of the wrong shape; there is no LSTM or GRU with
             this prefix (the message lists the existing ones), or more than one; a state_dict does
             not reveal how to compute a weight; masked elements; an Embedding with max_norm; a file
-            that cannot be read, or one of several shards.
+            that cannot be read, or one of several shards; quantised weights with a zero point other
+            than 0 or with the integer -128; a precision for an Embedding, or weights of float64.
         ImportError: a file's format needs a package that is not installed.
     """
     if not isinstance(prefix, str):
@@ -143,6 +176,8 @@ def from_torch(
         cell = _check_cell(cell)
     if batch_first is not None:
         batch_first = check_bool("batch_first", batch_first)
+    dequantize = check_bool("dequantize", dequantize)
+    precision = check_wanted_precision(precision)
     source: Any = module_or_state_dict
     path = as_path(source)
     if path is not None:
@@ -165,6 +200,12 @@ def from_torch(
     if found.owner is not None:
         advice = "make it a plain parameter first (for example by torch.nn.utils.prune.remove)"
     given = computed_weights(given, names, _as_array, advice)
+    given = unpacked(where, given, found.owner)
+    if dequantize:
+        given = {
+            name: value.dequantized() if isinstance(value, QuantizedWeight) else value
+            for name, value in given.items()
+        }
     if found.recurrent:
         options = _module_options(found.owner)
         is_cell = "weight_hh" in given or "weight_ih" in given  # an nn.LSTMCell or nn.GRUCell
@@ -174,10 +215,17 @@ def from_torch(
                 raise ValueError(
                     "batch_first: got None, but this scripted module does not contain it"
                 )
-        return _from_arrays(where, given, is_cell, cell, batch_first, options.get("dropout", 0.0))
+        dropout = options.get("dropout", 0.0)
+        layer = _from_arrays(where, given, is_cell, cell, batch_first, dropout)
+        return in_precision(layer, precision)
     if batch_first is not None:
         raise ValueError(f"batch_first: got {batch_first}, but {prefix!r} is not recurrent")
-    return _plain_from_arrays(where, given, found.owner, cell)
+    plain = _plain_from_arrays(where, given, found.owner, cell)
+    if isinstance(plain, Linear):
+        return in_precision(plain, precision)
+    if precision is not None:
+        raise ValueError(f"precision: got {precision!r}, but an Embedding's weight is an array")
+    return plain
 
 
 def _check_cell(cell: object) -> str:
@@ -340,7 +388,7 @@ def _select(holder: _Holder, prefix: str, recurrent: bool, relative: bool) -> _M
     """The names with the prefix, without it; at least one of them must be a parameter's."""
     if relative and not holder.path:
         return None  # the same as not relative
-    parameter = _pattern(_RECURRENT if recurrent else "weight")
+    parameter = _pattern(f"{_RECURRENT}|{PACKED}" if recurrent else "weight")
     before = "" if relative else holder.stem
     names = holder.names(before)
     for stem in (prefix, prefix + "."):
@@ -371,7 +419,7 @@ def _may_be_plain(found: _Match) -> bool:
 def _absent(where: str, holders: list[_Holder], prefix: str, cell: str | None) -> Exception:
     """The error for a prefix that does not occur; it lists the existing ones."""
     what = "LSTM or GRU" if cell is None else cell
-    name = "weight" if cell in _PLAIN_MODULES else _RECURRENT
+    name = "weight" if cell in _PLAIN_MODULES else f"{_RECURRENT}|{PACKED}"
     parameter = re.compile(f"(?P<prefix>.*?){_pattern(name).pattern}", re.DOTALL)
     prefixes: dict[str, None] = {}
     quantised: dict[str, None] = {}
@@ -434,7 +482,7 @@ def _from_arrays(
     wanted = [kind + suffix for suffix in ([""] if is_cell else suffixes) for kind in kinds]
     _check_names(where, given, wanted)
 
-    arrays = as_weights({name: _as_array(name, given[name]) for name in wanted})
+    arrays = as_layer_weights({name: _as_array(name, given[name]) for name in wanted})
     if is_cell:
         arrays = {f"{name}_l0": array for name, array in arrays.items()}
     for name in ("weight_ih_l0", "weight_hh_l0"):

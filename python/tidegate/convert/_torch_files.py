@@ -154,7 +154,11 @@ def _reason(error: Exception) -> str:
         return f"it is damaged: {reason}"
     hint = " ".join(refused[1].split())
     if re.search(r"\btorch\.ScriptObject\b|\bquantized\b", hint):
-        return "its weights are quantised; convert the float model, before quantisation"
+        return (
+            "its weights are quantised, and packed in objects that are not read from a file: "
+            "convert the float model, before quantisation, or, if you trust the file, pass what "
+            "torch.load(path, weights_only=False) returns instead of the path"
+        )
     if not re.search(r"\b(global|class|type)\b", hint, re.IGNORECASE):
         return f"it is damaged, or holds more than tensors: {hint}"
     return (

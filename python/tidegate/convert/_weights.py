@@ -10,15 +10,25 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 
-from tidegate.checks import Array, check_array, check_exact, check_unmasked
+from tidegate.checks import (
+    Array,
+    Precision,
+    check_array,
+    check_exact,
+    check_precision,
+    check_unmasked,
+)
+from tidegate.convert._quantized import QuantizedWeight, Weight, regroup_array
 from tidegate.layers import GRU, LSTM, MGU
+from tidegate.linear import Linear
 
 RecurrentLayer: TypeAlias = LSTM | GRU
 Path: TypeAlias = str | os.PathLike[str]
+_Layer = TypeVar("_Layer", LSTM | GRU, Linear)
 
 GATES = {"LSTM": 4, "GRU": 3}
 
@@ -30,10 +40,15 @@ KERAS_LSTM = (0, 1, 2, 3)  # i f c o
 ZRH_GRU = (1, 0, 2)  # z r h, of ONNX and Keras
 
 
-def regroup(stacked: Array, order: Sequence[int]) -> Array:
+@overload
+def regroup(stacked: Array, order: Sequence[int]) -> Array: ...
+@overload
+def regroup(stacked: Weight, order: Sequence[int]) -> Weight: ...
+def regroup(stacked: Weight, order: Sequence[int]) -> Weight:
     """Gates along the first axis, in another order: a new array."""
-    gates = stacked.reshape(len(order), -1, *stacked.shape[1:])
-    return gates[list(order)].reshape(stacked.shape)
+    if isinstance(stacked, QuantizedWeight):
+        return stacked.regrouped(order)
+    return regroup_array(stacked, order)
 
 
 def inverse(order: Sequence[int]) -> tuple[int, ...]:
@@ -57,6 +72,24 @@ def as_weights(given: Mapping[str, Any]) -> dict[str, Array]:
     return weights
 
 
+def as_layer_weights(given: Mapping[str, Any]) -> dict[str, Weight]:
+    """As `as_weights`, for weights of which some may be quantised: those are checked, and kept.
+
+    Raises:
+        TypeError: as `as_weights`; the others are not float32.
+        ValueError: an int8 layer cannot hold a quantised weight.
+    """
+    quantized = {name: value for name, value in given.items() if isinstance(value, QuantizedWeight)}
+    arrays = as_weights({name: value for name, value in given.items() if name not in quantized})
+    for name, weight in quantized.items():
+        weight.check(name)
+        for other, array in arrays.items():
+            if array.dtype != np.float32:
+                raise TypeError(f"{other}: got {array.dtype}, wanted float32, as {name} is int8")
+    weights: dict[str, Weight] = {**arrays, **quantized}
+    return {name: weights[name] for name in given if name in weights}
+
+
 def _as_float(name: str, value: object) -> Array:
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: got {type(value).__name__}, wanted an ndarray")
@@ -68,19 +101,21 @@ def _as_float(name: str, value: object) -> Array:
     return native
 
 
-def check_rank(name: str, array: Array, rank: int, wanted: str) -> None:
+def check_rank(name: str, array: Weight, rank: int, wanted: str) -> None:
     """Raises unless the array has `rank` axes, none of them empty."""
     if array.ndim != rank or 0 in array.shape:
         raise ValueError(f"{name}: got shape {array.shape}, wanted {wanted}")
 
 
-def check_shape(name: str, array: Array, shape: tuple[int, ...], meaning: str) -> None:
+def check_shape(name: str, array: Weight, shape: tuple[int, ...], meaning: str) -> None:
     """Raises unless the array has this shape; `meaning` explains the shape in the message."""
     if array.shape != shape:
         raise ValueError(f"{name}: got shape {array.shape}, wanted {shape}, {meaning}")
 
 
-def named_parameters(directions: Iterable[Mapping[str, Array]], layer: int = 0) -> dict[str, Array]:
+def named_parameters(
+    directions: Iterable[Mapping[str, Weight]], layer: int = 0
+) -> dict[str, Weight]:
     """One layer's parameters by full name, from each direction's names without suffix."""
     return {
         f"{name}_l{layer}{suffix}": array
@@ -89,8 +124,11 @@ def named_parameters(directions: Iterable[Mapping[str, Array]], layer: int = 0) 
     }
 
 
-def make_layer(cell: str, params: Mapping[str, Array], **options: Any) -> RecurrentLayer:
+def make_layer(cell: str, params: Mapping[str, Weight], **options: Any) -> RecurrentLayer:
     """An LSTM or a GRU with these options (including sizes) and parameters, in their dtype.
+
+    It is an int8 layer, with the integers and scales given, if all its matrices are quantised. If
+    only some of them are, it is a float32 layer.
 
     Raises:
         TypeError, ValueError: as the layer's constructor and `load_state_dict`.
@@ -98,8 +136,61 @@ def make_layer(cell: str, params: Mapping[str, Array], **options: Any) -> Recurr
     kind: type[RecurrentLayer] = {"LSTM": LSTM, "GRU": GRU}[cell]
     dtype = next(iter(params.values())).dtype
     layer = kind(**options, dtype=dtype, seed=0)
-    layer.load_state_dict(params)
-    return layer
+    layer.load_state_dict(
+        {
+            name: value.dequantized() if isinstance(value, QuantizedWeight) else value
+            for name, value in params.items()
+        }
+    )
+    ordered = {name: params[name] for name in layer.params}
+    vectors = [array for array in ordered.values() if array.ndim == 1]
+    matrices = [value for value in ordered.values() if isinstance(value, QuantizedWeight)]
+    if not matrices or len(matrices) + len(vectors) < len(ordered):
+        return layer
+    empty = np.empty(0, np.float32)
+    quantized = {
+        "precision": "int8",
+        "int8": np.concatenate([matrix.integers.reshape(-1) for matrix in matrices]),
+        "scales": np.concatenate([matrix.scales for matrix in matrices]),
+        "vectors": np.concatenate([empty, *vectors]),
+    }
+    return layer._with(quantized=quantized)
+
+
+def check_wanted_precision(precision: object) -> Precision | None:
+    """The name of the precision that a caller wants; None: that of the weights.
+
+    Raises:
+        TypeError: precision is neither a str nor None.
+        ValueError: it is neither "bfloat16" nor "int8".
+    """
+    if precision is None:
+        return None
+    name = check_precision(precision)
+    if name not in ("bfloat16", "int8"):
+        raise ValueError(f"precision: got {name!r}, wanted 'bfloat16', 'int8' or None")
+    return cast(Precision, name)
+
+
+def in_precision(layer: _Layer, precision: Precision | None) -> _Layer:
+    """The layer in a precision from `check_wanted_precision`.
+
+    Raises:
+        ValueError: the layer is of float64, or in another low precision.
+    """
+    if precision is None or layer.precision == precision:
+        return layer
+    if layer.precision != str(layer.dtype):
+        raise ValueError(
+            f"precision: got {precision!r} for weights in {layer.precision}: pass dequantize=True "
+            "too, or leave the precision out"
+        )
+    if layer.dtype != np.float32:
+        raise ValueError(
+            f"precision: got {precision!r} for weights in {layer.dtype}: convert without it, then "
+            f"use layer.astype('float32').quantize({precision!r})"
+        )
+    return layer.quantize(precision)
 
 
 def check_layer(layer: object) -> RecurrentLayer:
