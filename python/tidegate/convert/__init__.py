@@ -4,7 +4,8 @@
     layer = tidegate.convert.from_keras("model.keras", "encoder")
     layer = tidegate.convert.from_onnx("model.onnx", "encoder/LSTM")
 
-What a layer cannot do exactly is refused with an error that names it. A framework is imported only
+Quantised models give layers in int8 with the same integers and scales; `precision=` quantises on the
+way. What a layer cannot do exactly is refused with an error that names it. A framework is imported only
 by the calls that need it; arrays and Keras's files need none: a PyTorch state_dict of ndarrays,
 `keras_lstm`, `keras_gru`, `onnx_lstm`, `onnx_gru`.
 """

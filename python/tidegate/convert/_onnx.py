@@ -102,11 +102,13 @@ def from_onnx(
     uint8 weights become int8, less 128. An int8 layer has no zero points, and its integers are in
     -127..127; others are refused, unless `dequantize` is True.
 
-    An int8 layer quantises x and h by its own rule (`LSTM.quantize`): one scale per row and step,
-    symmetric. ONNX Runtime's rule is one uint8 scale and zero point for all of x, and one for all
-    of h at a step. Results differ by what these roundings make of about half a step each; in the
-    tests, on random layers and x, ONNX Runtime's y differs from the exact y of the dequantised
-    weights by at most MEASURED_ORT, the layer's by MEASURED_OURS.
+    An int8 layer quantises x and h by its own rule (`LSTM.quantize`): a scale for each row and
+    step, symmetric. ONNX Runtime has one scale and zero point for all of x, and one for all of h at
+    a step, so results differ by these roundings. For LSTM(64, 128) with weights as drawn, 100 steps
+    and normal x, y differs from that of the dequantised weights by at most 0.006 (rms 0.0007), and
+    ONNX Runtime's by 0.007 (rms 0.001). On x86 CPUs without VNNI its products of uint8 and int8
+    saturate, unless a session has "session.x64quantprecision" = "1": there it differs by 0.3 (rms
+    0.015).
 
     Args:
         path_or_model: a file, or an `onnx.ModelProto`. External data are read from the file's

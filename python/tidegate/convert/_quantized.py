@@ -116,7 +116,7 @@ def _refuse(got: str, values: Array, wrong: Array, wanted: str) -> None:
     if not wrong.any():
         return
     place = tuple(int(index[0]) for index in np.nonzero(wrong))
-    raise ValueError(f"{got} {values[place]} at {list(place)}, {wanted}: {_AS_FLOATS}")
+    raise ValueError(f"{got} {values[place]!s} at {list(place)}, {wanted}: {_AS_FLOATS}")
 
 
 def regroup_array(stacked: Array, order: Sequence[int]) -> Array:

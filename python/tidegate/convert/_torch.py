@@ -131,10 +131,12 @@ def from_torch(
     An int8 layer's integers are in -127..127. PyTorch's observers also produce -128, wherever the
     number of greatest magnitude is negative: such a module is refused unless `dequantize` is True.
 
-    An int8 layer quantises x and h by its own rule (`LSTM.quantize`): one scale per row and step,
-    symmetric, 255 levels. PyTorch's rule is one scale and zero point for all rows, with 128 levels
-    on x86 ("reduced range"). In the tests, on random layers and x, PyTorch's y differs from the
-    exact y of the dequantised weights by at most MEASURED_TORCH, the layer's by MEASURED_OURS.
+    An int8 layer quantises x and h by its own rule (`LSTM.quantize`): a scale for each row and
+    step, symmetric, in 255 levels. PyTorch has one scale and zero point for all rows, with 128
+    levels ("reduced range"), so results differ by these roundings. For LSTM(64, 128) with weights
+    as drawn, 100 steps and normal x, y differs from that of the dequantised weights by at most
+    0.006 (rms 0.0008), and PyTorch's by 0.016 (rms 0.0022); for GRU(64, 128) by 0.010 (rms 0.0014)
+    and 0.025 (rms 0.0044).
 
     Args:
         module_or_state_dict: `nn.LSTM`, `nn.GRU`, `nn.LSTMCell`, `nn.GRUCell`, `nn.Linear`,
