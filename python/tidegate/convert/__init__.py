@@ -4,10 +4,10 @@
     layer = tidegate.convert.from_keras("model.keras", "encoder")
     layer = tidegate.convert.from_onnx("model.onnx", "encoder/LSTM")
 
-Quantised models give layers in int8 with the same integers and scales; `precision=` quantises on the
-way. What a layer cannot do exactly is refused with an error that names it. A framework is imported only
-by the calls that need it; arrays and Keras's files need none: a PyTorch state_dict of ndarrays,
-`keras_lstm`, `keras_gru`, `onnx_lstm`, `onnx_gru`.
+Quantised models of PyTorch and ONNX give layers in int8 with the same integers and scales;
+`precision=` quantises on the way. What a layer cannot do exactly is refused with an error that
+names it. A framework is imported only by the calls that need it; arrays and Keras's files need
+none: a PyTorch state_dict of ndarrays, `keras_lstm`, `keras_gru`, `onnx_lstm`, `onnx_gru`.
 """
 
 from tidegate.convert._keras import Merged, from_keras, keras_gru, keras_lengths, keras_lstm

@@ -104,7 +104,7 @@ def from_onnx(
 
     An int8 layer quantises x and h by its own rule (`LSTM.quantize`): a scale for each row and
     step, symmetric. ONNX Runtime has one scale and zero point for all of x, and one for all of h at
-    a step, so results differ by these roundings. For LSTM(64, 128) with weights as drawn, 100 steps
+    a step, so results differ by these roundings. For LSTM(64, 128) with random weights, 100 steps
     and normal x, y differs from that of the dequantised weights by at most 0.006 (rms 0.0007), and
     ONNX Runtime's by 0.007 (rms 0.001). On x86 CPUs without VNNI its products of uint8 and int8
     saturate, unless a session has "session.x64quantprecision" = "1": there it differs by 0.3 (rms

@@ -129,14 +129,15 @@ def from_torch(
     float16 weights a float32 layer. The state_dict of such a module, which holds packed weights,
     can be converted too, but not a file of it, which has to be loaded with `weights_only=False`.
     An int8 layer's integers are in -127..127. PyTorch's observers also produce -128, wherever the
-    number of greatest magnitude is negative: such a module is refused unless `dequantize` is True.
+    number of greatest magnitude is negative: such a module is refused unless `dequantize` is True
+    (together with precision="int8", which rounds the weights once more, to scales of rows).
 
     An int8 layer quantises x and h by its own rule (`LSTM.quantize`): a scale for each row and
     step, symmetric, in 255 levels. PyTorch has one scale and zero point for all rows, with 128
-    levels ("reduced range"), so results differ by these roundings. For LSTM(64, 128) with weights
-    as drawn, 100 steps and normal x, y differs from that of the dequantised weights by at most
-    0.006 (rms 0.0008), and PyTorch's by 0.016 (rms 0.0022); for GRU(64, 128) by 0.010 (rms 0.0014)
-    and 0.025 (rms 0.0044).
+    levels ("reduced range"), so results differ by these roundings. For LSTM(64, 128) with random
+    weights, 100 steps and normal x, y differs from that of the dequantised weights by at most 0.006
+    (rms 0.0008), and PyTorch's by 0.016 (rms 0.0022); for GRU(64, 128) by 0.010 (rms 0.0014) and
+    0.025 (rms 0.0044).
 
     Args:
         module_or_state_dict: `nn.LSTM`, `nn.GRU`, `nn.LSTMCell`, `nn.GRUCell`, `nn.Linear`,
