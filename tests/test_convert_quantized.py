@@ -829,12 +829,13 @@ def test_large_weights_are_not_too_much() -> None:
     }
     nodes = []
     for role in "WR":
-        names = [role + part for part in "qabc"]
+        names = [role + part for part in "qabcdef"]
         nodes += [
             make_node("DequantizeLinear", [names[0], "s"], names[1:2], axis=1),
             make_node("Transpose", names[1:2], names[2:3]),
-            make_node("Unsqueeze", [names[2], "axis"], names[3:]),
-            make_node("Identity", names[3:], [role]),
+            make_node("Unsqueeze", [names[2], "axis"], names[3:4]),
+            *(make_node("Identity", names[k : k + 1], names[k + 1 : k + 2]) for k in (3, 4, 5)),
+            make_node("Identity", names[6:], [role]),
         ]
     node = make_node("LSTM", ["X", "W", "R"], ["Y"], hidden_size=600)
     layer = convert.from_onnx(make_model([*nodes, node], tensors, opset=13))
@@ -1032,6 +1033,20 @@ def test_float16_modules_are_float32(torch: Any) -> None:
                 wanted = wanted.astype(np.float16).astype(np.float32)
             np.testing.assert_array_equal(layer.params[name], wanted)
         same(convert.from_torch(module, "0", dequantize=True), layer)
+
+
+def test_layers_of_which_only_some_are_int8_are_float32(torch: Any) -> None:
+    source = float_module(torch, "LSTM", num_layers=2)
+    module, halves = (
+        quantize_dynamic(torch, torch.nn.Sequential(source), scheme)[0]
+        for scheme in ("per tensor", "float16")
+    )
+    module._all_weight_values[1] = halves._all_weight_values[1]
+    layer = convert.from_torch(module)
+    assert repr(layer) == repr(tg.LSTM(INPUTS, HIDDEN, 2))
+    floats = stored_weights(module)[2]
+    for name, array in floats.items():
+        np.testing.assert_array_equal(layer.params[name], array)
 
 
 def test_packed_weights_that_do_not_reveal_directions(torch: Any) -> None:

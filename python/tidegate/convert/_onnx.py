@@ -324,11 +324,13 @@ class _Converter:
         quantized: dict[str, QuantizedWeight | None]
         if self._operator == QUANTIZED_LSTM:
             quantized = {role: self._stored_integers(role, self._weight(role)) for role in "WR"}
+        elif self._dequantize:
+            return weights
         else:
             quantized = {
                 role: self._constants.quantized(self._scope, self._keys[role]) for role in "WR"
             }
-            if self._dequantize or None in quantized.values():
+            if None in quantized.values():
                 return weights
         for role, weight in quantized.items():
             assert weight is not None
