@@ -207,6 +207,49 @@ def test_a_stream_copies_and_pickles(precision, rng):
         assert_same_bits(other.step(x_t), stream.step(x_t))
 
 
+@every_case
+@every_precision
+def test_what_quantising_changes(case, precision, rng):
+    layer = make(case)
+    quantised = layer.quantize(precision)
+    x = rng.standard_normal((6, 3, layer.input_size)).astype(np.float32)
+    lengths = [6, 0, 4]
+    found = quantised.compare(layer, x, lengths=lengths)
+    (y, _), (wanted, _) = (each(x, lengths=lengths) for each in (quantised, layer))
+    error = (y - wanted).astype(np.float64)
+    valid = np.arange(6)[:, None] < np.array(lengths)
+    rms = np.sqrt(np.mean(error[valid] ** 2))
+    assert found["y"].max == np.abs(error).max() > 0
+    assert found["y"].rms == pytest.approx(rms)
+    signal = np.sqrt(np.mean(wanted[valid].astype(np.float64) ** 2))
+    assert found["y"].snr == pytest.approx(20 * np.log10(signal / rms))
+    _, _, tape = layer.forward(x, lengths=lengths)
+    names = [f"l0.{name}" for name in tape.gates()]
+    assert set(names) < set(found)
+    assert len(found) == 1 + len(names) * layer.num_layers * (1 + layer.bidirectional)
+    assert all(0 < found[name].max < 0.1 for name in names)
+    assert "dB" in repr(found)
+    same = quantised.compare(quantised.dequantize(), np.zeros_like(x))
+    if precision == "bfloat16" and not layer.bias:
+        assert same["y"].snr == np.inf
+
+
+def test_arguments_of_compare():
+    layer = tg.LSTM(3, 4)
+    quantised = layer.quantize("int8")
+    x = np.zeros((2, 1, 3), np.float32)
+    with pytest.raises(ValueError, match="compare: got a layer in float32"):
+        layer.compare(layer, x)
+    with pytest.raises(TypeError, match="layer: got int, wanted an LSTM"):
+        quantised.compare(3, x)
+    with pytest.raises(ValueError, match="layer: got a layer in int8, wanted one in float32"):
+        quantised.compare(quantised, x)
+    with pytest.raises(ValueError, match=r"layer: got LSTM\(3, 5\), wanted the options of LSTM"):
+        quantised.compare(tg.LSTM(3, 5), x)
+    with pytest.raises(TypeError, match="x: got dtype float64"):
+        quantised.compare(layer, x.astype(np.float64))
+
+
 # ---- Refusals ------------------------------------------------------------------------------------
 
 

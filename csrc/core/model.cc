@@ -121,18 +121,14 @@ template <class T>
 std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs<T>& outputs,
                                           int num_threads) const {
   const Config& config = impl_->config;
-  if (precision() != Precision::exact) {
-    throw std::invalid_argument(std::string("precision: a model in ") +
-                                precision_name<T>(precision()) +
-                                " is for inference; train the model from which it was made");
-  }
-  config.validate_training();
+  const bool trains = precision() == Precision::exact;
+  if (trains) config.validate_training();
   const CallSize size = check_inputs(config, inputs);
   check_outputs(config, size, outputs);
   const int threads = allowed_threads(num_threads);
   const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
   auto tape = std::make_unique<typename Tape<T>::Impl>(
-      config, impl_->weights(threads, true), schedule.owned(), inputs.dropout_scale != nullptr);
+      config, impl_->weights(threads, trains), schedule.owned(), inputs.dropout_scale != nullptr);
   const PlannedCall plan =
       plan_call({config, Work::forward, size.steps, size.batch, tape->weights->storage().cost},
                 threads, tape->weights->memory());
@@ -180,6 +176,11 @@ double Tape<T>::backward_cost() const noexcept {
 template <class T>
 void Tape<T>::backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
                        int num_threads) const {
+  const StorageKernels<T>& storage = impl_->weights->storage();
+  if (storage.kind != kExactWeights) {
+    throw std::invalid_argument(std::string("precision: a model in ") + storage.cost.name +
+                                " is for inference; train the model from which it was made");
+  }
   check_gradients(impl_->config, impl_->size(), outputs, inputs);
   run_backward<T>(*impl_, outputs, inputs, allowed_threads(num_threads));
 }

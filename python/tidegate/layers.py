@@ -29,6 +29,7 @@ from tidegate.checks import (
     check_probability,
     check_seed,
 )
+from tidegate.comparison import Comparison, compare
 from tidegate.linear import dropout_scale
 from tidegate.params import Gradients, Params
 from tidegate.streams import Stream
@@ -454,6 +455,45 @@ class RecurrentLayer(Generic[State, GivenState]):
                 f"dequantize: got a layer in {self.precision}, wanted one that quantize made"
             )
         return self._with(flat=self._model.flat)
+
+    def compare(
+        self,
+        layer: RecurrentLayer[State, GivenState],
+        x: Array,
+        state: GivenState | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        reset: Array | None = None,
+    ) -> Comparison:
+        """What quantising has changed, on your own data: this layer against the exact one.
+
+        Both layers run the whole network, each with its own states, and the results, gates and cell
+        states of every layer and direction are compared: the greatest difference, its root mean
+        square, and the signal-to-noise ratio.
+
+        Args:
+            layer: the layer from which this one was made, of the same options, in float32.
+            x, state, lengths, reset: as in a call. All values of the gates are kept meanwhile.
+
+        Returns:
+            The differences by name: `comparison["y"].snr`, `comparison["l0.i"].max`.
+
+        Raises:
+            TypeError: layer is not a recurrent layer.
+            ValueError: this layer is not in low precision, or the other one is; the options differ;
+                the layer cannot be trained (as one with a clip), so that its gates are not known.
+            TypeError, ValueError, MemoryError, KeyboardInterrupt: as in a call.
+        """
+        if self._model.quantized is None:
+            raise ValueError(
+                f"compare: got a layer in {self.precision}, wanted one that quantize made"
+            )
+        if not isinstance(layer, RecurrentLayer):
+            raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM, a GRU or an MGU")
+        check_exact("layer", layer)
+        if layer._config != self._config or layer.batch_first != self.batch_first:
+            raise ValueError(f"layer: got {layer!r}, wanted the options of {self!r}")
+        return compare(self, layer, x, state, check_integers("lengths", lengths), reset)
 
     def _with(self: Layer, **parameters: Any) -> Layer:
         """A layer with other parameters: `flat`, or `quantized`, as in a pickled state."""

@@ -494,7 +494,7 @@ TEST(a_model_in_low_precision_cannot_be_changed) {
       in.x = view(x.data(), 1, 1, config.input_size);
       Outputs<float> out;
       out.y = view(y.data(), 1, 1, config.output_size());
-      low.record(in, out);
+      low.record(in, out)->backward({}, {});
     });
     const Model<double> twice(config);
     CHECK(invalid_argument_of([&] { twice.quantize(Precision::int8); }) == kOnlyFloat);

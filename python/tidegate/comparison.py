@@ -1,0 +1,99 @@
+"""What quantising a layer has changed, on data of the user: see `LSTM.compare`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tidegate import _core
+from tidegate.checks import Array
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference between the values of one quantity in two layers, over all valid steps.
+
+    Attributes:
+        max: the greatest magnitude of the difference.
+        rms: the square root of its mean square.
+        snr: the signal-to-noise ratio in dB: 10 log10 of the mean square of the exact values over
+            that of the difference; infinite if there is no difference.
+    """
+
+    max: float
+    rms: float
+    snr: float
+
+    @classmethod
+    def of(cls, got: Array, wanted: Array) -> Difference:
+        """The difference of arrays of one shape; padded steps are zero in both."""
+        error = got.astype(np.float64) - wanted
+        noise, signal = float(np.sum(error**2)), float(np.sum(wanted.astype(np.float64) ** 2))
+        valid = np.count_nonzero(np.any(wanted != 0, axis=-1) | np.any(error != 0, axis=-1))
+        count = max(1, valid * wanted.shape[-1])
+        if noise == 0:
+            snr = math.inf
+        else:
+            snr = 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+        return cls(float(np.max(np.abs(error), initial=0.0)), math.sqrt(noise / count), snr)
+
+
+class Comparison(Mapping[str, Difference]):
+    """The differences of `layer.compare`, by name.
+
+    `comparison["y"]` is that of the result. `comparison["l0.i"]` is that of the gate i of layer 0,
+    after its activation, and "l0_reverse.i" that of the second direction: of every gate, and of the
+    states h and c. `repr` shows all of them.
+    """
+
+    def __init__(self, precision: str, differences: Mapping[str, Difference]) -> None:
+        self._precision = precision
+        self._differences = dict(differences)
+
+    def __getitem__(self, name: str) -> Difference:
+        return self._differences[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._differences)
+
+    def __len__(self) -> int:
+        return len(self._differences)
+
+    def __repr__(self) -> str:
+        width = max(len(name) for name in self)
+        lines = [
+            f"Comparison({self._precision}):",
+            f"{'':{width}}  {'max':>9} {'rms':>9} {'snr':>9}",
+        ]
+        lines += [
+            f"{name:{width}}  {d.max:9.2e} {d.rms:9.2e} {d.snr:6.1f} dB" for name, d in self.items()
+        ]
+        return "\n".join(lines)
+
+
+def compare(
+    quantised: Any, layer: Any, x: Array, state: Any, lengths: Any, reset: Array | None
+) -> Comparison:
+    """The differences of a layer in low precision from an exact one; see `LSTM.compare`."""
+    results = []
+    for each in (quantised, layer):
+        y, _, tape = each._model.record(x, state, lengths, reset, None, None)
+        results.append((y, _quantities(each, tape)))
+    (y, got), (wanted_y, wanted) = results
+    differences = {"y": Difference.of(y, wanted_y)}
+    differences |= {name: Difference.of(got[name], wanted[name]) for name in wanted}
+    return Comparison(quantised.precision, differences)
+
+
+def _quantities(layer: Any, tape: _core.Tape) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for k in range(layer.num_layers):
+        for reverse in range(2 if layer.bidirectional else 1):
+            prefix = f"l{k}_reverse." if reverse else f"l{k}."
+            gates = tape.gates(layer=k, reverse=bool(reverse))
+            found |= {prefix + name: values for name, values in gates.items()}
+    return found
