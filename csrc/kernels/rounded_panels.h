@@ -16,8 +16,7 @@ namespace {
 
 constexpr Index kBlockBytes = 64;
 
-// `Weights` defines `Element` (of a panel), `Row` (an element of a rounded row), `group`,
-// `round(weight, scale)`, `round_row` and `has_scales`: see storage.h.
+// `Weights`: see rounded_phase.h.
 template <class Weights>
 struct RoundedPanels {
   using Element = typename Weights::Element;

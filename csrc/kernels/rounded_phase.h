@@ -1,6 +1,18 @@
 // The products of a phase for storages that round both the weights and the rows: the loops over
 // tiles. The arithmetic of a tile is that of the storage.
 //
+// The storage's file (bf16_weights.cc, int8_weights.cc) defines a class with these members:
+//
+//   kind, cost, grain   as in StorageKernels
+//   Element, Row    the types of an element of a panel and of a rounded row
+//   group           the number of adjacent k's of a unit in a panel, see rounded_panels.h
+//   has_scales      whether each unit has a scale, WeightBlock::scales
+//   round           a weight as an Element
+//   round_row       rounds a row, and returns its RowScale
+//   add_product     adds the product of a tile to its accumulators
+//   row_vectors, tile_rows, tile_vectors   the size of a tile with one row, and with several
+//   add_tile, add_scaled   with a matrix unit, see matrix_phase.h
+//
 // The rows of a call are rounded first. Rounding takes a small part of the time of the products,
 // which read a rounded row for all units; hence each thread rounds all rows that it reads.
 #ifndef TIDEGATE_KERNELS_ROUNDED_PHASE_H_
