@@ -1068,7 +1068,7 @@ SCALE = "head.weight_scale"
         ),
         (
             first_bytes(SCALE, struct.pack("<f", 0)),
-            'tensor "head.weight": got the scale 0.* for row 0, wanted a positive number',
+            'tensor "head.weight": got the scale 0.* for row 0, wanted a positive finite number',
         ),
         (
             first_bytes(SCALE, struct.pack("<ff", 1, -2)),

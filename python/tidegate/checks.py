@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, Literal, SupportsIndex, TypeAlias, get_args
+from typing import Any, Literal, SupportsIndex, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -22,7 +22,7 @@ Array: TypeAlias = NDArray[Any]
 Precision: TypeAlias = Literal["bfloat16", "int8"]
 
 
-def check_precision(precision: object) -> str:
+def check_precision(precision: object) -> Precision:
     """The name of a low precision.
 
     Raises:
@@ -34,7 +34,7 @@ def check_precision(precision: object) -> str:
         raise TypeError(f"precision: got {precision!r}, {wanted}")
     if precision not in get_args(Precision):
         raise ValueError(f"precision: got {precision!r}, {wanted}")
-    return precision
+    return cast(Precision, precision)
 
 
 def check_exact(what: str, layer: Any) -> None:

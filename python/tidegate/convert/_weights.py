@@ -10,7 +10,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, TypeAlias, TypeVar, cast, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -164,12 +164,7 @@ def check_wanted_precision(precision: object) -> Precision | None:
         TypeError: precision is neither a str nor None.
         ValueError: it is neither "bfloat16" nor "int8".
     """
-    if precision is None:
-        return None
-    name = check_precision(precision)
-    if name not in ("bfloat16", "int8"):
-        raise ValueError(f"precision: got {name!r}, wanted 'bfloat16', 'int8' or None")
-    return cast(Precision, name)
+    return None if precision is None else check_precision(precision)
 
 
 def in_precision(layer: _Layer, precision: Precision | None) -> _Layer:

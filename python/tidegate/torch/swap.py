@@ -65,8 +65,7 @@ def accelerate(
     _check_module(model)
     freeze = check_bool("freeze", freeze)
     if precision is not None:
-        if check_precision(precision) not in ("bfloat16", "int8"):
-            raise ValueError(f"precision: got {precision!r}, wanted 'bfloat16' or 'int8'")
+        check_precision(precision)
         if not freeze:
             raise ValueError(
                 f"precision: got {precision!r} with freeze=False; only frozen modules are "
