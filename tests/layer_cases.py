@@ -69,8 +69,8 @@ STREAMABLE = [
 ]
 
 
-# The arithmetics of inference, as options of `make`.
-ARITHMETICS: dict[str, dict[str, Any]] = {
+# The arithmetic of inference, as options of `make`.
+ARITHMETIC_OPTIONS: dict[str, dict[str, Any]] = {
     "f32": {"dtype": np.float32},
     "f64": {"dtype": np.float64},
     "bf16": {"precision": "bfloat16"},

@@ -20,7 +20,7 @@ import pytest
 
 import tidegate as tg
 from layer_cases import (
-    ARITHMETICS,
+    ARITHMETIC_OPTIONS,
     CASES,
     INPUT_SIZE,
     STREAMABLE,
@@ -39,7 +39,9 @@ T, N = 7, 6
 every_case = pytest.mark.parametrize("case", CASES)
 every_streamable = pytest.mark.parametrize("case", STREAMABLE)
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
-every_arithmetic = pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
+every_arithmetic = pytest.mark.parametrize(
+    "arithmetic", ARITHMETIC_OPTIONS.values(), ids=ARITHMETIC_OPTIONS
+)
 every_division = pytest.mark.parametrize("division", ["rows", "units"])
 
 

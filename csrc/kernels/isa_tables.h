@@ -47,14 +47,12 @@ struct ForTypes {
 extern "C" {
 extern const ForTypes<StorageKernels> TIDEGATE_BASE_TABLE(exact_weights);
 extern const StorageKernels<float> TIDEGATE_BASE_TABLE(bf16_weights);
+extern const StorageKernels<float> TIDEGATE_TABLE(bf16_weights);
 extern const StorageKernels<float> TIDEGATE_TABLE(int8_weights);
 extern const ForTypes<CellKernels> TIDEGATE_BASE_TABLE(cells);
 extern const ForTypes<OuterKernels> TIDEGATE_BASE_TABLE(outer);
 extern const ForTypes<ArrayKernels> TIDEGATE_BASE_TABLE(arrays);
 extern const KernelTable TIDEGATE_TABLE(kernels);
-#ifdef TIDEGATE_AMX
-extern const StorageKernels<float> TIDEGATE_TABLE(bf16_weights);
-#endif
 }
 
 }  // namespace tidegate

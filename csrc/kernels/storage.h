@@ -1,6 +1,6 @@
-// A storage of weights for rows in the type of the computation. Its file (exact_weights.h) defines a
-// class with these members, on which products and packing are templates. Storages that round rows,
-// too, are described in rounded_phase.h.
+// A storage of weights for rows in the type of the computation. Its file (exact_weights.h) defines
+// a class with these members, on which products and packing are templates. Storages that round
+// rows, too, are described in rounded_phase.h.
 //
 //   kind            its StorageKind
 //   using Value     the type of rows, accumulators and cells: float or double
