@@ -129,8 +129,8 @@ class TIDEGATE_EXPORT Model {
 
   // Inference: keeps no tape. num_threads 0: the setting in force.
   void run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0) const;
-  // Training: writes the same results, and returns the tape for backward. In low precision, the tape
-  // only tells its gates and states: backward() throws std::invalid_argument.
+  // Training: writes the same results, and returns the tape for backward. In low precision, the
+  // tape only tells its gates and states: backward() throws std::invalid_argument.
   std::unique_ptr<Tape<T>> record(const Inputs<T>& inputs, const Outputs<T>& outputs,
                                   int num_threads = 0) const;
 
