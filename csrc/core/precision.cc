@@ -159,18 +159,17 @@ void check_quantized(const std::vector<Parameter>& layout, const QuantizedParame
   for (const Parameter& parameter : layout) {
     if (parameter.columns == 0) continue;
     require_depth(parameter);
-    for (Index row = 0; row < parameter.rows; ++row, ++scale) {
-      if (std::isnormal(*scale) && *scale > 0 && *scale <= kMost / kLevels) continue;
+    for (Index row = 0; row < parameter.rows; ++row, ++scale, values += parameter.columns) {
+      const bool has_least = std::find(values, values + parameter.columns, std::int8_t{-128}) !=
+                             values + parameter.columns;
+      const float levels = has_least ? 128 : kLevels;
+      if (std::isnormal(*scale) && *scale > 0 && *scale <= kMost / levels) continue;
       char text[32];
       std::snprintf(text, sizeof text, "%g", static_cast<double>(*scale));
       throw std::invalid_argument(parameter.name + ": got the scale " + text + " for row " +
                                   std::to_string(row) +
                                   ", wanted a positive finite number, 1.18e-38 to 2.67e36");
     }
-    const std::int8_t* const end = values + parameter.size();
-    if (std::find(values, end, std::int8_t{-128}) != end)
-      throw std::invalid_argument(parameter.name + ": got -128, wanted integers in -127..127");
-    values = end;
   }
 }
 

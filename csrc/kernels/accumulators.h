@@ -69,6 +69,17 @@ inline TileMemory<T, const T> biases_of(const PhaseCall<T>& call, Index slice, i
   return {call.bias + slice * kSlice + gate * Vec<T>::width, 0, kSlice};
 }
 
+// Sets the accumulators of R rows and S slices to the bias.
+template <PhaseShape Shape, int R, int S>
+inline __attribute__((always_inline)) void begin_at_bias(const PhaseCall<float>& call, Index row,
+                                                         Index slice) {
+  const TileMemory<float> to = accumulators_of(call, row, slice, 0);
+  const TileMemory<float, const float> from = biases_of<Shape.gates>(call, slice, 0);
+  each_vector<R, S, Shape.gates>([&](int r, int s, int g) __attribute__((always_inline)) {
+    store(to.at(r, s, g), load(from.at(r, s, g)));
+  });
+}
+
 }  // namespace
 }  // namespace tidegate
 

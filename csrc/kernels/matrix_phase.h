@@ -8,12 +8,16 @@
 #include "kernels/accumulators.h"
 #include "kernels/blocking.h"
 #include "kernels/matrix_unit.h"
+#include "kernels/product.h"
 #include "kernels/rounded_panels.h"
 #include "kernels/table.h"
 #include "kernels/vec.h"
 
 namespace tidegate {
 namespace {
+
+// With fewer rows, the matrix unit would wait for the weights.
+constexpr Index kMinMatrixRows = 5;
 
 // The vectors of units that a block of sums has, one or two: gates of a slice, or a gate of two
 // slices. Strides from the first to the second, in elements.

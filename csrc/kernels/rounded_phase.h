@@ -26,6 +26,9 @@
 #include "kernels/rounded_panels.h"
 #include "kernels/table.h"
 #include "kernels/vec.h"
+#ifdef TIDEGATE_AMX
+#include "kernels/matrix_phase.h"
+#endif
 
 namespace tidegate {
 namespace {
@@ -90,17 +93,6 @@ inline __attribute__((always_inline)) void add_products(const Arguments&... argu
   }
 }
 
-// Sets the accumulators of R rows and S slices to the bias.
-template <PhaseShape Shape, int R, int S>
-inline __attribute__((always_inline)) void begin_at_bias(const PhaseCall<float>& call, Index row,
-                                                         Index slice) {
-  const TileMemory<float> to = accumulators_of(call, row, slice, 0);
-  const TileMemory<float, const float> from = biases_of<Shape.gates>(call, slice, 0);
-  each_vector<R, S, Shape.gates>([&](int r, int s, int g) __attribute__((always_inline)) {
-    store(to.at(r, s, g), load(from.at(r, s, g)));
-  });
-}
-
 // The tiles of the slices [begin, end) and all rows: `Rows` rows and about `Vectors` vectors each.
 template <class Weights, PhaseShape Shape, int Rows, int Vectors>
 __attribute__((noinline)) void rounded_sweep(const PhaseCall<float>& call,
@@ -125,16 +117,6 @@ __attribute__((noinline)) void rounded_sweep(const PhaseCall<float>& call,
     });
   }
 }
-
-#ifdef TIDEGATE_AMX
-}  // namespace
-}  // namespace tidegate
-#include "kernels/matrix_phase.h"
-namespace tidegate {
-namespace {
-// With fewer rows, the matrix unit would wait for the weights.
-constexpr Index kMinMatrixRows = 5;
-#endif
 
 // The products of a call's phase.
 template <class Weights, PhaseShape Shape>

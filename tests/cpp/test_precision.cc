@@ -397,8 +397,6 @@ TEST(parameters_that_are_refused) {
   CHECK(int8_refusal([](Q& q) { q.vectors.clear(); }) == "vectors: got 0 elements, wanted 2");
   CHECK(int8_refusal([](Q& q) { q.bfloat16.push_back(0); }) ==
         "bfloat16: got 1 elements, wanted 0");
-  CHECK(int8_refusal([](Q& q) { q.int8[3] = -128; }) ==
-        "p0: got -128, wanted integers in -127..127");
   CHECK(int8_refusal([](Q& q) { q.scales[1] = -1; }) ==
         "p0: got the scale -1 for row 1, wanted a positive finite number, 1.18e-38 to 2.67e36");
   for (const float wrong : {0.0f, -0.0f, kNan, kInfinity, -kInfinity, 1e-40f}) {
@@ -419,11 +417,18 @@ TEST(int8_parameters_times_their_scale_are_finite) {
   const std::vector<float> values = {FLT_MAX, 1e37f, std::nextafter(FLT_MAX, 0.0f), 0};
   const QuantizedParameters q = quantize(matrix(2, 2), values.data(), Precision::int8);
   for (const float value : dequantized(matrix(2, 2), q)) CHECK(std::isfinite(value));
-  // A scale of which 127 times exceed FLT_MAX.
+  // Scales of which the greatest integer times exceeds FLT_MAX.
   QuantizedParameters given = q;
-  given.scales[0] = 1e37f;
-  CHECK(begins_with(invalid_argument_of([&] { check_quantized(matrix(2, 2), given); }),
-                    "weight_hh_l1: got the scale "));
+  for (const auto& [integer, scale] : {std::pair{127, 1e37f}, {-128, q.scales[0]}}) {
+    given.int8[0] = static_cast<std::int8_t>(integer);
+    given.scales[0] = scale;
+    CHECK(begins_with(invalid_argument_of([&] { check_quantized(matrix(2, 2), given); }),
+                      "weight_hh_l1: got the scale "));
+  }
+  // -128, which quantize() does not use.
+  given.scales[0] = 0.5f;
+  check_quantized(matrix(2, 2), given);
+  CHECK(dequantized(matrix(2, 2), given)[0] == -64);
 }
 
 TEST(precisions_have_names) {

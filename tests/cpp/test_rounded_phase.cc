@@ -618,7 +618,7 @@ TEST(int8_weights_are_nearest_integers) {
              {0, 2, 2, 0, -2, -2, 126, 127, -127, 0, 1, 0}));
   // Those of all scales are found again.
   std::vector<float> integers;
-  for (int q = -127; q <= 127; ++q) integers.push_back(static_cast<float>(q));
+  for (int q = -128; q <= 127; ++q) integers.push_back(static_cast<float>(q));
   Random random(3);
   for (int i = 0; i < 3000; ++i) {
     const float scale = std::ldexp(static_cast<float>((1 << 23) + random.below(1 << 23)),
@@ -672,6 +672,9 @@ TEST(int8_sums_are_exact_at_the_greatest_depth) {
   const auto wanted = static_cast<float>(kMaxInt8Depth * 127 * 127);
   CHECK(same(products<Int8Weights>({row, negative, mixed}, weights), {wanted, -wanted, -127.0f}));
   CHECK(same(products<Int8Weights>({negative}, weights), {-wanted}));
+  const std::vector<float> least(weights.size(), -128.0f);
+  const auto greatest = static_cast<float>(kMaxInt8Depth * 127 * 128);
+  CHECK(same(products<Int8Weights>({row, negative}, least), {-greatest, greatest}));
 }
 
 TEST(bfloat16_weights_are_nearest_even) {

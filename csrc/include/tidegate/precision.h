@@ -40,7 +40,7 @@ TIDEGATE_EXPORT std::optional<Precision> low_precision(std::string_view name);
 struct QuantizedParameters {
   Precision precision = Precision::int8;
   std::vector<std::uint16_t> bfloat16;  // all matrices, row-major, one after the other
-  std::vector<std::int8_t> int8;        // or these, in -127..127
+  std::vector<std::int8_t> int8;        // or these; quantize() does not use -128
   std::vector<float> scales;            // int8: of all rows of all matrices
   std::vector<float> vectors;           // all vectors
 };
@@ -52,8 +52,8 @@ struct QuantizedParameters {
 TIDEGATE_EXPORT QuantizedParameters quantize(const std::vector<Parameter>& layout,
                                              const float* parameters, Precision precision);
 
-// Throws std::invalid_argument unless these are parameters with this layout: sizes, integers in
-// -127..127, and scales that are positive and finite.
+// Throws std::invalid_argument unless these are parameters with this layout, and scales that are
+// positive and finite, also if they are multiplied by their integers.
 TIDEGATE_EXPORT void check_quantized(const std::vector<Parameter>& layout,
                                      const QuantizedParameters& parameters);
 

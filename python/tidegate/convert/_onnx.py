@@ -99,8 +99,8 @@ def from_onnx(
       for each row, however it was stored. The layer is of float32 if only one of W and R is
       quantised, or if a row has several scales (axis=2, blocks).
 
-    uint8 weights become int8, less 128. An int8 layer has no zero points, and its integers are in
-    -127..127; others are refused, unless `dequantize` is True.
+    uint8 weights become int8, less 128. An int8 layer has no zero points: others than 0 (int8) and
+    128 (uint8) are refused, unless `dequantize` is True.
 
     An int8 layer quantises x and h by its own rule (`LSTM.quantize`): a scale for each row and
     step, symmetric. ONNX Runtime has one scale and zero point for all of x, and one for all of h at
@@ -130,8 +130,8 @@ def from_onnx(
             constant initial state other than zero, or constant sequence_lens, which a layer does
             not have: `onnx_nodes` returns them beside it; a model that makes far more elements than
             it stores.
-        ValueError: quantised weights with a zero point other than 0 (int8) or 128 (uint8), with the
-            integer -128, or with a scale that is not a positive finite number.
+        ValueError: quantised weights with a zero point other than 0 (int8) or 128 (uint8), or with
+            a scale that is not a positive finite number.
         ImportError: onnx is not installed.
     """
     precision = check_wanted_precision(precision)

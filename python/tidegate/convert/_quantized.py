@@ -10,10 +10,9 @@ import numpy as np
 
 from tidegate.checks import Array
 
-# The integers and scales that the core accepts.
-_LEAST, _MOST = -127, 127
+# The scales that the core accepts for all integers.
 _LEAST_SCALE = np.finfo(np.float32).tiny
-_MOST_SCALE = np.finfo(np.float32).max / np.float32(_MOST)
+_MOST_SCALE = np.finfo(np.float32).max / np.float32(128)
 _AS_FLOATS = "pass dequantize=True for a float32 layer"
 
 
@@ -80,8 +79,8 @@ class QuantizedWeight:
         """Checks that an int8 layer can hold these integers and scales.
 
         Raises:
-            ValueError: a zero point is not in the middle, an integer is out of range, or a scale is
-                not a positive number. The message says what to do.
+            ValueError: a zero point is not in the middle, or a scale is not a positive number. The
+                message says what to do.
         """
         middle = self.zero_points.dtype.type(0 if self.values.dtype == np.int8 else 128)
         _refuse(
@@ -90,20 +89,13 @@ class QuantizedWeight:
             self.zero_points != middle,
             f"wanted {middle} for {self.values.dtype} weights, as an int8 layer has no zero points",
         )
-        integers = self.integers
-        _refuse(
-            f"{name}: got the integer",
-            integers,
-            integers < _LEAST,
-            f"wanted {_LEAST}..{_MOST}, the integers of an int8 layer",
-        )
         with np.errstate(invalid="ignore"):
             good = (self.scales >= _LEAST_SCALE) & (self.scales <= _MOST_SCALE)
         _refuse(
             f"{name}: got the scale",
             self.scales,
             ~good,
-            "wanted a positive finite number, neither denormal nor so great that 127 times it is "
+            "wanted a positive finite number, neither denormal nor so great that 128 times it is "
             "infinite",
         )
 

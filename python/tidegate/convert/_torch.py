@@ -128,10 +128,6 @@ def from_torch(
     per tensor or per channel, give a layer in int8 with the integers and scales of the module; with
     float16 weights a float32 layer. The state_dict of such a module, which holds packed weights,
     can be converted too, but not a file of it, which has to be loaded with `weights_only=False`.
-    An int8 layer's integers are in -127..127. PyTorch's observers also produce -128, wherever the
-    number of greatest magnitude is negative: such a module is refused unless `dequantize` is True
-    (together with precision="int8", which rounds the weights once more, to scales of rows).
-
     An int8 layer quantises x and h by its own rule (`LSTM.quantize`): a scale for each row and
     step, symmetric, in 255 levels. PyTorch has one scale and zero point for all rows, with 128
     levels ("reduced range"), so results differ by these roundings. For LSTM(64, 128) with random
@@ -170,7 +166,7 @@ def from_torch(
             this prefix (the message lists the existing ones), or more than one; a state_dict does
             not reveal how to compute a weight; masked elements; an Embedding with max_norm; a file
             that cannot be read, or one of several shards; quantised weights with a zero point other
-            than 0 or with the integer -128; a precision for an Embedding, or weights of float64.
+            than 0; a precision for an Embedding, or weights of float64.
         ImportError: a file's format needs a package that is not installed.
     """
     if not isinstance(prefix, str):
