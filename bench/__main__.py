@@ -23,7 +23,7 @@ from tidegate.bench import cpu_count, machine
 from tidegate.terminal import at_least, positive
 
 # The duration of each suite on two cores.
-MINUTES = {"quick": 5.0, "full": 90.0}
+MINUTES = {"quick": 5.0, "full": 90.0, "low": 20.0}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -267,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     counts = "1,2" if cpu_count() > 1 else "1"
     _add(run, "--threads", "thread counts, one after the other", _thread_counts, counts)
     _add_contenders(run)
-    what = "minutes for the suite; set the cells' rounds (default: 5 for quick, 90 for full)"
+    what = "minutes for the suite; set the cells' rounds (default: quick 5, full 90, low 20)"
     _add(run, "--minutes", what, positive)
     _add(run, "--min-rounds", "least rounds of a cell, even if they exceed the time", _rounds, 7)
     _add(run, "--max-rounds", "most rounds of a cell", _rounds, 25)

@@ -28,7 +28,8 @@ class Cell:
         ragged: whether rows have different lengths, uniform in 1..T.
         training: whether it is forward and backward with all gradients, or inference.
         threads: the number of threads that a contender may use.
-        dtype: "float32" or "float64".
+        dtype: "float32" or "float64", the dtype of the arrays.
+        precision: "bfloat16" or "int8", in which contenders compute in their own ways; "": dtype.
     """
 
     regime: str
@@ -43,6 +44,12 @@ class Cell:
     training: bool = False
     threads: int = 1
     dtype: str = "float32"
+    precision: str = ""
+
+    @property
+    def arithmetic(self) -> str:
+        """The precision of the products: "float32", "float64", "bfloat16" or "int8"."""
+        return self.precision or self.dtype
 
     @property
     def gates(self) -> int:
@@ -75,8 +82,8 @@ class Cell:
     def id(self) -> str:
         """A unique name, by which cells are selected, resumed and compared."""
         work = "training" if self.training else "inference"
-        dtype = "" if self.dtype == "float32" else f" {self.dtype}"
-        return f"{self.regime}: {self.network} {work}{dtype} {self.threads}t"
+        arithmetic = "" if self.arithmetic == "float32" else f" {self.arithmetic}"
+        return f"{self.regime}: {self.network} {work}{arithmetic} {self.threads}t"
 
     def lengths(self) -> Any:
         """(N,) valid steps of each row, or None: the same on every machine."""
@@ -98,13 +105,15 @@ class Cell:
             num_layers=self.num_layers,
             directions=self.directions,
             training=self.training,
-            element_size=np.dtype(self.dtype).itemsize,
+            element_size=_BYTES[self.arithmetic],
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The attributes, for JSON; `Cell(**d)` restores the cell."""
         return asdict(self)
 
+
+_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "int8": 1}
 
 # Regime -> (I, H, N, T) and further options. The sizes are those in use, from a wake word's network
 # to a language model's layer.
@@ -164,6 +173,24 @@ _DOUBLE = [
 ]
 
 
+# (I and H, N, T) in low precision: from a wake word's step to a batch.
+_LOW = [
+    *((size, 1, 1) for size in (64, 128, 256, 512, 1024)),
+    (512, 1, 100),
+    (256, 32, 50),
+    (512, 64, 50),
+    (1024, 64, 25),
+]
+
+
+def _in_low_precision() -> Iterator[Cell]:
+    for (size, batch, steps), kind, precision in itertools.product(
+        _LOW, ("lstm", "gru"), ("bfloat16", "int8")
+    ):
+        regime = "batch" if batch > 1 else "sequence" if steps > 1 else "step"
+        yield Cell(regime, kind, size, size, batch, steps, precision=precision)
+
+
 def _of_one_thread() -> Iterator[Cell]:
     for regime, shapes in _SHAPES.items():
         for (shape, options), kind in itertools.product(shapes, KINDS):
@@ -200,8 +227,8 @@ _QUICK = {
 
 
 def suite(name: str, threads: tuple[int, ...]) -> list[Cell]:
-    """The cells of suite "quick" or "full", thread count by thread count."""
-    cells = list(_of_one_thread())
+    """The cells of suite "quick", "full" or "low" (low precision), one thread count at a time."""
+    cells = list(_in_low_precision() if name == "low" else _of_one_thread())
     if name == "quick":
         cells = [
             cell

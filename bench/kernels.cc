@@ -353,7 +353,7 @@ void report_threads() {
 
 template <class T>
 void report(const char* dtype, const Activations<T>& activations) {
-  const double peak = fma_rate(sizeof(T));
+  const double peak = product_rate(sizeof(T) == sizeof(float) ? "float32" : "float64");
   std::printf("\n== %s, %s: FMA peak %.1f GFLOP/s\n", isa().c_str(), dtype, peak);
   report_products<T>(peak);
   report_one_row<T>();

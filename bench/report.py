@@ -57,7 +57,7 @@ def _work(training: bool) -> str:
 
 def _network(summary: Summary) -> str:
     cell = summary.cell
-    return cell.network + ("" if cell.dtype == "float32" else f" {cell.dtype}")
+    return cell.network + ("" if cell.arithmetic == "float32" else f" {cell.arithmetic}")
 
 
 def _peer_text(summary: Summary, name: str) -> str:
@@ -94,6 +94,14 @@ def _memory_text(summary: Summary) -> str:
     return " / ".join(bytes_text(size) if size else "-" for size in (own, min(peers, default=0)))
 
 
+def _errors_text(summary: Summary) -> str:
+    """In low precision, Tidegate's error, and the best peer's."""
+    if not summary.cell.precision:
+        return "-"
+    names = ("tidegate", summary.best or "")
+    return " / ".join(f"{summary.errors[n]:.1e}" if n in summary.errors else "-" for n in names)
+
+
 _Column = tuple[str, Callable[[Summary], str]]
 
 
@@ -111,6 +119,7 @@ def _columns() -> list[_Column]:
         *(peer_column(name) for name in PEERS),
         ("best peer's time / Tidegate's", _best_text),
         ("memory, Tidegate / least", _memory_text),
+        ("error, Tidegate / best peer", _errors_text),
     ]
 
 

@@ -148,6 +148,7 @@ class Summary:
         memory: contender -> peak bytes.
         remarks: why a figure is implausible, with the likely cause: by peer, for its ratio; by
             "limit", for the fraction reached.
+        errors: contender -> its largest error, relative to an array's largest element.
     """
 
     cell: Cell
@@ -158,6 +159,7 @@ class Summary:
     absent: dict[str, str]
     memory: dict[str, int]
     remarks: dict[str, str]
+    errors: dict[str, float]
 
     @property
     def ratio(self) -> Estimate | None:
@@ -207,6 +209,7 @@ def summarize(record: dict[str, Any]) -> Summary:
         remarks=remarks,
         absent={n: entry["status"] for n, entry in entries.items() if entry["status"] != "ok"},
         memory={n: entry["peak_bytes"] for n, entry in entries.items() if "peak_bytes" in entry},
+        errors={n: entry["error"] for n, entry in entries.items() if "error" in entry},
     )
 
 

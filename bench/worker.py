@@ -33,7 +33,7 @@ from bench.contenders import Contender, make_contender
 from bench.grid import Cell
 from bench.problem import make_problem
 from bench.sampling import Sampler
-from tidegate.bench import fma_rate, read_rate
+from tidegate.bench import product_rate, read_rate
 
 # The name of the worker that measures the machine's limits and has no contender.
 LIMITS = "limits"
@@ -127,10 +127,10 @@ class Server:
         ns, calls = self._sampler.run_for(seconds)
         return {"ns": ns, "calls": calls}
 
-    def do_limits(self, element_size: int, size: int, sgemm: bool) -> dict[str, Any]:
+    def do_limits(self, precision: str, size: int, sgemm: bool) -> dict[str, Any]:
         """The machine's current rates, per second, for all threads together."""
         rates = {
-            "fma": fma_rate(element_size, self._threads),
+            "fma": product_rate(precision, self._threads),
             "read": read_rate(size, self._threads),
         }
         if sgemm:

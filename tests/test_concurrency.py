@@ -310,7 +310,7 @@ LOOPS = {
     "load": "tg.load(path)",
     "save": "tg.save(f'{path}-{threading.get_ident()}', layer)",
     "index": "layer(x, num_threads=Index())",
-    "measure": "_core.fma_rate(4)",
+    "measure": "_core.product_rate('float32')",
 }
 AT_EXIT = """
 import sys, threading, time

@@ -6,7 +6,7 @@ A contender's library is imported when the contender is made, in its own process
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,6 +63,8 @@ class Contender:
     name: ClassVar[str]
     trains: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = KINDS  # the kinds of cells that it supports
+    # Low precision -> the kinds of cells that it supports in it, in inference.
+    low_precisions: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -77,6 +79,10 @@ class Contender:
             return "training"
         if cell.kind not in self.kinds:
             return _KIND_NAMES[cell.kind]
+        if cell.precision and cell.kind not in self.low_precisions.get(cell.precision, ()):
+            return f"{_KIND_NAMES[cell.kind]} in {cell.precision}"
+        if cell.precision and cell.training:
+            return f"training in {cell.precision}"
         return None
 
     def prepare(self, problem: Problem) -> Task:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bench.contenders import Contender, Task
-from bench.grid import Cell
+from bench.grid import KINDS, Cell
 from bench.problem import PARAMETERS, Problem
 
 
@@ -23,6 +23,7 @@ class Contestant(Contender):
     """JAX, with one thread for each processor that the worker is pinned to."""
 
     name = "jax"
+    low_precisions: ClassVar[dict[str, tuple[str, ...]]] = {"bfloat16": KINDS}
 
     def versions(self) -> dict[str, str]:
         """The versions of JAX and of its compiled part."""
@@ -39,9 +40,13 @@ class Contestant(Contender):
 def _device_params(problem: Problem, params: dict[str, Any]) -> list[tuple[Any, ...]]:
     """(W^T, U^T, b, v) for each layer and direction."""
     return [
-        tuple(jnp.asarray(np.ascontiguousarray(arrays[name].T)) for name in PARAMETERS)
+        tuple(_device_array(problem, np.ascontiguousarray(arrays[name].T)) for name in PARAMETERS)
         for arrays in replace(problem, params=params).directed_layers()
     ]
+
+
+def _device_array(problem: Problem, array: Any) -> Any:
+    return jnp.asarray(array, jnp.bfloat16 if problem.cell.precision else array.dtype)
 
 
 def _lstm(a: Any, state: tuple[Any, ...], u: Any, v: Any) -> tuple[Any, ...]:
@@ -114,7 +119,8 @@ def _inputs(problem: Problem) -> tuple[Any, Any, Any]:
     if problem.lengths is not None:
         steps = np.arange(problem.cell.steps)[:, np.newaxis, np.newaxis]
         active = jnp.asarray(steps < problem.lengths[:, np.newaxis])
-    return jnp.asarray(problem.x), tuple(jnp.asarray(member) for member in problem.state), active
+    state = tuple(_device_array(problem, member) for member in problem.state)
+    return _device_array(problem, problem.x), state, active
 
 
 def _inference(problem: Problem) -> Task:
@@ -131,8 +137,8 @@ def _inference(problem: Problem) -> Task:
         last[:] = jax.block_until_ready(call(params, x, last[1], active))
 
     def results() -> dict[str, Any]:
-        named = {f"{name}_n": np.asarray(member) for name, member in zip("hc", last[1])}
-        return {"y": np.asarray(last[0])} | named
+        named = {f"{name}_n": member for name, member in zip("hc", last[1])} | {"y": last[0]}
+        return {name: np.asarray(array, problem.cell.dtype) for name, array in named.items()}
 
     return Task(step if problem.cell.stateful else run, results)
 

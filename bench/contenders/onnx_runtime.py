@@ -1,12 +1,16 @@
 """ONNX Runtime: an ONNX model, inputs and outputs bound beforehand, so that nothing is copied.
 
+In int8, the model is quantised by `onnxruntime.quantization.quantize_dynamic`.
+
 One step, stateful: two bindings take turns, each writing the states that the other one reads.
 """
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime as ort
@@ -21,6 +25,7 @@ class Contestant(Contender):
 
     name = "onnxruntime"
     trains = False
+    low_precisions: ClassVar[dict[str, tuple[str, ...]]] = {"int8": ("lstm",)}
 
     def versions(self) -> dict[str, str]:
         """The versions of ONNX Runtime and of the onnx package, which builds its models."""
@@ -30,7 +35,8 @@ class Contestant(Contender):
 
     def prepare(self, problem: Problem) -> Task:
         """Makes a session with its bindings."""
-        session = self._session(make_model(problem))
+        model = make_model(problem)
+        session = self._session(_quantised(model) if problem.cell.precision else model)
         value = ort.OrtValue.ortvalue_from_numpy
         fixed = {"x": value(problem.x)}
         if problem.lengths is not None:
@@ -82,6 +88,16 @@ class Contestant(Contender):
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _quantised(model: bytes) -> bytes:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "model.onnx"), Path(folder, "quantised.onnx")
+        source.write_bytes(model)
+        quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+        return target.read_bytes()
 
 
 def _bind(session: Any, inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:

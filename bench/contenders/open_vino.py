@@ -1,17 +1,18 @@
-"""OpenVINO: an ONNX model compiled for latency in f32, its inputs and outputs set beforehand.
+"""OpenVINO: an ONNX model compiled for latency in f32 or bf16, inputs and outputs set beforehand.
 
 One step, stateful: two requests take turns, each writing the states that the other one reads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import openvino as ov
 
 from bench.contenders import Contender, Task
 from bench.contenders.onnx_model import joined_states, layer_states, make_model, state_names
+from bench.grid import KINDS
 from bench.problem import Problem
 
 
@@ -20,6 +21,7 @@ class Contestant(Contender):
 
     name = "openvino"
     trains = False
+    low_precisions: ClassVar[dict[str, tuple[str, ...]]] = {"bfloat16": KINDS}
 
     def versions(self) -> dict[str, str]:
         """OpenVINO's."""
@@ -34,7 +36,7 @@ class Contestant(Contender):
             model,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_PRECISION_HINT": "bf16" if cell.precision else "f32",
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_NUM_THREADS": self.threads,
                 "NUM_STREAMS": 1,

@@ -27,7 +27,7 @@ def make_layer(problem: Problem) -> Any:
         **({"reset_after": cell.kind == "gru"} if make is tg.GRU else {}),
     )
     layer.load_state_dict(problem.params)
-    return layer
+    return layer.quantize(cell.precision) if cell.precision else layer
 
 
 class Contestant(Contender):
@@ -35,6 +35,7 @@ class Contestant(Contender):
 
     name = OURS
     kinds = (*KINDS, "mgu")
+    low_precisions = dict.fromkeys(("bfloat16", "int8"), kinds)
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)

@@ -1,5 +1,8 @@
 """PyTorch, eager: `torch.nn.LSTM` and `torch.nn.GRU`, from tensors to tensors.
 
+In bfloat16, modules, inputs and states are of that dtype; in int8 the module is quantised
+dynamically (`torch.ao.quantization`).
+
 Inference runs in inference mode. Ragged batches go through `pack_padded_sequence` and back, both
 timed, as a user's padded batch would. Live streams use `torch.nn.LSTMCell`, which has less overhead
 per step.
@@ -21,6 +24,7 @@ class Contestant(Contender):
 
     name = "torch"
     kinds = ("lstm", "gru")
+    low_precisions = dict.fromkeys(("bfloat16", "int8"), kinds)
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -47,8 +51,12 @@ class Contestant(Contender):
             dtype=getattr(torch, cell.dtype),
         )
         _write(module, problem.params)
-        x = torch.tensor(problem.x)
-        state = tuple(torch.tensor(member) for member in problem.state)
+        dtype = torch.bfloat16 if cell.precision == "bfloat16" else getattr(torch, cell.dtype)
+        module = module.to(dtype)
+        if cell.precision == "int8":
+            module = _quantised(module)
+        x = torch.tensor(problem.x).to(dtype)
+        state = tuple(torch.tensor(member).to(dtype) for member in problem.state)
         lengths = None if problem.lengths is None else torch.tensor(problem.lengths)
         if cell.training:
             return _training(module, x, state, lengths, problem)
@@ -80,6 +88,12 @@ def _write(module: Any, params: dict[str, Any]) -> None:
             parameter.copy_(torch.from_numpy(params[name]))
 
 
+def _quantised(module: Any) -> Any:
+    kinds = {torch.nn.LSTM, torch.nn.GRU}
+    model = torch.nn.Sequential(module)
+    return torch.ao.quantization.quantize_dynamic(model, kinds, dtype=torch.qint8)[0]
+
+
 def _forward(module: Any, x: Any, state: tuple[Any, ...], lengths: Any) -> Any:
     """y, state_n."""
     given = state if len(state) == 2 else state[0]
@@ -88,6 +102,11 @@ def _forward(module: Any, x: Any, state: tuple[Any, ...], lengths: Any) -> Any:
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
     y, state_n = module(packed, given)
     return pad_packed_sequence(y, total_length=len(x))[0], state_n
+
+
+def _array(tensor: Any) -> Any:
+    """NumPy has no bfloat16."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _members(state: Any) -> tuple[Any, ...]:
@@ -105,8 +124,8 @@ def _inference(module: Any, x: Any, state: tuple[Any, ...], lengths: Any, statef
         last[:] = _forward(module, x, _members(last[1]), None)
 
     def results() -> dict[str, Any]:
-        named = {f"{name}_n": member.numpy() for name, member in zip("hc", _members(last[1]))}
-        return {"y": last[0].numpy()} | named
+        named = dict(zip(("h_n", "c_n"), _members(last[1]))) | {"y": last[0]}
+        return {name: _array(tensor) for name, tensor in named.items()}
 
     return Task(step if stateful else run, results)
 

@@ -44,7 +44,7 @@ void bind_settings(py::module_& m) {
   m.def("available_isas", &available_isas);
   m.def("select_isa", &select_isa);
   m.def("select_division", &select_division);
-  m.def("fma_rate", &fma_rate, py::call_guard<GilRelease>());
+  m.def("product_rate", &product_rate, py::call_guard<GilRelease>());
   m.def("read_rate", &read_rate, py::call_guard<GilRelease>());
   m.def("machine_figures", &machine_figures_dict);
   m.def("version", &version);

@@ -36,21 +36,23 @@ double best_rate(double units, const Work& work) {
 }
 
 template <class T>
-double fma_rate_of() {
-  constexpr Index kFmaRounds = 1000;
-  const ArrayKernels<T>& k = *kernels<T>().arrays;
+double product_rate_of(const StorageKernels<T>& storage) {
+  constexpr Index kPeakRounds = 1000;
   volatile T sink = 0;
-  return best_rate(static_cast<double>(k.fma_round_flops * kFmaRounds),
-                   [&] { sink = k.fma_rounds(kFmaRounds); });
+  return best_rate(static_cast<double>(storage.peak_round_flops * kPeakRounds),
+                   [&] { sink = storage.peak_rounds(kPeakRounds); });
 }
 
 }  // namespace
 
-double fma_rate(Index element_size) {
-  if (element_size == 4) return fma_rate_of<float>();
-  if (element_size == 8) return fma_rate_of<double>();
-  throw std::invalid_argument("element_size: got " + std::to_string(element_size) +
-                              ", wanted 4 or 8");
+double product_rate(const std::string& precision) {
+  for (const StorageKernels<float>* storage : kernels<float>().storages) {
+    if (precision == storage->cost.name) return product_rate_of(*storage);
+  }
+  const StorageKernels<double>& exact = kernels<double>().exact();
+  if (precision == exact.cost.name) return product_rate_of(exact);
+  throw std::invalid_argument("precision: got \"" + precision +
+                              "\", wanted \"float32\", \"float64\", \"bfloat16\" or \"int8\"");
 }
 
 double read_rate(Index bytes) {

@@ -4,6 +4,7 @@
 #ifndef TIDEGATE_CORE_MACHINE_SPEED_H_
 #define TIDEGATE_CORE_MACHINE_SPEED_H_
 
+#include <string>
 #include <vector>
 
 #include "tidegate/config.h"
@@ -11,10 +12,11 @@
 
 namespace tidegate {
 
-// The flops per nanosecond (GFLOP/s) of fused multiply-adds on registers, on the calling thread,
-// with the current instruction set, for elements of 4 (float) or 8 (double) bytes: the best of
-// about twenty rounds of about a millisecond. Throws std::invalid_argument for another size.
-TIDEGATE_EXPORT double fma_rate(Index element_size);
+// The peak, in flops or operations on integers per nanosecond, of the products of a precision
+// ("float32", "float64", "bfloat16" or "int8") with the current instruction set: of multiply steps
+// on registers (of fused multiply-adds for float and double), on the calling thread, the best of
+// about twenty rounds of about a millisecond. Throws std::invalid_argument for another name.
+TIDEGATE_EXPORT double product_rate(const std::string& precision);
 
 // The bytes per nanosecond (GB/s) at which the calling thread reads an array of `bytes` bytes,
 // forwards and backwards alternately: the bandwidth of the cache that holds the array. An array

@@ -16,8 +16,6 @@ constexpr ArrayKernels<T> array_kernels() {
           .softmax_cross_entropy = softmax_cross_entropy<T>,
           .binary_cross_entropy = elementwise_loss<BinaryCrossEntropy, T>,
           .mse = elementwise_loss<SquaredError, T>,
-          .fma_round_flops = fma_round_flops<T>(),
-          .fma_rounds = fma_rounds<T>,
           .read_all = read_all<T>};
 }
 

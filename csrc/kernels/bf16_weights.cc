@@ -97,6 +97,19 @@ struct Bf16Weights {
   static TIDEGATE_INLINE Vec<float> second_number(const Row* pair) { return broadcast(pair[1]); }
 #endif
 
+  static constexpr Index step_flops = 2 * Vec<float>::width;
+  template <int chains>
+  static float steps(Index rounds) {
+    Vec<float> sums[chains];
+    for (int i = 0; i < chains; ++i) sums[i] = broadcast(1.0f / static_cast<float>(1 + i));
+    const Vec<float> x = broadcast(0.5f), w = broadcast(0.25f);
+    for (Index round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+      for (int i = 0; i < chains; ++i) sums[i] = fma_of_halves(x, w, sums[i]);
+    }
+    return sum_of(sums);
+  }
+
   template <int R, int S, int Count>
   static TIDEGATE_INLINE void add_product(Vec<float> (&sums)[R][S][Count], const Row* const (&a)[R],
                                           const RowScale (&)[R],

@@ -173,6 +173,24 @@ struct Int8Weights {
     return accumulator + rounded * scale * broadcast(row.scale);
   }
 
+  static constexpr Index step_flops = 2 * group * Vec<float>::width;
+  template <int chains>
+  static float steps(Index rounds) {
+    Words sums[chains] = {};
+    Words x = Words{} + 0x01020304;
+    const auto w = (Products::Weights)x;
+    for (Index round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+      for (int i = 0; i < chains; ++i) {
+        // The compiler must not multiply once for all chains and rounds.
+        __asm__("" : TIDEGATE_IN_VECTOR_REGISTER(x));
+        sums[i] = Products::add(sums[i], x, w);
+      }
+    }
+    for (int i = 1; i < chains; ++i) sums[0] += sums[i];
+    return static_cast<float>(sums[0][0]);
+  }
+
   template <int R, int S, int Count>
   static TIDEGATE_INLINE void add_product(Vec<float> (&sums)[R][S][Count], const Row* const (&a)[R],
                                           const RowScale (&scales)[R],

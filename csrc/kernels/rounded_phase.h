@@ -11,6 +11,7 @@
 //   round_row       rounds a row, and returns its RowScale
 //   add_product     adds the product of a tile to its accumulators
 //   row_vectors, tile_rows, tile_vectors   the size of a tile with one row, and with several
+//   step_flops, steps   the measurement of its peak without a matrix unit
 //   add_tile, add_scaled   with a matrix unit, see matrix_phase.h
 //
 // The rows of a call are rounded first. Rounding takes a small part of the time of the products,
@@ -22,6 +23,7 @@
 
 #include "kernels/accumulators.h"
 #include "kernels/blocking.h"
+#include "kernels/peak.h"
 #include "kernels/product.h"
 #include "kernels/rounded_panels.h"
 #include "kernels/table.h"
@@ -145,6 +147,34 @@ __attribute__((noinline)) void rounded_products(const PhaseCall<float>& call) {
              });
 }
 
+// The measurement of a storage's peak: that of the matrix unit, or of multiply steps on vectors.
+template <class Weights>
+struct Peak {
+#ifdef TIDEGATE_AMX
+  // Four tiles of sums, of which each element receives the products of a block of k's.
+  static constexpr Index round_flops =
+      4 * 2 * kTileRows * Vec<float>::width * RoundedPanels<Weights>::kBlock;
+  static float rounds(Index count) {
+    alignas(64) float zeros[kTileRows * 16] = {};
+    MatrixUnit unit;
+    unit.clear<0>(), unit.clear<1>(), unit.clear<2>(), unit.clear<3>();
+    unit.load_rows<4>(zeros, 64), unit.load_rows<5>(zeros, 64);
+    unit.load<6>(zeros, vector_bytes), unit.load<7>(zeros, vector_bytes);
+    for (Index round = 0; round < count; ++round) {
+      Weights::template add_tile<0, 4, 6>(unit);
+      Weights::template add_tile<1, 4, 7>(unit);
+      Weights::template add_tile<2, 5, 6>(unit);
+      Weights::template add_tile<3, 5, 7>(unit);
+    }
+    unit.store<0>(zeros, vector_bytes);
+    return zeros[0];
+  }
+#else
+  static constexpr Index round_flops = kFmaChains * Weights::step_flops;
+  static float rounds(Index count) { return Weights::template steps<kFmaChains>(count); }
+#endif
+};
+
 template <class Weights, int... kinds>
 constexpr StorageKernels<float> rounded_kernels(std::integer_sequence<int, kinds...>) {
   return {.kind = Weights::kind,
@@ -154,8 +184,10 @@ constexpr StorageKernels<float> rounded_kernels(std::integer_sequence<int, kinds
           .panel_bytes = RoundedPanels<Weights>::panel_bytes,
           .rounded_bytes = RoundedRows<Weights>::bytes,
           .pack = RoundedPanels<Weights>::pack,
-          .products = {
-              rounded_products<Weights, shape_of(phase_spec(static_cast<PhaseKind>(kinds)))>...}};
+          .products =
+              {rounded_products<Weights, shape_of(phase_spec(static_cast<PhaseKind>(kinds)))>...},
+          .peak_round_flops = Peak<Weights>::round_flops,
+          .peak_rounds = Peak<Weights>::rounds};
 }
 
 // The kernels of a storage, with a product for every kind of phase.

@@ -25,6 +25,7 @@
 #include <utility>
 
 #include "kernels/pack.h"
+#include "kernels/peak.h"
 #include "kernels/phase.h"
 #include "kernels/table.h"
 
@@ -43,8 +44,10 @@ constexpr StorageKernels<typename Weights::Value> storage_kernels(
           .panel_bytes = Weights::panel_bytes,
           .rounded_bytes = [](Index, Index) -> Index { return 0; },
           .pack = Weights::pack,
-          .products = {
-              phase_products<Weights, shape_of(phase_spec(static_cast<PhaseKind>(kinds))), T>...}};
+          .products =
+              {phase_products<Weights, shape_of(phase_spec(static_cast<PhaseKind>(kinds))), T>...},
+          .peak_round_flops = fma_round_flops<T>(),
+          .peak_rounds = fma_rounds<T>};
 }
 
 // The kernels of a storage, with a product for every kind of phase. Kinds of one shape share their

@@ -311,6 +311,11 @@ struct StorageKernels {
   Index (*rounded_bytes)(Index rows, Index depth);
   void (*pack)(const PackCall<T>&);
   void (*products[kPhaseKinds])(const PhaseCall<T>&);
+  // A measurement of the machine: `rounds` rounds of independent multiply steps on registers, of
+  // peak_round_flops each (an integer's operation counts as a flop). The result only prevents the
+  // compiler from removing the work.
+  Index peak_round_flops;
+  T (*peak_rounds)(Index rounds);
 };
 
 // The grain of a storage whose products are never divided.
@@ -358,11 +363,8 @@ struct ArrayKernels {
   double (*binary_cross_entropy)(const ElementwiseLossCall<T>&);
   double (*mse)(const ElementwiseLossCall<T>&);
 
-  // Measurements of the machine: `rounds` rounds of independent fused multiply-adds of
-  // fma_round_flops each; and `passes` reads of `count` elements, except for a remainder of a few
-  // vectors. The results only prevent the compiler from removing the work.
-  Index fma_round_flops;
-  T (*fma_rounds)(Index rounds);
+  // A measurement of the machine: `passes` reads of `count` elements, except for a remainder of a
+  // few vectors. The result only prevents the compiler from removing the work.
   T (*read_all)(const T* data, Index count, Index passes);
 };
 

@@ -27,6 +27,13 @@
 
 #define TIDEGATE_INLINE inline __attribute__((always_inline))
 
+// An operand of inline assembly that is read and written in a vector register.
+#ifdef __x86_64__
+#define TIDEGATE_IN_VECTOR_REGISTER(variable) "+v"(variable)
+#else
+#define TIDEGATE_IN_VECTOR_REGISTER(variable) "+w"(variable)
+#endif
+
 namespace tidegate {
 namespace {
 

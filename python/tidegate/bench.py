@@ -88,9 +88,14 @@ def _lines(path: Path) -> list[str]:
 # ---- The machine's limits
 
 
-def fma_rate(element_size: int, threads: int) -> float:
-    """Flops per second of fused multiply-adds on registers, by `threads` threads together."""
-    return _sum_over_threads(lambda: _core.fma_rate(element_size), threads)
+def product_rate(precision: str, threads: int) -> float:
+    """The peak of products in a precision, in flops per second of `threads` threads together.
+
+    That is the rate of multiply steps on registers: of fused multiply-adds in "float32" and
+    "float64", and of the fastest instructions for it in "bfloat16" and "int8", where an operation
+    on integers counts as a flop.
+    """
+    return _sum_over_threads(lambda: _core.product_rate(precision), threads)
 
 
 def read_rate(size: int, threads: int) -> float:
@@ -161,7 +166,7 @@ def work_of_call(
         num_layers: the number of stacked layers.
         directions: 1, or 2 if bidirectional.
         training: whether all gradients are computed too, for x, the initial state and the weights.
-        element_size: 4 or 8 bytes.
+        element_size: the bytes of a weight: 4 or 8, or 1 or 2 in low precision.
     """
     recurrent = gates * hidden_size * hidden_size
     layer_inputs = [input_size] + [directions * hidden_size] * (num_layers - 1)
@@ -260,8 +265,8 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
     sizes["memory"] = min(4 * max(caches.values()), 256 << 20)
     counts = sorted({1, threads})
     limits = {
-        "fma_float32": {count: fma_rate(4, count) for count in counts},
-        "fma_float64": {count: fma_rate(8, count) for count in counts},
+        "fma_float32": {count: product_rate("float32", count) for count in counts},
+        "fma_float64": {count: product_rate("float64", count) for count in counts},
         "read": {
             level: {count: read_rate(size // count, count) for count in counts}
             for level, size in sizes.items()
@@ -275,7 +280,7 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
     for round_ in range(rounds + 1):
         show_progress(round_ / (rounds + 1), f"round {round_} of {rounds}")
         if round_ < LIMIT_ROUNDS:
-            peaks.append(fma_rate(4, threads))
+            peaks.append(product_rate("float32", threads))
             for size in {call.work.thread_bytes(threads) for call in calls}:
                 reads.setdefault(size, []).append(read_rate(size, threads))
         measured = [_seconds(call.run) for call in calls]

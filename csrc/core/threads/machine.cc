@@ -109,7 +109,7 @@ constexpr Index kFmaRounds = 250;
 
 void compute() {
   static std::atomic<float> used;
-  used.store(kernels<float>().arrays->fma_rounds(kFmaRounds), std::memory_order_relaxed);
+  used.store(kernels<float>().exact().peak_rounds(kFmaRounds), std::memory_order_relaxed);
 }
 
 // Computes for 100 us, or until the rate reaches `enough`, and returns the greatest rate measured.
@@ -117,7 +117,7 @@ void compute() {
 // units for the widest vectors; other guests of the host slow it down, too.
 double measure_fma_rate(double enough) {
   constexpr std::int64_t kLongest = 100'000;  // nanoseconds
-  const double flops = static_cast<double>(kernels<float>().arrays->fma_round_flops * kFmaRounds);
+  const double flops = static_cast<double>(kernels<float>().exact().peak_round_flops * kFmaRounds);
   double best = 0;
   const std::int64_t first = nanoseconds_now();
   for (std::int64_t begin = first, end; best < enough && begin - first < kLongest; begin = end) {
