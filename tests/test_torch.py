@@ -1351,6 +1351,7 @@ def test_precision_is_for_frozen_modules_of_float32():
     with pytest.raises(ValueError, match="precision: got 'int8' with freeze=False"):
         accelerate(module, precision="int8")
     assert type(module) is nn.LSTM
-    module = accelerate(module.double().eval(), freeze=True, precision="int8")
-    with torch.no_grad(), pytest.raises(ValueError, match=r"precision: .*float32"):
-        module(torch.randn(T, N, IN).double())
+    model = nn.Sequential(module, nn.GRU(IN, H).double())
+    with pytest.raises(ValueError, match=r"precision: 1 \(GRU\) has parameters of torch.float64"):
+        accelerate(model, freeze=True, precision="int8")
+    assert [type(each) for each in model] == [nn.LSTM, nn.GRU]

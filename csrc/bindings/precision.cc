@@ -15,6 +15,8 @@ py::array_t<T> copied(const std::vector<T>& values) {
 // The contiguous vector given["name"].
 template <class T>
 std::vector<T> vector_of(const py::dict& given, const char* name) {
+  if (!given.contains(name) || !py::isinstance<py::array>(given[name]))
+    throw py::value_error("quantized: wanted an array \"" + std::string(name) + "\"");
   const auto array = py::cast<py::array>(given[name]);
   if (!array.dtype().equal(py::dtype::of<T>()) || array.ndim() != 1 ||
       (array.flags() & py::array::c_style) == 0) {
@@ -47,6 +49,8 @@ py::dict quantized_dict(const QuantizedParameters& parameters) {
 
 QuantizedParameters read_quantized(const py::dict& given) {
   QuantizedParameters parameters;
+  if (!given.contains("precision") || !py::isinstance<py::str>(given["precision"]))
+    throw py::value_error("quantized: wanted a str \"precision\"");
   parameters.precision = read_precision(py::cast<std::string>(given["precision"]));
   if (parameters.precision == Precision::int8) {
     parameters.int8 = vector_of<std::int8_t>(given, "int8");

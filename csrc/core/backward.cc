@@ -165,7 +165,7 @@ class BackwardPass {
     call.accumulators_slice_stride = kernels_.width;
     call.resume = add;
     run_rows(storage_.products[kLinear], call, depth * slices.size() * kernels_.width,
-             share_.interruption(), storage_.max_rows);
+             share_.interruption());
   }
 
   void back_through_projection(Range rows, Rows<T> dh, Index first) {

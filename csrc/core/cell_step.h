@@ -28,6 +28,12 @@ struct StepScratch {
   Index rounded_x_bytes = 0;
   Index rounded_h_bytes = 0;
 
+  // The most rows of a call of the storage's products.
+  static Index max_rows_of(const Config& config, const StorageKernels<T>& storage) {
+    return storage.max_rows(
+        std::max({config.input_size, config.output_size(), config.hidden_size}));
+  }
+
   static StepScratch take(Arena& arena, const Config& config, const Weights<T>& weights,
                           Index accumulator_rows, Index batch, int threads) {
     const CellSpec& cell = weights.cell();
@@ -53,8 +59,9 @@ struct StepScratch {
     scratch.phase_state = take_rows(two_phases);
     scratch.cell_output = take_rows(config.proj_size > 0);
     const Index inputs = std::max({config.input_size, config.output_size(), hidden});
+    const Index max_rows = max_rows_of(config, storage);
     const auto rounded_bytes = [&](Index rows, Index depth) {
-      return whole_lines(storage.rounded_bytes(std::min(rows, storage.max_rows), depth));
+      return whole_lines(storage.rounded_bytes(std::min(rows, max_rows), depth));
     };
     scratch.rounded_x_bytes = rounded_bytes(std::max(accumulator_rows, batch), inputs);
     scratch.rounded_h_bytes = rounded_bytes(batch, std::max(hidden, config.state_size()));
@@ -112,6 +119,7 @@ class CellStep {
         cell_(weights.cell()),
         interruption_(share.interruption()),
         inputs_(config.layer_input_size(layer)),
+        max_rows_(StepScratch<T>::max_rows_of(config, storage_)),
         has_projection_(config.proj_size > 0) {
     const DirectionWeights<T>& packed = weights.direction(layer, direction);
     const Index width = weights.kernels().width;
@@ -129,7 +137,7 @@ class CellStep {
       call.h.rows = from(scratch.gated_h);  // or h_prev, see set_layout()
       call.h.panel = packed.phases[p].h;
       call.h.depth = call.h.end = config.state_size();
-      call.h.least = has_bounded_h(config) ? 1 : 0;
+      call.h.min_magnitude = has_bounded_h(config) ? 1 : 0;
       call.x.rounded = scratch.rounded_x + thread * scratch.rounded_x_bytes;
       call.h.rounded = scratch.rounded_h + thread * scratch.rounded_h_bytes;
       call.bias = packed.phases[p].bias;
@@ -151,7 +159,7 @@ class CellStep {
         const Index panel = phase.h.count * slices.size() * width * call.h.depth;
         const Index below = share.units(call.h.depth, width).end;
         early_[p] = {below - below % storage_.grain,
-                     std::min(storage_.max_rows, kMaxEarlyProducts / std::max<Index>(1, panel))};
+                     std::min(max_rows_, kMaxEarlyProducts / std::max<Index>(1, panel))};
       }
     }
     if (!has_projection_) return;
@@ -198,7 +206,7 @@ class CellStep {
       call.resume = false;
       call.finish = nullptr;
       run_rows(storage_.products[cell_.phases[p].kind], call, row_products_[p], interruption_,
-               storage_.max_rows);
+               max_rows_);
     }
   }
 
@@ -233,7 +241,7 @@ class CellStep {
     projection_.h_next.base = step.h_next;
     projection_.y.base = step.y;
     run_rows(storage_.products[kLinear], projection_, projection_.units * projection_.x.depth,
-             interruption_, storage_.max_rows);
+             interruption_, max_rows_);
   }
 
  private:
@@ -263,7 +271,7 @@ class CellStep {
       call.finish = finish;
     }
     if (awaits) share.await_above_if_by_units();
-    run_rows(products, call, row_products_[p], interruption_, storage_.max_rows);
+    run_rows(products, call, row_products_[p], interruption_, max_rows_);
     call.h.begin = 0;
   }
 
@@ -273,6 +281,7 @@ class CellStep {
   const CellSpec& cell_;
   Interruption* const interruption_;
   const Index inputs_;
+  const Index max_rows_;
   const bool has_projection_;
   T* accumulators_[kMaxPhases] = {};
   EarlyPart early_[kMaxPhases];

@@ -87,6 +87,37 @@ const KernelTable& kernel_table() {
   return *table;
 }
 
+namespace {
+
+#if defined(TIDEGATE_HAS_AMX)
+bool may_use_amx() {
+  static const bool permitted = ProcessorFeatures::permits_amx();
+  return permitted;
+}
+#endif
+
+}  // namespace
+
+template <>
+const StorageKernels<double>* storage_of(const Kernels<double>& kernels, StorageKind kind) {
+  return kernels.storages[kind];
+}
+
+template <>
+const StorageKernels<float>* storage_of(const Kernels<float>& kernels, StorageKind kind) {
+#if defined(TIDEGATE_HAS_AMX)
+  const bool uses_amx = &kernels == &tidegate_kernels_amx.f32 && kind != kExactWeights;
+  if (uses_amx && !may_use_amx()) {
+#if defined(TIDEGATE_HAS_AVX512_VNNI)
+    return tidegate_kernels_avx512_vnni.f32.storages[kind];
+#else
+    return tidegate_kernels_avx512.f32.storages[kind];
+#endif
+  }
+#endif
+  return kernels.storages[kind];
+}
+
 void select_isa(const std::string& name) {
   chosen.store(find_table(name, "isa"), std::memory_order_release);
 }

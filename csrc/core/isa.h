@@ -20,6 +20,12 @@ inline const Kernels<double>& kernels<double>() {
   return kernel_table().f64;
 }
 
+// The storage of this kind of the kernels: null if they have none. For a storage that uses AMX,
+// asks once whether this process may use it; if not, returns the storage of the ISA that AMX
+// extends.
+template <class T>
+const StorageKernels<T>* storage_of(const Kernels<T>& kernels, StorageKind kind);
+
 }  // namespace tidegate
 
 #endif  // TIDEGATE_CORE_ISA_H_

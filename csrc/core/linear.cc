@@ -21,9 +21,11 @@ namespace tidegate {
 namespace {
 
 // The rows of x at a time, and the bytes of the accumulators of a piece of y, which are on the
-// thread's stack. Both stay in L1 or L2 while panels are read.
+// thread's stack. Both stay in L1 or L2 while panels are read. A storage that rounds rows does so
+// for each piece, so that its pieces, in L2, have more outputs.
 constexpr Index kPieceRows = 96;
 constexpr Index kPieceBytes = 32 * 1024;
+constexpr Index kRoundedPieceBytes = 256 * 1024;
 
 // Threads divide rows if each gets at least this many, and outputs otherwise: fewer rows make small
 // tiles.
@@ -45,7 +47,7 @@ class LinearWeights {
   LinearWeights(Index in_features, Index out_features, bool bias, const T* parameters, int threads,
                 StorageKind storage, const T* scales)
       : kernels_(tidegate::kernels<T>()),
-        storage_(*kernels_.storages[storage]),
+        storage_(*storage_of(kernels_, storage)),
         forward_{.depth = in_features, .units = out_features},
         backward_{.depth = out_features, .units = in_features} {
     Panels<T> panels(kernels_, storage_);
@@ -95,18 +97,36 @@ class LinearWeights {
   mutable Buffer backward_memory_;
 };
 
+// The most rows of a piece.
+template <class T>
+Index most_piece_rows(const StorageKernels<T>& storage, Index rows, Index depth) {
+  return std::min({kPieceRows, rows, storage.max_rows(depth)});
+}
+
+// The working memory of a thread for a storage that rounds rows; none for others.
+template <class T>
+struct RoundedWork {
+  std::byte* rows = nullptr;  // see Product; for most_piece_rows() rows
+  T* accumulators = nullptr;  // kRoundedPieceBytes
+};
+
 // Computes y = x * weights + bias for some rows and slices of outputs. Returns if the call ends
-// early. `rounded`: see Product; for kPieceRows rows.
+// early.
 template <class T>
 void multiply(const LinearWeights<T>& weights, const PackedProduct<T>& product, Rows<const T> x,
-              Rows<T> y, Range rows, Range slices, void* rounded, Interruption& interruption) {
+              Rows<T> y, Range rows, Range slices, const RoundedWork<T>& work,
+              Interruption& interruption) {
   const Kernels<T>& kernels = weights.kernels();
-  constexpr Index kPieceElements = kPieceBytes / static_cast<Index>(sizeof(T));
-  alignas(Arena::kAlignment) T accumulators[kPieceElements];
+  constexpr Index kStackElements = kPieceBytes / static_cast<Index>(sizeof(T));
+  alignas(Arena::kAlignment) T stack[kStackElements];
+  T* const accumulators = work.accumulators ? work.accumulators : stack;
+  const Index most_elements =
+      work.accumulators ? kRoundedPieceBytes / static_cast<Index>(sizeof(T)) : kStackElements;
   if (rows.size() <= 0) return;
   const Index max_elements = std::clamp(kPieceProducts / std::max<Index>(1, product.depth),
-                                        Index{kernels.width}, kPieceElements);
-  const Index piece_rows = std::min({kPieceRows, rows.size(), max_elements / kernels.width});
+                                        Index{kernels.width}, most_elements);
+  const Index piece_rows = std::min(most_piece_rows(weights.storage(), rows.size(), product.depth),
+                                    max_elements / kernels.width);
   const Index piece_slices = max_elements / (piece_rows * kernels.width);
   for (Index slice = slices.begin; slice < slices.end; slice += piece_slices) {
     for (Index row = rows.begin; row < rows.end; row += piece_rows) {
@@ -116,7 +136,7 @@ void multiply(const LinearWeights<T>& weights, const PackedProduct<T>& product, 
       call.slice_begin = slice;
       call.slice_end = std::min(slice + piece_slices, slices.end);
       call.units = product.units;
-      call.x = {x.from(row), product.panel, product.depth, 0, product.depth, rounded};
+      call.x = {x.from(row), product.panel, product.depth, 0, product.depth, work.rows};
       call.bias = product.bias;
       call.accumulators_row_stride = kernels.width;
       call.accumulators_slice_stride = piece_rows * kernels.width;
@@ -132,12 +152,12 @@ void multiply(const LinearWeights<T>& weights, const PackedProduct<T>& product, 
 // Computes the part of one thread: a part of the rows, or of the outputs if there are few rows.
 template <class T>
 void multiply_part(const LinearWeights<T>& weights, const PackedProduct<T>& product,
-                   Rows<const T> x, Rows<T> y, Index rows, int thread, int threads, void* rounded,
-                   Interruption& interruption) {
+                   Rows<const T> x, Rows<T> y, Index rows, int thread, int threads,
+                   const RoundedWork<T>& work, Interruption& interruption) {
   const Index slices = slice_count(product.units, weights.kernels().width);
   const bool by_rows = rows >= kMinRowsOfThread * threads || slices < threads;
   multiply(weights, product, x, y, by_rows ? part_of(rows, thread, threads) : Range{0, rows},
-           by_rows ? Range{0, slices} : part_of(slices, thread, threads), rounded, interruption);
+           by_rows ? Range{0, slices} : part_of(slices, thread, threads), work, interruption);
 }
 
 // The flops of the product for all rows; an operation on double counts as two on float.
@@ -194,16 +214,24 @@ struct Linear<T>::Impl {
            Index rows, int threads) const {
     const PlannedCall plan = plan_even_work({.flops = flops(rows)}, threads);
     ThreadLease lease(plan.threads);
-    const Index rounded_bytes =
-        whole_lines(weights.storage().rounded_bytes(std::min(kPieceRows, rows), in_features));
-    std::byte* rounded = nullptr;
-    const Buffer memory(
-        [&](Arena& arena) { rounded = arena.take<std::byte>(lease.size(), rounded_bytes); });
+    const StorageKernels<T>& storage = weights.storage();
+    const Index rounded_bytes = whole_lines(
+        storage.rounded_bytes(most_piece_rows(storage, rows, in_features), in_features));
+    constexpr Index kElements = kRoundedPieceBytes / static_cast<Index>(sizeof(T));
+    RoundedWork<T> work;
+    const Buffer memory([&](Arena& arena) {
+      if (rounded_bytes == 0) return;
+      work.rows = arena.take<std::byte>(lease.size(), rounded_bytes);
+      work.accumulators = arena.take<T>(lease.size(), kElements);
+    });
     Interruption interruption;
     const ThreadSetup setup;
     lease.run([&](int thread) {
+      RoundedWork<T> own;
+      if (work.rows)
+        own = {work.rows + thread * rounded_bytes, work.accumulators + thread * kElements};
       multiply_part<T>(weights, weights.forward(), {x, x_stride, nullptr}, {y, y_stride, nullptr},
-                       rows, thread, lease.size(), rounded + thread * rounded_bytes, interruption);
+                       rows, thread, lease.size(), own, interruption);
     });
     interruption.finish();
     plan.record(lease.size());
@@ -387,7 +415,7 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
     const auto part = [&](Index size) { return part_of(size, thread, lease.size()); };
     if (dx) {
       multiply_part<T>(*impl_->weights, *transposed, dy_rows, {dx, dx_stride, nullptr}, rows,
-                       thread, lease.size(), nullptr, interruption);
+                       thread, lease.size(), {}, interruption);
     }
     if (!dparameters) return;
     // Threads divide the longer side of dW.

@@ -15,11 +15,6 @@ namespace tidegate {
 
 namespace {
 
-// A row is represented by integers in -kLevels..kLevels. Rows below kLeastMagnitude count as zero:
-// the inverse of their scale could overflow.
-constexpr int kLevels = 127;
-constexpr float kLeastMagnitude = 0x1p-100f;
-
 constexpr float kMost = std::numeric_limits<float>::max();
 
 // Rounds the row to `to`, and returns its scale; NaN if the row has a number that is not finite.
@@ -29,11 +24,11 @@ float round_row(const float* row, Index size, std::int8_t* to) {
     if (!std::isfinite(row[k])) return std::numeric_limits<float>::quiet_NaN();
     most = std::max(most, std::abs(row[k]));
   }
-  if (most < kLeastMagnitude) most = kLevels;
-  const float inverse = kLevels / most;
+  if (most < kLeastInt8Magnitude) most = kInt8Levels;
+  const float inverse = kInt8Levels / most;
   for (Index k = 0; k < size; ++k)
     to[k] = static_cast<std::int8_t>(std::nearbyint(row[k] * inverse));
-  return most / kLevels;
+  return most / kInt8Levels;
 }
 
 std::uint16_t to_bfloat16(float value) {
@@ -48,6 +43,12 @@ float from_bfloat16(std::uint16_t half) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
+}
+
+std::string short_text(float number) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", static_cast<double>(number));
+  return text;
 }
 
 struct Sizes {
@@ -160,15 +161,13 @@ void check_quantized(const std::vector<Parameter>& layout, const QuantizedParame
     if (parameter.columns == 0) continue;
     require_depth(parameter);
     for (Index row = 0; row < parameter.rows; ++row, ++scale, values += parameter.columns) {
-      const bool has_least = std::find(values, values + parameter.columns, std::int8_t{-128}) !=
-                             values + parameter.columns;
-      const float levels = has_least ? 128 : kLevels;
+      const std::int8_t* const end = values + parameter.columns;
+      const float levels = std::find(values, end, std::int8_t{-128}) != end ? 128 : kInt8Levels;
       if (std::isnormal(*scale) && *scale > 0 && *scale <= kMost / levels) continue;
-      char text[32];
-      std::snprintf(text, sizeof text, "%g", static_cast<double>(*scale));
-      throw std::invalid_argument(parameter.name + ": got the scale " + text + " for row " +
-                                  std::to_string(row) +
-                                  ", wanted a positive finite number, 1.18e-38 to 2.67e36");
+      throw std::invalid_argument(
+          parameter.name + ": got the scale " + short_text(*scale) + " for row " +
+          std::to_string(row) + ", wanted a positive finite number, " +
+          short_text(std::numeric_limits<float>::min()) + " to " + short_text(kMost / levels));
     }
   }
 }

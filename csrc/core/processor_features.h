@@ -21,6 +21,8 @@ struct ProcessorFeatures {
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   bool avx2_vnni = false;
   bool avx512_vnni = false;
+  // Whether the processor has AMX with bfloat16 and int8, and the operating system saves its state.
+  // A process must also be permitted to use it: permits_amx().
   bool amx = false;
 
   ProcessorFeatures() {
@@ -29,22 +31,29 @@ struct ProcessorFeatures {
     const auto bit = [](unsigned bits, int position) { return (bits >> position & 1) != 0; };
     avx512_vnni = avx512 && bit(ecx, 11);
     // AMX-BF16, AMX-TILE and AMX-INT8.
-    amx = avx512_vnni && bit(edx, 22) && bit(edx, 24) && bit(edx, 25) && permits_amx();
+    amx = avx512_vnni && bit(edx, 22) && bit(edx, 24) && bit(edx, 25) && saves_tiles();
     if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) avx2_vnni = avx2 && bit(eax, 4);
   }
 
-  // Whether the operating system saves the state of AMX, and lets this process use it. Linux has
-  // to be asked; a sandbox, or an alternate signal stack too small for the state, may refuse.
+  // Asks Linux to permit this process to use AMX, and returns whether it does: a sandbox may
+  // refuse, or an alternate signal stack be too small for the state. Once permitted, it is so until
+  // the process ends, and for its children, and alternate signal stacks must have room for the
+  // state.
   static bool permits_amx() {
 #if defined(__linux__)
-    std::uint32_t low, high;
-    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    constexpr std::uint32_t kTiles = 3u << 17;
     constexpr int kRequestPermission = 0x1023, kTileData = 18;
-    return (low & kTiles) == kTiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
     return false;
 #endif
+  }
+
+ private:
+  static bool saves_tiles() {
+    std::uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    constexpr std::uint32_t kTiles = 3u << 17;
+    return (low & kTiles) == kTiles;
   }
 };
 

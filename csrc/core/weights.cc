@@ -36,8 +36,8 @@ std::vector<ParameterOffsets> parameter_offsets(const Config& config) {
 namespace {
 
 template <class T>
-const StorageKernels<T>& storage_of(const Kernels<T>& kernels, StorageKind kind) {
-  if (kernels.storages[kind]) return *kernels.storages[kind];
+const StorageKernels<T>& required_storage(const Kernels<T>& kernels, StorageKind kind) {
+  if (const StorageKernels<T>* const storage = storage_of(kernels, kind)) return *storage;
   throw std::invalid_argument("storage: this type of parameters has no such storage of weights");
 }
 
@@ -49,7 +49,7 @@ Weights<T>::Weights(const Config& config, const T* parameters, int threads, Stor
     : config_(config),
       cell_(cell_spec(config)),
       kernels_(tidegate::kernels<T>()),
-      storage_(storage_of(kernels_, storage)),
+      storage_(required_storage(kernels_, storage)),
       forward_(static_cast<std::size_t>(config.num_layers * config.num_directions())) {
   const ThreadSetup setup;  // for the sums of biases, which round
   const std::vector<std::vector<T>> biases = phase_biases(parameters);

@@ -43,7 +43,12 @@ struct Bf16Weights {
   static constexpr Index group = 2;
   static constexpr Index grain = 32;
   static constexpr bool has_scales = false;
-  static constexpr StorageCost cost = {"bfloat16", fma_of_halves_flops, 1, 2};
+#ifdef TIDEGATE_AMX
+  static constexpr double product_flops = 0.1;
+#else
+  static constexpr double product_flops = fma_of_halves_flops;
+#endif
+  static constexpr StorageCost cost = {"bfloat16", product_flops, 1, 2};
 
   // Each vector has two chains. A step of k's holds, besides them, the two parts of a vector of
   // weights and two numbers of each row.

@@ -1,7 +1,8 @@
 // The kernels for weights and rows in integers of 8 bits.
 //
 // A vector v (a row of x or h at one step; the weights of one unit and gate) is represented by
-// integers q in -127..127 and a scale: v is about q * scale. For a row,
+// integers q and a scale: v is about q * scale. For a row, q is in -127..127 (weights of other
+// frameworks may be -128, too), and
 //
 //   m = max(|v_k|, ..., least), or 127 if that is below 2^-100
 //   q_k = v_k * (127 / m), rounded to the nearest integer, ties to even
@@ -12,7 +13,8 @@
 //
 // The sum of q_weight * q_row is exact in 32 bits (kMaxInt8Depth). It is added to an accumulator a
 // as a + (sum * scale_weight) * scale_row, in float, each operation rounded. A result thus has the
-// same bits on every ISA.
+// same bits on every ISA of x86-64. (AArch64 flushes a result that would round up to the least
+// normal number.)
 #include "kernels/isa_tables.h"
 #include "kernels/rounded_phase.h"
 #include "kernels/vec.h"
@@ -101,7 +103,14 @@ struct Int8Weights {
   static constexpr Index group = Products::group;
   static constexpr Index grain = kWholeDepth;
   static constexpr bool has_scales = true;
-  static constexpr StorageCost cost = {"int8", 0.5, 1, 1};
+#if defined(TIDEGATE_AMX)
+  static constexpr double product_flops = 0.05;
+#elif defined(TIDEGATE_VNNI)
+  static constexpr double product_flops = 0.25;
+#else
+  static constexpr double product_flops = 0.6;
+#endif
+  static constexpr StorageCost cost = {"int8", product_flops, 1, 1};
 
   // A step of k's holds the weights of the tile's vectors, a group of a row, and a product, besides
   // the sums.
@@ -134,8 +143,8 @@ struct Int8Weights {
       return {__builtin_nanf(""), 0};
     }
     if (most < least) most = least;
-    if (most < 0x1p-100f) most = 127;
-    const Vec<float> inverse = broadcast(127 / most);
+    if (most < kLeastInt8Magnitude) most = kInt8Levels;
+    const Vec<float> inverse = broadcast(kInt8Levels / most);
     Words total = {};
     Index k = 0;
     for (; k + kWidth <= depth; k += kWidth) {
@@ -150,7 +159,7 @@ struct Int8Weights {
     }
     std::int32_t sum = 0;
     for (int lane = 0; lane < kWidth; ++lane) sum += total[lane];
-    return {most / 127, Products::bias * sum};
+    return {most / kInt8Levels, Products::bias * sum};
   }
 
 #ifdef TIDEGATE_AMX

@@ -147,16 +147,18 @@ inline void matrix_product(MatrixUnit& unit, const PhaseCall<float>& call,
   }
 }
 
+// The slices of a block of sums: two if there is one gate.
+template <PhaseShape Shape>
+constexpr int kMatrixSlices = widest(Shape) == 1 ? 2 : 1;
+
 // As rounded_sweep(): the slices [begin, end) and all rows.
 template <class Weights, PhaseShape Shape>
-__attribute__((noinline)) void matrix_sweep(const PhaseCall<float>& call,
+__attribute__((noinline)) void matrix_sweep(MatrixUnit& unit, const PhaseCall<float>& call,
                                             const RoundedRows<Weights>& x,
                                             const RoundedRows<Weights>& h, Index begin, Index end) {
-  constexpr int kSlices = widest(Shape) == 1 ? 2 : 1;
-  const Index slices = (call.units + Vec<float>::width - 1) / Vec<float>::width;
-  MatrixUnit unit;
+  const Index slices = RoundedPanels<Weights>::slices(call.units);
   for (Index slice = begin; slice < end;) {
-    slice += with_halved_constant<kSlices>(end - slice, [&]<int S>() {
+    slice += with_halved_constant<kMatrixSlices<Shape>>(end - slice, [&]<int S>() {
       if (!call.resume) {
         for (Index row = 0; row < call.rows; ++row) begin_at_bias<Shape, 1, S>(call, row, slice);
       }

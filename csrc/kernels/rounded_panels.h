@@ -30,13 +30,13 @@ struct RoundedPanels {
   static constexpr Index slice_size(Index depth, Index gates) {
     return blocks(depth) * kBlock * gates * kWidth;
   }
-  static Index slices(const PanelShape& shape) { return (shape.units + kWidth - 1) / kWidth; }
+  static Index slices(Index units) { return (units + kWidth - 1) / kWidth; }
   static Index size(const PanelShape& shape) {
-    return slices(shape) * slice_size(shape.depth, shape.gates);
+    return slices(shape.units) * slice_size(shape.depth, shape.gates);
   }
 
   static Index panel_bytes(const PanelShape& shape) {
-    const Index scales = Weights::has_scales ? slices(shape) * shape.gates * kWidth : 0;
+    const Index scales = Weights::has_scales ? slices(shape.units) * shape.gates * kWidth : 0;
     return size(shape) * static_cast<Index>(sizeof(Element)) +
            scales * static_cast<Index>(sizeof(float));
   }
@@ -57,13 +57,15 @@ struct RoundedPanels {
       return to[k / Weights::group * shape.gates * kVector + lane * Weights::group +
                 k % Weights::group];
     };
+    // Scales take the sign of the block: an integer of -128 has no opposite.
+    const float sign = Weights::has_scales ? 1 : block.sign;
     const auto scale = [&](Index lane) { return block.scales ? block.scales[unit + lane] : 1; };
     const Element padding = Weights::round(0, 1);
     for (Index k = call.k_begin; k < call.k_end; ++k) {
       const float* const from =
           block.base + unit * block.unit_stride + (k - block.k_begin) * block.k_stride;
       for (Index lane = 0; lane < lanes; ++lane)
-        element(k, lane) = Weights::round(block.sign * from[lane * block.unit_stride], scale(lane));
+        element(k, lane) = Weights::round(sign * from[lane * block.unit_stride], scale(lane));
       for (Index lane = lanes; lane < kWidth; ++lane) element(k, lane) = padding;
     }
     if (call.k_end == shape.depth) {
@@ -76,15 +78,16 @@ struct RoundedPanels {
       float* const scales =
           reinterpret_cast<float*>(static_cast<Element*>(call.panel) + size(shape)) +
           (call.slice * shape.gates + block.gate) * kWidth;
-      for (Index lane = 0; lane < kWidth; ++lane) scales[lane] = lane < lanes ? scale(lane) : 0;
+      for (Index lane = 0; lane < kWidth; ++lane)
+        scales[lane] = lane < lanes ? block.sign * scale(lane) : 0;
     }
   }
 };
 
-// What a product needs of a rounded row besides its elements.
+// The scale of a rounded row, and the offset of its sums of products (int8_weights.cc).
 struct RowScale {
   float scale = 1;
-  std::int32_t offset = 0;  // int8: what is subtracted from sums of products, see int8_weights.cc
+  std::int32_t offset = 0;
 };
 
 // The rounded rows of a call's product, in the memory Product::rounded: each row is padded to whole
@@ -95,6 +98,12 @@ class RoundedRows {
   using Row = typename Weights::Row;
   using Panels = RoundedPanels<Weights>;
 
+  // More rows need more memory for rounded rows; fewer read the panels more often.
+  static Index max_rows(Index depth) {
+    constexpr Index kMost = 128, kLeast = 16, kBytes = 1024 * 1024;
+    const Index fitting = kBytes / bytes(1, depth);
+    return fitting < kLeast ? kLeast : min_of(fitting, kMost);
+  }
   static Index bytes(Index rows, Index depth) {
     return (rows + kReadBeyond) * stride_of(depth) * static_cast<Index>(sizeof(Row)) +
            rows * static_cast<Index>(sizeof(RowScale));
@@ -110,7 +119,7 @@ class RoundedRows {
     for (Index r = 0; r < rows; ++r) {
       Row* const to = rows_ + r * stride_;
       scales_[r] = Weights::round_row(product.rows[r] + product.begin, product.end - product.begin,
-                                      product.least, to + product.begin);
+                                      product.min_magnitude, to + product.begin);
       for (Index k = product.end; k < end; ++k) to[k] = 0;
     }
   }

@@ -35,9 +35,6 @@
 namespace tidegate {
 namespace {
 
-// More rows need more memory for rounded rows; fewer read the panels more often.
-constexpr Index kMaxRoundedRows = 128;
-
 // The weights of a tile; the vectors of its gates are adjacent.
 template <class Weights>
 struct TileWeights {
@@ -95,16 +92,20 @@ inline __attribute__((always_inline)) void add_products(const Arguments&... argu
   }
 }
 
-// The tiles of the slices [begin, end) and all rows: `Rows` rows and about `Vectors` vectors each.
+// The slices of a tile of at most `Vectors` vectors; at least one.
+template <PhaseShape Shape, int Vectors>
+constexpr int kTileSlices = widest(Shape) < Vectors ? Vectors / widest(Shape) : 1;
+
+// The tiles of the slices [begin, end) and all rows: at most `Rows` rows, and at most `Vectors`
+// vectors of one operand's gates and slices, each.
 template <class Weights, PhaseShape Shape, int Rows, int Vectors>
 __attribute__((noinline)) void rounded_sweep(const PhaseCall<float>& call,
                                              const RoundedRows<Weights>& x,
                                              const RoundedRows<Weights>& h, Index begin,
                                              Index end) {
-  constexpr int kSlices = widest(Shape) < Vectors ? Vectors / widest(Shape) : 1;
-  const Index slices = (call.units + Vec<float>::width - 1) / Vec<float>::width;
+  const Index slices = RoundedPanels<Weights>::slices(call.units);
   for (Index slice = begin; slice < end;) {
-    slice += with_halved_constant<kSlices>(end - slice, [&]<int S>() {
+    slice += with_halved_constant<kTileSlices<Shape, Vectors>>(end - slice, [&]<int S>() {
       for (Index row = 0; row < call.rows;) {
         const int count = tile_rows<Rows>(call.rows - row);
         with_constant<Rows>(count, [&]<int R>() __attribute__((always_inline)) {
@@ -130,21 +131,23 @@ __attribute__((noinline)) void rounded_products(const PhaseCall<float>& call) {
   constexpr auto one_row = rounded_sweep<Weights, Shape, 1, Weights::row_vectors>;
   constexpr auto many_rows =
       rounded_sweep<Weights, Shape, Weights::tile_rows, Weights::tile_vectors>;
-  const Index finished = kFinishedVectors / call.rows;
-  each_piece(call.slice_begin, call.slice_end, finished < 1 ? 1 : finished, call.reversed,
-             [&](Index begin, Index end) {
-               if (call.rows == 1) {
-                 one_row(call, x, h, begin, end);
-               } else {
+  const auto run = [&](Index least_slices, const auto& sweep) {
+    const Index finished = kFinishedVectors / call.rows;
+    each_piece(call.slice_begin, call.slice_end, finished < least_slices ? least_slices : finished,
+               call.reversed, [&](Index begin, Index end) {
+                 sweep(call, x, h, begin, end);
+                 if (call.finish) call.finish(call, begin, end);
+               });
+  };
+  if (call.rows == 1) return run(1, one_row);
 #ifdef TIDEGATE_AMX
-                 if (call.rows >= kMinMatrixRows)
-                   matrix_sweep<Weights, Shape>(call, x, h, begin, end);
-                 else
+  if (call.rows >= kMinMatrixRows) {
+    MatrixUnit unit;
+    return run(kMatrixSlices<Shape>,
+               [&](const auto&... arguments) { matrix_sweep<Weights, Shape>(unit, arguments...); });
+  }
 #endif
-                   many_rows(call, x, h, begin, end);
-               }
-               if (call.finish) call.finish(call, begin, end);
-             });
+  run(kTileSlices<Shape, Weights::tile_vectors>, many_rows);
 }
 
 // The measurement of a storage's peak: that of the matrix unit, or of multiply steps on vectors.
@@ -180,7 +183,7 @@ constexpr StorageKernels<float> rounded_kernels(std::integer_sequence<int, kinds
   return {.kind = Weights::kind,
           .cost = Weights::cost,
           .grain = Weights::grain,
-          .max_rows = kMaxRoundedRows,
+          .max_rows = RoundedRows<Weights>::max_rows,
           .panel_bytes = RoundedPanels<Weights>::panel_bytes,
           .rounded_bytes = RoundedRows<Weights>::bytes,
           .pack = RoundedPanels<Weights>::pack,

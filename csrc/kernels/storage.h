@@ -40,7 +40,7 @@ constexpr StorageKernels<typename Weights::Value> storage_kernels(
   return {.kind = Weights::kind,
           .cost = Weights::cost,
           .grain = Weights::grain,
-          .max_rows = INT64_MAX,
+          .max_rows = [](Index) -> Index { return INT64_MAX; },
           .panel_bytes = Weights::panel_bytes,
           .rounded_bytes = [](Index, Index) -> Index { return 0; },
           .pack = Weights::pack,

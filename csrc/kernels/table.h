@@ -59,7 +59,7 @@ struct Product {
   void* rounded = nullptr;
   // For a storage that scales rows: a row's scale is that of its greatest magnitude, or of this
   // number if that is greater.
-  T least = 0;
+  T min_magnitude = 0;
 };
 
 // The order of summation. An output element is one accumulator, which begins at the bias and
@@ -304,8 +304,9 @@ template <class T>
 struct StorageKernels {
   StorageKind kind;
   StorageCost cost;
-  Index grain;     // k's that a multiply step takes together
-  Index max_rows;  // the most rows of a call of `products`
+  Index grain;  // k's that a multiply step takes together
+  // The most rows of a call of `products` with operands of up to `depth` elements.
+  Index (*max_rows)(Index depth);
   Index (*panel_bytes)(const PanelShape& shape);
   // The bytes of Product::rounded for some rows of `depth` elements; 0 if rows are not rounded.
   Index (*rounded_bytes)(Index rows, Index depth);
@@ -323,6 +324,11 @@ constexpr Index kWholeDepth = INT64_MAX;
 
 // The greatest depth of products in int8: their sums of up to 128 * 127 per k fit into 32 bits.
 constexpr Index kMaxInt8Depth = Index{1} << 17;
+// Rounding to int8 gives integers in -kInt8Levels..kInt8Levels. Vectors whose greatest magnitude is
+// below kLeastInt8Magnitude count as zeros: the inverse of their scale could overflow. The core
+// rounds weights, once, and kernels round rows.
+constexpr int kInt8Levels = 127;
+constexpr float kLeastInt8Magnitude = 0x1p-100f;
 
 // The kernels of cells.
 template <class T>

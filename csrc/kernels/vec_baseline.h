@@ -8,9 +8,9 @@
 namespace tidegate {
 namespace {
 
-// By way of double, in which the product is exact. The sum is rounded to 53 bits, and then to 24;
-// it is rounded twice only where the two operands' bits are so far apart that the first rounding
-// cannot reach the middle between two floats.
+// By way of double, in which the product, of 16 bits, is exact. The sum is rounded to 53 bits, and
+// then to 24. Rounding twice is harmless: where a sum has more than 53 bits, the smaller operand is
+// too small for the sum to be near the middle between two floats.
 constexpr double fma_of_halves_flops = 8;  // the cost, in those of fma()
 TIDEGATE_INLINE Vec<float> fma_of_halves(Vec<float> a, Vec<float> b, Vec<float> c) {
   typedef double Doubles __attribute__((vector_size(2 * vector_bytes)));

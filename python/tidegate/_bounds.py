@@ -159,16 +159,20 @@ class _Operands:
 
     def __init__(self, network: Any) -> None:
         self._precision = network.precision
+        self._weights_are_rounded = network.weights_are_rounded
         self._least = float(reference.h_is_bounded(network))
 
     def matrix(self, values: Array, info: np.finfo[Any]) -> Bounded:
-        """A matrix of weights, exact as it is stored."""
-        if self._precision == "int8":
-            q, scale = reference.quantize(values)
-            return Bounded.given(q * scale.astype(np.float64)[:, None], info)
+        """A matrix of weights. Rounded to int8, it is given as products rounded to float32."""
+        if self._weights_are_rounded and self._precision == "int8":
+            given = Bounded.given(values, info)
+            return given._rounded(given.value, given.error)
+        if self._weights_are_rounded or self._precision is None:
+            return Bounded.given(values, info)
         if self._precision == "bfloat16":
-            values = reference.round_to_bfloat16(values)
-        return Bounded.given(values, info)
+            return Bounded.given(reference.round_to_bfloat16(values), info)
+        q, scale = reference.quantize(values)
+        return Bounded.given(q * scale.astype(np.float64)[:, None], info)
 
     def h(self, v: Bounded) -> Bounded:
         """The operand of weight_hh."""

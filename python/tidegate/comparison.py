@@ -29,16 +29,15 @@ class Difference:
     snr: float
 
     @classmethod
-    def of(cls, got: Array, wanted: Array) -> Difference:
-        """The difference of arrays of one shape; padded steps are zero in both."""
+    def of(cls, got: Array, wanted: Array, valid_steps: int) -> Difference:
+        """The difference of arrays (..., H), which are zero at padded steps."""
         error = got.astype(np.float64) - wanted
         noise, signal = float(np.sum(error**2)), float(np.sum(wanted.astype(np.float64) ** 2))
-        valid = np.count_nonzero(np.any(wanted != 0, axis=-1) | np.any(error != 0, axis=-1))
-        count = max(1, valid * wanted.shape[-1])
         if noise == 0:
             snr = math.inf
         else:
             snr = 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+        count = max(1, valid_steps * wanted.shape[-1])
         return cls(float(np.max(np.abs(error), initial=0.0)), math.sqrt(noise / count), snr)
 
 
@@ -80,12 +79,13 @@ def compare(
 ) -> Comparison:
     """The differences of a layer in low precision from an exact one; see `LSTM.compare`."""
     results = []
-    for each in (quantised, layer):
+    for each in (layer, quantised):
         y, _, tape = each._model.record(x, state, lengths, reset, None, None)
         results.append((y, _quantities(each, tape)))
-    (y, got), (wanted_y, wanted) = results
-    differences = {"y": Difference.of(y, wanted_y)}
-    differences |= {name: Difference.of(got[name], wanted[name]) for name in wanted}
+    (wanted_y, wanted), (y, got) = results
+    steps = math.prod(y.shape[:-1]) if lengths is None else int(np.sum(lengths))
+    differences = {"y": Difference.of(y, wanted_y, steps)}
+    differences |= {name: Difference.of(got[name], wanted[name], steps) for name in wanted}
     return Comparison(quantised.precision, differences)
 
 

@@ -450,7 +450,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         Raises:
             ValueError: the layer is not in low precision.
         """
-        if self._model.quantized is None:
+        if self.precision == str(self.dtype):
             raise ValueError(
                 f"dequantize: got a layer in {self.precision}, wanted one that quantize made"
             )
@@ -479,43 +479,45 @@ class RecurrentLayer(Generic[State, GivenState]):
             The differences by name: `comparison["y"].snr`, `comparison["l0.i"].max`.
 
         Raises:
-            TypeError: layer is not a recurrent layer.
+            TypeError: layer is not a recurrent layer, or not of float32.
             ValueError: this layer is not in low precision, or the other one is; the options differ;
                 the layer cannot be trained (as one with a clip), so that its gates are not known.
             TypeError, ValueError, MemoryError, KeyboardInterrupt: as in a call.
         """
-        if self._model.quantized is None:
+        if self.precision == str(self.dtype):
             raise ValueError(
                 f"compare: got a layer in {self.precision}, wanted one that quantize made"
             )
         if not isinstance(layer, RecurrentLayer):
             raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM, a GRU or an MGU")
         check_exact("layer", layer)
+        if layer.dtype != self.dtype:
+            raise TypeError(f"layer: got one in {layer.dtype}, wanted float32")
         if layer._config != self._config or layer.batch_first != self.batch_first:
             raise ValueError(f"layer: got {layer!r}, wanted the options of {self!r}")
         return compare(self, layer, x, state, check_integers("lengths", lengths), reset)
 
     def _with(self: Layer, **parameters: Any) -> Layer:
         """A layer with other parameters: `flat`, or `quantized`, as in a pickled state."""
-        state = self.__getstate__()
-        state.pop("flat", None)
-        state.pop("quantized", None)
         layer = type(self).__new__(type(self))
-        layer.__setstate__({**state, **parameters})
+        layer.__setstate__({**self._options(), **parameters})
         return layer
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
+        """The pickled state, but for the parameters."""
         internal = ("_config", "_dropout", "_model", "_specs", "_params")
-        quantized = self._model.quantized
         return {
             "options": {name: getattr(self._config, name) for name in self._OPTIONS},
             "batch_first": self.batch_first,
             "dropout": self._dropout,
-            **(
-                {"flat": self._model.flat.copy()} if quantized is None else {"quantized": quantized}
-            ),
             "attributes": {k: v for k, v in self.__dict__.items() if k not in internal},
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        quantized = self._model.quantized
+        if quantized is not None:
+            return {**self._options(), "quantized": quantized}
+        return {**self._options(), "flat": self._model.flat.copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         flat = state.get("flat")

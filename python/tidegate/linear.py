@@ -241,7 +241,7 @@ class Linear:
         Raises:
             ValueError: the layer is not in low precision.
         """
-        if self._layer.quantized is None:
+        if self.precision == str(self.dtype):
             raise ValueError(
                 f"dequantize: got a layer in {self.precision}, wanted one that quantize made"
             )

@@ -23,6 +23,10 @@ class Store(Protocol):
     """The memory of a layer's parameters."""
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the parameters."""
+
+    @property
     def flat(self) -> Array:
         """A live, read-only, contiguous 1-D view of all parameters, in the layer's dtype."""
 
@@ -39,6 +43,11 @@ class ArrayStore:
 
     def __init__(self, flat: Array) -> None:
         self._flat = np.array(flat, order="C")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the parameters."""
+        return self._flat.dtype
 
     @property
     def flat(self) -> Array:
@@ -106,8 +115,12 @@ class _NamedArrays(Mapping[str, Array]):
             raise KeyError(f"no parameter {name!r}; there are {', '.join(self._specs)}") from None
 
     def __getitem__(self, name: str) -> Array:
+        return self._part(name, self._vector())
+
+    def _part(self, name: str, vector: Array) -> Array:
+        """The array of this name in a flat vector."""
         shape, offset = self._find(name)
-        return self._vector()[offset : offset + math.prod(shape)].reshape(shape)
+        return vector[offset : offset + math.prod(shape)].reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)
@@ -117,7 +130,7 @@ class _NamedArrays(Mapping[str, Array]):
 
     def __repr__(self) -> str:
         lines = [f"  {name}: {shape}" for name, (shape, _) in self._specs.items()]
-        head = f"{type(self).__name__}({self._size} x {self._vector().dtype}"
+        head = f"{type(self).__name__}({self._size} x {self.dtype}"
         return "\n".join([head, *lines]) + "\n)" if lines else head + ")"
 
     @property
@@ -166,6 +179,11 @@ class Params(_NamedArrays):
 
     def _vector(self) -> Array:
         return self._store.flat
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of every array."""
+        return self._store.dtype
 
     def __setitem__(self, name: str, value: Array) -> None:
         """Copies `value` in.
@@ -218,7 +236,8 @@ class Params(_NamedArrays):
 
     def state_dict(self) -> dict[str, Array]:
         """Names -> copies, as `numpy.savez(file, **params.state_dict())` can save them."""
-        return {name: view.copy() for name, view in self.items()}
+        vector = self._vector()  # in low precision, made at each access
+        return {name: self._part(name, vector).copy() for name in self}
 
     def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
         """Replaces all parameters by copies of the arrays with these names. All or nothing.

@@ -14,6 +14,7 @@ __all__ = [
     "activation_parameters",
     "bfloat16_product",
     "from_layer",
+    "h_is_bounded",
     "int8_product",
     "quantize",
     "round_to_bfloat16",
@@ -50,6 +51,7 @@ class _Network:
     clip: float | None
     input_forget: bool
     precision: _Precision
+    weights_are_rounded: bool
     @property
     def num_directions(self) -> int: ...
     @property

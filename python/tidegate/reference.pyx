@@ -311,8 +311,9 @@ cdef void round_operand(str precision, double[::1] v, float least):
             v[k] = quantized(<float>v[k], m) * <double>quantization_scale(m)
 
 
-cdef double[:, ::1] rounded_matrix(str precision, double[:, ::1] matrix):
-    """A rounded copy, by rows; without a precision the matrix itself."""
+cdef double[:, ::1] rounded_matrix(network, double[:, ::1] matrix):
+    """A rounded copy, by rows; the matrix itself without a precision, or if it is rounded already."""
+    cdef str precision = None if network.weights_are_rounded else network.precision
     cdef double[:, ::1] rounded = matrix if precision is None else matrix.copy()
     cdef Py_ssize_t row
     for row in range(rounded.shape[0]):
@@ -479,13 +480,13 @@ cdef class Direction:
         self.output_activation = as_activation(network.output_activation or network.activation)
         self.clip = INFINITY if network.clip is None else network.clip
         self.h_least = 1 if h_is_bounded(network) else 0
-        self.weight_ih = rounded_matrix(self.precision, arrays["weight_ih" + suffix])
-        self.weight_hh = rounded_matrix(self.precision, arrays["weight_hh" + suffix])
+        self.weight_ih = rounded_matrix(network, arrays["weight_ih" + suffix])
+        self.weight_hh = rounded_matrix(network, arrays["weight_hh" + suffix])
         gates = self.weight_ih.shape[0]
         self.bias_ih = arrays["bias_ih" + suffix] if network.bias else np.zeros(gates)
         self.bias_hh = arrays["bias_hh" + suffix] if network.bias else np.zeros(gates)
         if self.projection:
-            self.weight_hr = rounded_matrix(self.precision, arrays["weight_hr" + suffix])
+            self.weight_hr = rounded_matrix(network, arrays["weight_hr" + suffix])
         if self.peephole:
             self.weight_peephole = arrays["weight_peephole" + suffix]
 
@@ -965,6 +966,7 @@ class _Network:
     input_forget = False
     reset_after = True
     update_gate = "carry"
+    weights_are_rounded = False  # whether the matrices that forward takes are rounded already
 
     def _init(self, input_size, hidden_size, num_layers, bias, bidirectional, reverse,
               recurrent_activation, activation, clip, precision):
@@ -1258,8 +1260,9 @@ class MGU(_Network):
 def from_layer(layer):
     """The reference network of a layer: same cell and options, without parameters.
 
-    A layer's `precision` is passed on if it is "bfloat16" or "int8". Such a layer's matrices, as
-    float32 values, are rounded already: `quantize` returns their q and scale again.
+    A layer's `precision` is passed on if it is "bfloat16" or "int8". The matrices of such a layer
+    are rounded already, and the network takes them as they are: in int8 they are q*scale, rounded
+    to float32, whatever the scales are.
 
     Raises:
         TypeError: `layer` is not a recurrent layer.
@@ -1277,7 +1280,9 @@ def from_layer(layer):
     options = {name: getattr(layer, name) for name in shared + own}
     if getattr(layer, "precision", None) in _PRECISIONS:
         options["precision"] = layer.precision
-    return cell(layer.input_size, layer.hidden_size, layer.num_layers, **options)
+    network = cell(layer.input_size, layer.hidden_size, layer.num_layers, **options)
+    network.weights_are_rounded = network.precision is not None
+    return network
 
 
 # ---- Arguments -----------------------------------------------------------------------------------

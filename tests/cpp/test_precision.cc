@@ -398,7 +398,8 @@ TEST(parameters_that_are_refused) {
   CHECK(int8_refusal([](Q& q) { q.bfloat16.push_back(0); }) ==
         "bfloat16: got 1 elements, wanted 0");
   CHECK(int8_refusal([](Q& q) { q.scales[1] = -1; }) ==
-        "p0: got the scale -1 for row 1, wanted a positive finite number, 1.18e-38 to 2.67e36");
+        "p0: got the scale -1 for row 1, wanted a positive finite number, 1.17549e-38 to "
+        "2.67939e+36");
   for (const float wrong : {0.0f, -0.0f, kNan, kInfinity, -kInfinity, 1e-40f}) {
     const std::string message = int8_refusal([&](Q& q) { q.scales[0] = wrong; });
     CHECK(begins_with(message, "p0: got the scale "));

@@ -60,7 +60,8 @@ def accelerate(
 
     Raises:
         TypeError: model is not a Module, freeze is not a bool, or precision is not a str.
-        ValueError: precision has another value, or is given without freeze.
+        ValueError: precision has another value, is given without freeze, or a module is not of
+            float32.
     """
     _check_module(model)
     freeze = check_bool("freeze", freeze)
@@ -71,6 +72,7 @@ def accelerate(
                 f"precision: got {precision!r} with freeze=False; only frozen modules are "
                 "quantised, wanted freeze=True"
             )
+        _check_float32(model)
     taken, left = 0, []
     for name, module in model.named_modules():
         if any(type(module) is theirs for theirs, _ in PAIRS.values()):
@@ -125,6 +127,18 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
         f"; subclasses or parametrised, left: {''.join(left)}" if left else "",
     )
     return model
+
+
+def _check_float32(model: torch.nn.Module) -> None:
+    """Refuses modules that cannot be quantised, before any is swapped."""
+    for name, module in model.named_modules():
+        if type(module) in (c for pair in PAIRS.values() for c in pair):
+            dtype = next(module.parameters()).dtype
+            if dtype is not torch.float32:
+                raise ValueError(
+                    f"precision: {name or 'the model'} ({kind_of(module)}) has parameters of "
+                    f"{dtype}, wanted torch.float32"
+                )
 
 
 def _check_module(model: object) -> None:
