@@ -250,7 +250,7 @@ def test_peers_compute_the_same(name, tmp_path):
                 with np.load(results) as got:
                     error = largest_error(dict(got), solve(make_problem(cell)))[0]
                 if cell.precision:
-                    assert 1e-4 < error < (0.05 if cell.precision == "bfloat16" else 0.2), cell.id
+                    assert 1e-4 < error < (0.05 if cell.precision == "bfloat16" else 0.5), cell.id
                 else:
                     assert error < 1e-6, cell.id
                 assert worker.ask("go")["ns"] > 0

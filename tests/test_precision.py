@@ -68,6 +68,23 @@ def test_a_step_is_within_its_bound(kind, hidden, batch, precision, isa, rng):
 
 
 @every_case
+def test_integers_and_scales_of_other_frameworks(case, isa, rng):
+    """Scales that are not max / 127, and -128, which has no opposite to negate it to."""
+    layer = make(case).quantize("int8")
+    given = layer._model.quantized
+    given["int8"] = rng.integers(-128, 40, given["int8"].shape).astype(np.int8)
+    given["scales"] = rng.uniform(0.002, 0.01, given["scales"].shape).astype(np.float32)
+    layer = layer._with(quantized=given)
+    if layer.num_layers > 1:
+        layer(np.zeros((1, 1, layer.input_size), np.float32))
+        return
+    drawn = selftest.draw_case(layer, 1, 4, True, rng)
+    expected = selftest.expect(drawn)
+    for name, values in selftest.results(drawn, 1)[0].items():
+        assert _bounds.worst_ratio(values, *expected.forward[name]) <= 1
+
+
+@every_case
 @every_precision
 def test_the_weights_are_the_rounded_ones(case, precision):
     layer = make(case)
