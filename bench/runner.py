@@ -20,8 +20,8 @@ from bench.worker import LIMITS
 
 # Largest error against the reference, relative to an array's largest element. bfloat16 and TF32
 # exceed the float32 tolerance by far; sums in another order stay within it, over hundreds of steps.
-# In low precision the errors themselves are reported, and only nonsense is thrown out: without VNNI,
-# ONNX Runtime saturates sums in int8, and is off by 0.3.
+# In low precision the errors themselves are reported, and only nonsense is thrown out: ONNX Runtime
+# saturates sums in int8 on processors without VNNI, and is off by 0.3.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-11, "bfloat16": 0.1, "int8": 0.5}
 
 
