@@ -193,7 +193,8 @@ struct WeightBlock {
   Index k_stride = 0;
   Index unit_stride = 0;
   T sign = 1;
-  const T* scales = nullptr;  // of the units; only for kInt8Weights
+  // Of the units; only for kInt8Weights. All blocks of a gate have the same scales and sign.
+  const T* scales = nullptr;
 };
 
 // The number of k's packed at a time. All elements of a unit's cache lines are then read before the

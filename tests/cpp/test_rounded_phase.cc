@@ -183,7 +183,11 @@ class RandomPanel {
  public:
   RandomPanel(Random& random, Index units, Index depth, Index gates, Layout layout)
       : shape_{units, depth, gates}, panel_(RoundedPanels<Weights>::panel_bytes(shape_)) {
-    for (Index i = 0; i < gates * units; ++i) choose_weights(random);
+    for (Index gate = 0; gate < gates; ++gate) {
+      signs_.push_back(random.below(2) == 0 ? -1 : 1);
+      for (Index unit = 0; unit < units; ++unit) choose_weights(random);
+    }
+    for (const float scale : scales_) magnitudes_.push_back(std::fabs(scale));
     std::vector<WeightBlock<float>> blocks;
     std::vector<std::vector<float>> memory;
     for (Index gate = 0; gate < gates && depth > 0; ++gate) {
@@ -193,7 +197,9 @@ class RandomPanel {
         const bool is_whole = layout != Layout::stacked;
         const Index end = is_whole ? depth : std::min(depth, begin + 1 + 2 * random.below(24));
         const bool by_unit = is_whole ? layout == Layout::by_unit : random.below(2) == 0;
-        const float sign = !is_whole && random.below(2) == 0 ? -1.0f : 1.0f;
+        // Scales take the sign, which is then the same for all k's.
+        const bool negated = Weights::has_scales ? signs_[size_of(gate)] < 0 : random.below(2) == 0;
+        const float sign = negated ? -1.0f : 1.0f;
         blocks.push_back(block(gate, begin, end, by_unit, sign, memory));
         begin = end;
       }
@@ -219,12 +225,14 @@ class RandomPanel {
     scales_.push_back(static_cast<float>(1 + random.below(1000)) * (kind == 0   ? 1e-33f
                                                                     : kind == 1 ? 1e20f
                                                                                 : 1e-5f));
+    if (Weights::has_scales) scales_.back() *= signs_.back();
     const std::size_t unusual = kind == 2 && shape_.depth > 0
                                     ? size_of(random.below(shape_.depth)) + weights_.size()
                                     : SIZE_MAX;
     for (Index k = 0; k < shape_.depth; ++k) {
       if constexpr (Weights::has_scales) {
         weights_.push_back(static_cast<float>(random.below(255) - 127));
+        // The block's sign is negative, too, if the scale is.
         given_.push_back(weights_.back() * scales_.back());
       } else {
         const float fraction = static_cast<float>(random.below(1 << 24) - (1 << 23)) * 0x1p-23f;
@@ -249,7 +257,7 @@ class RandomPanel {
     result.k_stride = by_unit ? 1 : shape_.units + 3;
     result.unit_stride = by_unit ? end - begin + 3 : 1;
     result.sign = sign;
-    if (Weights::has_scales) result.scales = scales_.data() + gate * shape_.units;
+    if (Weights::has_scales) result.scales = magnitudes_.data() + gate * shape_.units;
     memory.emplace_back(size_of((by_unit ? shape_.units : end - begin) *
                                 (by_unit ? result.unit_stride : result.k_stride)),
                         nan<float>);
@@ -284,7 +292,8 @@ class RandomPanel {
               units * shape_.gates * depth * Index{sizeof(typename Weights::Element)} +
               ((unit / kWidth * shape_.gates + gate) * kWidth + unit % kWidth) * Index{sizeof got};
           std::memcpy(&got, static_cast<const char*>(panel_.data()) + at, sizeof got);
-          all = all && got == (unit < shape_.units ? scale(gate, unit) : 0.0f);
+          const float wanted = unit < shape_.units ? scale(gate, unit) : 0.0f;
+          all = all && got == wanted;
         }
       }
     }
@@ -295,6 +304,8 @@ class RandomPanel {
   GuardedBytes panel_;
   // [gate][unit][k], as given and as packed, and [gate][unit].
   std::vector<float> given_, weights_, scales_;
+  // For storages with scales: of the gates, and the scales without them.
+  std::vector<float> signs_, magnitudes_;
 };
 
 // ---- Phases
