@@ -23,10 +23,6 @@ class Store(Protocol):
     """The memory of a layer's parameters."""
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters."""
-
-    @property
     def flat(self) -> Array:
         """A live, read-only, contiguous 1-D view of all parameters, in the layer's dtype."""
 
@@ -43,11 +39,6 @@ class ArrayStore:
 
     def __init__(self, flat: Array) -> None:
         self._flat = np.array(flat, order="C")
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters."""
-        return self._flat.dtype
 
     @property
     def flat(self) -> Array:
@@ -183,7 +174,8 @@ class Params(_NamedArrays):
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of every array."""
-        return self._store.dtype
+        store = self._store  # in low precision, `flat` is made at each access
+        return store.dtype if isinstance(store, _core.Parameters) else store.flat.dtype
 
     def __setitem__(self, name: str, value: Array) -> None:
         """Copies `value` in.

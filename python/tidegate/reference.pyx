@@ -1278,10 +1278,12 @@ def from_layer(layer):
     else:
         raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM, a GRU or an MGU")
     options = {name: getattr(layer, name) for name in shared + own}
-    if getattr(layer, "precision", None) in _PRECISIONS:
+    is_rounded = getattr(layer, "precision", None) in _PRECISIONS
+    if is_rounded:
         options["precision"] = layer.precision
     network = cell(layer.input_size, layer.hidden_size, layer.num_layers, **options)
-    network.weights_are_rounded = network.precision is not None
+    if is_rounded:
+        network.weights_are_rounded = True
     return network
 
 
