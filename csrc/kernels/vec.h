@@ -27,8 +27,11 @@
 
 #define TIDEGATE_INLINE inline __attribute__((always_inline))
 
-// An operand of inline assembly that is read and written in a vector register.
-#ifdef __x86_64__
+// An operand of inline assembly that is read and written in a vector register; emulated AVX-512 has
+// no register of this size.
+#if defined(TIDEGATE_ISA_AVX512) && !defined(__AVX512F__)
+#define TIDEGATE_IN_VECTOR_REGISTER(variable) "+m"(variable)
+#elif defined(__x86_64__)
 #define TIDEGATE_IN_VECTOR_REGISTER(variable) "+v"(variable)
 #else
 #define TIDEGATE_IN_VECTOR_REGISTER(variable) "+w"(variable)

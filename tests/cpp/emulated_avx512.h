@@ -12,6 +12,7 @@
 #endif
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512/cvt.h>
 #include <simde/x86/avx512/fmadd.h>
 #include <simde/x86/avx512/madd.h>
 #include <simde/x86/avx512/max.h>
@@ -41,6 +42,8 @@ inline void store_lanes(T* to, unsigned mask, Register x) {
 
 #define _mm512_maskz_sqrt_ps(mask, x) simde_mm512_sqrt_ps(x)
 #define _mm512_maskz_sqrt_pd(mask, x) simde_mm512_sqrt_pd(x)
+#undef _mm512_maskz_cvtepi8_epi16
+#define _mm512_maskz_cvtepi8_epi16(mask, x) simde_mm512_cvtepi8_epi16(x)
 
 // SIMDe 0.7.4 defines this name with the wrong number of arguments.
 #undef _mm512_madd_epi16
