@@ -11,7 +11,7 @@ _Empty = Callable[[tuple[int, ...]], Any]  # returns a tensor
 Activation = str | tuple[str, float] | tuple[str, float, float]
 # Parameters in low precision: "precision", and flat arrays, "int8" and "scales", or "bfloat16" (as
 # uint16), and "vectors".
-Quantized = dict[str, Any]
+_Quantized = dict[str, Any]
 # h, or (h, c) for an LSTM; as an argument, None means zeros.
 StreamState = Array | tuple[Array, Array]
 GivenStreamState = Array | tuple[Array | None, Array | None] | None
@@ -115,8 +115,8 @@ class Parameters:
     @property
     def precision(self) -> str: ...
     @property
-    def quantized(self) -> Quantized | None: ...
-    def quantize(self, precision: str, /) -> Quantized: ...
+    def quantized(self) -> _Quantized | None: ...
+    def quantize(self, precision: str, /) -> _Quantized: ...
 
 class Model(Parameters):
     def __init__(
@@ -124,7 +124,7 @@ class Model(Parameters):
         config: Config,
         dtype: np.dtype[Any],
         batch_first: bool,
-        quantized: Quantized | None = None,
+        quantized: _Quantized | None = None,
     ) -> None: ...
     @property
     def config(self) -> Config: ...
@@ -223,7 +223,7 @@ class Linear(Parameters):
         out_features: int,
         bias: bool,
         dtype: np.dtype[Any],
-        quantized: Quantized | None = None,
+        quantized: _Quantized | None = None,
     ) -> None: ...
     def run(self, x: Array, num_threads: int | None, /) -> Array: ...
     def record(self, x: Array, num_threads: int | None, /) -> tuple[Array, LinearTape]: ...
