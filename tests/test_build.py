@@ -252,7 +252,7 @@ def test_wheel_carries_what_it_should(installed: list[importlib.metadata.Package
 
 def test_wheel_is_small(installed: list[importlib.metadata.PackagePath]) -> None:
     size = sum(len(zlib.compress(path.read_binary())) for path in installed)
-    assert size <= 3 << 20
+    assert size <= 4e6
 
 
 def test_extensions_are_stripped(installed: list[importlib.metadata.PackagePath]) -> None:
