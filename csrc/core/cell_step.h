@@ -28,10 +28,13 @@ struct StepScratch {
   Index rounded_x_bytes = 0;
   Index rounded_h_bytes = 0;
 
+  // The elements of the longest operand of any layer's products.
+  static Index longest_operand(const Config& config) {
+    return std::max({config.input_size, config.output_size(), config.hidden_size});
+  }
   // The most rows of a call of the storage's products.
   static Index max_rows_of(const Config& config, const StorageKernels<T>& storage) {
-    return storage.max_rows(
-        std::max({config.input_size, config.output_size(), config.hidden_size}));
+    return storage.max_rows(longest_operand(config));
   }
 
   static StepScratch take(Arena& arena, const Config& config, const Weights<T>& weights,
@@ -58,12 +61,12 @@ struct StepScratch {
     scratch.gated_h = take_rows(two_phases);
     scratch.phase_state = take_rows(two_phases);
     scratch.cell_output = take_rows(config.proj_size > 0);
-    const Index inputs = std::max({config.input_size, config.output_size(), hidden});
     const Index max_rows = max_rows_of(config, storage);
     const auto rounded_bytes = [&](Index rows, Index depth) {
       return whole_lines(storage.rounded_bytes(std::min(rows, max_rows), depth));
     };
-    scratch.rounded_x_bytes = rounded_bytes(std::max(accumulator_rows, batch), inputs);
+    scratch.rounded_x_bytes =
+        rounded_bytes(std::max(accumulator_rows, batch), longest_operand(config));
     scratch.rounded_h_bytes = rounded_bytes(batch, std::max(hidden, config.state_size()));
     scratch.rounded_x = arena.take<std::byte>(threads, scratch.rounded_x_bytes);
     scratch.rounded_h = arena.take<std::byte>(threads, scratch.rounded_h_bytes);

@@ -46,10 +46,6 @@ constexpr OptionInfo kOptions[] = {
      [](const Config& c) { return !c.activations.input_forget; }},
 };
 
-}  // namespace
-
-namespace {
-
 // Whether the values are within [0, 1].
 bool is_fraction(const Activation& f) {
   return f.kind == ActivationKind::sigmoid || f.kind == ActivationKind::hard_sigmoid;
