@@ -37,17 +37,32 @@ def check_precision(precision: object) -> Precision:
     return cast(Precision, precision)
 
 
+def is_exact(layer: Any) -> bool:
+    """Whether the layer is not in low precision."""
+    return bool(layer.precision == str(layer.dtype))
+
+
 def check_exact(what: str, layer: Any) -> None:
     """Refuses a layer in low precision for `what`, which needs exact parameters.
 
     Raises:
         ValueError: the layer is in low precision.
     """
-    if layer.precision != str(layer.dtype):
+    if not is_exact(layer):
         raise ValueError(
             f"{what}: got a layer in {layer.precision}, wanted one in {layer.dtype}: "
             "layer.dequantize(), or the layer from which it was made"
         )
+
+
+def check_low(what: str, layer: Any) -> None:
+    """Refuses a layer that is not in low precision for `what`, which needs rounded parameters.
+
+    Raises:
+        ValueError: the layer is exact.
+    """
+    if is_exact(layer):
+        raise ValueError(f"{what}: got a layer in {layer.precision}, wanted one that quantize made")
 
 
 def array_problem(

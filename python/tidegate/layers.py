@@ -24,10 +24,12 @@ from tidegate.checks import (
     check_exact,
     check_integer,
     check_integers,
+    check_low,
     check_number,
     check_precision,
     check_probability,
     check_seed,
+    is_exact,
 )
 from tidegate.comparison import Comparison, compare
 from tidegate.linear import dropout_scale
@@ -450,10 +452,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         Raises:
             ValueError: the layer is not in low precision.
         """
-        if self.precision == str(self.dtype):
-            raise ValueError(
-                f"dequantize: got a layer in {self.precision}, wanted one that quantize made"
-            )
+        check_low("dequantize", self)
         return self._with(flat=self._model.flat)
 
     def compare(
@@ -484,10 +483,7 @@ class RecurrentLayer(Generic[State, GivenState]):
                 the layer cannot be trained (as one with a clip), so that its gates are not known.
             TypeError, ValueError, MemoryError, KeyboardInterrupt: as in a call.
         """
-        if self.precision == str(self.dtype):
-            raise ValueError(
-                f"compare: got a layer in {self.precision}, wanted one that quantize made"
-            )
+        check_low("compare", self)
         if not isinstance(layer, RecurrentLayer):
             raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM, a GRU or an MGU")
         check_exact("layer", layer)
@@ -539,8 +535,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         if self.dtype != np.float32:
             extra_options["dtype"] = str(self.dtype)
         shown = _name(self._config, type(self).__name__, extra_options)
-        is_exact = self.precision == str(self.dtype)
-        return shown if is_exact else f"{shown}.quantize({self.precision!r})"
+        return shown if is_exact(self) else f"{shown}.quantize({self.precision!r})"
 
 
 def _name(

@@ -19,10 +19,12 @@ from tidegate.checks import (
     check_bool,
     check_dtype,
     check_exact,
+    check_low,
     check_precision,
     check_probability,
     check_seed,
     check_size,
+    is_exact,
 )
 from tidegate.params import Gradients, Params, Specs
 
@@ -241,10 +243,7 @@ class Linear:
         Raises:
             ValueError: the layer is not in low precision.
         """
-        if self.precision == str(self.dtype):
-            raise ValueError(
-                f"dequantize: got a layer in {self.precision}, wanted one that quantize made"
-            )
+        check_low("dequantize", self)
         return Linear._from_flat(self.in_features, self.out_features, self.bias, self.params.flat)
 
     @classmethod
@@ -277,8 +276,7 @@ class Linear:
             f"Linear(in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias}{dtype})"
         )
-        is_exact = self.precision == str(self.dtype)
-        return shown if is_exact else f"{shown}.quantize({self.precision!r})"
+        return shown if is_exact(self) else f"{shown}.quantize({self.precision!r})"
 
 
 def dropout_scale(
