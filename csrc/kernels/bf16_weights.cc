@@ -102,7 +102,7 @@ struct Bf16Weights {
   static TIDEGATE_INLINE Vec<float> second_number(const Row* pair) { return broadcast(pair[1]); }
 #endif
 
-  static constexpr Index step_flops = 2 * Vec<float>::width;
+  [[maybe_unused]] static constexpr Index step_flops = 2 * Vec<float>::width;
   template <int chains>
   static float steps(Index rounds) {
     Vec<float> sums[chains];

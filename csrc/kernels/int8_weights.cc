@@ -182,7 +182,7 @@ struct Int8Weights {
     return accumulator + rounded * scale * broadcast(row.scale);
   }
 
-  static constexpr Index step_flops = 2 * group * Vec<float>::width;
+  [[maybe_unused]] static constexpr Index step_flops = 2 * group * Vec<float>::width;
   template <int chains>
   static float steps(Index rounds) {
     Words sums[chains] = {};
