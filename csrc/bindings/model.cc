@@ -283,7 +283,7 @@ class TypedModel final : public Model, public TypedParameters<T> {
     const int threads = read_num_threads(num_threads);
     Call<T> call(config(), batch_first_, x, state, lengths, reset);
     call.make_outputs(ResultMemory(empty), py::none(), lengths, reset);
-    return record(call, draw_dropout_scale, threads);
+    return record(call, draw_dropout_scale, threads, training);
   }
 
   py::tuple run_packed(py::handle x, py::handle batch_sizes, py::handle state,
@@ -300,7 +300,7 @@ class TypedModel final : public Model, public TypedParameters<T> {
     const int threads = read_num_threads(num_threads);
     Call<T> call(config(), x, batch_sizes, state);
     call.make_outputs(ResultMemory(empty), py::none(), py::none(), py::none());
-    return record(call, draw_dropout_scale, threads);
+    return record(call, draw_dropout_scale, threads, training);
   }
 
   py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate, py::handle num_threads,
@@ -327,7 +327,8 @@ class TypedModel final : public Model, public TypedParameters<T> {
     return py::make_tuple(call.y, call.state());
   }
 
-  py::tuple record(Call<T>& call, py::handle draw_dropout_scale, int threads) const {
+  py::tuple record(Call<T>& call, py::handle draw_dropout_scale, int threads,
+                   tidegate::Precision training) const {
     py::object dropout_scale;
     if (!draw_dropout_scale.is_none()) {
       const Shape shape = {config().num_layers - 1, call.steps, call.batch, config().output_size()};
@@ -345,7 +346,7 @@ class TypedModel final : public Model, public TypedParameters<T> {
     std::unique_ptr<tidegate::Tape<T>> tape;
     call.with_memory([&] {
       without_gil(forward_cost(call),
-                  [&] { tape = model_->record(call.inputs, call.outputs, threads); });
+                  [&] { tape = model_->record(call.inputs, call.outputs, threads, training); });
     });
     std::unique_ptr<Tape> typed = std::make_unique<TypedTape<T>>(std::move(tape), call);
     return py::make_tuple(call.y, call.state(), std::move(typed));

@@ -20,8 +20,11 @@ constexpr Index kPointwiseProducts = 32;  // the time of a unit's derivatives, i
 
 template <class T>
 BackwardScratch<T> BackwardScratch<T>::take(Arena& arena, const Config& config,
-                                            const Kernels<T>& kernels, const CellSpec& cell,
-                                            Index steps, Index batch, int threads) {
+                                            const Weights<T>& weights, Index steps, Index batch,
+                                            int threads) {
+  const Kernels<T>& kernels = weights.kernels();
+  const StorageKernels<T>& storage = weights.storage();
+  const CellSpec& cell = weights.cell();
   BackwardScratch scratch;
   scratch.chunk = std::max<Index>(1, std::min(steps, kChunkRows / std::max<Index>(1, batch)));
   const Index rows = checked_size(scratch.chunk, batch);
@@ -50,8 +53,13 @@ BackwardScratch<T> BackwardScratch<T>::take(Arena& arena, const Config& config,
   scratch.accumulators_size =
       checked_size(std::min(rows, kDxRows), slice_count(widest, kernels.width), kernels.width);
   scratch.accumulators = arena.take<T>(threads, scratch.accumulators_size);
-  scratch.outer_size = kernels.outer->scratch;
+  scratch.outer_size = storage.outer ? storage.outer_scratch : kernels.outer->scratch;
   scratch.outer = arena.take<T>(threads, scratch.outer_size);
+  const Index depth = std::max(checked_size(cell.gate_count, hidden), config.state_size());
+  scratch.max_rows = storage.max_rows(depth);
+  scratch.rounded_size = whole_lines(
+      storage.rounded_bytes(std::min(std::max(batch, kDxRows), scratch.max_rows), depth));
+  scratch.rounded = arena.take<std::byte>(threads, scratch.rounded_size);
   return scratch;
 }
 
@@ -81,7 +89,8 @@ class BackwardPass {
         c_rows_(scratch_.c_rows + thread * run.schedule.batch()),
         dx_rows_(scratch_.dx_rows + thread * scratch_.chunk * run.schedule.batch()),
         accumulators_(scratch_.accumulators + thread * scratch_.accumulators_size),
-        outer_(scratch_.outer + thread * scratch_.outer_size) {}
+        outer_(scratch_.outer + thread * scratch_.outer_size),
+        rounded_(scratch_.rounded + thread * scratch_.rounded_size) {}
 
   void run() {
     copy_gradients_of_empty_rows();
@@ -159,13 +168,13 @@ class BackwardPass {
     call.slice_end = slices.end;
     call.units = units;
     call.reversed = reversed;
-    call.x = {rows, panel, depth, 0, depth};
+    call.x = {rows, panel, depth, 0, depth, rounded_};
     call.accumulators = to.base;
     call.accumulators_row_stride = to.stride;
     call.accumulators_slice_stride = kernels_.width;
     call.resume = add;
     run_rows(storage_.products[kLinear], call, depth * slices.size() * kernels_.width,
-             share_.interruption());
+             share_.interruption(), scratch_.max_rows);
   }
 
   void back_through_projection(Range rows, Rows<T> dh, Index first) {
@@ -285,14 +294,15 @@ class BackwardPass {
     const Rows<T> dgates = column(scratch_.dgates_chunk, cell_.x.first * hidden_);
     const Range rows = share_.part(count);
     Interruption* const interruption = share_.interruption();
-    for (Index first = rows.begin; first < rows.end; first += kDxRows) {
+    const Index most = std::min(kDxRows, scratch_.max_rows);
+    for (Index first = rows.begin; first < rows.end; first += most) {
       if (interruption && interruption->requested()) return;
       PhaseCall<T> call;
-      call.rows = std::min(kDxRows, rows.end - first);
+      call.rows = std::min(most, rows.end - first);
       call.slice_end = slice_count(inputs_, kernels_.width);
       call.units = inputs_;
       const Index depth = cell_.x.count * hidden_;
-      call.x = {dgates.from(first), weights_.x, depth, 0, depth};
+      call.x = {dgates.from(first), weights_.x, depth, 0, depth, rounded_};
       call.finish = kernels_.cells->finish[kLinear];
       call.accumulators = accumulators_;
       call.accumulators_row_stride = kernels_.width;
@@ -315,7 +325,8 @@ class BackwardPass {
     call.result = {run_.dparameters + offset + part.begin * columns, columns, nullptr};
     call.resume = resume;
     call.scratch = outer_;
-    run_outer(kernels_, call, share_.interruption());
+    run_outer(storage_.outer ? storage_.outer : kernels_.outer->outer, call,
+              share_.interruption());
   }
 
   // The same for the gates of `window`. Gates whose blocks are adjacent in the weight share a
@@ -409,6 +420,7 @@ class BackwardPass {
   T** const dx_rows_;
   T* const accumulators_;
   T* const outer_;
+  std::byte* const rounded_;
 };
 
 }  // namespace

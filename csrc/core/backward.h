@@ -3,6 +3,8 @@
 #ifndef TIDEGATE_CORE_BACKWARD_H_
 #define TIDEGATE_CORE_BACKWARD_H_
 
+#include <cstddef>
+
 #include "core/forward.h"
 
 namespace tidegate {
@@ -28,11 +30,14 @@ struct BackwardScratch {
   const T* zero = nullptr;     // a padded row of zeros
   T* accumulators = nullptr;   // per thread: for dx
   Index accumulators_size = 0;
-  T* outer = nullptr;  // per thread: scratch of Kernels::outer
+  T* outer = nullptr;  // per thread: scratch of the weight gradients' kernel
   Index outer_size = 0;
+  std::byte* rounded = nullptr;  // per thread: Product::rounded
+  Index rounded_size = 0;
+  Index max_rows = 0;  // of a call of the storage's products
 
-  static BackwardScratch take(Arena& arena, const Config& config, const Kernels<T>& kernels,
-                              const CellSpec& cell, Index steps, Index batch, int threads);
+  static BackwardScratch take(Arena& arena, const Config& config, const Weights<T>& weights,
+                              Index steps, Index batch, int threads);
 };
 
 template <class T>

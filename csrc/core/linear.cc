@@ -201,6 +201,7 @@ struct Linear<T>::Impl {
   // The packed snapshot, with the panel for the backward pass if the call is recorded.
   std::shared_ptr<const LinearWeights<T>> weights(int threads, bool records) {
     return parameters.packed(
+        parameters.storage_kind(),
         [&](const T* values, StorageKind storage, const T* scales) {
           return std::make_shared<const LinearWeights<T>>(in_features, out_features, bias, values,
                                                           threads, storage, scales);
@@ -429,7 +430,7 @@ void LinearTape<T>::backward(const T* dy, Index dy_stride, T* dx, Index dx_strid
     call.right_columns = inputs.size();
     call.result = {dparameters + outputs.begin * in + inputs.begin, in, nullptr};
     call.scratch = scratch + thread * kernels.outer->scratch;
-    run_outer(kernels, call, interruption_or_null);
+    run_outer(kernels.outer->outer, call, interruption_or_null);
     if (!impl_->bias) return;
     const Range sums = part(out);
     run_sum_rows<T>(kernels, {dy + sums.begin, dy_stride, nullptr}, rows, sums.size(),

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "core/model_impl.h"
@@ -18,6 +19,22 @@ Config validated(const Config& config) {
   return config;
 }
 
+// Training in low precision rounds the operands of the products; the parameters stay exact.
+template <class T>
+void check_training_precision(Precision parameters, Precision training) {
+  if (parameters != Precision::exact) {
+    throw std::invalid_argument(std::string("precision: the parameters are already in ") +
+                                precision_name<T>(parameters) +
+                                "; train the model from which it was made");
+  }
+  if (!std::is_same_v<T, float> || training != Precision::bfloat16) {
+    throw std::invalid_argument(std::string("precision: got ") + precision_name<T>(training) +
+                                " for training a model of " +
+                                precision_name<T>(Precision::exact) +
+                                ", wanted bfloat16 for a model of float32");
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -29,8 +46,10 @@ Model<T>::Impl::Impl(const Config& network, QuantizedParameters quantized)
     : config(validated(network)), parameters(tidegate::parameters(config), std::move(quantized)) {}
 
 template <class T>
-std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads, bool records) {
+std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads, StorageKind kind,
+                                                          bool records) {
   return parameters.packed(
+      kind,
       [&](const T* values, StorageKind storage, const T* scales) {
         return std::make_shared<const Weights<T>>(config, values, threads, storage, scales);
       },
@@ -119,16 +138,21 @@ void Model<T>::run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_t
 
 template <class T>
 std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs<T>& outputs,
-                                          int num_threads) const {
+                                          int num_threads, Precision training) const {
   const Config& config = impl_->config;
   const bool trains = precision() == Precision::exact;
+  StorageKind storage = impl_->parameters.storage_kind();
   if (trains) config.validate_training();
+  if (training != Precision::exact) {
+    check_training_precision<T>(precision(), training);
+    storage = kBf16Weights;
+  }
   const CallSize size = check_inputs(config, inputs);
   check_outputs(config, size, outputs);
   const int threads = allowed_threads(num_threads);
   const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
   auto tape = std::make_unique<typename Tape<T>::Impl>(
-      config, impl_->weights(threads, trains), schedule.owned(), inputs.dropout_scale != nullptr);
+      config, impl_->weights(threads, storage, trains), schedule.owned(), inputs.dropout_scale != nullptr);
   const PlannedCall plan =
       plan_call({config, Work::forward, size.steps, size.batch, tape->weights->storage().cost},
                 threads, tape->weights->memory());
@@ -176,8 +200,8 @@ double Tape<T>::backward_cost() const noexcept {
 template <class T>
 void Tape<T>::backward(const OutputGradients<T>& outputs, const InputGradients<T>& inputs,
                        int num_threads) const {
-  const StorageKernels<T>& storage = impl_->weights->storage();
-  if (storage.kind != kExactWeights) {
+  if (!impl_->weights->has_backward()) {
+    const StorageKernels<T>& storage = impl_->weights->storage();
     throw std::invalid_argument(std::string("precision: a model in ") + storage.cost.name +
                                 " is for inference; train the model from which it was made");
   }

@@ -15,9 +15,13 @@ struct Model<T>::Impl {
   explicit Impl(const Config& network);
   Impl(const Config& network, QuantizedParameters quantized);
 
-  // The packed snapshot of the current parameters for the current ISA, with the panels for the
-  // backward pass if the call is recorded. If necessary, packs it with at most `threads` threads.
-  std::shared_ptr<const Weights<T>> weights(int threads = 1, bool records = false);
+  // The packed snapshot of the current parameters for the current ISA and this storage (for
+  // inference, that of the parameters), with the panels for the backward pass if the call is
+  // recorded. If necessary, packs it with at most `threads` threads.
+  std::shared_ptr<const Weights<T>> weights(int threads, StorageKind storage, bool records);
+  std::shared_ptr<const Weights<T>> weights(int threads = 1) {
+    return weights(threads, parameters.storage_kind(), false);
+  }
 
   const Config config;
   ParameterStore<T, Weights<T>> parameters;

@@ -257,9 +257,8 @@ struct BackwardWorkspace {
           const Config& config = record.config;
           const CallSize size = record.size();
           for (int d = 0; d < config.num_directions(); ++d) {
-            scratch[d] =
-                BackwardScratch<T>::take(arena, config, record.weights->kernels(),
-                                         record.weights->cell(), size.steps, size.batch, threads);
+            scratch[d] = BackwardScratch<T>::take(arena, config, *record.weights, size.steps,
+                                                  size.batch, threads);
           }
           const Index buffers = std::min<Index>(2, config.num_layers - 1);
           for (Index i = 0; i < buffers; ++i)

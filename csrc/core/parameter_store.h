@@ -3,6 +3,7 @@
 #define TIDEGATE_CORE_PARAMETER_STORE_H_
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -97,26 +98,30 @@ class ParameterStore {
     update(values_.data());
   }
 
-  // The snapshot of the current values for the current ISA. Calls pack(values, storage, scales) if
+  // The snapshot of the current values for the current ISA, in storage_kind() or, of exact
+  // parameters, in another kind of storage; each kind has its own snapshot. Calls pack(values, storage, scales) if
   // there is none yet, and then always complete(snapshot, values), which may add parts that are
   // packed on demand. In low precision, pack() gets the dequantised values and complete() null.
   template <class Pack, class Complete>
-  std::shared_ptr<const Packed> packed(const Pack& pack, const Complete& complete) {
+  std::shared_ptr<const Packed> packed(StorageKind kind, const Pack& pack,
+                                       const Complete& complete) {
     const std::lock_guard lock(mutex_);
     const std::uint64_t current = version_.load(std::memory_order_relaxed);
-    if (!packed_ || packed_version_ != current || &packed_->kernels() != &kernels<T>()) {
-      packed_.reset();  // frees the memory for the next snapshot, if no call holds it
+    std::shared_ptr<const Packed>& packed = packed_[kind];
+    if (!packed || packed_version_ != current || &packed->kernels() != &kernels<T>()) {
+      packed.reset();  // frees the memory for the next snapshot, if no call holds it
+      if (packed_version_ != current) packed_ = {};
       if (quantized_) {
         std::vector<T> values = allocated(count_);
         copy(values.data());
-        packed_ = pack(values.data(), storage_kind(), scales());
+        packed = pack(values.data(), kind, scales());
       } else {
-        packed_ = pack(values_.data(), storage_kind(), nullptr);
+        packed = pack(values_.data(), kind, nullptr);
       }
       packed_version_ = current;
     }
-    complete(*packed_, values());
-    return packed_;
+    complete(*packed, values());
+    return packed;
   }
 
   StorageKind storage_kind() const {
@@ -170,7 +175,7 @@ class ParameterStore {
   const std::vector<Parameter> layout_;  // empty unless in low precision
   const std::optional<QuantizedParameters> quantized_;
   std::atomic<std::uint64_t> version_{1};
-  std::shared_ptr<const Packed> packed_;
+  std::array<std::shared_ptr<const Packed>, kStorageKinds> packed_;
   std::uint64_t packed_version_ = 0;
 };
 

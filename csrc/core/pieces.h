@@ -67,10 +67,11 @@ void run_rows(void (*kernel)(const Call&), const Call& call, Index row_products,
   }
 }
 
-// Runs OuterKernels::outer in pieces.
+// Runs a kernel for weight gradients in pieces.
 template <class T>
-void run_outer(const Kernels<T>& kernels, const OuterCall<T>& whole, Interruption* interruption) {
-  if (interruption == nullptr) return kernels.outer->outer(whole);
+void run_outer(void (*kernel)(const OuterCall<T>&), const OuterCall<T>& whole,
+               Interruption* interruption) {
+  if (interruption == nullptr) return kernel(whole);
   // Rows given by a table cannot be advanced to a later column.
   const Index right_columns = whole.right.table ? whole.right_columns : kPieceRight;
   for (Index m = 0; m < whole.left_columns; m += kPieceLeft) {
@@ -86,7 +87,7 @@ void run_outer(const Kernels<T>& kernels, const OuterCall<T>& whole, Interruptio
         if (interruption->requested_now()) return;
         call.depth = std::min(depth, whole.depth - k);
         call.resume = whole.resume || k > 0;
-        kernels.outer->outer(call);
+        kernel(call);
         call.left = call.left.from(depth);
         call.right = call.right.from(depth);
       }

@@ -71,6 +71,7 @@ class Weights {
   // Packs what backward() returns, unless it is packed already. `parameters` are those from which
   // the snapshot was made. Must not be called by several threads at the same time.
   void prepare_backward(const T* parameters, int threads) const;
+  bool has_backward() const { return !backward_.empty(); }
   const BackwardWeights& backward(Index layer, Index direction) const {
     return backward_[static_cast<std::size_t>(layer * config_.num_directions() + direction)];
   }

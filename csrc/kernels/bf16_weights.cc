@@ -7,6 +7,7 @@
 // both chains at its end. Denormal operands and results count as zeros. This is the order of the
 // matrix units of x86-64 (TDPBF16PS), so that a result has the same bits with and without them.
 #include "kernels/isa_tables.h"
+#include "kernels/rounded_outer.h"
 #include "kernels/rounded_phase.h"
 #include "kernels/vec.h"
 
@@ -59,6 +60,11 @@ struct Bf16Weights {
   static Element round(float weight, float) {
     const Pairs bits = (Pairs)rounded(broadcast(weight)).v;
     return static_cast<Element>(bits[0] >> 16);
+  }
+
+  static TIDEGATE_INLINE void store_pairs(Element* to, Vec<float> first, Vec<float> second) {
+    const Pairs pairs = (Pairs)rounded(first).v >> 16 | (Pairs)rounded(second).v;
+    __builtin_memcpy(to, &pairs, sizeof pairs);
   }
 
   static RowScale round_row(const float* from, Index depth, float, Row* to) {
@@ -181,8 +187,15 @@ struct Bf16Weights {
   }
 };
 
+constexpr StorageKernels<float> bf16_kernels() {
+  StorageKernels<float> kernels = rounded_kernels<Bf16Weights>();
+  kernels.outer_scratch = RoundedOuter<Bf16Weights>::scratch();
+  kernels.outer = RoundedOuter<Bf16Weights>::outer;
+  return kernels;
+}
+
 }  // namespace
 
-const StorageKernels<float> TIDEGATE_TABLE(bf16_weights) = rounded_kernels<Bf16Weights>();
+const StorageKernels<float> TIDEGATE_TABLE(bf16_weights) = bf16_kernels();
 
 }  // namespace tidegate

@@ -104,7 +104,7 @@ class RoundedRows {
     const Index fitting = kBytes / bytes(1, depth);
     return fitting < kLeast ? kLeast : min_of(fitting, kMost);
   }
-  static Index bytes(Index rows, Index depth) {
+  static constexpr Index bytes(Index rows, Index depth) {
     return (rows + kReadBeyond) * stride_of(depth) * static_cast<Index>(sizeof(Row)) +
            rows * static_cast<Index>(sizeof(RowScale));
   }
@@ -139,7 +139,7 @@ class RoundedRows {
 
   // Not a multiple of a large power of two, because the rows would then all map to the same few
   // sets of the L1 cache.
-  static Index stride_of(Index depth) {
+  static constexpr Index stride_of(Index depth) {
     const Index row = Panels::blocks(depth) * Panels::kBlock;
     constexpr Index kLine = 64 / static_cast<Index>(sizeof(Row));
     return row % (16 * kLine) == 0 ? row + kLine : row;

@@ -189,6 +189,8 @@ constexpr StorageKernels<float> rounded_kernels(std::integer_sequence<int, kinds
           .pack = RoundedPanels<Weights>::pack,
           .products =
               {rounded_products<Weights, shape_of(phase_spec(static_cast<PhaseKind>(kinds)))>...},
+          .outer_scratch = 0,
+          .outer = nullptr,
           .peak_round_flops = Peak<Weights>::round_flops,
           .peak_rounds = Peak<Weights>::rounds};
 }

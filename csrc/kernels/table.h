@@ -313,6 +313,9 @@ struct StorageKernels {
   Index (*rounded_bytes)(Index rows, Index depth);
   void (*pack)(const PackCall<T>&);
   void (*products[kPhaseKinds])(const PhaseCall<T>&);
+  // Weight gradients in the arithmetic of the products; see OuterKernels. Null: not available.
+  Index outer_scratch;
+  void (*outer)(const OuterCall<T>&);
   // A measurement of the machine: `rounds` rounds of independent multiply steps on registers, of
   // peak_round_flops each (an integer's operation counts as a flop). The result only prevents the
   // compiler from removing the work.
