@@ -278,9 +278,10 @@ class TypedModel final : public Model, public TypedParameters<T> {
   }
 
   py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                   py::handle draw_dropout_scale, py::handle num_threads,
-                   py::handle empty) const override {
+                   py::handle draw_dropout_scale, py::handle num_threads, py::handle empty,
+                   py::handle precision) const override {
     const int threads = read_num_threads(num_threads);
+    const tidegate::Precision training = read_training_precision(precision);
     Call<T> call(config(), batch_first_, x, state, lengths, reset);
     call.make_outputs(ResultMemory(empty), py::none(), lengths, reset);
     return record(call, draw_dropout_scale, threads, training);
@@ -296,8 +297,9 @@ class TypedModel final : public Model, public TypedParameters<T> {
 
   py::tuple record_packed(py::handle x, py::handle batch_sizes, py::handle state,
                           py::handle draw_dropout_scale, py::handle num_threads,
-                          py::handle empty) const override {
+                          py::handle empty, py::handle precision) const override {
     const int threads = read_num_threads(num_threads);
+    const tidegate::Precision training = read_training_precision(precision);
     Call<T> call(config(), x, batch_sizes, state);
     call.make_outputs(ResultMemory(empty), py::none(), py::none(), py::none());
     return record(call, draw_dropout_scale, threads, training);
@@ -444,12 +446,12 @@ void bind_model(py::module_& m) {
            py::arg("out"), py::arg("num_threads"), py::arg("empty") = py::none())
       .def("record", &Model::record, py::arg("x"), py::arg("state"), py::arg("lengths"),
            py::arg("reset"), py::arg("draw_dropout_scale"), py::arg("num_threads"),
-           py::arg("empty") = py::none())
+           py::arg("empty") = py::none(), py::arg("precision") = py::none())
       .def("run_packed", &Model::run_packed, py::arg("x"), py::arg("batch_sizes"), py::arg("state"),
            py::arg("num_threads"), py::arg("empty") = py::none())
       .def("record_packed", &Model::record_packed, py::arg("x"), py::arg("batch_sizes"),
            py::arg("state"), py::arg("draw_dropout_scale"), py::arg("num_threads"),
-           py::arg("empty") = py::none())
+           py::arg("empty") = py::none(), py::arg("precision") = py::none())
       .def("backward", &Model::backward, py::arg("tape"), py::arg("dy"), py::arg("dstate"),
            py::arg("num_threads"), py::arg("want_x") = true, py::arg("want_parameters") = true,
            py::arg("empty") = py::none());

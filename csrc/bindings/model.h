@@ -48,13 +48,13 @@ class Model : public Parameters {
   // no random numbers.
   virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
                            py::handle draw_dropout_scale, py::handle num_threads,
-                           py::handle empty) const = 0;
+                           py::handle empty, py::handle precision) const = 0;
   // The same for a packed sequence: x is (rows, I), and y, dy and dx have the same layout.
   virtual py::tuple run_packed(py::handle x, py::handle batch_sizes, py::handle state,
                                py::handle num_threads, py::handle empty) const = 0;
   virtual py::tuple record_packed(py::handle x, py::handle batch_sizes, py::handle state,
                                   py::handle draw_dropout_scale, py::handle num_threads,
-                                  py::handle empty) const = 0;
+                                  py::handle empty, py::handle precision) const = 0;
   // Returns (dx, dstate, dparameters), where dstate is dh_0 or (dh_0, dc_0), and dx or dparameters
   // is None if it is not wanted. dparameters is flat, or with `empty` a list of one array per
   // parameter.

@@ -34,6 +34,16 @@ Precision read_precision(const std::string& name) {
   throw py::value_error("precision: got '" + name + "', wanted 'bfloat16' or 'int8'");
 }
 
+Precision read_training_precision(py::handle name) {
+  if (name.is_none()) return Precision::exact;
+  const char* const wanted = ", wanted 'bfloat16' or None";
+  if (!py::isinstance<py::str>(name))
+    throw py::type_error("precision: got " + type_name(name) + wanted);
+  const std::string text = py::cast<std::string>(name);
+  if (low_precision(text) == Precision::bfloat16) return Precision::bfloat16;
+  throw py::value_error("precision: got '" + text + "'" + wanted);
+}
+
 py::dict quantized_dict(const QuantizedParameters& parameters) {
   py::dict result;
   result["precision"] = precision_name<float>(parameters.precision);

@@ -151,6 +151,7 @@ class Model(Parameters):
         draw_dropout_scale: Callable[[tuple[int, ...]], Array] | None,
         num_threads: object,
         empty: _Empty | None = None,
+        precision: str | None = None,
     ) -> tuple[Array, Any, Tape]: ...
     def run_packed(
         self,
@@ -168,6 +169,7 @@ class Model(Parameters):
         draw_dropout_scale: Callable[[tuple[int, ...]], Array] | None,
         num_threads: object,
         empty: _Empty | None = None,
+        precision: str | None = None,
     ) -> tuple[Array, Any, Tape]: ...
     def backward(
         self,

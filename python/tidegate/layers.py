@@ -272,6 +272,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         reset: Array | None = None,
         rng: np.random.Generator | None = None,
         num_threads: int | None = None,
+        precision: str | None = None,
     ) -> tuple[Array, State, _core.Tape]:
         """Training: returns what a call returns, and the tape that `backward` needs.
 
@@ -281,6 +282,9 @@ class RecurrentLayer(Generic[State, GivenState]):
                 `dropout` and otherwise multiplied by 1/(1 - dropout); all are zero if it is 1. One
                 number is drawn for each element of (L-1, T, N, D*S), the same in every dtype and
                 layout, after the arguments have been checked. Needed only if dropout > 0.
+            precision: None, or "bfloat16" for a float32 layer: the operands of all products,
+                forward and backward, are rounded to bfloat16 (to nearest even). Parameters, sums,
+                activations, states and gradients are float32.
 
         Returns:
             y, state, tape. The tape is not affected by changes of the parameters or of any array,
@@ -289,12 +293,15 @@ class RecurrentLayer(Generic[State, GivenState]):
         Raises:
             TypeError, ValueError, MemoryError, KeyboardInterrupt: as in a call.
             TypeError: rng is not a `numpy.random.Generator`.
-            ValueError: dropout > 0 and rng is None; the layer is in low precision (`quantize`).
+            ValueError: dropout > 0 and rng is None; the layer is in low precision (`quantize`);
+                `precision` is "bfloat16" for a float64 layer.
         """
         check_exact("forward", self)
         draw = self._dropout_drawer(rng)
         lengths = check_integers("lengths", lengths)
-        y, state_n, tape = self._model.record(x, state, lengths, reset, draw, num_threads)
+        y, state_n, tape = self._model.record(
+            x, state, lengths, reset, draw, num_threads, precision=precision
+        )
         return y, state_n, tape
 
     def _dropout_drawer(
