@@ -6,7 +6,7 @@
 
 Every feature, forward and backward, in float64, one row and one step at a time; not optimised, no
 threads, no matrix library. The tests and ``tidegate selftest`` check the C++ core against it. The
-low precisions of inference, "bfloat16" and "int8", are specified in the section "Low precision".
+low precisions, "bfloat16" and, for inference alone, "int8", are specified in the section "Low precision".
 
 Notation throughout: ``t`` a step, ``b`` a row of the batch, ``j`` a hidden unit, ``k`` a summation
 index. T steps, N rows, I the input size, H ``hidden_size``, S the size of h (``proj_size`` if there
@@ -187,6 +187,10 @@ cdef double clipped_backward(Activation f, double clip, double a, double dy) noe
 #             are the rows of a matrix, and the operand at one [t, b]. `least` is 1 for h, r*h and
 #             f*h if |h| <= 1 (`h_is_bounded`), so that their scale is normally 1/127. It is 0 for
 #             all other operands. An operand with an element that is not finite is NaN throughout.
+#
+# In bfloat16 the products of the backward pass round their operands too: the same matrices and
+# vectors, and the gradients by pre-activations and by a projection's result. Gradients of biases
+# and peepholes are sums of gradients that are not rounded.
 #
 # A network in this file multiplies and sums the rounded numbers in float64. A kernel computes in
 # float32: a pre-activation starts at bias_ih + bias_hh, the product with x is added, then that with
@@ -452,7 +456,7 @@ cdef class Direction:
 
     Gates are stacked along the first axis: i, f, g, o for an LSTM, r, z, n for a GRU, f, n for an MGU,
     so that row ``gate*H + j`` belongs to unit j. Without ``bias`` the biases are hidden zeros.
-    With a precision, the matrices are rounded copies.
+    With a precision, the matrices are rounded copies, except for gradients (``rounds`` false).
     """
 
     cdef str cell, precision
@@ -467,7 +471,11 @@ cdef class Direction:
     cdef double[:, ::1] weight_hr  # (S, H), with a projection
     cdef double[::1] weight_peephole  # (3*H,): i, f, o; with peepholes
 
-    def __init__(self, network, arrays, suffix):
+    def __init__(self, network, arrays, suffix, rounds=True):
+        def matrix(name):
+            given = arrays[name + suffix]
+            return rounded_matrix(network, given) if rounds else given
+
         self.cell = network.cell
         self.precision = network.precision
         self.peephole = network.peephole
@@ -480,13 +488,13 @@ cdef class Direction:
         self.output_activation = as_activation(network.output_activation or network.activation)
         self.clip = INFINITY if network.clip is None else network.clip
         self.h_least = 1 if h_is_bounded(network) else 0
-        self.weight_ih = rounded_matrix(network, arrays["weight_ih" + suffix])
-        self.weight_hh = rounded_matrix(network, arrays["weight_hh" + suffix])
+        self.weight_ih = matrix("weight_ih")
+        self.weight_hh = matrix("weight_hh")
         gates = self.weight_ih.shape[0]
         self.bias_ih = arrays["bias_ih" + suffix] if network.bias else np.zeros(gates)
         self.bias_hh = arrays["bias_hh" + suffix] if network.bias else np.zeros(gates)
         if self.projection:
-            self.weight_hr = rounded_matrix(network, arrays["weight_hr" + suffix])
+            self.weight_hr = matrix("weight_hr")
         if self.peephole:
             self.weight_peephole = arrays["weight_peephole" + suffix]
 
@@ -561,12 +569,18 @@ cdef double affine(double[:, ::1] weight, double[::1] bias, Py_ssize_t row,
     return a
 
 
-cdef void affine_backward(double[:, ::1] weight, Py_ssize_t row,
+cdef double gradient_operand(str precision, double dy):
+    """A gradient as the products of the backward pass read it."""
+    return to_bfloat16(<float>dy) if precision == "bfloat16" else dy
+
+
+cdef void affine_backward(str precision, double[:, ::1] weight, Py_ssize_t row,
                          double[:, :, ::1] v, Py_ssize_t t, Py_ssize_t b, double da,
                          double[:, ::1] dweight, double[::1] dbias,
                          double[:, :, ::1] dv):
     cdef Py_ssize_t k
     dbias[row] += da
+    da = gradient_operand(precision, da)
     for k in range(weight.shape[1]):
         dweight[row, k] += da * v[t, b, k]
         dv[t, b, k] += da * weight[row, k]
@@ -580,8 +594,10 @@ cdef double gate(Direction p, Steps s, Py_ssize_t row, Py_ssize_t t, Py_ssize_t 
 
 cdef void gate_backward(Direction p, Steps s, Py_ssize_t row, Py_ssize_t t, Py_ssize_t b, double da,
                        Direction dp, Steps ds):
-    affine_backward(p.weight_ih, row, s.x, t, b, da, dp.weight_ih, dp.bias_ih, ds.x)
-    affine_backward(p.weight_hh, row, s.h_prev, t, b, da, dp.weight_hh, dp.bias_hh, ds.h_prev)
+    affine_backward(p.precision, p.weight_ih, row, s.x, t, b, da,
+                    dp.weight_ih, dp.bias_ih, ds.x)
+    affine_backward(p.precision, p.weight_hh, row, s.h_operand, t, b, da,
+                    dp.weight_hh, dp.bias_hh, ds.h_prev)
 
 
 # ---- The LSTM cell -------------------------------------------------------------------------------
@@ -640,12 +656,13 @@ cdef void lstm_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
                             Direction dp, Steps ds):
     """From ds.h, ds.c at [t, b] to ds.x, ds.h_prev, ds.c_prev there; adds to the parameters' dp."""
     cdef Py_ssize_t H = s.i.shape[2], j, k
-    cdef double c, dm, dc, di, df, dg, do, da_i, da_f, da_g, da_o
+    cdef double c, dh, dm, dc, di, df, dg, do, da_i, da_f, da_g, da_o
     for k in range(s.h.shape[2]):
         if p.projection:
+            dh = gradient_operand(p.precision, ds.h[t, b, k])
             for j in range(H):
-                dp.weight_hr[k, j] += ds.h[t, b, k] * s.m[t, b, j]
-                ds.m[t, b, j] += ds.h[t, b, k] * p.weight_hr[k, j]
+                dp.weight_hr[k, j] += dh * s.m[t, b, j]
+                ds.m[t, b, j] += dh * p.weight_hr[k, j]
         else:
             ds.m[t, b, k] = ds.h[t, b, k]
     for j in range(H):
@@ -737,14 +754,15 @@ cdef void gru_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
             ds.z[t, b, j] = dh * (h_prev - n)
             ds.n[t, b, j] = dh * rest
         da_n = clipped_backward(p.activation, p.clip, s.a_n[t, b, j], ds.n[t, b, j])
-        affine_backward(p.weight_ih, 2 * H + j, s.x, t, b, da_n, dp.weight_ih, dp.bias_ih, ds.x)
+        affine_backward(p.precision, p.weight_ih, 2 * H + j, s.x, t, b, da_n,
+                        dp.weight_ih, dp.bias_ih, ds.x)
         if p.reset_after:
             ds.r[t, b, j] = da_n * s.q[t, b, j]
             ds.q[t, b, j] = da_n * s.r[t, b, j]
-            affine_backward(p.weight_hh, 2 * H + j, s.h_prev, t, b, ds.q[t, b, j],
+            affine_backward(p.precision, p.weight_hh, 2 * H + j, s.h_operand, t, b, ds.q[t, b, j],
                             dp.weight_hh, dp.bias_hh, ds.h_prev)
         else:
-            affine_backward(p.weight_hh, 2 * H + j, s.rh, t, b, da_n,
+            affine_backward(p.precision, p.weight_hh, 2 * H + j, s.rh, t, b, da_n,
                             dp.weight_hh, dp.bias_hh, ds.rh)
     for j in range(H):
         if not p.reset_after:
@@ -794,8 +812,10 @@ cdef void mgu_step_backward(Direction p, Steps s, Py_ssize_t t, Py_ssize_t b,
         ds.f[t, b, j] = dh * (s.n[t, b, j] - s.h_prev[t, b, j])
         ds.n[t, b, j] = dh * s.f[t, b, j]
         da_n = clipped_backward(p.activation, p.clip, s.a_n[t, b, j], ds.n[t, b, j])
-        affine_backward(p.weight_ih, 1 * H + j, s.x, t, b, da_n, dp.weight_ih, dp.bias_ih, ds.x)
-        affine_backward(p.weight_hh, 1 * H + j, s.fh, t, b, da_n, dp.weight_hh, dp.bias_hh, ds.fh)
+        affine_backward(p.precision, p.weight_ih, 1 * H + j, s.x, t, b, da_n,
+                        dp.weight_ih, dp.bias_ih, ds.x)
+        affine_backward(p.precision, p.weight_hh, 1 * H + j, s.fh, t, b, da_n,
+                        dp.weight_hh, dp.bias_hh, ds.fh)
     for j in range(H):
         ds.f[t, b, j] += ds.fh[t, b, j] * s.h_prev[t, b, j]
         ds.h_prev[t, b, j] += ds.fh[t, b, j] * s.f[t, b, j]
@@ -1091,13 +1111,13 @@ class _Network:
             `Grads`.
 
         Raises:
-            ValueError: a shape is wrong, the tape is another network's, or there is a precision.
+            ValueError: a shape is wrong, the tape is another network's, or the precision is "int8".
             TypeError: an array does not hold real numbers.
         """
         if tape._network._options() != self._options():
             raise ValueError("tape: is of a network with other options")
-        if self.precision is not None:
-            raise ValueError(f"precision: got {self.precision!r}, wanted None for backward")
+        if self.precision == "int8":
+            raise ValueError('precision: got "int8", wanted None or "bfloat16" for backward')
         lengths, reset, dropout_scale = tape._lengths, tape._reset, tape._dropout_scale
         steps, rows = reset.shape
         width = self.num_directions * self.state_size
@@ -1112,7 +1132,7 @@ class _Network:
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
                 p, s = tape._directions[index]
-                dp = Direction(self, dparams, suffixes[index])
+                dp = Direction(self, dparams, suffixes[index], rounds=False)
                 ds = Steps(self, dx)  # both directions add to dx
                 run_backward(p, s, lengths, reset, self.reverse or direction == 1,
                              dy[:, :, self._columns(direction)], dh[index], dc[index], dp, ds)
@@ -1166,7 +1186,7 @@ class LSTM(_Network):
             clamped to [-clip, clip]; c' is not. None: no clip.
         input_forget: f = 1 - i; the rows, bias and peephole of f have no effect.
         precision: "bfloat16" or "int8": the operands of products are rounded (section "Low
-            precision"), and there is no `backward`. None: float64.
+            precision"), in bfloat16 those of `backward` too, which int8 does not have. None: float64.
 
     Raises:
         ValueError: a size, a number or a name is out of range, or two options exclude each other.
