@@ -7,6 +7,7 @@ test_reference_precision.py.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import numpy as np
@@ -159,6 +160,71 @@ def test_a_row_that_is_not_finite(precision, isa):
         assert_same_bits(y[0].copy(), clean[0].copy())
         if precision == "int8" or np.isnan(value):
             assert np.isnan(y[1:, 1]).all()
+
+
+# ---- Training in bfloat16 ------------------------------------------------------------------------
+
+
+def within_bounds(case, threads=(1, 2, 3)):
+    """Checks all results against their bounds, and that they have the same bits for all threads."""
+    expected = selftest.expect(case)
+    first = selftest.results(case, threads[0])
+    for values, wanted in zip(first, (expected.forward, expected.backward)):
+        for name in values:
+            ratio = _bounds.worst_ratio(values[name], *wanted[name])
+            assert ratio <= 1, (name, ratio)
+    for count in threads[1:]:
+        for values, again in zip(first, selftest.results(case, count)):
+            assert all(selftest.same_bits(values[name], again[name]) for name in values)
+
+
+@every_case
+def test_training_of_every_network_is_within_its_bounds(case, isa, rng):
+    drawn = selftest.draw_case(make(case, dtype="float32"), 6, 5, True, rng)
+    within_bounds(dataclasses.replace(drawn, precision="bfloat16"))
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40])
+@pytest.mark.parametrize("hidden", SIZES)
+@pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU, tg.MGU])
+def test_training_of_every_size_is_within_its_bounds(kind, hidden, batch, isa, rng):
+    layer = kind(hidden % 50 + 3, hidden, seed=1)
+    drawn = selftest.draw_case(layer, 3, batch, False, rng)
+    within_bounds(dataclasses.replace(drawn, precision="bfloat16"))
+
+
+def test_more_rows_and_columns_than_a_gradient_takes_at_once(isa, rng):
+    drawn = selftest.draw_case(tg.GRU(1030, 70, seed=1), 40, 30, False, rng)
+    within_bounds(dataclasses.replace(drawn, precision="bfloat16"))
+
+
+@every_case
+def test_training_leaves_the_layer_exact(case, rng):
+    layer = make(case)
+    x = rng.standard_normal((4, 3, layer.input_size)).astype("f4")
+    wanted = layer(x)[0]
+    y, _, tape = layer.forward(x, precision="bfloat16", rng=np.random.default_rng(0))
+    assert selftest.same_bits(y, layer.quantize("bfloat16")(x)[0])
+    assert not selftest.same_bits(y, wanted)
+    assert layer.precision == "float32"
+    assert selftest.same_bits(layer(x)[0], wanted)
+    grads = layer.backward(tape, np.ones_like(y))
+    assert all(grads.params[name].dtype == np.float32 for name in layer.params)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "error", "message"),
+    [
+        ("int8", "float32", ValueError, "precision: got 'int8', wanted 'bfloat16' or None"),
+        ("float16", "float32", ValueError, "precision: got 'float16', wanted 'bfloat16' or None"),
+        (16, "float32", TypeError, "precision: got int, wanted 'bfloat16' or None"),
+        ("bfloat16", "float64", ValueError, "training a model of float64"),
+    ],
+)
+def test_precisions_that_training_refuses(precision, dtype, error, message):
+    layer = tg.GRU(3, 4, dtype=dtype)
+    with pytest.raises(error, match=message):
+        layer.forward(np.zeros((2, 1, 3), dtype), precision=precision)
 
 
 # ---- A layer like any other ----------------------------------------------------------------------

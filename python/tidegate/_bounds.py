@@ -179,8 +179,12 @@ class _Operands:
         return self._rounded(v, self._least)
 
     def other(self, v: Bounded) -> Bounded:
-        """The operand of weight_ih or weight_hr."""
+        """The operand of weight_ih or weight_hr; a gradient."""
         return self._rounded(v, 0.0)
+
+    def outer(self, dgates: Bounded, v: Bounded) -> Bounded:
+        """The gradient by a matrix, of which v is the operand."""
+        return accumulate_rows(self.other(dgates), self.other(v))
 
     def _rounded(self, v: Bounded, least: float) -> Bounded:
         if self._precision is None:
@@ -270,7 +274,11 @@ class _Lstm:
     def step_backward(self, s: _Step, dh: Bounded, dc: Bounded) -> _StepGradient:
         a_i, a_f, a_g, a_o = s.sums
         i, f, g, o, _ = s.gates
-        dm = dh if self.projection is None else accumulate([(dh, self.projection.T)])
+        dm = (
+            dh
+            if self.projection is None
+            else accumulate([(self.operands.other(dh), self.projection.T)])
+        )
         output = self.output(s.c)
         da_o = dm * output * self.gate.slope(a_o, o)
         dc = dc + dm * o * self.output.slope(s.c, output)
@@ -289,14 +297,14 @@ class _Lstm:
             dc_prev = dc_prev + da_i * self.peepholes[0] + da_f * self.peepholes[1]
             peephole = concatenate([da_i * s.c_prev, da_f * s.c_prev, da_o * s.c], 1)
         gates = concatenate([da_i, da_f, da_g, da_o], 1)
-        dh_prev = accumulate([(gates, self.p["weight_hh"].T)])
+        dh_prev = accumulate([(self.operands.other(gates), self.p["weight_hh"].T)])
         return _StepGradient(gates, gates, dh_prev, dc_prev, peephole)
 
     def recurrent_gradient(self, step: _Step, gradient: _StepGradient) -> Bounded:
-        return accumulate_rows(gradient.dh_gates, step.h_prev)
+        return self.operands.outer(gradient.dh_gates, step.h_prev)
 
     def projection_gradient(self, step: _Step, dh: Bounded) -> Bounded:
-        return accumulate_rows(dh, step.gates[4])
+        return self.operands.outer(dh, step.gates[4])
 
 
 class _ByGate:
@@ -369,21 +377,21 @@ class _Gru(_ByGate):
         if self.reset_after:
             da_r = da_n * q * self.gate.slope(a_r, r)
             gates = concatenate([da_r, da_z, da_n * r], 1)
-            dh_prev = accumulate([(gates, self.p["weight_hh"].T)], [dh_prev])
+            dh_prev = accumulate([(self.operands.other(gates), self.p["weight_hh"].T)], [dh_prev])
         else:
-            drh = accumulate([(da_n, self._rows("weight_hh", 2).T)])
+            drh = accumulate([(self.operands.other(da_n), self._rows("weight_hh", 2).T)])
             da_r = drh * s.h_prev * self.gate.slope(a_r, r)
             dh_prev = dh_prev + drh * r
             early = concatenate([da_r, da_z], 1)
             weight = self.p["weight_hh"][: 2 * self.hidden]
-            dh_prev = accumulate([(early, weight.T)], [dh_prev])
+            dh_prev = accumulate([(self.operands.other(early), weight.T)], [dh_prev])
             gates = concatenate([da_r, da_z, da_n], 1)
         return _StepGradient(concatenate([da_r, da_z, da_n], 1), gates, dh_prev, dc, None)
 
     def recurrent_gradient(self, step: _Step, gradient: _StepGradient) -> Bounded:
         da_r, da_z, da_n = gradient.dh_gates.blocks(3)
         operands = [step.h_prev, step.h_prev, step.h_prev if self.reset_after else step.gates[4]]
-        blocks = [accumulate_rows(d, v) for d, v in zip((da_r, da_z, da_n), operands)]
+        blocks = [self.operands.outer(d, v) for d, v in zip((da_r, da_z, da_n), operands)]
         return concatenate(blocks, 0)
 
 
@@ -403,16 +411,19 @@ class _Mgu(_ByGate):
         a_f, a_n = s.sums
         f, n, _ = s.gates
         da_n = dh * f * self.candidate.slope(a_n, n)
-        dfh = accumulate([(da_n, self._rows("weight_hh", 1).T)])
+        dfh = accumulate([(self.operands.other(da_n), self._rows("weight_hh", 1).T)])
         da_f = (dh * (n - s.h_prev) + dfh * s.h_prev) * self.gate.slope(a_f, f)
         dh_prev = dh * f.complement() + dfh * f
-        dh_prev = accumulate([(da_f, self._rows("weight_hh", 0).T)], [dh_prev])
+        dh_prev = accumulate([(self.operands.other(da_f), self._rows("weight_hh", 0).T)], [dh_prev])
         gates = concatenate([da_f, da_n], 1)
         return _StepGradient(gates, gates, dh_prev, dc, None)
 
     def recurrent_gradient(self, step: _Step, gradient: _StepGradient) -> Bounded:
         da_f, da_n = gradient.dh_gates.blocks(2)
-        blocks = [accumulate_rows(da_f, step.h_prev), accumulate_rows(da_n, step.gates[2])]
+        blocks = [
+            self.operands.outer(da_f, step.h_prev),
+            self.operands.outer(da_n, step.gates[2]),
+        ]
         return concatenate(blocks, 0)
 
 
@@ -610,9 +621,9 @@ def _direction_backward(
     gradient = _all_rows(_StepGradient, gradients)
     t = np.concatenate([times for times, _, _ in reversed(timeline)])
     n = np.concatenate([rows for _, rows, _ in reversed(timeline)])
-    dx[t, n] = accumulate([(gradient.dx_gates, cell.p["weight_ih"].T)])
+    dx[t, n] = accumulate([(cell.operands.other(gradient.dx_gates), cell.p["weight_ih"].T)])
     result = {
-        "weight_ih": accumulate_rows(gradient.dx_gates, whole.x),
+        "weight_ih": cell.operands.outer(gradient.dx_gates, whole.x),
         "weight_hh": cell.recurrent_gradient(whole, gradient),
     }
     if network.bias:

@@ -1277,12 +1277,16 @@ class MGU(_Network):
                    recurrent_activation, activation, clip, precision)
 
 
-def from_layer(layer):
+def from_layer(layer, precision=None):
     """The reference network of a layer: same cell and options, without parameters.
 
     A layer's `precision` is passed on if it is "bfloat16" or "int8". The matrices of such a layer
     are rounded already, and the network takes them as they are: in int8 they are q*scale, rounded
     to float32, whatever the scales are.
+
+    Args:
+        layer: a recurrent layer.
+        precision: that of a call of `layer.forward`, "bfloat16"; None: the layer's own.
 
     Raises:
         TypeError: `layer` is not a recurrent layer.
@@ -1299,8 +1303,7 @@ def from_layer(layer):
         raise TypeError(f"layer: got {type(layer).__name__}, wanted an LSTM, a GRU or an MGU")
     options = {name: getattr(layer, name) for name in shared + own}
     is_rounded = getattr(layer, "precision", None) in _PRECISIONS
-    if is_rounded:
-        options["precision"] = layer.precision
+    options["precision"] = layer.precision if is_rounded else precision
     network = cell(layer.input_size, layer.hidden_size, layer.num_layers, **options)
     if is_rounded:
         network.weights_are_rounded = True

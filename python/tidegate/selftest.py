@@ -72,6 +72,7 @@ class Case:
     reset: Array | None
     dy: Array
     dstate: Any
+    precision: str | None = None  # of `forward`
 
 
 @dataclass
@@ -128,14 +129,19 @@ def draw_case(layer: Any, steps: int, batch: int, ragged: bool, rng: np.random.G
 def results(case: Case, num_threads: int) -> tuple[dict[str, Array], dict[str, Array]]:
     """All results of the layer, forward and backward (none in low precision), by name."""
     layer = case.layer
-    called, state = layer(
+    called, state = (layer if case.precision is None else layer.quantize(case.precision))(
         case.x, case.state, lengths=case.lengths, reset=case.reset, num_threads=num_threads
     )
     forward = {"y of a call": called, **_state("{}_n", state)}
     if layer.precision != str(layer.dtype):
         return forward, {}
     y, state, tape = layer.forward(
-        case.x, case.state, case.lengths, case.reset, num_threads=num_threads
+        case.x,
+        case.state,
+        case.lengths,
+        case.reset,
+        num_threads=num_threads,
+        precision=case.precision,
     )
     grads = layer.backward(tape, case.dy, case.dstate, num_threads=num_threads)
     forward = {**forward, "y": y, **_state("{}_n", state)}
@@ -157,7 +163,7 @@ class Expected:
 
 def expect(case: Case) -> Expected:
     """Computes the reference's results and their bounds."""
-    network = reference.from_layer(case.layer)
+    network = reference.from_layer(case.layer, case.precision)
     options = {"lengths": case.lengths, "reset": case.reset}
     params = case.layer.params
     y, state, tape = network.forward(params, case.x, case.state, **options)
@@ -165,7 +171,7 @@ def expect(case: Case) -> Expected:
     forward = {"y": (y, run.y), "y of a call": (y, run.y)}
     for name, value, bound in zip("hc", _state("{}", state).values(), (run.h, run.c)):
         forward[f"{name}_n"] = value, bound
-    if network.precision is not None:
+    if network.weights_are_rounded:
         return Expected(forward, {})
     grads = network.backward(tape, case.dy, case.dstate)
     back = _bounds.backward(run, case.dy, case.dstate)
