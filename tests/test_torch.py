@@ -613,6 +613,108 @@ def test_tensors_that_are_not_as_stored(kind):
         assert_close(flat(module(x)), flat(expected(torch.zeros(T, N, IN))))
 
 
+# ---- Autocast ------------------------------------------------------------------------------------
+
+
+AUTOCAST_OPTIONS = {
+    "LSTM": (nn.LSTM, {}),
+    "GRU": (nn.GRU, {}),
+    "layers": (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
+    "projection": (nn.LSTM, {"proj_size": 5}),
+    "batch first": (nn.GRU, {"batch_first": True, "bias": False}),
+}
+
+
+def in_bfloat16(layer, x, dy):
+    """y and the gradients of a layer of Tidegate with bfloat16 products: dx, then parameters'."""
+    y, _, tape = layer.forward(x.detach().numpy(), precision="bfloat16")
+    grads = layer.backward(tape, dy=dy.numpy())
+    return [torch.from_numpy(v) for v in (y, grads.x, *grads.params.values())]
+
+
+def check_autocast(options, compile_module=lambda module: module):
+    torch.manual_seed(0)
+    theirs, kwargs = AUTOCAST_OPTIONS[options]
+    module = accelerate(theirs(IN, 33, **kwargs))
+    call = compile_module(module)
+    x = torch.randn(N, T, IN) if kwargs.get("batch_first") else torch.randn(T, N, IN)
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = call(x)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        inference, _ = call(x)
+    wanted = in_bfloat16(tidegate.convert.from_torch(module), x, dy)
+    got = [y, x.grad, *(p.grad for p in module.parameters())]
+    assert [g.dtype for g in got] == [torch.float32] * len(got)
+    for g, w in zip(got, wanted, strict=True):
+        assert torch.equal(g.detach(), w)
+    assert torch.equal(inference, y.detach())
+    assert not torch.equal(inference, module(x)[0])
+
+
+@pytest.mark.parametrize("options", AUTOCAST_OPTIONS)
+def test_autocast_is_the_layers_bfloat16(options):
+    check_autocast(options)
+
+
+def test_autocast_of_frozen_modules():
+    torch.manual_seed(0)
+    x = torch.randn(T, N, IN)
+    module = nn.LSTM(IN, H).eval()
+    wanted = in_bfloat16(tidegate.convert.from_torch(module), x, torch.zeros(T, N, H))[0]
+    accelerate(module, freeze=True)
+    exact = module(x)[0]
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(module(x)[0], wanted)
+    assert torch.equal(module(x)[0], exact)
+    accelerate(module, freeze=True, precision="int8")
+    integers = module(x)[0]
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(module(x)[0], integers)
+
+
+def test_autocast_follows_dtypes():
+    """bfloat16 from other modules; float64 modules, which autocast leaves alone."""
+    torch.manual_seed(0)
+    module = accelerate(nn.LSTM(IN, H))
+    x = torch.randn(T, N, IN).bfloat16().requires_grad_()
+    h, c = (torch.randn(1, N, H, requires_grad=True) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = module(x)
+        assert {y.dtype, *(s.dtype for s in state)} == {torch.bfloat16}
+        assert torch.equal(module(x.float())[0].bfloat16(), y)
+        y_32, state_32 = module(x, (h, c))
+        assert {y_32.dtype, *(s.dtype for s in state_32)} == {torch.float32}
+        packed, _ = module(nn.utils.rnn.pack_padded_sequence(x, [T] * N))
+        assert torch.equal(packed.data, y.reshape(T * N, H))
+    (y.float().sum() + y_32.sum()).backward()
+    assert x.grad.dtype == torch.bfloat16
+    assert h.grad.dtype == torch.float32
+    assert module.weight_hh_l0.grad.dtype == torch.float32
+
+    double = accelerate(nn.GRU(IN, H).double())
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = double(x.detach().double())[0]
+    assert torch.equal(inside, double(x.detach().double())[0])
+
+
+def test_autocast_differentiated_twice():
+    """By PyTorch, in float32, even where it has no kernel for bfloat16."""
+    torch.manual_seed(0)
+    module = accelerate(nn.LSTM(IN, H))
+    x = torch.randn(T, N, IN, requires_grad=True)
+
+    def twice():
+        (dx,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), x)[0]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        got = twice()
+    assert torch.allclose(got, twice(), rtol=0.02, atol=0.02 * float(got.abs().max()))
+
+
 # ---- What is refused -----------------------------------------------------------------------------
 
 
@@ -627,7 +729,7 @@ def in_dual_level(module, x):
 
 
 def in_autocast(module, x):
-    with torch.autocast("cpu"):
+    with torch.autocast("cpu", torch.float16):
         return module(x)
 
 
@@ -654,7 +756,7 @@ REFUSED = {
         TypeError,
         "weight_hh_l0: got torch.float64, wanted torch.float32",
     ),
-    "autocast": (in_autocast, NotImplementedError, "GRU: got a call under autocast"),
+    "autocast": (in_autocast, NotImplementedError, "under autocast to torch.float16"),
     "vmap": (
         lambda m, x: torch.vmap(lambda v: m(v)[0])(x[None]),
         NotImplementedError,
@@ -858,6 +960,13 @@ def allow_rnn():
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("options", AUTOCAST_OPTIONS)
+def test_compiled_under_autocast(options, allow_rnn):
+    check_autocast(
+        options, lambda module: torch.compile(module, backend="aot_eager", fullgraph=True)
+    )
+
+
 @every_kind
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
 def test_compiled_whole_it_is_one_operator(kind, batch_first, allow_rnn):
@@ -915,7 +1024,7 @@ def operator_arguments(kind, record, packed=False):
     states = [state.clone() for state in states]
     x = torch.randn(T * N if packed else T, *(() if packed else (N,)), IN)
     sizes = torch.full((T,), N) if packed else None
-    options = (IN, H, 2, True, False, 0, False, 0.0, 0, record)
+    options = (IN, H, 2, True, False, 0, False, 0.0, 0, record, None)
     return (x, sizes, states, weights, kind, *options)
 
 

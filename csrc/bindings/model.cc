@@ -270,39 +270,43 @@ class TypedModel final : public Model, public TypedParameters<T> {
   }
 
   py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                py::handle out, py::handle num_threads, py::handle empty) const override {
+                py::handle out, py::handle num_threads, py::handle empty,
+                py::handle precision) const override {
     const int threads = read_num_threads(num_threads);
+    const tidegate::Precision products = read_products_precision(precision);
     Call<T> call(config(), batch_first_, x, state, lengths, reset);
     call.make_outputs(ResultMemory(empty), out, lengths, reset);
-    return run(call, threads);
+    return run(call, threads, products);
   }
 
   py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
                    py::handle draw_dropout_scale, py::handle num_threads, py::handle empty,
                    py::handle precision) const override {
     const int threads = read_num_threads(num_threads);
-    const tidegate::Precision training = read_training_precision(precision);
+    const tidegate::Precision products = read_products_precision(precision);
     Call<T> call(config(), batch_first_, x, state, lengths, reset);
     call.make_outputs(ResultMemory(empty), py::none(), lengths, reset);
-    return record(call, draw_dropout_scale, threads, training);
+    return record(call, draw_dropout_scale, threads, products);
   }
 
   py::tuple run_packed(py::handle x, py::handle batch_sizes, py::handle state,
-                       py::handle num_threads, py::handle empty) const override {
+                       py::handle num_threads, py::handle empty,
+                       py::handle precision) const override {
     const int threads = read_num_threads(num_threads);
+    const tidegate::Precision products = read_products_precision(precision);
     Call<T> call(config(), x, batch_sizes, state);
     call.make_outputs(ResultMemory(empty), py::none(), py::none(), py::none());
-    return run(call, threads);
+    return run(call, threads, products);
   }
 
   py::tuple record_packed(py::handle x, py::handle batch_sizes, py::handle state,
-                          py::handle draw_dropout_scale, py::handle num_threads,
-                          py::handle empty, py::handle precision) const override {
+                          py::handle draw_dropout_scale, py::handle num_threads, py::handle empty,
+                          py::handle precision) const override {
     const int threads = read_num_threads(num_threads);
-    const tidegate::Precision training = read_training_precision(precision);
+    const tidegate::Precision products = read_products_precision(precision);
     Call<T> call(config(), x, batch_sizes, state);
     call.make_outputs(ResultMemory(empty), py::none(), py::none(), py::none());
-    return record(call, draw_dropout_scale, threads, training);
+    return record(call, draw_dropout_scale, threads, products);
   }
 
   py::tuple backward(const Tape& tape, py::handle dy, py::handle dstate, py::handle num_threads,
@@ -322,15 +326,16 @@ class TypedModel final : public Model, public TypedParameters<T> {
   }
 
  private:
-  py::tuple run(const Call<T>& call, int threads) const {
+  py::tuple run(const Call<T>& call, int threads, tidegate::Precision products) const {
     call.with_memory([&] {
-      without_gil(forward_cost(call), [&] { model_->run(call.inputs, call.outputs, threads); });
+      without_gil(forward_cost(call),
+                  [&] { model_->run(call.inputs, call.outputs, threads, products); });
     });
     return py::make_tuple(call.y, call.state());
   }
 
   py::tuple record(Call<T>& call, py::handle draw_dropout_scale, int threads,
-                   tidegate::Precision training) const {
+                   tidegate::Precision products) const {
     py::object dropout_scale;
     if (!draw_dropout_scale.is_none()) {
       const Shape shape = {config().num_layers - 1, call.steps, call.batch, config().output_size()};
@@ -348,7 +353,7 @@ class TypedModel final : public Model, public TypedParameters<T> {
     std::unique_ptr<tidegate::Tape<T>> tape;
     call.with_memory([&] {
       without_gil(forward_cost(call),
-                  [&] { tape = model_->record(call.inputs, call.outputs, threads, training); });
+                  [&] { tape = model_->record(call.inputs, call.outputs, threads, products); });
     });
     std::unique_ptr<Tape> typed = std::make_unique<TypedTape<T>>(std::move(tape), call);
     return py::make_tuple(call.y, call.state(), std::move(typed));
@@ -443,12 +448,13 @@ void bind_model(py::module_& m) {
       .def_property_readonly("batch_first", &Model::batch_first)
       .def_property_readonly("specs", &parameter_specs)
       .def("run", &Model::run, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("reset"),
-           py::arg("out"), py::arg("num_threads"), py::arg("empty") = py::none())
+           py::arg("out"), py::arg("num_threads"), py::arg("empty") = py::none(),
+           py::arg("precision") = py::none())
       .def("record", &Model::record, py::arg("x"), py::arg("state"), py::arg("lengths"),
            py::arg("reset"), py::arg("draw_dropout_scale"), py::arg("num_threads"),
            py::arg("empty") = py::none(), py::arg("precision") = py::none())
       .def("run_packed", &Model::run_packed, py::arg("x"), py::arg("batch_sizes"), py::arg("state"),
-           py::arg("num_threads"), py::arg("empty") = py::none())
+           py::arg("num_threads"), py::arg("empty") = py::none(), py::arg("precision") = py::none())
       .def("record_packed", &Model::record_packed, py::arg("x"), py::arg("batch_sizes"),
            py::arg("state"), py::arg("draw_dropout_scale"), py::arg("num_threads"),
            py::arg("empty") = py::none(), py::arg("precision") = py::none())

@@ -42,16 +42,18 @@ class Model : public Parameters {
   // Returns (y, state), where the state is h_n or (h_n, c_n). `empty`, here and below, is that of
   // ResultMemory.
   virtual py::tuple run(py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                        py::handle out, py::handle num_threads, py::handle empty) const = 0;
+                        py::handle out, py::handle num_threads, py::handle empty,
+                        py::handle precision) const = 0;
   // Returns (y, state, tape). `draw_dropout_scale` is None, or is called with the shape of
   // Inputs::dropout_scale after all other arguments have been checked, so that a wrong call draws
   // no random numbers.
   virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, py::handle reset,
-                           py::handle draw_dropout_scale, py::handle num_threads,
-                           py::handle empty, py::handle precision) const = 0;
+                           py::handle draw_dropout_scale, py::handle num_threads, py::handle empty,
+                           py::handle precision) const = 0;
   // The same for a packed sequence: x is (rows, I), and y, dy and dx have the same layout.
   virtual py::tuple run_packed(py::handle x, py::handle batch_sizes, py::handle state,
-                               py::handle num_threads, py::handle empty) const = 0;
+                               py::handle num_threads, py::handle empty,
+                               py::handle precision) const = 0;
   virtual py::tuple record_packed(py::handle x, py::handle batch_sizes, py::handle state,
                                   py::handle draw_dropout_scale, py::handle num_threads,
                                   py::handle empty, py::handle precision) const = 0;

@@ -34,7 +34,7 @@ Precision read_precision(const std::string& name) {
   throw py::value_error("precision: got '" + name + "', wanted 'bfloat16' or 'int8'");
 }
 
-Precision read_training_precision(py::handle name) {
+Precision read_products_precision(py::handle name) {
   if (name.is_none()) return Precision::exact;
   const char* const wanted = ", wanted 'bfloat16' or None";
   if (!py::isinstance<py::str>(name))

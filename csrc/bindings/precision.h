@@ -12,8 +12,8 @@ namespace tidegate::bindings {
 
 // "int8" or "bfloat16".
 Precision read_precision(const std::string& name);
-// The precision of the products in training: "bfloat16", or None for exact ones.
-Precision read_training_precision(py::handle name);
+// The precision of a call's products: "bfloat16", or None for that of the parameters.
+Precision read_products_precision(py::handle name);
 
 py::dict quantized_dict(const QuantizedParameters& parameters);
 QuantizedParameters read_quantized(const py::dict& given);

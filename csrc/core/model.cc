@@ -19,17 +19,17 @@ Config validated(const Config& config) {
   return config;
 }
 
-// Training in low precision rounds the operands of the products; the parameters stay exact.
+// Checks the precision of a call's products, if it is not that of the parameters.
 template <class T>
-void check_training_precision(Precision parameters, Precision training) {
+void check_products(Precision parameters, Precision products) {
   if (parameters != Precision::exact) {
     throw std::invalid_argument(std::string("precision: the parameters are already in ") +
                                 precision_name<T>(parameters) +
-                                "; train the model from which it was made");
+                                "; call the model from which it was made");
   }
-  if (!std::is_same_v<T, float> || training != Precision::bfloat16) {
-    throw std::invalid_argument(std::string("precision: got ") + precision_name<T>(training) +
-                                " for training a model of " +
+  if (!std::is_same_v<T, float> || products != Precision::bfloat16) {
+    throw std::invalid_argument(std::string("precision: got ") + precision_name<T>(products) +
+                                " for the products of a model of " +
                                 precision_name<T>(Precision::exact) +
                                 ", wanted bfloat16 for a model of float32");
   }
@@ -44,6 +44,13 @@ Model<T>::Impl::Impl(const Config& network)
 template <class T>
 Model<T>::Impl::Impl(const Config& network, QuantizedParameters quantized)
     : config(validated(network)), parameters(tidegate::parameters(config), std::move(quantized)) {}
+
+template <class T>
+StorageKind Model<T>::Impl::storage_kind(Precision products) const {
+  if (products == Precision::exact) return parameters.storage_kind();
+  check_products<T>(parameters.precision(), products);
+  return kBf16Weights;
+}
 
 template <class T>
 std::shared_ptr<const Weights<T>> Model<T>::Impl::weights(int threads, StorageKind kind,
@@ -121,13 +128,15 @@ struct Tape<T>::Impl : Record<T> {
 };
 
 template <class T>
-void Model<T>::run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads) const {
+void Model<T>::run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads,
+                   Precision products) const {
   const Config& config = impl_->config;
+  const StorageKind storage = impl_->storage_kind(products);
   const CallSize size = check_inputs(config, inputs);
   check_outputs(config, size, outputs);
   if (inputs.dropout_scale) throw std::invalid_argument("dropout_scale: wanted none in inference");
   const int threads = allowed_threads(num_threads);
-  const std::shared_ptr<const Weights<T>> weights = impl_->weights(threads);
+  const std::shared_ptr<const Weights<T>> weights = impl_->weights(threads, storage, false);
   const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
   const PlannedCall plan =
       plan_call({config, Work::forward, size.steps, size.batch, weights->storage().cost}, threads,
@@ -138,21 +147,18 @@ void Model<T>::run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_t
 
 template <class T>
 std::unique_ptr<Tape<T>> Model<T>::record(const Inputs<T>& inputs, const Outputs<T>& outputs,
-                                          int num_threads, Precision training) const {
+                                          int num_threads, Precision products) const {
   const Config& config = impl_->config;
   const bool trains = precision() == Precision::exact;
-  StorageKind storage = impl_->parameters.storage_kind();
   if (trains) config.validate_training();
-  if (training != Precision::exact) {
-    check_training_precision<T>(precision(), training);
-    storage = kBf16Weights;
-  }
+  const StorageKind storage = impl_->storage_kind(products);
   const CallSize size = check_inputs(config, inputs);
   check_outputs(config, size, outputs);
   const int threads = allowed_threads(num_threads);
   const Schedule schedule(size.steps, size.batch, inputs.lengths, inputs.reset);
-  auto tape = std::make_unique<typename Tape<T>::Impl>(
-      config, impl_->weights(threads, storage, trains), schedule.owned(), inputs.dropout_scale != nullptr);
+  auto tape =
+      std::make_unique<typename Tape<T>::Impl>(config, impl_->weights(threads, storage, trains),
+                                               schedule.owned(), inputs.dropout_scale != nullptr);
   const PlannedCall plan =
       plan_call({config, Work::forward, size.steps, size.batch, tape->weights->storage().cost},
                 threads, tape->weights->memory());

@@ -15,6 +15,9 @@ struct Model<T>::Impl {
   explicit Impl(const Config& network);
   Impl(const Config& network, QuantizedParameters quantized);
 
+  // The storage of a call whose products have this precision; exact is that of the parameters.
+  // Throws std::invalid_argument if there is none.
+  StorageKind storage_kind(Precision products) const;
   // The packed snapshot of the current parameters for the current ISA and this storage (for
   // inference, that of the parameters), with the panels for the backward pass if the call is
   // recorded. If necessary, packs it with at most `threads` threads.

@@ -99,9 +99,10 @@ class ParameterStore {
   }
 
   // The snapshot of the current values for the current ISA, in storage_kind() or, of exact
-  // parameters, in another kind of storage; each kind has its own snapshot. Calls pack(values, storage, scales) if
-  // there is none yet, and then always complete(snapshot, values), which may add parts that are
-  // packed on demand. In low precision, pack() gets the dequantised values and complete() null.
+  // parameters, in another kind of storage; each kind has its own snapshot. Calls pack(values,
+  // storage, scales) if there is none yet, and then always complete(snapshot, values), which may
+  // add parts that are packed on demand. In low precision, pack() gets the dequantised values and
+  // complete() null.
   template <class Pack, class Complete>
   std::shared_ptr<const Packed> packed(StorageKind kind, const Pack& pack,
                                        const Complete& complete) {

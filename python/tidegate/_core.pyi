@@ -141,6 +141,7 @@ class Model(Parameters):
         out: object,
         num_threads: object,
         empty: _Empty | None = None,
+        precision: str | None = None,
     ) -> tuple[Array, Any]: ...
     def record(
         self,
@@ -160,6 +161,7 @@ class Model(Parameters):
         state: object,
         num_threads: object,
         empty: _Empty | None = None,
+        precision: str | None = None,
     ) -> tuple[Array, Any]: ...
     def record_packed(
         self,

@@ -128,14 +128,14 @@ class TIDEGATE_EXPORT Model {
   std::unique_ptr<Model> quantize(Precision precision) const;
 
   // Inference: keeps no tape. num_threads 0: the setting in force.
-  void run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0) const;
+  // `products` bfloat16, for exact parameters of float: the operands of all products, here and in
+  // the backward pass, are rounded to bfloat16; sums, states and gradients are float.
+  void run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0,
+           Precision products = Precision::exact) const;
   // Training: writes the same results, and returns the tape for backward. In low precision, the
   // tape only tells its gates and states: backward() throws std::invalid_argument.
-  // `training` bfloat16, for exact parameters of float: the operands of all products, forward and
-  // backward, are rounded to bfloat16; sums, states and gradients are float.
   std::unique_ptr<Tape<T>> record(const Inputs<T>& inputs, const Outputs<T>& outputs,
-                                  int num_threads = 0,
-                                  Precision training = Precision::exact) const;
+                                  int num_threads = 0, Precision products = Precision::exact) const;
 
   // An estimate of the nanoseconds that run() takes with one thread.
   double run_cost(Index steps, Index batch) const noexcept;

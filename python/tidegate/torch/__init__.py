@@ -24,13 +24,19 @@ default `torch.Generator`. After the same `torch.manual_seed` it drops what torc
 Gradients of gradients (`create_graph=True`) and batches of gradients (`is_grads_batched=True`) are
 computed by PyTorch's own functions, which repeat the forward call.
 
+Under `torch.autocast("cpu", torch.bfloat16)` a float32 module computes as a layer of Tidegate with
+`precision="bfloat16"`: the operands of products, forward and backward, are rounded to bfloat16, and
+all else is float32. (PyTorch's own LSTM keeps h in bfloat16, too.) The results have the dtype of
+`hx`, or without it of the input. Gradients of gradients are computed in float32. float64 modules
+are not affected.
+
 Under `torch.compile` (with `torch._dynamo.config.allow_rnn`, without which it leaves every LSTM and
 GRU uncompiled), under `torch.export` and under a `TorchDispatchMode` a call is one operator,
 `tidegate::recurrence`; an exported program loads where `tidegate.torch` is imported. Modules that
 `accelerate` swapped export as PyTorch's own operators instead.
 
-Refused with an error that names the cause: other devices and dtypes, autocast, `torch.func`
-transforms (vmap, jvp, grad), forward-mode AD, `torch.jit`, and tensor subclasses.
+Refused with an error that names the cause: other devices and dtypes, autocast to float16,
+`torch.func` transforms (vmap, jvp, grad), forward-mode AD, `torch.jit`, and tensor subclasses.
 """
 
 from tidegate.torch.modules import GRU, LSTM

@@ -27,6 +27,7 @@ class Call(NamedTuple):
     dropout: float  # 0 unless dropout has to be drawn
     num_threads: int
     frozen: bool = False
+    precision: str | None = None  # of the products; None: that of the model's parameters
 
     def run(
         self, x: torch.Tensor, states: Sequence[torch.Tensor]
@@ -37,10 +38,14 @@ class Call(NamedTuple):
             return y, state
         model, array, state_0, empty = self._arguments(x, states)
         if self.batch_sizes is None:
-            results = model.run(array, state_0, None, None, None, self.num_threads, empty)
+            results = model.run(
+                array, state_0, None, None, None, self.num_threads, empty, self.precision
+            )
         else:
             sizes = array_of("batch_sizes", self.batch_sizes)
-            results = model.run_packed(array, sizes, state_0, self.num_threads, empty)
+            results = model.run_packed(
+                array, sizes, state_0, self.num_threads, empty, self.precision
+            )
         return tensor_of(results[0]), _tensors(results[1])
 
     def record(
@@ -50,11 +55,13 @@ class Call(NamedTuple):
         draw = self._draw_dropout if self.dropout > 0 else None
         model, array, state_0, empty = self._arguments(x, states)
         if self.batch_sizes is None:
-            y, state, tape = model.record(array, state_0, None, None, draw, self.num_threads, empty)
+            y, state, tape = model.record(
+                array, state_0, None, None, draw, self.num_threads, empty, self.precision
+            )
         else:
             sizes = array_of("batch_sizes", self.batch_sizes)
             y, state, tape = model.record_packed(
-                array, sizes, state_0, draw, self.num_threads, empty
+                array, sizes, state_0, draw, self.num_threads, empty, self.precision
             )
         return tensor_of(y), _tensors(state), tape
 
@@ -88,7 +95,10 @@ class Call(NamedTuple):
     def by_torch(
         self, x: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        """y and the last states by PyTorch's own functions, which can be differentiated again."""
+        """y and the last states by PyTorch's own functions, which can be differentiated again.
+
+        They compute in the dtype of the arguments, whatever the precision of the call.
+        """
         key = self.key
         is_unbatched = self.batch_sizes is None and x.dim() == 2
         batch_axis = 0 if key.batch_first else 1
@@ -101,10 +111,11 @@ class Call(NamedTuple):
         function = torch._VF.lstm if key.cell == "LSTM" else torch._VF.gru
         hx = list(states) if key.cell == "LSTM" else states[0]
         options = (key.bias, key.num_layers, self.dropout, self.dropout > 0, key.bidirectional)
-        if self.batch_sizes is None:
-            y, *states_n = function(x, hx, list(weights), *options, key.batch_first)
-        else:
-            y, *states_n = function(x, self.batch_sizes, hx, list(weights), *options)
+        with torch.autocast("cpu", enabled=False):
+            if self.batch_sizes is None:
+                y, *states_n = function(x, hx, list(weights), *options, key.batch_first)
+            else:
+                y, *states_n = function(x, self.batch_sizes, hx, list(weights), *options)
         if is_unbatched:
             y, states_n = y.squeeze(batch_axis), [state.squeeze(1) for state in states_n]
         return (y, *states_n)

@@ -62,7 +62,8 @@ class Models:
 
     def __init__(self) -> None:
         self._idle: dict[ModelKey, list[_core.Model]] = {}
-        self._frozen: dict[ModelKey, tuple[_core.Model, _Refs, list[Any]]] = {}
+        # With the precision in which each is packed.
+        self._frozen: dict[tuple[ModelKey, str | None], tuple[_core.Model, _Refs, list[Any]]] = {}
         self._views: tuple[ModelKey | None, _Refs, list[Any], list[Array]] = (None, [], [], [])
 
     def take(self, key: ModelKey, weights: list[torch.Tensor]) -> _core.Model:
@@ -97,13 +98,13 @@ class Models:
         """
         # Addresses and versions do not reveal writes to `parameter.data`; see `accelerate`.
         marks = [(w.data_ptr(), w.shape, 0 if w.is_inference() else w._version) for w in weights]
-        model, refs, kept_marks = self._frozen.get(key, (None, [], []))
+        model, refs, kept_marks = self._frozen.get((key, precision), (None, [], []))
         if model is None or marks != kept_marks or not _are_same(weights, refs):
             model = key.make()
             self._write(key, model, weights)
             if precision is not None:
                 model = key.make(model.quantize(precision))
-            self._frozen[key] = model, [weakref.ref(weight) for weight in weights], marks
+            self._frozen[key, precision] = model, [weakref.ref(weight) for weight in weights], marks
         return model
 
     def _write(self, key: ModelKey, model: _core.Model, weights: list[torch.Tensor]) -> None:

@@ -35,10 +35,27 @@ def _refusal(name: str, tensor: Any, dtype: Any) -> Exception:
     return TypeError(f"{name}: got {tensor.dtype}, wanted {dtype} as the parameters")
 
 
+def _is_autocast(parameter: Any) -> bool:
+    """Whether autocast lowers the precision of a call with such parameters."""
+    return torch.is_autocast_enabled("cpu") and getattr(parameter, "dtype", None) is torch.float32
+
+
+def _autocast_precision(parameter: Any) -> str | None:
+    """The precision of a call's products that autocast asks for; None: none, or not supported."""
+    if _is_autocast(parameter) and torch.get_autocast_dtype("cpu") is torch.bfloat16:
+        return "bfloat16"
+    return None
+
+
+def _widened(tensor: Any) -> Any:
+    """An argument under autocast: bfloat16, the result of other modules, as float32."""
+    return tensor.float() if getattr(tensor, "dtype", None) is torch.bfloat16 else tensor
+
+
 def _mode_in_force(tensors: list[torch.Tensor]) -> str | None:
     """The mode of PyTorch, if any, that makes a call more than its arithmetic, or None."""
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast, which wants a lower precision"
+    if _is_autocast(tensors[-1]) and _autocast_precision(tensors[-1]) is None:
+        return f"autocast to {torch.get_autocast_dtype('cpu')}"
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func"
     if torch.jit.is_tracing():
@@ -97,7 +114,11 @@ class Recurrent(torch.nn.Module):
             ValueError, RuntimeError: a wrong shape, with PyTorch's error, also of a parameter; a
                 tensor that is not dense or not on the CPU, or whose storage is too small for it; a
                 frozen module in training.
-            NotImplementedError: autocast, torch.func, forward-mode AD or tracing.
+            NotImplementedError: autocast to float16, torch.func, forward-mode AD or tracing.
+
+        Under `torch.autocast("cpu", torch.bfloat16)` the operands of a float32 module's products
+        are rounded to bfloat16, forward and backward; all else is float32. There `input` and `hx`
+        may be bfloat16, and the results have the dtype of `hx`, or if that is None of `input`.
         """
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
             return self._traced(input, hx)
@@ -116,6 +137,10 @@ class Recurrent(torch.nn.Module):
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, unorder = input if packed else (input, None, None, None)
         states, weights = self._states(hx), self._weights()
+        given = states[0] if states else x
+        precision = _autocast_precision(weights[-1])
+        if precision is not None:
+            x, states = _widened(x), tuple(map(_widened, states))
         tensors = [x, *states, *weights]
         obstacle = self._obstacle(tensors, len(states))
         if obstacle is not None:
@@ -130,11 +155,13 @@ class Recurrent(torch.nn.Module):
         models = self.__dict__.get("_models") or self.__dict__.setdefault("_models", Models())
         key = self._key(x.dtype, packed)
         if self._is_frozen:
-            model = models.frozen(key, weights, self._precision)
+            model, precision = models.frozen(key, weights, self._precision or precision), None
         else:
             model = models.take(key, weights)
         try:
-            call = Call(key, model, batch_sizes, dropout, self._threads(), self._is_frozen)
+            call = Call(
+                key, model, batch_sizes, dropout, self._threads(), self._is_frozen, precision
+            )
             if differentiable:
                 y, *states_n = Recurrence.apply(call, len(states), x, *states, *weights)
             else:
@@ -143,7 +170,7 @@ class Recurrent(torch.nn.Module):
             if not self._is_frozen:
                 models.give_back(key, model)
 
-        return self._results(y, states_n, batch_sizes, order, unorder)
+        return self._results(y, states_n, given.dtype, batch_sizes, order, unorder)
 
     def _traced(self, input: Any, hx: Any) -> tuple[Any, Any]:  # noqa: A002
         """A call under torch.compile, torch.export or a TorchDispatchMode.
@@ -157,6 +184,10 @@ class Recurrent(torch.nn.Module):
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, unorder = input if packed else (input, None, None, None)
         states, weights = self._states(hx), self._weights()
+        given = states[0] if states else x
+        precision = _autocast_precision(weights[-1])
+        if precision is not None:
+            x, states = _widened(x), tuple(map(_widened, states))
         tensors = [x, *states, *weights]
         obstacle = self._obstacle_to_tracing(tensors)
         if obstacle is not None:
@@ -183,9 +214,10 @@ class Recurrent(torch.nn.Module):
             dropout,
             self.num_threads or 0,
             differentiable,
+            precision,
         )
         states_n = (h_n, c_n) if self.mode == "LSTM" else (h_n,)
-        return self._results(y, states_n, batch_sizes, order, unorder)
+        return self._results(y, states_n, given.dtype, batch_sizes, order, unorder)
 
     def _obstacle_to_tracing(self, tensors: list[Any]) -> Exception | None:
         """Why the operator cannot replace this call; None if it can."""
@@ -196,8 +228,8 @@ class Recurrent(torch.nn.Module):
             found = f"dtypes {', '.join(sorted({str(t.dtype) for t in tensors}))}"
         elif any(t.device.type != "cpu" for t in tensors):
             found = "a device other than cpu"
-        elif torch.is_autocast_enabled("cpu"):
-            found = "autocast"
+        elif _is_autocast(tensors[-1]) and _autocast_precision(tensors[-1]) is None:
+            found = f"autocast to {torch.get_autocast_dtype('cpu')}"
         elif self._precision is not None:
             found = f"a module in {self._precision}"
         if found is None:
@@ -211,11 +243,14 @@ class Recurrent(torch.nn.Module):
         self,
         y: torch.Tensor,
         states_n: Sequence[torch.Tensor],
+        dtype: torch.dtype,
         batch_sizes: torch.Tensor | None,
         order: torch.Tensor | None,
         unorder: torch.Tensor | None,
     ) -> tuple[Any, Any]:
         """Assembles what `forward` returns."""
+        if y.dtype is not dtype:
+            y, states_n = y.to(dtype), [state.to(dtype) for state in states_n]
         if unorder is not None:
             states_n = [state.index_select(1, unorder) for state in states_n]
         result = y if batch_sizes is None else PackedSequence(y, batch_sizes, order, unorder)

@@ -53,7 +53,8 @@ def _models(address: int) -> Models:  # noqa: ARG001
     schema=(
         "(Tensor x, Tensor? batch_sizes, Tensor[] states, Tensor[] weights, str cell, "
         "int input_size, int hidden_size, int num_layers, bool bias, bool bidirectional, "
-        "int proj_size, bool batch_first, float dropout, int num_threads, bool record) "
+        "int proj_size, bool batch_first, float dropout, int num_threads, bool record, "
+        "str? precision) "
         "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor tape)"
     ),
 )
@@ -73,6 +74,7 @@ def recurrence(
     dropout: float,
     num_threads: int,
     record: bool,
+    precision: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A call of an LSTM or GRU.
 
@@ -88,6 +90,7 @@ def recurrence(
         num_threads: the most threads that the call may use; 0: the lesser of PyTorch's and
             Tidegate's limits.
         record: whether a gradient is wanted.
+        precision: of the products, "bfloat16" or None, the dtype of the weights.
 
     Returns:
         y and h_n; c_n, without elements for a GRU; and a tensor that represents the tape if
@@ -107,7 +110,7 @@ def recurrence(
     models = _models(weights[0].data_ptr())
     model = models.take(key, list(weights))
     try:
-        call = Call(key, model, batch_sizes, dropout, num_threads or threads())
+        call = Call(key, model, batch_sizes, dropout, num_threads or threads(), precision=precision)
         if record:
             y, states_n, recorded = call.record(x, states)
             tape = _tensor_of_tape(call, recorded)
@@ -137,6 +140,7 @@ def _(
     dropout: float,  # noqa: ARG001
     num_threads: int,  # noqa: ARG001
     record: bool,
+    precision: str | None,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     directions = 2 if bidirectional else 1
     output_size = proj_size or hidden_size

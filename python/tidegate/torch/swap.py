@@ -32,9 +32,9 @@ def accelerate(
     "tidegate.torch" reports how many modules were swapped, and which recurrent ones were left and
     why: as information, or as a warning if none was swapped.
 
-    Where Tidegate cannot run a call (another device or dtype, autocast, torch.func, tracing,
-    torch.export), a module swapped here runs PyTorch's own forward instead, unless it is frozen;
-    one that was made as `tidegate.torch.LSTM` raises an error. `torch.compile` with
+    Where Tidegate cannot run a call (another device or dtype, autocast to float16, torch.func,
+    tracing, torch.export), a module swapped here runs PyTorch's own forward instead, unless it is
+    frozen; one that was made as `tidegate.torch.LSTM` raises an error. `torch.compile` with
     `torch._dynamo.config.allow_rnn` sees one operator; `torch.fx` a leaf; `quantize_dynamic` a
     module of torch.nn. `torch.jit.script` restores the modules of the model that it compiles: call
     `accelerate` again before using that model further.
