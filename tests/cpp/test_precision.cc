@@ -157,9 +157,10 @@ struct Results {
   }
 };
 
-Results run(const Model<float>& model, const Sequences& s, int threads,
-            const std::vector<float>& h_0 = {}) {
-  const Config& config = model.config();
+// The results of call(inputs, outputs).
+template <class Call>
+Results results_of(const Config& config, const Sequences& s, const std::vector<float>& h_0,
+                   const Call& call) {
   const Index directions = config.num_layers * config.num_directions();
   Results results;
   results.y.assign(size_of(s.steps * s.batch * config.output_size()), 7);
@@ -181,8 +182,50 @@ Results run(const Model<float>& model, const Sequences& s, int threads,
     results.c_n.assign(size_of(directions * s.batch * config.hidden_size), 7);
     out.c_n = view(results.c_n.data(), directions, s.batch, config.hidden_size);
   }
-  model.run(in, out, threads);
+  call(in, out);
   return results;
+}
+
+Results run(const Model<float>& model, const Sequences& s, int threads,
+            const std::vector<float>& h_0 = {}, Precision products = Precision::exact) {
+  return results_of(model.config(), s, h_0,
+                    [&](const Inputs<float>& in, const Outputs<float>& out) {
+                      model.run(in, out, threads, products);
+                    });
+}
+
+struct Training {
+  Results results;
+  std::vector<float> dx, dh_0, dparameters;
+
+  bool equal(const Training& other) const {
+    return results.equal(other.results) && same(dx, other.dx) && same(dh_0, other.dh_0) &&
+           same(dparameters, other.dparameters);
+  }
+};
+
+// A training call and its gradients, where `dy` is the gradient for y.
+Training train(const Model<float>& model, const Sequences& s, const std::vector<float>& dy,
+               int threads, Precision products) {
+  const Config& config = model.config();
+  const Index directions = config.num_layers * config.num_directions();
+  Training training;
+  training.dx.assign(s.x.size(), 7);
+  training.dh_0.assign(size_of(directions * s.batch * config.state_size()), 7);
+  training.dparameters.assign(size_of(model.parameter_count()), 7);
+  std::unique_ptr<Tape<float>> tape;
+  training.results =
+      results_of(config, s, {}, [&](const Inputs<float>& in, const Outputs<float>& out) {
+        tape = model.record(in, out, threads, products);
+      });
+  OutputGradients<float> outputs;
+  outputs.y = view(dy.data(), s.steps, s.batch, config.output_size());
+  InputGradients<float> inputs;
+  inputs.x = view(training.dx.data(), s.steps, s.batch, config.input_size);
+  inputs.h_0 = view(training.dh_0.data(), directions, s.batch, config.state_size());
+  inputs.parameters = training.dparameters.data();
+  tape->backward(outputs, inputs, threads);
+  return training;
 }
 
 // Whether row n of a batch has the results of the row alone, and zeros in its padding.
@@ -227,6 +270,17 @@ std::vector<float> run(const Linear<float>& layer, const std::vector<float>& x, 
   std::vector<float> y(size_of(rows * layer.out_features()));
   layer.run(x.data(), layer.in_features(), y.data(), layer.out_features(), rows, threads);
   return y;
+}
+
+// The root of the mean square of a - b, over that of b.
+double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, square = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const auto wanted = static_cast<double>(b[i]);
+    difference += std::pow(static_cast<double>(a[i]) - wanted, 2);
+    square += wanted * wanted;
+  }
+  return std::sqrt(difference / square);
 }
 
 double greatest_difference(const std::vector<float>& a, const std::vector<float>& b) {
@@ -607,6 +661,86 @@ TEST(models_in_low_precision_are_near_those_in_float32) {
       });
     }
   }
+}
+
+// The panels of training are packed from the parameters as those of inference are.
+TEST(training_in_bfloat16_has_the_bits_of_inference) {
+  Random random(10);
+  for (const Config& config : networks()) {
+    const auto model = model_of(config, random_parameters(random, config));
+    const auto low = model->quantize(Precision::bfloat16);
+    const Sequences s = random_sequences(random, config, 6, 5, true);
+    const std::vector<float> dy = random.numbers<float>(s.steps * s.batch * config.output_size());
+    for_each_isa([&] {
+      const Results exact = run(*model, s, 1), wanted = run(*low, s, 1);
+      CHECK(run(*model, s, 1, {}, Precision::bfloat16).equal(wanted));
+      CHECK(train(*model, s, dy, 1, Precision::bfloat16).results.equal(wanted));
+      // The snapshots of both precisions are kept side by side.
+      CHECK(run(*model, s, 1).equal(exact));
+      CHECK(!exact.equal(wanted));
+      // A change of the parameters reaches both.
+      model->update_parameters([](float* parameters) { parameters[0] += 1; });
+      CHECK(!run(*model, s, 1).equal(exact));
+      CHECK(!run(*model, s, 1, {}, Precision::bfloat16).equal(wanted));
+      model->update_parameters([](float* parameters) { parameters[0] -= 1; });
+    });
+  }
+}
+
+TEST(training_in_bfloat16_has_the_same_bits_for_every_division) {
+  Random random(11);
+  for (const Config& config : networks()) {
+    const auto model = model_of(config, random_parameters(random, config));
+    struct Size {
+      Index steps, batch;
+      bool ragged;
+    };
+    for (const Size& size : {Size{7, 1, false}, {5, 33, true}, {2, 150, false}}) {
+      const Sequences s = random_sequences(random, config, size.steps, size.batch, size.ragged);
+      const std::vector<float> dy = random.numbers<float>(s.steps * s.batch * config.output_size());
+      for_each_isa([&] {
+        const Training wanted = train(*model, s, dy, 1, Precision::bfloat16);
+        for_each_division([&](int threads) {
+          CHECK(train(*model, s, dy, threads, Precision::bfloat16).equal(wanted));
+        });
+        // The roundings of both operands of a product, each uniform within 2^-9 of the number, have
+        // a relative standard deviation of sqrt(2 / 3) 2^-9. Those of all steps add up.
+        const Training exact = train(*model, s, dy, 1, Precision::exact);
+        const double tolerance = 6 * std::sqrt(2.0 / 3 * static_cast<double>(s.steps)) * 0x1p-9;
+        CHECK_NEAR(relative_difference(wanted.dx, exact.dx), 0, tolerance);
+        CHECK_NEAR(relative_difference(wanted.dh_0, exact.dh_0), 0, tolerance);
+        CHECK_NEAR(relative_difference(wanted.dparameters, exact.dparameters), 0, tolerance);
+        CHECK(!same(wanted.dparameters, exact.dparameters));
+      });
+    }
+  }
+}
+
+TEST(products_in_low_precision_that_are_refused) {
+  const Config config = networks()[0];
+  const Model<float> model(config);
+  const auto low = model.quantize(Precision::int8);
+  const std::vector<float> x(size_of(config.input_size));
+  std::vector<float> y(size_of(config.output_size()), 7);
+  Inputs<float> in;
+  in.x = view(x.data(), 1, 1, config.input_size);
+  Outputs<float> out;
+  out.y = view(y.data(), 1, 1, config.output_size());
+  for (const Precision products : kLowPrecisions) {
+    CHECK(invalid_argument_of([&] { low->run(in, out, 1, products); }) ==
+          "precision: the parameters are already in int8; call the model from which it was made");
+    CHECK(invalid_argument_of([&] { low->record(in, out, 1, products); }) ==
+          "precision: the parameters are already in int8; call the model from which it was made");
+  }
+  CHECK(
+      invalid_argument_of([&] { model.record(in, out, 1, Precision::int8); }) ==
+      "precision: got int8 for the products of a model of float32, wanted bfloat16 for a model of "
+      "float32");
+  const Model<double> twice(config);
+  CHECK(invalid_argument_of([&] { twice.run({}, {}, 1, Precision::bfloat16); }) ==
+        "precision: got bfloat16 for the products of a model of float64, wanted bfloat16 for a "
+        "model of float32");
+  CHECK(same(y, std::vector<float>(y.size(), 7)));
 }
 
 namespace {

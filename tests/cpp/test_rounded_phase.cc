@@ -723,6 +723,85 @@ TEST(bfloat16_rows_are_nearest_even) {
     CHECK(std::isnan(products<Bf16Weights>({{test::float_of_bits(bits)}}, {1})[0]));
 }
 
+namespace {
+
+void check_weight_gradients(Random& random, Index depth, Index left_columns, Index right_columns) {
+  using P = Plain<Bf16Weights>;
+  // Every kind of row at least twice, if there are enough of them.
+  const auto first = static_cast<int>(random.below(12));
+  Matrix<float> left = random_rows(random, depth, left_columns, first);
+  Matrix<float> right = random_rows(random, depth, right_columns, first + 5);
+  const std::vector<float> before = random.numbers<float>(left_columns * right_columns);
+  const auto column_of = [](Matrix<float>& matrix, Index column) {
+    std::vector<float> values;
+    for (Index k = 0; k < matrix.rows; ++k) values.push_back(flushed(matrix(k, column)));
+    return P::round_row(values.data(), matrix.rows, 0);
+  };
+  for (const bool resume : {false, true}) {
+    std::vector<float> wanted;
+    for (Index m = 0; m < left_columns; ++m) {
+      const RoundedRow row = column_of(left, m);
+      for (Index n = 0; n < right_columns; ++n) {
+        const float sum = resume ? before[wanted.size()] : 0.0f;
+        wanted.push_back(P::add(sum, row, column_of(right, n).values.data(), 1));
+      }
+    }
+    // In one call, and with the depth in two.
+    for (const bool cut : {false, true}) {
+      const Index half = cut ? depth / 2 / kOuterSumBlock * kOuterSumBlock : 0;
+      Matrix<float> result(left_columns, right_columns, 3, canary<float>);
+      for (std::size_t i = 0; i < before.size(); ++i) {
+        const auto at = static_cast<Index>(i);
+        result(at / right_columns, at % right_columns) = before[i];
+      }
+      std::vector<float> scratch(size_of(RoundedOuter<Bf16Weights>::scratch()) + 3, canary<float>);
+      const auto multiply = [&](Index begin, Index end) {
+        OuterCall<float> call;
+        call.depth = end - begin;
+        call.left = cut ? left.strided(begin) : left.scattered(begin);
+        call.left_columns = left_columns;
+        call.right = cut ? right.scattered(begin) : right.strided(begin);
+        call.right_columns = right_columns;
+        call.result = result.strided();
+        call.resume = resume || begin > 0;
+        call.scratch = scratch.data();
+        const FloatControl flushes;
+        RoundedOuter<Bf16Weights>::outer(call);
+      };
+      if (half > 0) multiply(0, half);
+      multiply(half, depth);
+      bool all = true;
+      for (std::size_t i = 0; i < wanted.size(); ++i) {
+        const auto at = static_cast<Index>(i);
+        all = all && same(result(at / right_columns, at % right_columns), wanted[i]);
+      }
+      CHECK(all);
+      CHECK(result.gaps_are(canary<float>));
+      for (int i = 1; i <= 3; ++i) CHECK(scratch[scratch.size() - size_of(i)] == canary<float>);
+    }
+  }
+}
+
+}  // namespace
+
+TEST(bfloat16_weight_gradients) {
+  using Outer = RoundedOuter<Bf16Weights>;
+  Random random(12);
+  for (const Index depth : {0, 1, 5, 33}) {
+    for (const Index left_columns : {1, 3, 17, 33}) {
+      for (const Index right_columns : {1, 3, 15, 16, 17, 33, 100})
+        check_weight_gradients(random, depth, left_columns, right_columns);
+    }
+  }
+  // More than is packed at a time.
+  check_weight_gradients(random, 2 * kOuterSumBlock + 44, 7, 17);
+  for (const Index more : {-1, 0, 1}) {
+    check_weight_gradients(random, Outer::kDepth + more, 3, 5);
+    check_weight_gradients(random, 5, Outer::kLeft + more, 17);
+    check_weight_gradients(random, 5, 3, Outer::kRight + more);
+  }
+}
+
 TEST(phase_of_an_lstm) {
   check_phase<kLstm, Int8Weights>();
   check_phase<kLstm, Bf16Weights>();
