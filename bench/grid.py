@@ -182,6 +182,9 @@ _LOW = [
     (1024, 64, 25),
 ]
 
+# Training in bfloat16: kind, I and H, N, T.
+_LOW_TRAINING = [("lstm", 256, 32, 50), ("lstm", 1024, 64, 25), ("gru", 512, 64, 50)]
+
 
 def _in_low_precision() -> Iterator[Cell]:
     for (size, batch, steps), kind, precision in itertools.product(
@@ -189,6 +192,8 @@ def _in_low_precision() -> Iterator[Cell]:
     ):
         regime = "batch" if batch > 1 else "sequence" if steps > 1 else "step"
         yield Cell(regime, kind, size, size, batch, steps, precision=precision)
+    for kind, size, batch, steps in _LOW_TRAINING:
+        yield Cell("batch", kind, size, size, batch, steps, training=True, precision="bfloat16")
 
 
 def _of_one_thread() -> Iterator[Cell]:

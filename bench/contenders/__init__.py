@@ -65,6 +65,7 @@ class Contender:
     kinds: ClassVar[tuple[str, ...]] = KINDS  # the kinds of cells that it supports
     # Low precision -> the kinds of cells that it supports in it, in inference.
     low_precisions: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    low_training: ClassVar[tuple[str, ...]] = ()  # the low precisions in which it trains
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -81,7 +82,7 @@ class Contender:
             return _KIND_NAMES[cell.kind]
         if cell.precision and cell.kind not in self.low_precisions.get(cell.precision, ()):
             return f"{_KIND_NAMES[cell.kind]} in {cell.precision}"
-        if cell.precision and cell.training:
+        if cell.precision and cell.training and cell.precision not in self.low_training:
             return f"training in {cell.precision}"
         return None
 

@@ -27,7 +27,7 @@ def make_layer(problem: Problem) -> Any:
         **({"reset_after": cell.kind == "gru"} if make is tg.GRU else {}),
     )
     layer.load_state_dict(problem.params)
-    return layer.quantize(cell.precision) if cell.precision else layer
+    return layer.quantize(cell.precision) if cell.precision and not cell.training else layer
 
 
 class Contestant(Contender):
@@ -36,6 +36,7 @@ class Contestant(Contender):
     name = OURS
     kinds = (*KINDS, "mgu")
     low_precisions = dict.fromkeys(("bfloat16", "int8"), kinds)
+    low_training = ("bfloat16",)
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -114,7 +115,9 @@ def _training(layer: Any, problem: Problem) -> Task:
 
     def run() -> None:
         last[0] = None
-        y, state_n, tape = layer.forward(problem.x, state, lengths=problem.lengths)
+        y, state_n, tape = layer.forward(
+            problem.x, state, lengths=problem.lengths, precision=problem.cell.precision or None
+        )
         last[0] = y, state_n, layer.backward(tape, problem.dy)
 
     def change() -> None:

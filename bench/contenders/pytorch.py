@@ -1,7 +1,7 @@
 """PyTorch, eager: `torch.nn.LSTM` and `torch.nn.GRU`, from tensors to tensors.
 
-In bfloat16, modules, inputs and states are of that dtype; in int8 the module is quantised
-dynamically (`torch.ao.quantization`).
+In bfloat16, modules, inputs and states are of that dtype, and in training they are float32 under
+`torch.autocast`; in int8 the module is quantised dynamically (`torch.ao.quantization`).
 
 Inference runs in inference mode. Ragged batches go through `pack_padded_sequence` and back, both
 timed, as a user's padded batch would. Live streams use `torch.nn.LSTMCell`, which has less overhead
@@ -25,6 +25,7 @@ class Contestant(Contender):
     name = "torch"
     kinds = ("lstm", "gru")
     low_precisions = dict.fromkeys(("bfloat16", "int8"), kinds)
+    low_training = ("bfloat16",)
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
@@ -51,7 +52,9 @@ class Contestant(Contender):
             dtype=getattr(torch, cell.dtype),
         )
         _write(module, problem.params)
-        dtype = torch.bfloat16 if cell.precision == "bfloat16" else getattr(torch, cell.dtype)
+        dtype = getattr(torch, cell.dtype)
+        if cell.precision == "bfloat16" and not cell.training:
+            dtype = torch.bfloat16
         module = module.to(dtype)
         if cell.precision == "int8":
             module = _quantised(module)
@@ -138,11 +141,13 @@ def _training(module: Any, x: Any, state: tuple[Any, ...], lengths: Any, problem
         tensor.requires_grad_(True)
     versions = [problem.params, problem.changed_params()]
     last: list[Any] = [None]
+    is_low = bool(problem.cell.precision)
 
     def run() -> None:
         last[0] = None
-        y, state_n = _forward(module, x, state, lengths)
-        last[0] = y, state_n, torch.autograd.grad(y, (*inputs, *params), dy)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_low):
+            y, state_n = _forward(module, x, state, lengths)
+        last[0] = y, state_n, torch.autograd.grad(y, (*inputs, *params), dy.to(y.dtype))
 
     def change() -> None:
         versions.reverse()
@@ -152,9 +157,9 @@ def _training(module: Any, x: Any, state: tuple[Any, ...], lengths: Any, problem
         y, state_n, gradients = last[0]
         wanted = ["dx", *(f"d{name}_0" for name, _ in zip("hc", state))]
         wanted += [f"d{name}" for name in names]
-        named = {f"{n}_n": m.detach().numpy() for n, m in zip("hc", _members(state_n))}
-        named |= {n: gradient.numpy() for n, gradient in zip(wanted, gradients, strict=True)}
-        return {"y": y.detach().numpy()} | named
+        named = {f"{n}_n": _array(m.detach()) for n, m in zip("hc", _members(state_n))}
+        named |= {n: _array(gradient) for n, gradient in zip(wanted, gradients, strict=True)}
+        return {"y": _array(y.detach())} | named
 
     return Task(run, results, change)
 

@@ -38,7 +38,10 @@ DROPOUT, NOISE, MAX_NORM = 0.2, 0.6, 1.0
 class SpeakerNet:
     """GRU or LSTM, forward and backward in time -> both last states -> dropout -> linear."""
 
-    def __init__(self, cell: str, hidden: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, cell: str, hidden: int, rng: np.random.Generator, precision: str | None = None
+    ) -> None:
+        self.precision = precision  # of the products in training
         layer = {"gru": tg.GRU, "lstm": tg.LSTM}[cell]
         self.rnn: Any = layer(FEATURES, hidden, bidirectional=True, seed=rng)
         self.dropout = tg.Dropout(DROPOUT)
@@ -54,7 +57,7 @@ class SpeakerNet:
         self, x: Array, lengths: Array, speakers: Array, rng: np.random.Generator
     ) -> tuple[float, list[tg.Gradients]]:
         """The loss of a batch, and its gradients with respect to `params`."""
-        _, state, rnn_tape = self.rnn.forward(x, lengths=lengths)
+        _, state, rnn_tape = self.rnn.forward(x, lengths=lengths, precision=self.precision)
         dropped, dropout_tape = self.dropout.forward(last_states(state), rng)
         scores, head_tape = self.head.forward(dropped)
         loss, dscores = tg.losses.softmax_cross_entropy(scores, speakers)
@@ -117,8 +120,8 @@ def train(
         yield total / len(utterances)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Trains and tests the network and prints the results."""
+def run(args: argparse.Namespace) -> float:
+    """Trains and tests the network, and prints the results; returns the test accuracy."""
     rng = np.random.default_rng(args.seed)
     (train_x, train_y), (test_x, test_y) = load("train"), load("test")
     frames = np.concatenate(train_x)
@@ -126,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
     train_x = [(utterance - mean) / deviation for utterance in train_x]
     test_batch = pad([(utterance - mean) / deviation for utterance in test_x])
 
-    net = SpeakerNet(args.cell, args.hidden, rng)
+    net = SpeakerNet(args.cell, args.hidden, rng, args.precision)
     print(f"{net.rnn} -> last states -> {net.dropout} -> {net.head}")
     print(f"{len(train_x)} utterances to train on, {len(test_x)} to test on")
 
@@ -155,6 +158,7 @@ def run(args: argparse.Namespace) -> None:
         save(args.save, net, mean, deviation)
     if args.plot is not None:
         plot(args.plot, losses, accuracies)
+    return accuracies[-1]
 
 
 def print_confusion(spoken: Array, predicted: Array) -> None:
@@ -223,6 +227,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=at_least(1), default=16, help="utterances of a step")
     parser.add_argument("--lr", type=positive, default=0.01, help="peak learning rate")
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of all random numbers")
+    parser.add_argument(
+        "--precision", choices=["bfloat16"], help="train with products in bfloat16 (see forward)"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy")
     parser.add_argument("--save", type=Path, metavar="FILE.safetensors", help="keep the network")
     args = parser.parse_args(argv)
