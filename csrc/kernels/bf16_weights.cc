@@ -57,9 +57,10 @@ struct Bf16Weights {
   static constexpr int tile_vectors = vector_registers == 32 ? 4 : 2;
   static constexpr int tile_rows = 3;
 
-  static Element round(float weight, float) {
-    const Pairs bits = (Pairs)rounded(broadcast(weight)).v;
-    return static_cast<Element>(bits[0] >> 16);
+  static TIDEGATE_INLINE void round(Element* to, Vec<float> weights, Vec<float>) {
+    typedef Element Elements __attribute__((vector_size(vector_bytes / 2)));
+    const Elements bits = __builtin_convertvector((Pairs)rounded(weights).v >> 16, Elements);
+    __builtin_memcpy(to, &bits, sizeof bits);
   }
 
   static TIDEGATE_INLINE void store_pairs(Element* to, Vec<float> first, Vec<float> second) {

@@ -118,8 +118,11 @@ struct Int8Weights {
   static constexpr int tile_vectors = 4;
   static constexpr int tile_rows = vector_registers == 32 ? 5 : 2;
 
-  static Element round(float weight, float scale) {
-    return static_cast<Element>(nearest(broadcast(weight / scale))[0] + Products::bias);
+  static TIDEGATE_INLINE void round(Element* to, Vec<float> weights, Vec<float> scale) {
+    typedef Element Elements __attribute__((vector_size(vector_bytes / 4)));
+    const Words q = nearest(weights / scale) + Products::bias;
+    const Elements rounded = __builtin_convertvector(q, Elements);
+    __builtin_memcpy(to, &rounded, sizeof rounded);
   }
 
   static RowScale round_row(const float* from, Index depth, float least, Row* to) {

@@ -38,6 +38,39 @@ TIDEGATE_INLINE void transpose(Vec<T> (&rows)[Vec<T>::width]) {
   }
 }
 
+// Calls f(k, weights) for each k of a call, with the weights of the slice's units, and zeros in the
+// lanes beyond them.
+template <class T, class F>
+TIDEGATE_INLINE void each_packed_vector(const PackCall<T>& call, const F& f) {
+  constexpr Index kWidth = Vec<T>::width;
+  const WeightBlock<T>& block = call.block;
+  const Index unit = call.slice * kWidth;
+  const Index lanes = call.shape.units - unit < kWidth ? call.shape.units - unit : kWidth;
+  const auto from = [&](Index k) {
+    return block.base + unit * block.unit_stride + (k - block.k_begin) * block.k_stride;
+  };
+  const Vec<T> sign = broadcast(block.sign);
+  Index k = call.k_begin;
+  if (lanes == kWidth && block.unit_stride == 1) {
+    for (; k < call.k_end; ++k) f(k, sign * load(from(k)));
+  } else if (lanes == kWidth) {
+    for (; k + kWidth <= call.k_end; k += kWidth) {
+      Vec<T> rows[kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) rows[i] = load(from(k) + i * block.unit_stride);
+      transpose(rows);
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) f(k + i, sign * rows[i]);
+    }
+  }
+  for (; k < call.k_end; ++k) {
+    T weights[kWidth] = {};
+    for (Index lane = 0; lane < lanes; ++lane)
+      weights[lane] = block.sign * from(k)[lane * block.unit_stride];
+    f(k, load(weights));
+  }
+}
+
 // The packing of a storage of grain 1: panels [slice][k][gate][width].
 template <class Weights>
 struct VectorPanels {
@@ -53,35 +86,12 @@ struct VectorPanels {
     static_assert(Weights::grain == 1);
     constexpr Index kWidth = Vec<T>::width;
     const PanelShape& shape = call.shape;
-    const WeightBlock<T>& block = call.block;
-    const Index unit = call.slice * kWidth;
-    const Index lanes = shape.units - unit < kWidth ? shape.units - unit : kWidth;
     const Index to_step = shape.gates * kWidth;  // from k to k + 1
     auto* const to = static_cast<typename Weights::Element*>(call.panel) +
-                     (call.slice * shape.depth * shape.gates + block.gate) * kWidth;
-    const auto from = [&](Index k) {
-      return block.base + unit * block.unit_stride + (k - block.k_begin) * block.k_stride;
-    };
-    const Vec<T> sign = broadcast(block.sign);
-    Index k = call.k_begin;
-    if (lanes == kWidth && block.unit_stride == 1) {
-      for (; k < call.k_end; ++k) Weights::store(to + k * to_step, sign * load(from(k)));
-    } else if (lanes == kWidth) {
-      for (; k + kWidth <= call.k_end; k += kWidth) {
-        Vec<T> rows[kWidth];
-#pragma GCC unroll 16
-        for (int i = 0; i < kWidth; ++i) rows[i] = load(from(k) + i * block.unit_stride);
-        transpose(rows);
-#pragma GCC unroll 16
-        for (int i = 0; i < kWidth; ++i) Weights::store(to + (k + i) * to_step, sign * rows[i]);
-      }
-    }
-    for (; k < call.k_end; ++k) {
-      T weights[kWidth] = {};
-      for (Index lane = 0; lane < lanes; ++lane)
-        weights[lane] = block.sign * from(k)[lane * block.unit_stride];
-      Weights::store(to + k * to_step, load(weights));
-    }
+                     (call.slice * shape.depth * shape.gates + call.block.gate) * kWidth;
+    each_packed_vector(call, [&](Index k, Vec<T> weights) __attribute__((always_inline)) {
+      Weights::store(to + k * to_step, weights);
+    });
   }
 };
 

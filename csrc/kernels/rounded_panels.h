@@ -8,6 +8,7 @@
 #define TIDEGATE_KERNELS_ROUNDED_PANELS_H_
 
 #include "kernels/blocking.h"
+#include "kernels/pack.h"
 #include "kernels/table.h"
 #include "kernels/vec.h"
 
@@ -57,29 +58,29 @@ struct RoundedPanels {
       return to[k / Weights::group * shape.gates * kVector + lane * Weights::group +
                 k % Weights::group];
     };
-    // Scales take the sign of the block: an integer of -128 has no opposite.
-    const float sign = Weights::has_scales ? 1 : block.sign;
-    const auto scale = [&](Index lane) { return block.scales ? block.scales[unit + lane] : 1; };
-    const Element padding = Weights::round(0, 1);
-    for (Index k = call.k_begin; k < call.k_end; ++k) {
-      const float* const from =
-          block.base + unit * block.unit_stride + (k - block.k_begin) * block.k_stride;
-      for (Index lane = 0; lane < lanes; ++lane)
-        element(k, lane) = Weights::round(sign * from[lane * block.unit_stride], scale(lane));
-      for (Index lane = lanes; lane < kWidth; ++lane) element(k, lane) = padding;
-    }
+    float scales[kWidth];
+    for (Index lane = 0; lane < kWidth; ++lane)
+      scales[lane] = block.scales && lane < lanes ? block.scales[unit + lane] : 1;
+    const auto store_rounded = [&](Index k, Vec<float> weights) __attribute__((always_inline)) {
+      Element rounded[kWidth];
+      Weights::round(rounded, weights, load(scales));
+      for (Index lane = 0; lane < kWidth; ++lane) element(k, lane) = rounded[lane];
+    };
+    // Scales take the sign of the block instead of integers: -128 has no opposite.
+    PackCall<float> packed = call;
+    if (Weights::has_scales) packed.block.sign = 1;
+    each_packed_vector(packed, store_rounded);
     if (call.k_end == shape.depth) {
-      for (Index k = shape.depth; k < blocks(shape.depth) * kBlock; ++k) {
-        for (Index lane = 0; lane < kWidth; ++lane) element(k, lane) = padding;
-      }
+      for (Index k = shape.depth; k < blocks(shape.depth) * kBlock; ++k)
+        store_rounded(k, zero<float>());
     }
     if constexpr (Weights::has_scales) {
       if (call.k_begin != block.k_begin) return;
-      float* const scales =
+      float* const to_scales =
           reinterpret_cast<float*>(static_cast<Element*>(call.panel) + size(shape)) +
           (call.slice * shape.gates + block.gate) * kWidth;
       for (Index lane = 0; lane < kWidth; ++lane)
-        scales[lane] = lane < lanes ? block.sign * scale(lane) : 0;
+        to_scales[lane] = lane < lanes ? block.sign * scales[lane] : 0;
     }
   }
 };

@@ -7,7 +7,7 @@
 //   Element, Row    the types of an element of a panel and of a rounded row
 //   group           the number of adjacent k's of a unit in a panel, see rounded_panels.h
 //   has_scales      whether each unit has a scale, WeightBlock::scales
-//   round           a weight as an Element
+//   round           a vector of weights as Elements
 //   round_row       rounds a row, and returns its RowScale
 //   add_product     adds the product of a tile to its accumulators
 //   row_vectors, tile_rows, tile_vectors   the size of a tile with one row, and with several
