@@ -52,7 +52,7 @@ const ActivationTable& activation_table(const std::string& isa) {
   if (isa == "baseline") return tidegate_bench_activations_baseline;
 #endif
 #if defined(TIDEGATE_HAS_NEON)
-  if (isa == "neon") return tidegate_bench_activations_neon;
+  if (begins_with("neon")) return tidegate_bench_activations_neon;
 #endif
   throw std::invalid_argument("isa: got " + isa + ", which has no activations here");
 }

@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 PUBLIC_HEADERS = sorted((CSRC / "include" / "tidegate").glob("*.h"))
 
+# The instruction sets that others extend.
+BASE_ISAS = {"avx2_vnni": "avx2", "avx512_vnni": "avx512", "amx": "avx512", "neon_dot": "neon"}
+
 # What a freestanding compiler may call for a loop that moves or clears memory.
 MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset"}
 # The C library's, for activations that are computed lane by lane and for losses, once a row. No
@@ -51,7 +54,7 @@ def test_kernel_objects_define_one_table_each(build_directories: list[Path]) -> 
             assert not [name for name, kind in symbols if kind in "WwVvu"]
             undefined = {name for name, kind in symbols if kind == "U"}
             # Of the instruction set that this one extends, too.
-            base = {"avx2_vnni": "avx2", "avx512_vnni": "avx512", "amx": "avx512"}.get(isa, isa)
+            base = BASE_ISAS.get(isa, isa)
             of_isas = re.compile(rf"_?tidegate_\w+_({isa}|{base})")
             tables = {name for name in undefined if of_isas.fullmatch(name)}
             assert undefined - tables <= MEMORY_FUNCTIONS | MATH_FUNCTIONS
@@ -62,7 +65,7 @@ def test_every_isa_has_its_kernels(build_directories: list[Path]) -> None:
         names = {path.name for path in directory.glob("CMakeFiles/tidegate_kernels_*.dir")}
         isas = {name.removeprefix("tidegate_kernels_").removesuffix(".dir") for name in names}
         x86 = {"baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "amx"}
-        assert isas in (x86, {"neon"})
+        assert isas in (x86, {"neon", "neon_dot"})
 
 
 # ---- The installed C++ library -------------------------------------------------------------------

@@ -24,6 +24,7 @@ extern const tidegate::KernelTable tidegate_kernels_avx512;
 extern const tidegate::KernelTable tidegate_kernels_avx512_vnni;
 extern const tidegate::KernelTable tidegate_kernels_amx;
 extern const tidegate::KernelTable tidegate_kernels_neon;
+extern const tidegate::KernelTable tidegate_kernels_neon_dot;
 }
 
 namespace tidegate {
@@ -34,9 +35,7 @@ namespace {
 // in csrc/README.md.
 std::vector<const KernelTable*> available_tables() {
   std::vector<const KernelTable*> tables;
-#if defined(__x86_64__)
   [[maybe_unused]] static const ProcessorFeatures has;
-#endif
 #if defined(TIDEGATE_HAS_BASELINE)
   tables.push_back(&tidegate_kernels_baseline);
 #endif
@@ -57,6 +56,9 @@ std::vector<const KernelTable*> available_tables() {
 #endif
 #if defined(TIDEGATE_HAS_NEON)
   tables.push_back(&tidegate_kernels_neon);
+#endif
+#if defined(TIDEGATE_HAS_NEON_DOT)
+  if (has.neon_dot) tables.push_back(&tidegate_kernels_neon_dot);
 #endif
   if (tables.empty())
     throw std::runtime_error("this machine supports none of the instruction sets of this build");

@@ -59,6 +59,26 @@ struct ProcessorFeatures {
 
 }  // namespace tidegate
 
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace tidegate {
+
+// The features that not every processor of AArch64 has.
+struct ProcessorFeatures {
+#if defined(__linux__)
+  bool neon_dot = (getauxval(AT_HWCAP) >> 20 & 1) != 0;  // HWCAP_ASIMDDP
+#elif defined(__APPLE__)
+  bool neon_dot = true;
+#else
+  bool neon_dot = false;
+#endif
+};
+
+}  // namespace tidegate
+
 #endif
 
 #endif  // TIDEGATE_CORE_PROCESSOR_FEATURES_H_

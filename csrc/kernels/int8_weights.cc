@@ -15,6 +15,9 @@
 // as a + (sum * scale_weight) * scale_row, in float, each operation rounded. A result thus has the
 // same bits on every ISA of x86-64. (AArch64 flushes a result that would round up to the least
 // normal number.)
+#include <cstdint>
+#include <type_traits>
+
 #include "kernels/isa_tables.h"
 #include "kernels/rounded_phase.h"
 #include "kernels/vec.h"
@@ -41,16 +44,15 @@ TIDEGATE_INLINE Words difference(Words a, std::int32_t b) {
 // The products of a group of k's of a row and of a vector of units, by one of two kinds of
 // instruction. Each kind stores weights and rows in its own way: `Element` is q_weight + `bias`,
 // and `Row` is q_row.
-#ifdef TIDEGATE_VNNI
-// Four products of unsigned by signed bytes. The weights are the unsigned ones, so that a sum is
-// too great by 128 times the sum of the row, RowScale::offset. Sums may wrap around; the
-// differences do not.
+#ifdef TIDEGATE_DOT
+// Four products of bytes. Where the weights' bytes are unsigned, a sum is too great by the bias times
+// the sum of the row, RowScale::offset. Sums may wrap around; the differences do not.
 struct Products {
-  using Element = std::uint8_t;
+  using Element = std::conditional_t<quad_bias == 0, std::int8_t, std::uint8_t>;
   using Row = std::int8_t;
   using Weights = Words;
   static constexpr Index group = 4;
-  static constexpr int bias = 128;
+  static constexpr int bias = quad_bias;
 
   static TIDEGATE_INLINE Weights load(const Element* from) {
     Weights w;
@@ -105,7 +107,7 @@ struct Int8Weights {
   static constexpr bool has_scales = true;
 #if defined(TIDEGATE_AMX)
   static constexpr double product_flops = 0.05;
-#elif defined(TIDEGATE_VNNI)
+#elif defined(TIDEGATE_DOT)
   static constexpr double product_flops = 0.25;
 #else
   static constexpr double product_flops = 0.6;

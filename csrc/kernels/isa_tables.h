@@ -21,9 +21,11 @@
 
 #if defined(TIDEGATE_AMX)
 #define TIDEGATE_ISA amx
-#elif defined(TIDEGATE_VNNI) && defined(TIDEGATE_ISA_AVX512)
+#elif defined(TIDEGATE_DOT) && defined(TIDEGATE_ISA_AVX512)
 #define TIDEGATE_ISA avx512_vnni
-#elif defined(TIDEGATE_VNNI)
+#elif defined(TIDEGATE_DOT) && defined(TIDEGATE_ISA_NEON)
+#define TIDEGATE_ISA neon_dot
+#elif defined(TIDEGATE_DOT)
 #define TIDEGATE_ISA avx2_vnni
 #else
 #define TIDEGATE_ISA TIDEGATE_BASE_ISA

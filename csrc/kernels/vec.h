@@ -15,10 +15,10 @@
 #include <cstdint>
 
 // Extensions of an instruction set, in which some of its kernels are compiled again (isa_tables.h):
-// TIDEGATE_VNNI (AVX-VNNI, AVX512-VNNI) and TIDEGATE_AMX, which includes it.
+// TIDEGATE_DOT (AVX-VNNI, AVX512-VNNI, Arm's dot products) and TIDEGATE_AMX, which includes it.
 // TIDEGATE_EMULATE_EXTENSIONS replaces their instructions by loops, for tests on any machine.
 #ifdef TIDEGATE_AMX
-#define TIDEGATE_VNNI
+#define TIDEGATE_DOT
 #endif
 
 #ifdef __FAST_MATH__
@@ -238,9 +238,15 @@ TIDEGATE_INLINE Shorts load_widened(const std::int8_t* from);
 // Lane i: a[2i] * b[2i] + a[2i + 1] * b[2i + 1], in 32 bits.
 TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b);
 
-#ifdef TIDEGATE_VNNI
-// Lane i: sums[i] plus the four products of the unsigned bytes of a[i] by the signed bytes of b[i],
-// modulo 2^32.
+#ifdef TIDEGATE_DOT
+// The bytes of a in sums_of_quads() are numbers plus this: unsigned if it is not 0.
+#if defined(TIDEGATE_ISA_NEON) && !defined(TIDEGATE_EMULATE_EXTENSIONS)
+constexpr int quad_bias = 0;
+#else
+constexpr int quad_bias = 128;
+#endif
+// Lane i: sums[i] plus the four products of the bytes of a[i] by the signed bytes of b[i], modulo
+// 2^32.
 TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<float>::Bits a,
                                                  Lanes<float>::Bits b);
 #ifdef TIDEGATE_EMULATE_EXTENSIONS

@@ -30,7 +30,7 @@ TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
   return (Lanes<float>::Bits)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }
 
-#if defined(TIDEGATE_VNNI) && !defined(TIDEGATE_EMULATE_EXTENSIONS)
+#if defined(TIDEGATE_DOT) && !defined(TIDEGATE_EMULATE_EXTENSIONS)
 TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<float>::Bits a,
                                                  Lanes<float>::Bits b) {
   return (Lanes<float>::Bits)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)b);

@@ -31,7 +31,7 @@ TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
   return (Lanes<float>::Bits)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 }
 
-#if defined(TIDEGATE_VNNI) && !defined(TIDEGATE_EMULATE_EXTENSIONS)
+#if defined(TIDEGATE_DOT) && !defined(TIDEGATE_EMULATE_EXTENSIONS)
 TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<float>::Bits a,
                                                  Lanes<float>::Bits b) {
   return (Lanes<float>::Bits)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);

@@ -32,6 +32,13 @@ TIDEGATE_INLINE Lanes<float>::Bits sums_of_pairs(Shorts a, Shorts b) {
                                         vmull_high_s16(x, y));
 }
 
+#if defined(TIDEGATE_DOT) && !defined(TIDEGATE_EMULATE_EXTENSIONS)
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<float>::Bits a,
+                                                 Lanes<float>::Bits b) {
+  return (Lanes<float>::Bits)vdotq_s32((int32x4_t)sums, (int8x16_t)a, (int8x16_t)b);
+}
+#endif
+
 template <>
 TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {
   return {vsqrtq_f32(x.v)};

@@ -66,13 +66,17 @@ inline void check_near(double got, double wanted, double tolerance, const char* 
 }
 
 inline bool machine_has_isa() {
-#if defined(TIDEGATE_TEST_NEEDS_ISA) && defined(__x86_64__)
+#if defined(TIDEGATE_TEST_NEEDS_ISA)
   const ProcessorFeatures has;
-  const std::pair<const char*, bool> isas[] = {{"avx2", has.avx2},
-                                               {"avx2_vnni", has.avx2_vnni},
-                                               {"avx512", has.avx512},
-                                               {"avx512_vnni", has.avx512_vnni},
-                                               {"amx", has.amx}};
+  const std::pair<const char*, bool> isas[] = {
+#if defined(__x86_64__)
+      {"avx2", has.avx2},     {"avx2_vnni", has.avx2_vnni},
+      {"avx512", has.avx512}, {"avx512_vnni", has.avx512_vnni},
+      {"amx", has.amx},
+#else
+      {"neon_dot", has.neon_dot},
+#endif
+  };
   for (const auto& [name, supported] : isas) {
     if (std::strcmp(TIDEGATE_TEST_ISA, name) == 0) return supported;
   }

@@ -64,9 +64,9 @@ struct Plain;
 
 template <>
 struct Plain<Int8Weights> {
-#ifdef TIDEGATE_VNNI
+#ifdef TIDEGATE_DOT
   static constexpr Index k_of_group = 4;
-  static constexpr int offset = 128;  // of elements
+  static constexpr int offset = quad_bias;  // of elements
 #else
   static constexpr Index k_of_group = 2;
   static constexpr int offset = 0;
