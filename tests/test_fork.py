@@ -263,17 +263,25 @@ def test_tapes_and_streams_made_before_the_fork():
     run(
         """
 _core.select_division("units")
-y, h_n, tape = layer.forward(x, num_threads=2)
-grads = layer.backward(tape, y, num_threads=2).params.flat.tobytes()
+tapes = []
+for precision in (None, "bfloat16"):
+    y, h_n, tape = layer.forward(x, num_threads=2, precision=precision)
+    grads = layer.backward(tape, y, num_threads=2).params.flat.tobytes()
+    tapes.append((tape, y, grads))
 lstm = tg.LSTM(16, 64, seed=0)
-whole = lstm(x)[0]
-stream = lstm.stream(8)
-for t in range(3):
-    assert stream.step(x[t]).tobytes() == whole[t].tobytes()
-def go_on():
-    for t in range(3, 6):
+streams = []
+for each in (lstm, lstm.quantize("bfloat16"), lstm.quantize("int8")):
+    whole = each(x)[0]
+    stream = each.stream(8)
+    for t in range(3):
         assert stream.step(x[t]).tobytes() == whole[t].tobytes()
-    assert layer.backward(tape, y, num_threads=2).params.flat.tobytes() == grads
+    streams.append((stream, whole))
+def go_on():
+    for stream, whole in streams:
+        for t in range(3, 6):
+            assert stream.step(x[t]).tobytes() == whole[t].tobytes()
+    for tape, y, grads in tapes:
+        assert layer.backward(tape, y, num_threads=2).params.flat.tobytes() == grads
     lstm.params.flat = lstm.params.flat * 2
     stream.step(x[0])
 in_child(go_on)

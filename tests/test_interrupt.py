@@ -61,8 +61,18 @@ def ended_early(out):
     return (out[-1] == 7).all()
 
 
+def in_precision(layer, precision):
+    """The layer, or for a low precision a new one in it."""
+    return layer if precision == "float32" else layer.quantize(precision)
+
+
+every_precision = pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+
+
+@every_precision
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_a_call_ends(lstm, x, out, num_threads):
+def test_a_call_ends(lstm, x, out, num_threads, precision):
+    lstm = in_precision(lstm, precision)
     with pytest.raises(Stop), alarm(stop):
         lstm(x, out=out, num_threads=num_threads)
     assert ended_early(out)
@@ -74,10 +84,11 @@ def wide(rows, features):
     return np.broadcast_to(np.full(features, 0.1, np.float32), (rows, features))
 
 
+@every_precision
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("cell", [tg.LSTM, tg.GRU, tg.MGU])
-def test_a_call_of_one_step_ends(cell, num_threads):
-    layer = cell(2000, 64, seed=0)
+def test_a_call_of_one_step_ends(cell, num_threads, precision):
+    layer = in_precision(cell(2000, 64, seed=0), precision)
     x = wide(100_000, 2000)[np.newaxis]
     out = np.full((1, 100_000, 64), 7, np.float32)
     with pytest.raises(Stop), alarm(stop):
@@ -85,11 +96,12 @@ def test_a_call_of_one_step_ends(cell, num_threads):
     assert ended_early(out[0])
 
 
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_a_backward_call_of_one_step_ends(num_threads):
+def test_a_backward_call_of_one_step_ends(num_threads, precision):
     layer = tg.GRU(256, 64, seed=0)
     x = wide(30_000, 256)[np.newaxis]
-    y, _, tape = layer.forward(x)
+    y, _, tape = layer.forward(x, precision=precision)
     dy = np.ones_like(y)
     wanted = layer.backward(tape, dy)
     for seconds in (0.02, 0.1):
@@ -135,27 +147,33 @@ def test_a_stream_keeps_its_state(lstm, x, out):
     assert_same_bits(stream.step(x[0]), lstm(x[:4])[0][3])
 
 
-def test_training_ends():
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_training_ends(precision):
     # Wide and short: the tape is small, and yet the calls are long.
     layer = tg.GRU(1500, 1500, seed=0)
     x = np.full((60, 300, 1500), 0.1, np.float32)
     with pytest.raises(Stop), alarm(stop):
-        layer.forward(x)
-    y, _, tape = layer.forward(x[:6, :3])
+        layer.forward(x, precision=precision)
+    y, _, tape = layer.forward(x[:6, :3], precision=precision)
     wanted = layer.backward(tape, y).params.flat
-    _, _, long = layer.forward(x[:40, :100])
+    _, _, long = layer.forward(x[:40, :100], precision=precision)
     with pytest.raises(Stop), alarm(stop):
         layer.backward(long, dstate=np.ones((1, 100, 1500), np.float32))
     assert_same_bits(layer.backward(tape, y).params.flat, wanted)
 
 
+@every_precision
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_products_end(num_threads):
+def test_products_end(num_threads, precision):
     # One row, read again and again; by itself each call takes some tenths of a second.
-    layer = tg.Linear(4000, 100, seed=0)
+    layer = in_precision(tg.Linear(4000, 100, seed=0), precision)
     x = np.broadcast_to(np.full(4000, 0.1, np.float32), (300_000, 4000))
     with pytest.raises(Stop), alarm(stop):
         layer(x, num_threads)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_gradients_of_products_end(num_threads):
     layer = tg.Linear(2000, 2000, seed=0)
     x = np.full((4000, 2000), 0.1, np.float32)
     y, tape = layer.forward(x)
