@@ -325,8 +325,7 @@ class BackwardPass {
     call.result = {run_.dparameters + offset + part.begin * columns, columns, nullptr};
     call.resume = resume;
     call.scratch = outer_;
-    run_outer(storage_.outer ? storage_.outer : kernels_.outer->outer, call,
-              share_.interruption());
+    run_outer(storage_.outer ? storage_.outer : kernels_.outer->outer, call, share_.interruption());
   }
 
   // The same for the gates of `window`. Gates whose blocks are adjacent in the weight share a

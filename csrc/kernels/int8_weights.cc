@@ -45,8 +45,8 @@ TIDEGATE_INLINE Words difference(Words a, std::int32_t b) {
 // instruction. Each kind stores weights and rows in its own way: `Element` is q_weight + `bias`,
 // and `Row` is q_row.
 #ifdef TIDEGATE_DOT
-// Four products of bytes. Where the weights' bytes are unsigned, a sum is too great by the bias times
-// the sum of the row, RowScale::offset. Sums may wrap around; the differences do not.
+// Four products of bytes. Where the weights' bytes are unsigned, a sum is too great by the bias
+// times the sum of the row, RowScale::offset. Sums may wrap around; the differences do not.
 struct Products {
   using Element = std::conditional_t<quad_bias == 0, std::int8_t, std::uint8_t>;
   using Row = std::int8_t;

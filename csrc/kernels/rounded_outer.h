@@ -114,8 +114,8 @@ struct RoundedOuter {
     product.rows = left.count;
     product.slice_end = slices;
     product.units = right.count;
-    product.x = {{scratch.left, kLeftStride, nullptr}, scratch.panel, depth, 0, depth,
-                 scratch.rounded};
+    product.x = {
+        {scratch.left, kLeftStride, nullptr}, scratch.panel, depth, 0, depth, scratch.rounded};
     product.accumulators = scratch.sums;
     product.accumulators_row_stride = stride;
     product.accumulators_slice_stride = kWidth;
