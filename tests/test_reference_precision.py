@@ -697,12 +697,11 @@ def test_wrong_precisions(cell: str, given: Any) -> None:
         getattr(reference, cell)(1, 1, precision=given)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_precision_has_no_backward(precision: str) -> None:
-    network = reference.GRU(1, 1, precision=precision)
+def test_int8_has_no_backward() -> None:
+    network = reference.GRU(1, 1, precision="int8")
     params = {name: np.zeros(shape) for name, shape in network.parameter_shapes().items()}
     y, _, tape = network.forward(params, np.zeros((1, 1, 1)))
-    with pytest.raises(ValueError, match=f"precision: got '{precision}', wanted None"):
+    with pytest.raises(ValueError, match="precision: got 'int8', wanted None"):
         network.backward(tape, y)
     with pytest.raises(ValueError, match="tape"):
         reference.GRU(1, 1).backward(tape, y)

@@ -700,19 +700,50 @@ def test_autocast_follows_dtypes():
     assert torch.equal(inside, double(x.detach().double())[0])
 
 
+def test_autocast_of_computed_weights():
+    """Those that autocast has lowered are widened, whichever of them it is."""
+    torch.manual_seed(0)
+    x = torch.randn(T, N, IN)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        module = tidegate.torch.GRU(IN, H, bias=False)
+        low = getattr(module, name).detach().bfloat16().requires_grad_()
+        call = torch.func.functional_call
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = call(module, {name: low}, x)
+            wanted, _ = call(module, {name: low.float()}, x)
+        assert torch.equal(y, wanted)
+        y.sum().backward()
+        assert low.grad.dtype == torch.bfloat16
+
+
+def test_autocast_of_an_input_of_another_dtype():
+    for dtype, wrong in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        module = tidegate.torch.LSTM(IN, H, dtype=dtype)
+        match = f"input: got {wrong}, wanted {dtype} as the parameters"
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=match):
+            module(torch.randn(T, N, IN, dtype=wrong))
+    module = tidegate.torch.LSTM(IN, H)
+    x = torch.randn(T, N, IN).half()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module(x)[0], module(x.float())[0].half())
+
+
 def test_autocast_differentiated_twice():
     """By PyTorch, in float32, even where it has no kernel for bfloat16."""
     torch.manual_seed(0)
     module = accelerate(nn.LSTM(IN, H))
     x = torch.randn(T, N, IN, requires_grad=True)
+    dy = torch.randn(T, N, H)
 
-    def twice():
-        (dx,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
-        return torch.autograd.grad(dx.square().sum(), x)[0]
+    def once():
+        return torch.autograd.grad(module(x)[0], x, dy, create_graph=True)[0]
 
     with torch.autocast("cpu", torch.bfloat16):
-        got = twice()
-    assert torch.allclose(got, twice(), rtol=0.02, atol=0.02 * float(got.abs().max()))
+        dx = once()
+    wanted = once()
+    assert torch.equal(dx, wanted)
+    for got, exact in zip(*(torch.autograd.grad(v.square().sum(), x) for v in (dx, wanted))):
+        assert torch.equal(got, exact)
 
 
 # ---- What is refused -----------------------------------------------------------------------------
@@ -1037,6 +1068,17 @@ def test_operator_is_registered_right(kind, packed, record):
     if record:
         tests.append("test_autograd_registration")
     torch.library.opcheck(torch.ops.tidegate.recurrence, arguments, test_utils=tests)
+
+
+@every_kind
+def test_operator_of_programs_exported_before_it_had_a_precision(kind):
+    *arguments, precision = operator_arguments(kind, True)
+    assert precision is None
+    results = torch.ops.tidegate.recurrence(*arguments)
+    wanted = torch.ops.tidegate.recurrence(*arguments, None)
+    assert torch.equal(results[0], wanted[0])
+    results[0].sum().backward()
+    assert arguments[3][0].grad is not None
 
 
 def test_a_tape_lives_as_long_as_its_tensor():

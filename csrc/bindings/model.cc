@@ -336,6 +336,7 @@ class TypedModel final : public Model, public TypedParameters<T> {
 
   py::tuple record(Call<T>& call, py::handle draw_dropout_scale, int threads,
                    tidegate::Precision products) const {
+    model_->check_products(products);  // before anything is drawn
     py::object dropout_scale;
     if (!draw_dropout_scale.is_none()) {
       const Shape shape = {config().num_layers - 1, call.steps, call.batch, config().output_size()};

@@ -19,22 +19,6 @@ Config validated(const Config& config) {
   return config;
 }
 
-// Checks the precision of a call's products, if it is not that of the parameters.
-template <class T>
-void check_products(Precision parameters, Precision products) {
-  if (parameters != Precision::exact) {
-    throw std::invalid_argument(std::string("precision: the parameters are already in ") +
-                                precision_name<T>(parameters) +
-                                "; call the model from which it was made");
-  }
-  if (!std::is_same_v<T, float> || products != Precision::bfloat16) {
-    throw std::invalid_argument(std::string("precision: got ") + precision_name<T>(products) +
-                                " for the products of a model of " +
-                                precision_name<T>(Precision::exact) +
-                                ", wanted bfloat16 for a model of float32");
-  }
-}
-
 }  // namespace
 
 template <class T>
@@ -48,7 +32,17 @@ Model<T>::Impl::Impl(const Config& network, QuantizedParameters quantized)
 template <class T>
 StorageKind Model<T>::Impl::storage_kind(Precision products) const {
   if (products == Precision::exact) return parameters.storage_kind();
-  check_products<T>(parameters.precision(), products);
+  if (parameters.precision() != Precision::exact) {
+    throw std::invalid_argument(std::string("precision: the parameters are already in ") +
+                                precision_name<T>(parameters.precision()) +
+                                "; call the model from which they were made");
+  }
+  if (!std::is_same_v<T, float> || products != Precision::bfloat16) {
+    throw std::invalid_argument(std::string("precision: got ") + precision_name<T>(products) +
+                                " for the products of a model of " +
+                                precision_name<T>(Precision::exact) +
+                                ", wanted bfloat16 for a model of float32");
+  }
   return kBf16Weights;
 }
 
@@ -103,6 +97,11 @@ void Model<T>::write_parameters(Index offset, const T* values, Index count) {
 template <class T>
 void Model<T>::update_parameters(const std::function<void(T* parameters)>& update) {
   impl_->parameters.update(update);
+}
+
+template <class T>
+void Model<T>::check_products(Precision products) const {
+  impl_->storage_kind(products);
 }
 
 template <class T>

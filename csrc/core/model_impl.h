@@ -19,7 +19,7 @@ struct Model<T>::Impl {
   // Throws std::invalid_argument if there is none.
   StorageKind storage_kind(Precision products) const;
   // The packed snapshot of the current parameters for the current ISA and this storage (for
-  // inference, that of the parameters), with the panels for the backward pass if the call is
+  // streams, that of the parameters), with the panels for the backward pass if the call is
   // recorded. If necessary, packs it with at most `threads` threads.
   std::shared_ptr<const Weights<T>> weights(int threads, StorageKind storage, bool records);
   std::shared_ptr<const Weights<T>> weights(int threads = 1) {

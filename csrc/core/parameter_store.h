@@ -108,21 +108,21 @@ class ParameterStore {
                                        const Complete& complete) {
     const std::lock_guard lock(mutex_);
     const std::uint64_t current = version_.load(std::memory_order_relaxed);
-    std::shared_ptr<const Packed>& packed = packed_[kind];
-    if (!packed || packed_version_ != current || &packed->kernels() != &kernels<T>()) {
-      packed.reset();  // frees the memory for the next snapshot, if no call holds it
+    std::shared_ptr<const Packed>& snapshot = packed_[kind];
+    if (!snapshot || packed_version_ != current || &snapshot->kernels() != &kernels<T>()) {
+      snapshot.reset();  // frees the memory for the next snapshot, if no call holds it
       if (packed_version_ != current) packed_ = {};
       if (quantized_) {
         std::vector<T> values = allocated(count_);
         copy(values.data());
-        packed = pack(values.data(), kind, scales());
+        snapshot = pack(values.data(), kind, scales());
       } else {
-        packed = pack(values_.data(), kind, nullptr);
+        snapshot = pack(values_.data(), kind, nullptr);
       }
       packed_version_ = current;
     }
-    complete(*packed, values());
-    return packed;
+    complete(*snapshot, values());
+    return snapshot;
   }
 
   StorageKind storage_kind() const {

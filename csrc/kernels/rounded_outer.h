@@ -30,13 +30,15 @@ struct RoundedOuter {
   static_assert(kDepth % kOuterSumBlock == 0 && kOuterSumBlock % Panels::kBlock == 0);
   static_assert(kRight % kWidth == 0);
 
-  // Rows of the transposed left columns are not a power of two apart.
-  static constexpr Index kLeftStride = kDepth + 16;
+  // Rows of the transposed left columns, and of sums, are not a power of two apart.
+  static constexpr Index kGap = 16;
+  static constexpr Index kLeftStride = kDepth + kGap;
+  static constexpr Index kSums = kLeft * (kRight + kGap);
   static constexpr Index kPanelFloats =
       kRight * kDepth * static_cast<Index>(sizeof(Element)) / static_cast<Index>(sizeof(float));
 
   static constexpr Index scratch() {
-    return kPanelFloats + kLeft * kLeftStride + kLeft * kRight +
+    return kPanelFloats + kLeft * kLeftStride + kSums +
            RoundedRows<Weights>::bytes(kLeft, kDepth) / static_cast<Index>(sizeof(float)) + 1;
   }
 
@@ -59,10 +61,11 @@ struct RoundedOuter {
   }
 
   static void outer(const OuterCall<float>& call) {
+    if (call.left_columns == 0) return;
     float* const panel = call.scratch;
     float* const left = panel + kPanelFloats;
     float* const sums = left + kLeft * kLeftStride;
-    float* const rounded = sums + kLeft * kRight;
+    float* const rounded = sums + kSums;
     for (Index k0 = 0; k0 < call.depth || k0 == 0; k0 += kDepth) {
       const Index depth = min_of(call.depth - k0, kDepth);
       const bool resume = call.resume || k0 > 0;
@@ -97,7 +100,7 @@ struct RoundedOuter {
   static void add_block(const OuterCall<float>& call, const Scratch& scratch, Index depth,
                         Columns left, Columns right, bool resume) {
     const Index slices = Panels::slices(right.count);
-    const Index stride = slices * kWidth;
+    const Index stride = slices * kWidth + kGap;
     const auto each_vector = [&](auto&& f) {
       for (Index r = 0; r < left.count; ++r) {
         float* const result = call.result[left.first + r] + right.first;

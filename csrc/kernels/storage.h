@@ -46,8 +46,6 @@ constexpr StorageKernels<typename Weights::Value> storage_kernels(
           .pack = Weights::pack,
           .products =
               {phase_products<Weights, shape_of(phase_spec(static_cast<PhaseKind>(kinds))), T>...},
-          .outer_scratch = 0,
-          .outer = nullptr,
           .peak_round_flops = fma_round_flops<T>(),
           .peak_rounds = fma_rounds<T>};
 }

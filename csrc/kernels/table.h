@@ -168,7 +168,7 @@ struct BackwardCall {
 };
 
 // A weight gradient: result[m][n] (+)= sum over r of left[r][m] * right[r][n]. The rows are summed
-// in blocks of kOuterSumBlock, as k's are.
+// in blocks of kOuterSumBlock, as k's are; in a storage's own kernel, in the order of its products.
 template <class T>
 struct OuterCall {
   Index depth = 0;  // the number of rows r
@@ -178,7 +178,7 @@ struct OuterCall {
   Index right_columns = 0;  // n
   Rows<T> result;
   bool resume = false;   // whether to add to `result` or overwrite it
-  T* scratch = nullptr;  // OuterKernels::scratch elements
+  T* scratch = nullptr;  // OuterKernels::scratch or StorageKernels::outer_scratch elements
 };
 
 // A block of parameters that fills a part of a panel: the k's [k_begin, k_end) of one gate, all
@@ -314,8 +314,8 @@ struct StorageKernels {
   void (*pack)(const PackCall<T>&);
   void (*products[kPhaseKinds])(const PhaseCall<T>&);
   // Weight gradients in the arithmetic of the products; see OuterKernels. Null: not available.
-  Index outer_scratch;
-  void (*outer)(const OuterCall<T>&);
+  Index outer_scratch = 0;
+  void (*outer)(const OuterCall<T>&) = nullptr;
   // A measurement of the machine: `rounds` rounds of independent multiply steps on registers, of
   // peak_round_flops each (an integer's operation counts as a flop). The result only prevents the
   // compiler from removing the work.

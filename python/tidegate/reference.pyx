@@ -1117,7 +1117,9 @@ class _Network:
         if tape._network._options() != self._options():
             raise ValueError("tape: is of a network with other options")
         if self.precision == "int8":
-            raise ValueError('precision: got "int8", wanted None or "bfloat16" for backward')
+            raise ValueError(
+                f'precision: got {self.precision!r}, wanted None or "bfloat16" for backward'
+            )
         lengths, reset, dropout_scale = tape._lengths, tape._reset, tape._dropout_scale
         steps, rows = reset.shape
         width = self.num_directions * self.state_size

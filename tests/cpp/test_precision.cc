@@ -727,10 +727,12 @@ TEST(products_in_low_precision_that_are_refused) {
   Outputs<float> out;
   out.y = view(y.data(), 1, 1, config.output_size());
   for (const Precision products : kLowPrecisions) {
-    CHECK(invalid_argument_of([&] { low->run(in, out, 1, products); }) ==
-          "precision: the parameters are already in int8; call the model from which it was made");
-    CHECK(invalid_argument_of([&] { low->record(in, out, 1, products); }) ==
-          "precision: the parameters are already in int8; call the model from which it was made");
+    CHECK(
+        invalid_argument_of([&] { low->run(in, out, 1, products); }) ==
+        "precision: the parameters are already in int8; call the model from which they were made");
+    CHECK(
+        invalid_argument_of([&] { low->record(in, out, 1, products); }) ==
+        "precision: the parameters are already in int8; call the model from which they were made");
   }
   CHECK(
       invalid_argument_of([&] { model.record(in, out, 1, Precision::int8); }) ==

@@ -127,13 +127,16 @@ class TIDEGATE_EXPORT Model {
   // std::invalid_argument if this model is of double or already in low precision.
   std::unique_ptr<Model> quantize(Precision precision) const;
 
+  // Throws std::invalid_argument if run() and record() do not take this precision of products: they
+  // take exact, which is that of the parameters, and for exact parameters of float bfloat16. Then
+  // the operands of all products, forward and backward, are rounded to bfloat16; sums, states and
+  // gradients are float.
+  void check_products(Precision products) const;
   // Inference: keeps no tape. num_threads 0: the setting in force.
-  // `products` bfloat16, for exact parameters of float: the operands of all products, here and in
-  // the backward pass, are rounded to bfloat16; sums, states and gradients are float.
   void run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0,
            Precision products = Precision::exact) const;
-  // Training: writes the same results, and returns the tape for backward. In low precision, the
-  // tape only tells its gates and states: backward() throws std::invalid_argument.
+  // Training: writes the same results, and returns the tape for backward. The tape of a model in
+  // low precision only tells its gates and states: its backward() throws std::invalid_argument.
   std::unique_ptr<Tape<T>> record(const Inputs<T>& inputs, const Outputs<T>& outputs,
                                   int num_threads = 0, Precision products = Precision::exact) const;
 

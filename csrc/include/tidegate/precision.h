@@ -1,4 +1,4 @@
-// The precision of a layer's products: the arithmetic of inference with weights in fewer bits.
+// The precision of a layer's products, whose operands may have fewer bits than float.
 #ifndef TIDEGATE_PRECISION_H_
 #define TIDEGATE_PRECISION_H_
 

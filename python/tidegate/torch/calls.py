@@ -97,7 +97,8 @@ class Call(NamedTuple):
     ) -> tuple[torch.Tensor, ...]:
         """y and the last states by PyTorch's own functions, which can be differentiated again.
 
-        They compute in the dtype of the arguments, whatever the precision of the call.
+        They compute in the dtype of the arguments, whatever the precision of the call, outside of
+        autocast.
         """
         key = self.key
         is_unbatched = self.batch_sizes is None and x.dim() == 2
@@ -111,11 +112,10 @@ class Call(NamedTuple):
         function = torch._VF.lstm if key.cell == "LSTM" else torch._VF.gru
         hx = list(states) if key.cell == "LSTM" else states[0]
         options = (key.bias, key.num_layers, self.dropout, self.dropout > 0, key.bidirectional)
-        with torch.autocast("cpu", enabled=False):
-            if self.batch_sizes is None:
-                y, *states_n = function(x, hx, list(weights), *options, key.batch_first)
-            else:
-                y, *states_n = function(x, self.batch_sizes, hx, list(weights), *options)
+        if self.batch_sizes is None:
+            y, *states_n = function(x, hx, list(weights), *options, key.batch_first)
+        else:
+            y, *states_n = function(x, self.batch_sizes, hx, list(weights), *options)
         if is_unbatched:
             y, states_n = y.squeeze(batch_axis), [state.squeeze(1) for state in states_n]
         return (y, *states_n)
@@ -231,7 +231,8 @@ def _by_torch(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tens
     replay: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if ctx.rng_state is not None:
         replay = torch.random.fork_rng(devices=[])
-    with torch.enable_grad(), replay:
+    exact = torch.autocast("cpu", enabled=False)
+    with exact, torch.enable_grad(), replay:
         if ctx.rng_state is not None:
             torch.set_rng_state(ctx.rng_state)
         # Views, so that a tensor that was passed twice has two gradients.
@@ -240,13 +241,13 @@ def _by_torch(ctx: Any, grads: Sequence[torch.Tensor | None]) -> list[torch.Tens
         results = call.by_torch(inputs[0], inputs[1:end], inputs[end:])
     pairs = [(result, grad) for result, grad in zip(results, grads) if grad is not None]
     outputs, grad_outputs = zip(*pairs)
-    found = iter(
-        torch.autograd.grad(
+    with exact:
+        grads = torch.autograd.grad(
             outputs,
             [tensor for tensor, want in zip(inputs, wanted) if want],
             grad_outputs,
             create_graph=create_graph,
             allow_unused=True,
         )
-    )
+    found = iter(grads)
     return [next(found) if want else None for want in wanted]

@@ -35,27 +35,28 @@ def _refusal(name: str, tensor: Any, dtype: Any) -> Exception:
     return TypeError(f"{name}: got {tensor.dtype}, wanted {dtype} as the parameters")
 
 
-def _is_autocast(parameter: Any) -> bool:
-    """Whether autocast lowers the precision of a call with such parameters."""
-    return torch.is_autocast_enabled("cpu") and getattr(parameter, "dtype", None) is torch.float32
+def _autocast_precision(weights: Sequence[Any]) -> str | None:
+    """The precision of a call's products that autocast asks for; None: that of the parameters.
 
-
-def _autocast_precision(parameter: Any) -> str | None:
-    """The precision of a call's products that autocast asks for; None: none, or not supported."""
-    if _is_autocast(parameter) and torch.get_autocast_dtype("cpu") is torch.bfloat16:
-        return "bfloat16"
-    return None
+    Autocast concerns float32 alone. It may have lowered some weights, if they were computed.
+    """
+    if not torch.is_autocast_enabled("cpu"):
+        return None
+    if all(getattr(weight, "dtype", None) is not torch.float32 for weight in weights):
+        return None
+    return "bfloat16" if torch.get_autocast_dtype("cpu") is torch.bfloat16 else "float16"
 
 
 def _widened(tensor: Any) -> Any:
-    """An argument under autocast: bfloat16, the result of other modules, as float32."""
-    return tensor.float() if getattr(tensor, "dtype", None) is torch.bfloat16 else tensor
+    """A tensor under autocast: the result of other operations, in low precision, as float32."""
+    dtype = getattr(tensor, "dtype", None)
+    return tensor.float() if dtype is torch.bfloat16 or dtype is torch.float16 else tensor
 
 
 def _mode_in_force(tensors: list[torch.Tensor]) -> str | None:
     """The mode of PyTorch, if any, that makes a call more than its arithmetic, or None."""
-    if _is_autocast(tensors[-1]) and _autocast_precision(tensors[-1]) is None:
-        return f"autocast to {torch.get_autocast_dtype('cpu')}"
+    if _autocast_precision(tensors) == "float16":
+        return "autocast to torch.float16"
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func"
     if torch.jit.is_tracing():
@@ -117,8 +118,9 @@ class Recurrent(torch.nn.Module):
             NotImplementedError: autocast to float16, torch.func, forward-mode AD or tracing.
 
         Under `torch.autocast("cpu", torch.bfloat16)` the operands of a float32 module's products
-        are rounded to bfloat16, forward and backward; all else is float32. There `input` and `hx`
-        may be bfloat16, and the results have the dtype of `hx`, or if that is None of `input`.
+        are rounded to bfloat16, forward and backward; all else is float32. (A module that is frozen
+        in int8 remains in int8.) There `input`, `hx` and computed parameters may be bfloat16 or
+        float16, and all results have the dtype of h_0, or if `hx` is None of `input`.
         """
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
             return self._traced(input, hx)
@@ -136,11 +138,7 @@ class Recurrent(torch.nn.Module):
             return self._leaf(input, hx)
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, unorder = input if packed else (input, None, None, None)
-        states, weights = self._states(hx), self._weights()
-        given = states[0] if states else x
-        precision = _autocast_precision(weights[-1])
-        if precision is not None:
-            x, states = _widened(x), tuple(map(_widened, states))
+        x, states, weights, precision, dtype = self._arguments(x, hx)
         tensors = [x, *states, *weights]
         obstacle = self._obstacle(tensors, len(states))
         if obstacle is not None:
@@ -170,7 +168,7 @@ class Recurrent(torch.nn.Module):
             if not self._is_frozen:
                 models.give_back(key, model)
 
-        return self._results(y, states_n, given.dtype, batch_sizes, order, unorder)
+        return self._results(y, states_n, dtype, batch_sizes, order, unorder)
 
     def _traced(self, input: Any, hx: Any) -> tuple[Any, Any]:  # noqa: A002
         """A call under torch.compile, torch.export or a TorchDispatchMode.
@@ -183,11 +181,7 @@ class Recurrent(torch.nn.Module):
             return super().forward(input, hx)
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, unorder = input if packed else (input, None, None, None)
-        states, weights = self._states(hx), self._weights()
-        given = states[0] if states else x
-        precision = _autocast_precision(weights[-1])
-        if precision is not None:
-            x, states = _widened(x), tuple(map(_widened, states))
+        x, states, weights, precision, dtype = self._arguments(x, hx)
         tensors = [x, *states, *weights]
         obstacle = self._obstacle_to_tracing(tensors)
         if obstacle is not None:
@@ -217,7 +211,7 @@ class Recurrent(torch.nn.Module):
             precision,
         )
         states_n = (h_n, c_n) if self.mode == "LSTM" else (h_n,)
-        return self._results(y, states_n, given.dtype, batch_sizes, order, unorder)
+        return self._results(y, states_n, dtype, batch_sizes, order, unorder)
 
     def _obstacle_to_tracing(self, tensors: list[Any]) -> Exception | None:
         """Why the operator cannot replace this call; None if it can."""
@@ -228,8 +222,8 @@ class Recurrent(torch.nn.Module):
             found = f"dtypes {', '.join(sorted({str(t.dtype) for t in tensors}))}"
         elif any(t.device.type != "cpu" for t in tensors):
             found = "a device other than cpu"
-        elif _is_autocast(tensors[-1]) and _autocast_precision(tensors[-1]) is None:
-            found = f"autocast to {torch.get_autocast_dtype('cpu')}"
+        elif _autocast_precision(tensors) == "float16":
+            found = "autocast to torch.float16"
         elif self._precision is not None:
             found = f"a module in {self._precision}"
         if found is None:
@@ -269,6 +263,17 @@ class Recurrent(torch.nn.Module):
         if self._falls_back and not self._is_frozen:
             return super().forward(input, hx)
         raise obstacle
+
+    def _arguments(self, x: Any, hx: Any) -> tuple[Any, tuple[Any, ...], list[Any], Any, Any]:
+        """x, the states and the weights that the kernels read; then, of the call, the precision of
+        the products (None: that of the weights), and the dtype of the results."""
+        states, weights = self._states(hx), self._weights()
+        dtype = getattr(states[0] if states else x, "dtype", None)
+        precision = _autocast_precision(weights)
+        if precision is not None:
+            x, states = _widened(x), tuple(map(_widened, states))
+            weights = [_widened(weight) for weight in weights]
+        return x, states, weights, precision, dtype
 
     def _weights(self) -> list[torch.Tensor]:
         # Looked up by name, because torch.func.functional_call and weight_norm replace them.
@@ -329,7 +334,8 @@ class Recurrent(torch.nn.Module):
                 and tensor.is_cpu
                 and tensor.layout is torch.strided
                 and tensor.dtype in DTYPES
-                and (tensor.dtype is dtype or i == 0)  # PyTorch's own check covers the input
+                # PyTorch's own check covers the input, except under autocast.
+                and (tensor.dtype is dtype or (i == 0 and not torch._C._is_any_autocast_enabled()))
             ):
                 continue
             states = ["hx"] if state_count == 1 else ["hx[0]", "hx[1]"]
@@ -340,7 +346,7 @@ class Recurrent(torch.nn.Module):
             return None
         return NotImplementedError(
             f"{self._name()}: got a call under {mode}; Tidegate computes plain float32 and "
-            "float64 tensors, and gradients by backward()"
+            "float64 tensors, also under autocast to torch.bfloat16, and gradients by backward()"
         )
 
     def _check_shapes(

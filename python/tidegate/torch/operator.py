@@ -54,7 +54,7 @@ def _models(address: int) -> Models:  # noqa: ARG001
         "(Tensor x, Tensor? batch_sizes, Tensor[] states, Tensor[] weights, str cell, "
         "int input_size, int hidden_size, int num_layers, bool bias, bool bidirectional, "
         "int proj_size, bool batch_first, float dropout, int num_threads, bool record, "
-        "str? precision) "
+        "str? precision=None) "
         "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor tape)"
     ),
 )
@@ -74,7 +74,7 @@ def recurrence(
     dropout: float,
     num_threads: int,
     record: bool,
-    precision: str | None,
+    precision: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A call of an LSTM or GRU.
 
@@ -140,7 +140,7 @@ def _(
     dropout: float,  # noqa: ARG001
     num_threads: int,  # noqa: ARG001
     record: bool,
-    precision: str | None,  # noqa: ARG001
+    precision: str | None = None,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     directions = 2 if bidirectional else 1
     output_size = proj_size or hidden_size
@@ -209,7 +209,8 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, _, states, weights, *_ = inputs
     ctx.state_count = len(states)
-    ctx.argument_count = len(inputs)
+    # Without `precision`, which PyTorch leaves out of the arguments if it has its default.
+    ctx.argument_count = len(inputs) - (inputs[-1] is None)
     ctx.is_lstm = len(output[2].shape) > 1
     ctx.save_for_backward(output[3], x, *states, *weights)
 
