@@ -10,6 +10,7 @@ per step.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -141,11 +142,14 @@ def _training(module: Any, x: Any, state: tuple[Any, ...], lengths: Any, problem
         tensor.requires_grad_(True)
     versions = [problem.params, problem.changed_params()]
     last: list[Any] = [None]
-    is_low = bool(problem.cell.precision)
+    # In float32 without autocast, which takes time even if it is disabled.
+    precision: Any = contextlib.nullcontext()
+    if problem.cell.precision:
+        precision = torch.autocast("cpu", torch.bfloat16)
 
     def run() -> None:
         last[0] = None
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_low):
+        with precision:
             y, state_n = _forward(module, x, state, lengths)
         last[0] = y, state_n, torch.autograd.grad(y, (*inputs, *params), dy.to(y.dtype))
 

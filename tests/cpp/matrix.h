@@ -41,6 +41,22 @@ struct Matrix {
     for (Index r = 0; r < rows; ++r) table.push_back(row(r));
   }
 
+  // With these values, row by row, and guards around them.
+  Matrix(Index row_count, Index column_count, const std::vector<T>& values)
+      : Matrix(row_count, column_count, 3, canary<T>) {
+    for (Index r = 0; r < rows; ++r) std::copy_n(values.begin() + r * columns, columns, row(r));
+  }
+
+  // Whether it has these values, row by row, and the guards.
+  bool equals(const std::vector<T>& values) {
+    bool all = gaps_are(canary<T>);
+    for (Index r = 0; r < rows; ++r) {
+      for (Index c = 0; c < columns; ++c)
+        all = all && same((*this)(r, c), values[static_cast<std::size_t>(r * columns + c)]);
+    }
+    return all;
+  }
+
   // Fills the rows with random numbers, and the gaps with NaN, which must not be read.
   static Matrix random(Random& random, Index rows, Index columns) {
     Matrix matrix(rows, columns, 3, nan<T>);

@@ -36,11 +36,7 @@ void check_outer(Random& random, Index depth, Index left_columns, Index right_co
     // divided between blocks.
     enum Cut { none, columns, depths };
     for (const Cut cut : {none, columns, depths}) {
-      Matrix<T> result(left_columns, right_columns, 3, canary<T>);
-      for (std::size_t i = 0; i < before.size(); ++i) {
-        const Index at = static_cast<Index>(i);
-        result(at / right_columns, at % right_columns) = before[i];
-      }
+      Matrix<T> result(left_columns, right_columns, before);
       std::vector<T> scratch(static_cast<std::size_t>(OuterShape<T>::kScratch) + 3, nan<T>);
       std::fill(scratch.end() - 3, scratch.end(), canary<T>);
       const auto run = [&](Index k0, Index k1, Index m0, Index m1) {
@@ -67,13 +63,7 @@ void check_outer(Random& random, Index depth, Index left_columns, Index right_co
         if (half > 0) run(half, depth, 0, left_columns);
         if (half == 0 && depth > 0) continue;  // cannot be divided
       }
-      bool all = true;
-      for (std::size_t i = 0; i < wanted.size(); ++i) {
-        const Index at = static_cast<Index>(i);
-        all = all && same(result(at / right_columns, at % right_columns), wanted[i]);
-      }
-      CHECK(all);
-      CHECK(result.gaps_are(canary<T>));
+      CHECK(result.equals(wanted));
       for (int i = 1; i <= 3; ++i) CHECK(scratch[scratch.size() - i] == canary<T>);
     }
   }

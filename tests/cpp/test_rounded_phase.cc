@@ -732,28 +732,28 @@ void check_weight_gradients(Random& random, Index depth, Index left_columns, Ind
   Matrix<float> left = random_rows(random, depth, left_columns, first);
   Matrix<float> right = random_rows(random, depth, right_columns, first + 5);
   const std::vector<float> before = random.numbers<float>(left_columns * right_columns);
-  const auto column_of = [](Matrix<float>& matrix, Index column) {
-    std::vector<float> values;
-    for (Index k = 0; k < matrix.rows; ++k) values.push_back(flushed(matrix(k, column)));
-    return P::round_row(values.data(), matrix.rows, 0);
+  const auto rounded_columns = [](Matrix<float>& matrix) {
+    std::vector<RoundedRow> rounded;
+    for (Index column = 0; column < matrix.columns; ++column) {
+      std::vector<float> values;
+      for (Index k = 0; k < matrix.rows; ++k) values.push_back(flushed(matrix(k, column)));
+      rounded.push_back(P::round_row(values.data(), matrix.rows, 0));
+    }
+    return rounded;
   };
+  const std::vector<RoundedRow> lefts = rounded_columns(left), rights = rounded_columns(right);
   for (const bool resume : {false, true}) {
     std::vector<float> wanted;
-    for (Index m = 0; m < left_columns; ++m) {
-      const RoundedRow row = column_of(left, m);
-      for (Index n = 0; n < right_columns; ++n) {
+    for (const RoundedRow& row : lefts) {
+      for (const RoundedRow& weights : rights) {
         const float sum = resume ? before[wanted.size()] : 0.0f;
-        wanted.push_back(P::add(sum, row, column_of(right, n).values.data(), 1));
+        wanted.push_back(P::add(sum, row, weights.values.data(), 1));
       }
     }
     // In one call, and with the depth in two.
     for (const bool cut : {false, true}) {
       const Index half = cut ? depth / 2 / kOuterSumBlock * kOuterSumBlock : 0;
-      Matrix<float> result(left_columns, right_columns, 3, canary<float>);
-      for (std::size_t i = 0; i < before.size(); ++i) {
-        const auto at = static_cast<Index>(i);
-        result(at / right_columns, at % right_columns) = before[i];
-      }
+      Matrix<float> result(left_columns, right_columns, before);
       std::vector<float> scratch(size_of(RoundedOuter<Bf16Weights>::scratch()) + 3, canary<float>);
       const auto multiply = [&](Index begin, Index end) {
         OuterCall<float> call;
@@ -770,13 +770,7 @@ void check_weight_gradients(Random& random, Index depth, Index left_columns, Ind
       };
       if (half > 0) multiply(0, half);
       multiply(half, depth);
-      bool all = true;
-      for (std::size_t i = 0; i < wanted.size(); ++i) {
-        const auto at = static_cast<Index>(i);
-        all = all && same(result(at / right_columns, at % right_columns), wanted[i]);
-      }
-      CHECK(all);
-      CHECK(result.gaps_are(canary<float>));
+      CHECK(result.equals(wanted));
       for (int i = 1; i <= 3; ++i) CHECK(scratch[scratch.size() - size_of(i)] == canary<float>);
     }
   }
