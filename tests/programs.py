@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -33,6 +34,13 @@ def cmake_build(sources: Path, directory: Path, *options: str) -> Path:
     run(cmake, "-S", sources, "-B", directory, *generator, *options)
     run(cmake, "--build", directory)
     return directory
+
+
+def cached(directory: Path, name: str) -> str:
+    """The value of a variable in a build directory's CMakeCache.txt."""
+    match = re.search(rf"^{name}:\w+=(.*)$", (directory / "CMakeCache.txt").read_text(), re.M)
+    assert match, name
+    return match[1]
 
 
 def compiler() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tidegate
-from programs import cmake_build, compiler, program, run
+from programs import cached, cmake_build, compiler, program, run
 from tidegate import _core
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,13 +29,6 @@ MATH_FUNCTIONS = {"exp", "expm1", "log", "log1p"}
 
 
 # ---- Kernel objects ------------------------------------------------------------------------------
-
-
-def cached(directory: Path, name: str) -> str:
-    """The value of a variable in a build directory's CMakeCache.txt."""
-    match = re.search(rf"^{name}:\w+=(.*)$", (directory / "CMakeCache.txt").read_text(), re.M)
-    assert match, name
-    return match[1]
 
 
 def test_kernel_objects_define_one_table_each(build_directories: list[Path]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import tidegate as tg
-from programs import cmake_build, compiler, program, run
+from programs import cached, cmake_build, compiler, program, run
 from tidegate import _core
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,6 +154,8 @@ def static_site(build_directories: list[Path], tmp_path_factory: pytest.TempPath
         *("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0 -DNDEBUG"),
         *(f"-DCMAKE_SHARED_LINKER_FLAGS={link_flags}", f"-DCMAKE_MODULE_LINKER_FLAGS={link_flags}"),
         f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}",
+        # Those whose kernels the launcher can copy.
+        f"-DTIDEGATE_ISAS={cached(build_directories[0], 'TIDEGATE_ISAS')}",
     )
     run(cmake, "--build", folder / "build")
     site = folder / "site"
