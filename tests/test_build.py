@@ -19,7 +19,13 @@ CSRC = ROOT / "csrc"
 PUBLIC_HEADERS = sorted((CSRC / "include" / "tidegate").glob("*.h"))
 
 # The instruction sets that others extend.
-BASE_ISAS = {"avx2_vnni": "avx2", "avx512_vnni": "avx512", "amx": "avx512", "neon_dot": "neon"}
+BASE_ISAS = {
+    "avx2_vnni": "avx2",
+    "avx512_vnni": "avx512",
+    "avx512_bf16": "avx512",
+    "amx": "avx512",
+    "neon_dot": "neon",
+}
 
 # What a freestanding compiler may call for a loop that moves or clears memory.
 MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset"}
@@ -57,7 +63,7 @@ def test_every_isa_has_its_kernels(build_directories: list[Path]) -> None:
     for directory in build_directories:
         names = {path.name for path in directory.glob("CMakeFiles/tidegate_kernels_*.dir")}
         isas = {name.removeprefix("tidegate_kernels_").removesuffix(".dir") for name in names}
-        x86 = {"baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "amx"}
+        x86 = {"baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx"}
         assert isas in (x86, {"neon", "neon_dot"})
 
 

@@ -31,16 +31,18 @@ std::vector<T> vector_of(const py::dict& given, const char* name) {
 
 Precision read_precision(const std::string& name) {
   if (const std::optional<Precision> precision = low_precision(name)) return *precision;
-  throw py::value_error("precision: got '" + name + "', wanted 'bfloat16' or 'int8'");
+  throw py::value_error("precision: got '" + name +
+                        "', wanted 'bfloat16', 'bfloat16-dot' or 'int8'");
 }
 
 Precision read_products_precision(py::handle name) {
   if (name.is_none()) return Precision::exact;
-  const char* const wanted = ", wanted 'bfloat16' or None";
+  const char* const wanted = ", wanted 'bfloat16', 'bfloat16-dot' or None";
   if (!py::isinstance<py::str>(name))
     throw py::type_error("precision: got " + type_name(name) + wanted);
   const std::string text = py::cast<std::string>(name);
-  if (low_precision(text) == Precision::bfloat16) return Precision::bfloat16;
+  const std::optional<Precision> precision = low_precision(text);
+  if (precision && *precision != Precision::int8) return *precision;
   throw py::value_error("precision: got '" + text + "'" + wanted);
 }
 

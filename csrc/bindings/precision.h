@@ -10,9 +10,10 @@
 
 namespace tidegate::bindings {
 
-// "int8" or "bfloat16".
+// The name of a low precision.
 Precision read_precision(const std::string& name);
-// The precision of a call's products: "bfloat16", or None for that of the parameters.
+// The precision of a call's products: "bfloat16" or "bfloat16-dot", or None for that of the
+// parameters.
 Precision read_products_precision(py::handle name);
 
 py::dict quantized_dict(const QuantizedParameters& parameters);

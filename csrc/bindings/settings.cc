@@ -8,6 +8,7 @@
 #include "core/switches.h"
 #include "gil.h"
 #include "module.h"
+#include "tidegate/precision.h"
 
 namespace tidegate::bindings {
 
@@ -44,6 +45,7 @@ void bind_settings(py::module_& m) {
   m.def("available_isas", &available_isas);
   m.def("select_isa", &select_isa);
   m.def("select_division", &select_division);
+  m.def("fastest_bfloat16", [] { return precision_name<float>(fastest_bfloat16()); });
   m.def("product_rate", &product_rate, py::call_guard<GilRelease>());
   m.def("read_rate", &read_rate, py::call_guard<GilRelease>());
   m.def("machine_figures", &machine_figures_dict);

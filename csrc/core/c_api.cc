@@ -124,7 +124,7 @@ std::optional<Precision> precision_of(const char* name) {
   const std::optional<Precision> precision = tidegate::low_precision(name);
   if (!precision) {
     throw std::invalid_argument("precision: got " + tidegate::quoted_name(name) +
-                                ", wanted \"bfloat16\" or \"int8\"");
+                                ", wanted \"bfloat16\", \"bfloat16-dot\" or \"int8\"");
   }
   return precision;
 }

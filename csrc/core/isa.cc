@@ -22,6 +22,7 @@ extern const tidegate::KernelTable tidegate_kernels_avx2;
 extern const tidegate::KernelTable tidegate_kernels_avx2_vnni;
 extern const tidegate::KernelTable tidegate_kernels_avx512;
 extern const tidegate::KernelTable tidegate_kernels_avx512_vnni;
+extern const tidegate::KernelTable tidegate_kernels_avx512_bf16;
 extern const tidegate::KernelTable tidegate_kernels_amx;
 extern const tidegate::KernelTable tidegate_kernels_neon;
 extern const tidegate::KernelTable tidegate_kernels_neon_dot;
@@ -50,6 +51,9 @@ std::vector<const KernelTable*> available_tables() {
 #endif
 #if defined(TIDEGATE_HAS_AVX512_VNNI)
   if (has.avx512_vnni) tables.push_back(&tidegate_kernels_avx512_vnni);
+#endif
+#if defined(TIDEGATE_HAS_AVX512_BF16)
+  if (has.avx512_bf16) tables.push_back(&tidegate_kernels_avx512_bf16);
 #endif
 #if defined(TIDEGATE_HAS_AMX)
   if (has.amx) tables.push_back(&tidegate_kernels_amx);

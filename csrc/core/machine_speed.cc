@@ -51,8 +51,9 @@ double product_rate(const std::string& precision) {
   }
   const StorageKernels<double>& exact = kernels<double>().exact();
   if (precision == exact.cost.name) return product_rate_of(exact);
-  throw std::invalid_argument("precision: got \"" + precision +
-                              "\", wanted \"float32\", \"float64\", \"bfloat16\" or \"int8\"");
+  throw std::invalid_argument(
+      "precision: got \"" + precision +
+      "\", wanted \"float32\", \"float64\", \"bfloat16\", \"bfloat16-dot\" or \"int8\"");
 }
 
 double read_rate(Index bytes) {

@@ -13,9 +13,10 @@
 namespace tidegate {
 
 // The peak, in flops or operations on integers per nanosecond, of the products of a precision
-// ("float32", "float64", "bfloat16" or "int8") with the current instruction set: of multiply steps
-// on registers (of fused multiply-adds for float and double), on the calling thread, the best of
-// about twenty rounds of about a millisecond. Throws std::invalid_argument for another name.
+// ("float32", "float64", "bfloat16", "bfloat16-dot" or "int8") with the current instruction set: of
+// multiply steps on registers (of fused multiply-adds for float and double), on the calling thread,
+// the best of about twenty rounds of about a millisecond. Throws std::invalid_argument for another
+// name.
 TIDEGATE_EXPORT double product_rate(const std::string& precision);
 
 // The bytes per nanosecond (GB/s) at which the calling thread reads an array of `bytes` bytes,

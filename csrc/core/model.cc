@@ -37,13 +37,13 @@ StorageKind Model<T>::Impl::storage_kind(Precision products) const {
                                 precision_name<T>(parameters.precision()) +
                                 "; call the model from which they were made");
   }
-  if (!std::is_same_v<T, float> || products != Precision::bfloat16) {
+  if (!std::is_same_v<T, float> || products == Precision::int8) {
     throw std::invalid_argument(std::string("precision: got ") + precision_name<T>(products) +
                                 " for the products of a model of " +
                                 precision_name<T>(Precision::exact) +
-                                ", wanted bfloat16 for a model of float32");
+                                ", wanted bfloat16 or bfloat16-dot for a model of float32");
   }
-  return kBf16Weights;
+  return storage_kind_of(products);
 }
 
 template <class T>

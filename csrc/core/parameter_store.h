@@ -25,6 +25,20 @@
 
 namespace tidegate {
 
+// The storage of weights for products in a precision.
+inline StorageKind storage_kind_of(Precision precision) {
+  switch (precision) {
+    case Precision::bfloat16:
+      return kBf16Weights;
+    case Precision::bfloat16_dot:
+      return kBf16DotWeights;
+    case Precision::int8:
+      return kInt8Weights;
+    default:
+      return kExactWeights;
+  }
+}
+
 // Any number of threads may take snapshots and write at the same time. Packed is immutable; its
 // kernels() are those of the ISA for which it was packed.
 template <class T, class Packed>
@@ -125,16 +139,7 @@ class ParameterStore {
     return snapshot;
   }
 
-  StorageKind storage_kind() const {
-    switch (precision()) {
-      case Precision::bfloat16:
-        return kBf16Weights;
-      case Precision::int8:
-        return kInt8Weights;
-      default:
-        return kExactWeights;
-    }
-  }
+  StorageKind storage_kind() const { return storage_kind_of(precision()); }
 
  private:
   static constexpr const char* kOnlyFloat =

@@ -8,6 +8,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "core/isa.h"
 #include "core/thread_setup.h"
 #include "kernels/table.h"
 
@@ -15,6 +16,8 @@ namespace tidegate {
 
 namespace {
 
+constexpr Precision kLowPrecisions[] = {Precision::bfloat16, Precision::bfloat16_dot,
+                                        Precision::int8};
 constexpr float kMost = std::numeric_limits<float>::max();
 
 // Rounds the row to `to`, and returns its scale; NaN if the row has a number that is not finite.
@@ -67,6 +70,13 @@ Sizes sizes_of(const std::vector<Parameter>& layout) {
   return sizes;
 }
 
+void require_low(Precision precision) {
+  for (const Precision low : kLowPrecisions) {
+    if (precision == low) return;
+  }
+  throw std::invalid_argument("precision: wanted bfloat16, bfloat16-dot or int8");
+}
+
 void require_depth(const Parameter& parameter) {
   if (parameter.columns <= kMaxInt8Depth) return;
   throw std::invalid_argument(
@@ -82,6 +92,8 @@ const char* precision_name<float>(Precision precision) {
   switch (precision) {
     case Precision::bfloat16:
       return "bfloat16";
+    case Precision::bfloat16_dot:
+      return "bfloat16-dot";
     case Precision::int8:
       return "int8";
     default:
@@ -95,16 +107,23 @@ const char* precision_name<double>(Precision precision) {
 }
 
 std::optional<Precision> low_precision(std::string_view name) {
-  for (const Precision precision : {Precision::bfloat16, Precision::int8}) {
+  for (const Precision precision : kLowPrecisions) {
     if (name == precision_name<float>(precision)) return precision;
   }
   return std::nullopt;
 }
 
+Precision fastest_bfloat16() {
+  const auto cost_of = [](StorageKind kind) {
+    return storage_of(kernels<float>(), kind)->cost.product_flops;
+  };
+  return cost_of(kBf16DotWeights) < cost_of(kBf16Weights) ? Precision::bfloat16_dot
+                                                          : Precision::bfloat16;
+}
+
 QuantizedParameters quantize(const std::vector<Parameter>& layout, const float* parameters,
                              Precision precision) {
-  if (precision != Precision::bfloat16 && precision != Precision::int8)
-    throw std::invalid_argument("precision: wanted bfloat16 or int8");
+  require_low(precision);
   const ThreadSetup setup;  // rounding to nearest
   const Sizes sizes = sizes_of(layout);
   QuantizedParameters result;
@@ -141,9 +160,8 @@ QuantizedParameters quantize(const std::vector<Parameter>& layout, const float* 
 }
 
 void check_quantized(const std::vector<Parameter>& layout, const QuantizedParameters& parameters) {
+  require_low(parameters.precision);
   const bool is_int8 = parameters.precision == Precision::int8;
-  if (!is_int8 && parameters.precision != Precision::bfloat16)
-    throw std::invalid_argument("precision: wanted bfloat16 or int8");
   const Sizes sizes = sizes_of(layout);
   const auto require_size = [](const char* name, std::size_t got, std::size_t wanted) {
     if (got == wanted) return;
@@ -185,7 +203,7 @@ void dequantize(const std::vector<Parameter>& layout, const QuantizedParameters&
     if (parameter.columns == 0) {
       values = std::copy(vector, vector + parameter.size(), values);
       vector += parameter.size();
-    } else if (parameters.precision == Precision::bfloat16) {
+    } else if (parameters.precision != Precision::int8) {
       while (values < end) *values++ = from_bfloat16(*bfloat16++);
     } else {
       for (; values < end; ++scale) {

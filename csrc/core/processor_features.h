@@ -21,6 +21,7 @@ struct ProcessorFeatures {
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   bool avx2_vnni = false;
   bool avx512_vnni = false;
+  bool avx512_bf16 = false;
   // Whether the processor has AMX with bfloat16 and int8, and the operating system saves its state.
   // A process must also be permitted to use it: permits_amx().
   bool amx = false;
@@ -32,7 +33,9 @@ struct ProcessorFeatures {
     avx512_vnni = avx512 && bit(ecx, 11);
     // AMX-BF16, AMX-TILE and AMX-INT8.
     amx = avx512_vnni && bit(edx, 22) && bit(edx, 24) && bit(edx, 25) && saves_tiles();
-    if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) avx2_vnni = avx2 && bit(eax, 4);
+    if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return;
+    avx2_vnni = avx2 && bit(eax, 4);
+    avx512_bf16 = avx512_vnni && bit(eax, 5);
   }
 
   // Asks Linux to permit this process to use AMX, and returns whether it does: a sandbox may

@@ -3,7 +3,8 @@
 // AVX-512 copy of a shared function for an AVX2 machine.
 //
 // An ISA may extend another one by instructions for low precision. It has int8_weights.cc and
-// kernels.cc (and with TIDEGATE_AMX bf16_weights.cc) compiled again, and shares all other tables.
+// kernels.cc compiled again (with TIDEGATE_AMX also bf16_weights.cc, with TIDEGATE_BF16_DOT also
+// bf16_dot_weights.cc), and shares all other tables.
 #ifndef TIDEGATE_KERNELS_ISA_TABLES_H_
 #define TIDEGATE_KERNELS_ISA_TABLES_H_
 
@@ -21,6 +22,8 @@
 
 #if defined(TIDEGATE_AMX)
 #define TIDEGATE_ISA amx
+#elif defined(TIDEGATE_BF16_DOT)
+#define TIDEGATE_ISA avx512_bf16
 #elif defined(TIDEGATE_DOT) && defined(TIDEGATE_ISA_AVX512)
 #define TIDEGATE_ISA avx512_vnni
 #elif defined(TIDEGATE_DOT) && defined(TIDEGATE_ISA_NEON)
@@ -50,6 +53,8 @@ extern "C" {
 extern const ForTypes<StorageKernels> TIDEGATE_BASE_TABLE(exact_weights);
 extern const StorageKernels<float> TIDEGATE_BASE_TABLE(bf16_weights);
 extern const StorageKernels<float> TIDEGATE_TABLE(bf16_weights);
+extern const StorageKernels<float> TIDEGATE_BASE_TABLE(bf16_dot_weights);
+extern const StorageKernels<float> TIDEGATE_TABLE(bf16_dot_weights);
 extern const StorageKernels<float> TIDEGATE_TABLE(int8_weights);
 extern const ForTypes<CellKernels> TIDEGATE_BASE_TABLE(cells);
 extern const ForTypes<OuterKernels> TIDEGATE_BASE_TABLE(outer);

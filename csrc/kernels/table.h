@@ -286,8 +286,9 @@ struct ElementwiseLossCall {
 enum StorageKind {
   kExactWeights,  // in the type of the computation
   // For float alone. The rows that are multiplied by the weights are rounded, too.
-  kBf16Weights,  // bfloat16
-  kInt8Weights,  // integers of 8 bits, with a scale for each unit
+  kBf16Weights,     // bfloat16, with sums in the order of matrix units
+  kBf16DotWeights,  // bfloat16, with sums in the order of instructions for dot products
+  kInt8Weights,     // integers of 8 bits, with a scale for each unit
   kStorageKinds
 };
 

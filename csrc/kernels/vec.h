@@ -15,9 +15,10 @@
 #include <cstdint>
 
 // Extensions of an instruction set, in which some of its kernels are compiled again (isa_tables.h):
-// TIDEGATE_DOT (AVX-VNNI, AVX512-VNNI, Arm's dot products) and TIDEGATE_AMX, which includes it.
-// TIDEGATE_EMULATE_EXTENSIONS replaces their instructions by loops, for tests on any machine.
-#ifdef TIDEGATE_AMX
+// TIDEGATE_DOT (AVX-VNNI, AVX512-VNNI, Arm's dot products), and TIDEGATE_BF16_DOT (AVX512-BF16) and
+// TIDEGATE_AMX, which include it. TIDEGATE_EMULATE_EXTENSIONS replaces their instructions by other
+// code, for tests on any machine.
+#if defined(TIDEGATE_BF16_DOT) || defined(TIDEGATE_AMX)
 #define TIDEGATE_DOT
 #endif
 
@@ -262,6 +263,26 @@ TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<
     sums[lane] = static_cast<std::int32_t>(sum);
   }
   return sums;
+}
+#endif
+#endif
+
+#ifdef TIDEGATE_BF16_DOT
+// Lane i: of the pairs of numbers in bfloat16 in a[i] and b[i], the product of the second ones (the
+// upper halves) is added to sums[i], then that of the first ones, each sum rounded once.
+TIDEGATE_INLINE Vec<float> sums_of_half_pairs(Vec<float> sums, Lanes<float>::Bits a,
+                                              Lanes<float>::Bits b);
+#ifdef TIDEGATE_EMULATE_EXTENSIONS
+TIDEGATE_INLINE Vec<float> sums_of_half_pairs(Vec<float> sums, Lanes<float>::Bits a,
+                                              Lanes<float>::Bits b) {
+  typedef std::uint32_t Unsigned __attribute__((vector_size(vector_bytes)));
+  const auto second = [](Lanes<float>::Bits pairs) {
+    return Vec<float>{(Vec<float>::Native)((Unsigned)pairs & 0xffff0000)};
+  };
+  const auto first = [](Lanes<float>::Bits pairs) {
+    return Vec<float>{(Vec<float>::Native)((Unsigned)pairs << 16)};
+  };
+  return fma_of_halves(first(a), first(b), fma_of_halves(second(a), second(b), sums));
 }
 #endif
 #endif

@@ -38,6 +38,13 @@ TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<
 }
 #endif
 
+#if defined(TIDEGATE_BF16_DOT) && !defined(TIDEGATE_EMULATE_EXTENSIONS)
+TIDEGATE_INLINE Vec<float> sums_of_half_pairs(Vec<float> sums, Lanes<float>::Bits a,
+                                              Lanes<float>::Bits b) {
+  return {_mm512_dpbf16_ps(sums.v, (__m512bh)a, (__m512bh)b)};
+}
+#endif
+
 // Here and below, a mask of ones avoids a false warning of GCC 12 inside the unmasked intrinsics.
 template <>
 TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {

@@ -11,8 +11,8 @@ Layers: `LSTM`, `GRU`, `MGU`, and live input through `Stream`. Training: their `
 `backward`, `Linear`, `Dropout`, `losses`, `optim`. Files: `save` and `load`; `TensorFile` reads any
 safetensors file. Weights from PyTorch, Keras and ONNX, and back: `convert`. PyTorch modules on
 these kernels: `tidegate.torch`, which has to be imported explicitly. Settings: `set_num_threads`,
-`get_num_threads`, `num_threads`, `show_config`. The reference that all results are checked against:
-`tidegate.reference`.
+`get_num_threads`, `num_threads`; what this machine is: `show_config`, `fastest_bfloat16`. The
+reference that all results are checked against: `tidegate.reference`.
 """
 
 from importlib import import_module
@@ -24,7 +24,14 @@ from tidegate.files import TensorFile, load, save
 from tidegate.layers import GRU, LSTM, MGU, Grads
 from tidegate.linear import Dropout, Linear
 from tidegate.params import Gradients, Params
-from tidegate.settings import config, get_num_threads, num_threads, set_num_threads, show_config
+from tidegate.settings import (
+    config,
+    fastest_bfloat16,
+    get_num_threads,
+    num_threads,
+    set_num_threads,
+    show_config,
+)
 from tidegate.streams import Stream
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ __all__ = [
     "TensorFile",
     "config",
     "convert",
+    "fastest_bfloat16",
     "get_num_threads",
     "load",
     "losses",

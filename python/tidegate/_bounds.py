@@ -169,7 +169,7 @@ class _Operands:
             return given._rounded(given.value, given.error)
         if self._weights_are_rounded or self._precision is None:
             return Bounded.given(values, info)
-        if self._precision == "bfloat16":
+        if self._precision != "int8":
             return Bounded.given(reference.round_to_bfloat16(values), info)
         q, scale = reference.quantize(values)
         return Bounded.given(q * scale.astype(np.float64)[:, None], info)
@@ -190,7 +190,7 @@ class _Operands:
         if self._precision is None:
             return v
         value = v.value.astype(np.float32)
-        if self._precision == "bfloat16":
+        if self._precision != "int8":
             result = reference.round_to_bfloat16(value).astype(np.float64)
             distance, further, roundings = 2.0**-7 * v.max_magnitude, 0.0, 2
         else:

@@ -19,7 +19,7 @@ from tidegate.tensors import is_tensor, values_of
 Array: TypeAlias = NDArray[Any]
 
 
-Precision: TypeAlias = Literal["bfloat16", "int8"]
+Precision: TypeAlias = Literal["bfloat16", "bfloat16-dot", "int8"]
 
 
 def check_precision(precision: object) -> Precision:
@@ -29,7 +29,7 @@ def check_precision(precision: object) -> Precision:
         TypeError: precision is not a str.
         ValueError: there is no low precision of this name.
     """
-    wanted = "wanted 'bfloat16' or 'int8'"
+    wanted = "wanted 'bfloat16', 'bfloat16-dot' or 'int8'"
     if not isinstance(precision, str):
         raise TypeError(f"precision: got {precision!r}, {wanted}")
     if precision not in get_args(Precision):

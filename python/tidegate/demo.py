@@ -228,7 +228,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=positive, default=0.01, help="peak learning rate")
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of all random numbers")
     parser.add_argument(
-        "--precision", choices=["bfloat16"], help="precision of the products in training"
+        "--precision",
+        choices=["bfloat16", "bfloat16-dot"],
+        help="precision of the products in training",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw loss and accuracy")
     parser.add_argument("--save", type=Path, metavar="FILE.safetensors", help="keep the network")

@@ -66,8 +66,9 @@ def load(
             entry of this type is returned alone; there must be exactly one, unless `name` selects
             one.
         name: the name of the one entry to return.
-        precision: "bfloat16" or "int8": the float32 layers that are returned are quantised to it
-            (see `LSTM.quantize`). None: layers have the precision in which they were saved.
+        precision: "bfloat16", "bfloat16-dot" or "int8": the float32 layers that are returned are
+            quantised to it (see `LSTM.quantize`). None: layers have the precision in which they
+            were saved.
 
     Returns:
         Without kind and name: the layer, if it was saved without a name; else a dict of names and

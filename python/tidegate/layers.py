@@ -199,7 +199,7 @@ class RecurrentLayer(Generic[State, GivenState]):
 
     @property
     def precision(self) -> str:
-        """The type of weights in products: "bfloat16" or "int8" (see `quantize`), or the dtype."""
+        """The type of weights in products: a low precision (see `quantize`), or the dtype."""
         return self._model.precision
 
     @property
@@ -282,9 +282,9 @@ class RecurrentLayer(Generic[State, GivenState]):
                 `dropout` and otherwise multiplied by 1/(1 - dropout); all are zero if it is 1. One
                 number is drawn for each element of (L-1, T, N, D*S), the same in every dtype and
                 layout, after the arguments have been checked. Needed only if dropout > 0.
-            precision: None, or "bfloat16" for a float32 layer: the operands of all products,
-                forward and backward, are rounded to bfloat16 (to nearest even). Parameters, sums,
-                activations, states and gradients are float32.
+            precision: None, or "bfloat16" or "bfloat16-dot" (see `quantize`) for a float32 layer:
+                the operands of all products, forward and backward, are rounded to bfloat16 (to
+                nearest even). Parameters, sums, activations, states and gradients are float32.
 
         Returns:
             y, state, tape. The tape is not affected by changes of the parameters or of any array,
@@ -294,7 +294,7 @@ class RecurrentLayer(Generic[State, GivenState]):
             TypeError, ValueError, MemoryError, KeyboardInterrupt: as in a call.
             TypeError: rng is not a `numpy.random.Generator`.
             ValueError: dropout > 0 and rng is None; the layer is in low precision (`quantize`);
-                `precision` is "bfloat16" for a float64 layer.
+                `precision` is given for a float64 layer.
         """
         check_exact("forward", self)
         draw = self._dropout_drawer(rng)
@@ -428,7 +428,10 @@ class RecurrentLayer(Generic[State, GivenState]):
         activations, states and results remain float32. Weights, and x and h where they enter a
         product, are rounded to nearest, ties to even:
 
-        - "bfloat16": to 8 significant bits, with float32's range.
+        - "bfloat16", "bfloat16-dot": to 8 significant bits, with float32's range. They differ in
+          the order of sums, that of the instructions for such products: "bfloat16" is fast on
+          processors with AMX, "bfloat16-dot" on those with AVX512-BF16 but no AMX. Each has the
+          same bits on all processors; `tidegate.fastest_bfloat16()` tells which is faster here.
         - "int8": to integers in -127..127 times a scale. A row of weights (of one unit and gate)
           has the scale max|w| / 127; a row of x, at each step, max|x| / 127; h has the scale
           1 / 127 if the activations bound it by 1 (and there is no projection), or max|h| / 127
@@ -439,7 +442,7 @@ class RecurrentLayer(Generic[State, GivenState]):
         chunks, as those of float32 have; the formulas are in `tidegate.reference`.
 
         Args:
-            precision: "bfloat16" or "int8".
+            precision: "bfloat16", "bfloat16-dot" or "int8".
 
         Returns:
             The layer. Its parameters cannot be changed, and `forward`, `backward`, `astype`,

@@ -117,7 +117,7 @@ class Linear:
 
     @property
     def precision(self) -> str:
-        """The type of weights in products: "bfloat16" or "int8" (see `quantize`), or the dtype."""
+        """The type of weights in products: a low precision (see `quantize`), or the dtype."""
         return self._layer.precision
 
     def __call__(self, x: Array, num_threads: int | None = None) -> Array:
@@ -225,7 +225,7 @@ class Linear:
         In "int8" each row of x has the scale max|x| / 127.
 
         Args:
-            precision: "bfloat16" or "int8".
+            precision: "bfloat16", "bfloat16-dot" or "int8", as in `LSTM.quantize`.
 
         Raises:
             TypeError, ValueError: as in `LSTM.quantize`.

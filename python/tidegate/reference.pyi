@@ -12,6 +12,7 @@ __all__ = [
     "Grads",
     "Tape",
     "activation_parameters",
+    "bfloat16_dot_product",
     "bfloat16_product",
     "from_layer",
     "h_is_bounded",
@@ -23,7 +24,7 @@ __all__ = [
 _Array: TypeAlias = NDArray[np.float64]
 _Array32: TypeAlias = NDArray[np.float32]
 _Activation: TypeAlias = str | tuple[str, float] | tuple[str, float, float]
-_Precision: TypeAlias = Literal["bfloat16", "int8"] | None
+_Precision: TypeAlias = Literal["bfloat16", "bfloat16-dot", "int8"] | None
 
 class Grads(NamedTuple):
     x: _Array
@@ -124,6 +125,7 @@ class MGU(_Network):
     ) -> None: ...
 
 def activation_parameters(activation: _Activation) -> tuple[str, float, float]: ...
+def bfloat16_dot_product(start: ArrayLike, v: ArrayLike, weight: ArrayLike) -> _Array32: ...
 def bfloat16_product(start: ArrayLike, v: ArrayLike, weight: ArrayLike) -> _Array32: ...
 def from_layer(layer: Any, precision: str | None = None) -> LSTM | GRU | MGU: ...
 def h_is_bounded(network: LSTM | GRU | MGU) -> bool: ...

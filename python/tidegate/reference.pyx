@@ -6,7 +6,7 @@
 
 Every feature, forward and backward, in float64, one row and one step at a time; not optimised, no
 threads, no matrix library. The tests and ``tidegate selftest`` check the C++ core against it. The
-low precisions, "bfloat16" and, for inference alone, "int8", are specified in the section "Low precision".
+low precisions, "bfloat16", "bfloat16-dot" and, for inference alone, "int8", are specified in the section "Low precision".
 
 Notation throughout: ``t`` a step, ``b`` a row of the batch, ``j`` a hidden unit, ``k`` a summation
 index. T steps, N rows, I the input size, H ``hidden_size``, S the size of h (``proj_size`` if there
@@ -36,6 +36,7 @@ __all__ = [
     "Grads",
     "Tape",
     "activation_parameters",
+    "bfloat16_dot_product",
     "bfloat16_product",
     "from_layer",
     "h_is_bounded",
@@ -182,23 +183,25 @@ cdef double clipped_backward(Activation f, double clip, double a, double dy) noe
 # else is rounded: not biases, peepholes, sums, activations, c, nor h where r*h, f*h or the new h is
 # computed from it. Each operand is first rounded to float32, then:
 #
-#   bfloat16  each value to bfloat16, as `round_to_bfloat16` does it;
+#   bfloat16, bfloat16-dot
+#             each value to bfloat16, as `round_to_bfloat16` does it;
 #   int8      each vector to q*scale, q integers in -127..127, as `quantize` does it. The vectors
 #             are the rows of a matrix, and the operand at one [t, b]. `least` is 1 for h, r*h and
 #             f*h if |h| <= 1 (`h_is_bounded`), so that their scale is normally 1/127. It is 0 for
 #             all other operands. An operand with an element that is not finite is NaN throughout.
 #
-# In bfloat16 the products of the backward pass round their operands too: the same matrices and
+# In bfloat16 (of both kinds) the products of the backward pass round their operands too: the same matrices and
 # vectors, and the gradients by pre-activations and by a projection's result. Gradients of biases
 # and peepholes are sums of gradients that are not rounded.
 #
 # A network in this file multiplies and sums the rounded numbers in float64. A kernel computes in
 # float32: a pre-activation starts at bias_ih + bias_hh, the product with x is added, then that with
 # h. In a GRU with reset_after the two parts of the candidate, W_n x + b_in and U_n h + b_hn, each
-# start at their own bias. A projection starts at 0. `int8_product` and `bfloat16_product` define
-# this addition bit by bit.
+# start at their own bias. A projection starts at 0. `int8_product`, `bfloat16_product` and
+# `bfloat16_dot_product` define this addition bit by bit.
 
-_PRECISIONS = ("bfloat16", "int8")
+_BFLOAT16 = ("bfloat16", "bfloat16-dot")
+_PRECISIONS = (*_BFLOAT16, "int8")
 
 cdef float Q_MAX = 127
 cdef float TINY = 2.0 ** -100
@@ -306,7 +309,7 @@ cdef void round_operand(str precision, double[::1] v, float least):
     """Rounds an operand in place, in int8 to q*scale; without a precision it is left as it is."""
     cdef Py_ssize_t k
     cdef float m
-    if precision == "bfloat16":
+    if precision in _BFLOAT16:
         for k in range(v.shape[0]):
             v[k] = to_bfloat16(<float>v[k])
     elif precision == "int8":
@@ -374,6 +377,14 @@ cdef float multiply_add(float v, float w, float total) noexcept:
     return flushed(fmaf(flushed(v), flushed(w), total))
 
 
+def _bfloat16_operands(start, v, weight):
+    """The checked arguments of a product: start as float32, v and weight rounded to bfloat16."""
+    result = _array("start", start, (None, None), np.float32)
+    operand = round_to_bfloat16(_array("v", v, (result.shape[0], None), np.float32))
+    size = (result.shape[1], operand.shape[1])
+    return result, operand, round_to_bfloat16(_array("weight", weight, size, np.float32))
+
+
 def bfloat16_product(start, v, weight):
     """start + weight v of operands rounded to bfloat16, in the kernels' float32 arithmetic.
 
@@ -401,11 +412,10 @@ def bfloat16_product(start, v, weight):
         ValueError: a shape is wrong.
         TypeError: an array does not hold real numbers.
     """
-    cdef float[:, ::1] result = _array("start", start, (None, None), np.float32)
-    cdef Py_ssize_t b, j, k, block, end, N = result.shape[0], M = result.shape[1]
-    cdef float[:, ::1] operand = round_to_bfloat16(_array("v", v, (N, None), np.float32))
-    cdef Py_ssize_t K = operand.shape[1]
-    cdef float[:, ::1] w = round_to_bfloat16(_array("weight", weight, (M, K), np.float32))
+    cdef float[:, ::1] result, operand, w
+    result, operand, w = _bfloat16_operands(start, v, weight)
+    cdef Py_ssize_t b, j, k, block, end
+    cdef Py_ssize_t N = result.shape[0], M = result.shape[1], K = operand.shape[1]
     cdef float a, even, odd
     for b in range(N):
         for j in range(M):
@@ -421,6 +431,34 @@ def bfloat16_product(start, v, weight):
                     even += 0
                     odd += 0
                 a = flushed(a + flushed(even + odd))
+            result[b, j] = a
+    return np.asarray(result)
+
+
+def bfloat16_dot_product(start, v, weight):
+    """start + weight v of operands rounded to bfloat16, in the order of dot products of pairs.
+
+    As `bfloat16_product`, but the accumulator a, which begins at start[b, j], receives each product
+    itself, for k = 0, 2, ..., ascending:
+
+        a = fma(v_{k+1}, w_{k+1}, a), or fma(0, 0, a) beyond the last element
+        a = fma(v_k, w_k, a)
+
+    Args, returns and raises: as `bfloat16_product`.
+    """
+    cdef float[:, ::1] result, operand, w
+    result, operand, w = _bfloat16_operands(start, v, weight)
+    cdef Py_ssize_t b, j, k, N = result.shape[0], M = result.shape[1], K = operand.shape[1]
+    cdef float a
+    for b in range(N):
+        for j in range(M):
+            a = flushed(result[b, j])
+            for k in range(0, K, 2):
+                if k + 1 < K:
+                    a = multiply_add(operand[b, k + 1], w[j, k + 1], a)
+                else:
+                    a = multiply_add(0, 0, a)
+                a = multiply_add(operand[b, k], w[j, k], a)
             result[b, j] = a
     return np.asarray(result)
 
@@ -571,7 +609,7 @@ cdef double affine(double[:, ::1] weight, double[::1] bias, Py_ssize_t row,
 
 cdef double gradient_operand(str precision, double dy):
     """A gradient as the products of the backward pass read it."""
-    return to_bfloat16(<float>dy) if precision == "bfloat16" else dy
+    return to_bfloat16(<float>dy) if precision in _BFLOAT16 else dy
 
 
 cdef void affine_backward(str precision, double[:, ::1] weight, Py_ssize_t row,
@@ -1008,7 +1046,7 @@ class _Network:
         if clip is not None and self.clip <= 0:
             raise ValueError(f"clip: got {clip}, wanted a number above 0")
         if precision not in (None, *_PRECISIONS):
-            raise ValueError(f'precision: got {precision!r}, wanted None, "bfloat16" or "int8"')
+            raise ValueError(f'precision: got {precision!r}, wanted None or one of {_PRECISIONS}')
         self.precision = precision
 
     @property
@@ -1118,7 +1156,7 @@ class _Network:
             raise ValueError("tape: is of a network with other options")
         if self.precision == "int8":
             raise ValueError(
-                f'precision: got {self.precision!r}, wanted None or "bfloat16" for backward'
+                f'precision: got {self.precision!r}, wanted None or one of {_BFLOAT16} for backward'
             )
         lengths, reset, dropout_scale = tape._lengths, tape._reset, tape._dropout_scale
         steps, rows = reset.shape
@@ -1187,8 +1225,8 @@ class LSTM(_Network):
         clip: the arguments of the gates' and g's activations, including peepholes and biases, are
             clamped to [-clip, clip]; c' is not. None: no clip.
         input_forget: f = 1 - i; the rows, bias and peephole of f have no effect.
-        precision: "bfloat16" or "int8": the operands of products are rounded (section "Low
-            precision"), in bfloat16 those of `backward` too, which int8 does not have. None: float64.
+        precision: "bfloat16", "bfloat16-dot" or "int8": the operands of products are rounded
+            (section "Low precision"), in bfloat16 those of `backward` too, which int8 does not have. None: float64.
 
     Raises:
         ValueError: a size, a number or a name is out of range, or two options exclude each other.
@@ -1228,7 +1266,7 @@ class GRU(_Network):
         activation: the activation of n, in the same form.
         clip: the arguments of the gates' and n's activations, including biases, are clamped to
             [-clip, clip]. None: no clip.
-        precision: "bfloat16" or "int8": the operands of products are rounded (section "Low
+        precision: a low precision, as of an LSTM: the operands of products are rounded (section "Low
             precision"), and there is no `backward`. None: float64.
 
     Raises:
@@ -1261,7 +1299,7 @@ class MGU(_Network):
         activation: the activation of n, in the same form.
         clip: the arguments of f's and n's activations, including biases, are clamped to
             [-clip, clip]. None: no clip.
-        precision: "bfloat16" or "int8": the operands of products are rounded (section "Low
+        precision: a low precision, as of an LSTM: the operands of products are rounded (section "Low
             precision"), and there is no `backward`. None: float64.
 
     Raises:
@@ -1282,13 +1320,13 @@ class MGU(_Network):
 def from_layer(layer, precision=None):
     """The reference network of a layer: same cell and options, without parameters.
 
-    A layer's `precision` is passed on if it is "bfloat16" or "int8". The matrices of such a layer
+    A layer's `precision` is passed on if it is a low precision. The matrices of such a layer
     are rounded already, and the network takes them as they are: in int8 they are q*scale, rounded
     to float32, whatever the scales are.
 
     Args:
         layer: a recurrent layer.
-        precision: that of a call of `layer.forward`, "bfloat16"; None: the layer's own.
+        precision: that of a call of `layer.forward`; None: the layer's own.
 
     Raises:
         TypeError: `layer` is not a recurrent layer.

@@ -1,9 +1,9 @@
 """The self-test: compares the results of this machine's kernels with the reference.
 
 Every instruction set runs a sweep of networks and shapes, forward and backward in float32,
-float64 and bfloat16, forward in int8, and each result must lie within a bound around the reference
-that follows from the arithmetic (_bounds.py). Threads, dividing rows or units, must then change no
-bit.
+float64 and both kinds of bfloat16, forward in int8, and each result must lie within a bound around
+the reference that follows from the arithmetic (_bounds.py). Threads, dividing rows or units, must
+then change no bit.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ NETWORKS: list[tuple[type[Any], dict[str, Any]]] = [
 # panel, sequences longer than the steps that are projected and summed up at once.
 SHAPES = [(5, 3, 1, 6), (3, 17, 5, 7), (150, 33, 7, 3), (7, 100, 13, 4), (4, 16, 32, 35)]
 DIVISIONS = [(2, "rows"), (2, "units"), (3, "units")]
-PRECISIONS = ("float32", "float64", "bfloat16", "int8")
+PRECISIONS = ("float32", "float64", "bfloat16", "bfloat16-dot", "int8")
 # In low precision, an error may be rounded up to a whole step of the numbers, and more with each
 # further step and layer: cases of one step of one layer have bounds that are of use.
 LOW_PRECISIONS = PRECISIONS[2:]
@@ -101,7 +101,7 @@ def make_case(number: int, precision: str, seed: int) -> Case:
         layer = layer.quantize(precision)
     ragged = (number + number // len(NETWORKS)) % 2 == 0
     case = draw_case(layer, steps, batch, ragged or is_low, rng)
-    return replace(case, precision=precision) if precision == "bfloat16" else case
+    return replace(case, precision=precision) if is_low and precision != "int8" else case
 
 
 def draw_case(layer: Any, steps: int, batch: int, ragged: bool, rng: np.random.Generator) -> Case:

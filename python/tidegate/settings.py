@@ -1,16 +1,16 @@
-"""The number of threads, and a description of this build and this machine."""
+"""The number of threads, and what this build and this machine are, and are good at."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from tidegate import _core
-from tidegate.checks import check_size
+from tidegate.checks import Precision, check_size
 
 
 def _check_count(count: object) -> int:
@@ -45,6 +45,15 @@ def get_num_threads() -> int:
     `show_config` says which it is.
     """
     return _core.num_threads()
+
+
+def fastest_bfloat16() -> Precision:
+    """Returns the kind of bfloat16 whose products are faster on the instruction set in force.
+
+    "bfloat16-dot" on processors with AVX512-BF16 and without AMX, otherwise "bfloat16". Both are
+    available, with the same bits, on all processors; see `LSTM.quantize`.
+    """
+    return cast(Precision, _core.fastest_bfloat16())
 
 
 @contextmanager

@@ -70,8 +70,11 @@ inline bool machine_has_isa() {
   const ProcessorFeatures has;
   const std::pair<const char*, bool> isas[] = {
 #if defined(__x86_64__)
-      {"avx2", has.avx2},     {"avx2_vnni", has.avx2_vnni},
-      {"avx512", has.avx512}, {"avx512_vnni", has.avx512_vnni},
+      {"avx2", has.avx2},
+      {"avx2_vnni", has.avx2_vnni},
+      {"avx512", has.avx512},
+      {"avx512_vnni", has.avx512_vnni},
+      {"avx512_bf16", has.avx512_bf16},
       {"amx", has.amx},
 #else
       {"neon_dot", has.neon_dot},

@@ -1,5 +1,5 @@
 // The storages that round rows: packing, and the products of phases against plain loops in the
-// order that int8_weights.cc and bf16_weights.cc state, bit for bit. Packing and products run with
+// order that their files state, bit for bit. Packing and products run with
 // denormals flushed, as in a call; the plain loops flush by themselves.
 #include "kernels/rounded_phase.h"
 
@@ -16,6 +16,7 @@
 #include "check.h"
 #include "core/float_control.h"
 #include "flushed.h"
+#include "kernels/bf16_dot_weights.cc"
 #include "kernels/bf16_weights.cc"
 #include "kernels/int8_weights.cc"
 #include "matrix.h"
@@ -101,8 +102,7 @@ struct Plain<Int8Weights> {
   }
 };
 
-template <>
-struct Plain<Bf16Weights> {
+struct PlainBf16 {
   static constexpr Index k_of_group = 2;
   static constexpr Index k_of_block = 32;
 
@@ -111,7 +111,10 @@ struct Plain<Bf16Weights> {
     for (Index k = 0; k < depth; ++k) rounded.values.push_back(test::rounded_to_bfloat16(row[k]));
     return rounded;
   }
+};
 
+template <>
+struct Plain<Bf16Weights> : PlainBf16 {
   static float add(float sum, const RoundedRow& row, const float* weights, float) {
     const std::size_t depth = row.values.size();
     for (std::size_t block = 0; block < depth; block += 32) {
@@ -126,6 +129,20 @@ struct Plain<Bf16Weights> {
         odd += 0.0f;
       }
       sum = flushed_sum(sum, flushed_sum(even, odd));
+    }
+    return sum;
+  }
+};
+
+template <>
+struct Plain<Bf16DotWeights> : PlainBf16 {
+  static float add(float sum, const RoundedRow& row, const float* weights, float) {
+    const std::size_t depth = row.values.size();
+    for (std::size_t k = 0; k < depth; k += 2) {
+      // Beyond the end, zeros are multiplied.
+      const bool is_pair = k + 1 < depth;
+      sum = flushed_fma(is_pair ? row.values[k + 1] : 0, is_pair ? weights[k + 1] : 0, sum);
+      sum = flushed_fma(row.values[k], weights[k], sum);
     }
     return sum;
   }
@@ -688,16 +705,18 @@ TEST(int8_sums_are_exact_at_the_greatest_depth) {
   CHECK(same(products<Int8Weights>({row, negative}, least), {-greatest, greatest}));
 }
 
-TEST(bfloat16_weights_are_nearest_even) {
+namespace {
+
+template <class Weights>
+void check_bfloat16_weights() {
   // 1 + 2^-8 and 1 + 3 * 2^-8 are ties; the greatest float rounds to infinity.
-  CHECK(
-      same(packed<Bf16Weights>({0, -0.0f, 1, -1, 1.00390625f, 1.01171875f, -1.00390625f, 1.003907f,
-                                1.003905f, FLT_MAX, kInfinity, -kInfinity, FLT_MIN, 3.3895314e38f}),
-           {0, -0.0f, 1, -1, 1, 1.015625f, -1, 1.0078125f, 1, kInfinity, kInfinity, -kInfinity,
-            FLT_MIN, 3.3895314e38f}));
+  CHECK(same(packed<Weights>({0, -0.0f, 1, -1, 1.00390625f, 1.01171875f, -1.00390625f, 1.003907f,
+                              1.003905f, FLT_MAX, kInfinity, -kInfinity, FLT_MIN, 3.3895314e38f}),
+             {0, -0.0f, 1, -1, 1, 1.015625f, -1, 1.0078125f, 1, kInfinity, kInfinity, -kInfinity,
+              FLT_MIN, 3.3895314e38f}));
   for (const std::uint32_t bits :
        {0x7fc00000u, 0xffc00000u, 0x7f800001u, 0xff800001u, 0x7fffffffu, 0xffffffffu})
-    CHECK(std::isnan(packed<Bf16Weights>({test::float_of_bits(bits)})[0]));
+    CHECK(std::isnan(packed<Weights>({test::float_of_bits(bits)})[0]));
   Random random(4);
   std::vector<float> weights, wanted;
   for (int i = 0; i < 100000; ++i) {
@@ -705,28 +724,28 @@ TEST(bfloat16_weights_are_nearest_even) {
     weights.back() = flushed(weights.back());
     wanted.push_back(test::rounded_to_bfloat16(weights.back()));
   }
-  CHECK(same(packed<Bf16Weights>(weights), wanted));
+  CHECK(same(packed<Weights>(weights), wanted));
 }
 
-TEST(bfloat16_rows_are_nearest_even) {
+template <class Weights>
+void check_bfloat16_rows() {
   const std::vector<float> row = {1.00390625f, 1.01171875f, -1.00390625f, 1.003907f,
                                   1.003905f,   1e-38f,      FLT_MIN,      -0.0f};
   const std::vector<float> wanted = {1, 1.015625f, -1, 1.0078125f, 1, 0, FLT_MIN, 0};
   for (std::size_t k = 0; k < row.size(); ++k) {
     std::vector<float> unit(row.size(), 0.0f);
     unit[k] = 1;
-    CHECK(same(products<Bf16Weights>({row}, unit)[0], wanted[k]));
-    CHECK(same(products<Bf16Weights>({row, row}, unit)[1], wanted[k]));
+    CHECK(same(products<Weights>({row}, unit)[0], wanted[k]));
+    CHECK(same(products<Weights>({row, row}, unit)[1], wanted[k]));
   }
   for (const std::uint32_t bits :
        {0x7fc00000u, 0xffc00000u, 0x7f800001u, 0xff800001u, 0x7fffffffu, 0xffffffffu})
-    CHECK(std::isnan(products<Bf16Weights>({{test::float_of_bits(bits)}}, {1})[0]));
+    CHECK(std::isnan(products<Weights>({{test::float_of_bits(bits)}}, {1})[0]));
 }
 
-namespace {
-
+template <class Weights>
 void check_weight_gradients(Random& random, Index depth, Index left_columns, Index right_columns) {
-  using P = Plain<Bf16Weights>;
+  using P = Plain<Weights>;
   // Every kind of row at least twice, if there are enough of them.
   const auto first = static_cast<int>(random.below(12));
   Matrix<float> left = random_rows(random, depth, left_columns, first);
@@ -754,7 +773,7 @@ void check_weight_gradients(Random& random, Index depth, Index left_columns, Ind
     for (const bool cut : {false, true}) {
       const Index half = cut ? depth / 2 / kOuterSumBlock * kOuterSumBlock : 0;
       Matrix<float> result(left_columns, right_columns, before);
-      std::vector<float> scratch(size_of(RoundedOuter<Bf16Weights>::scratch()) + 3, canary<float>);
+      std::vector<float> scratch(size_of(RoundedOuter<Weights>::scratch()) + 3, canary<float>);
       const auto multiply = [&](Index begin, Index end) {
         OuterCall<float> call;
         call.depth = end - begin;
@@ -766,7 +785,7 @@ void check_weight_gradients(Random& random, Index depth, Index left_columns, Ind
         call.resume = resume || begin > 0;
         call.scratch = scratch.data();
         const FloatControl flushes;
-        RoundedOuter<Bf16Weights>::outer(call);
+        RoundedOuter<Weights>::outer(call);
       };
       if (half > 0) multiply(0, half);
       multiply(half, depth);
@@ -776,51 +795,73 @@ void check_weight_gradients(Random& random, Index depth, Index left_columns, Ind
   }
 }
 
-}  // namespace
-
-TEST(bfloat16_weight_gradients) {
-  using Outer = RoundedOuter<Bf16Weights>;
+template <class Weights>
+void check_bfloat16_weight_gradients() {
+  using Outer = RoundedOuter<Weights>;
   Random random(12);
   for (const Index depth : {0, 1, 5, 33}) {
     for (const Index left_columns : {1, 3, 17, 33}) {
       for (const Index right_columns : {1, 3, 15, 16, 17, 33, 100})
-        check_weight_gradients(random, depth, left_columns, right_columns);
+        check_weight_gradients<Weights>(random, depth, left_columns, right_columns);
     }
   }
   // More than is packed at a time.
-  check_weight_gradients(random, 2 * kOuterSumBlock + 44, 7, 17);
+  check_weight_gradients<Weights>(random, 2 * kOuterSumBlock + 44, 7, 17);
   for (const Index more : {-1, 0, 1}) {
-    check_weight_gradients(random, Outer::kDepth + more, 3, 5);
-    check_weight_gradients(random, 5, Outer::kLeft + more, 17);
-    check_weight_gradients(random, 5, 3, Outer::kRight + more);
+    check_weight_gradients<Weights>(random, Outer::kDepth + more, 3, 5);
+    check_weight_gradients<Weights>(random, 5, Outer::kLeft + more, 17);
+    check_weight_gradients<Weights>(random, 5, 3, Outer::kRight + more);
   }
+}
+
+}  // namespace
+
+TEST(bfloat16_weights_are_nearest_even) {
+  check_bfloat16_weights<Bf16Weights>();
+  check_bfloat16_weights<Bf16DotWeights>();
+}
+
+TEST(bfloat16_rows_are_nearest_even) {
+  check_bfloat16_rows<Bf16Weights>();
+  check_bfloat16_rows<Bf16DotWeights>();
+}
+
+TEST(bfloat16_weight_gradients) {
+  check_bfloat16_weight_gradients<Bf16Weights>();
+  check_bfloat16_weight_gradients<Bf16DotWeights>();
 }
 
 TEST(phase_of_an_lstm) {
   check_phase<kLstm, Int8Weights>();
   check_phase<kLstm, Bf16Weights>();
+  check_phase<kLstm, Bf16DotWeights>();
 }
 
 TEST(phase_of_a_gru) {
   check_phase<kGruAfter, Int8Weights>();
   check_phase<kGruAfter, Bf16Weights>();
+  check_phase<kGruAfter, Bf16DotWeights>();
 }
 
 TEST(phases_of_a_gru_with_reset_before) {
   check_phase<kGruGates, Int8Weights>();
   check_phase<kGruGates, Bf16Weights>();
+  check_phase<kGruGates, Bf16DotWeights>();
   check_phase<kGruCandidate, Int8Weights>();
   check_phase<kGruCandidate, Bf16Weights>();
+  check_phase<kGruCandidate, Bf16DotWeights>();
 }
 
 TEST(phase_of_an_mgu) {
   check_phase<kMguGate, Int8Weights>();
   check_phase<kMguGate, Bf16Weights>();
+  check_phase<kMguGate, Bf16DotWeights>();
 }
 
 TEST(phase_of_a_plain_product) {
   check_phase<kLinear, Int8Weights>();
   check_phase<kLinear, Bf16Weights>();
+  check_phase<kLinear, Bf16DotWeights>();
 }
 
 }  // namespace tidegate

@@ -73,11 +73,11 @@ std::vector<LayerTensor> tensors_of(const LayerInfo& layer) {
       add(name, layer.dtype, shape, Part::flat, parameter.size());
     } else if (parameter.columns == 0) {
       add(name, "F32", shape, Part::vectors, parameter.size());
-    } else if (layer.precision == Precision::bfloat16) {
-      add(name, "BF16", shape, Part::bfloat16, parameter.size());
-    } else {
+    } else if (layer.precision == Precision::int8) {
       add(name, "I8", shape, Part::int8, parameter.size());
       add(name + "_scale", "F32", {parameter.rows}, Part::scales, parameter.rows);
+    } else {
+      add(name, "BF16", shape, Part::bfloat16, parameter.size());
     }
   }
   return tensors;

@@ -82,7 +82,8 @@ void read_value(JsonReader& json, UpdateGate& value) {
 void read_value(JsonReader& json, Precision& value) {
   const std::string name = json.string();
   const std::optional<Precision> precision = low_precision(name);
-  if (!precision) json.fail("got " + quoted_name(name) + ", wanted \"bfloat16\" or \"int8\"");
+  if (!precision)
+    json.fail("got " + quoted_name(name) + ", wanted \"bfloat16\", \"bfloat16-dot\" or \"int8\"");
   value = *precision;
 }
 

@@ -128,9 +128,9 @@ class TIDEGATE_EXPORT Model {
   std::unique_ptr<Model> quantize(Precision precision) const;
 
   // Throws std::invalid_argument if run() and record() do not take this precision of products: they
-  // take exact, which is that of the parameters, and for exact parameters of float bfloat16. Then
-  // the operands of all products, forward and backward, are rounded to bfloat16; sums, states and
-  // gradients are float.
+  // take exact, which is that of the parameters, and for exact parameters of float bfloat16 and
+  // bfloat16_dot. Then the operands of all products, forward and backward, are rounded to bfloat16;
+  // sums, states and gradients are float.
   void check_products(Precision products) const;
   // Inference: keeps no tape. num_threads 0: the setting in force.
   void run(const Inputs<T>& inputs, const Outputs<T>& outputs, int num_threads = 0,

@@ -16,23 +16,31 @@ namespace tidegate {
 // The type in which weights, and the rows that they multiply, enter a product. Sums, activations,
 // states and results are always of the layer's own type.
 //
-// bfloat16: both are rounded to bfloat16. int8: both are integers in -127..127 with a scale, one
-// for each row of a matrix of weights, one for each row of x and h at each step; their sums are
-// exact. The exact formulas are in csrc/kernels/bf16_weights.cc and int8_weights.cc.
+// bfloat16 and bfloat16_dot: both are rounded to bfloat16. The two differ in the order of sums:
+// that of matrix units (AMX), and that of instructions for dot products (AVX512-BF16). Each is fast
+// where the processor has these instructions, and has the same bits elsewhere. int8: both are
+// integers in -127..127 with a scale, one for each row of a matrix of weights, one for each row of
+// x and h at each step; their sums are exact. The exact formulas are in
+// csrc/kernels/bf16_weights.cc, bf16_dot_weights.cc and int8_weights.cc.
 //
 // Results have the same bits for every division into threads, batches and chunks. Given the same x
 // and h, pre-activations also have the same bits on every instruction set of x86-64.
 enum class Precision {
-  exact,     // the layer's own type
-  bfloat16,  // float layers only
-  int8,      // float layers only
+  exact,         // the layer's own type
+  bfloat16,      // float layers only
+  bfloat16_dot,  // float layers only
+  int8,          // float layers only
 };
 
-// "bfloat16", "int8"; for `exact` the name of the layer's own type, "float32" or "float64".
+// "bfloat16", "bfloat16-dot", "int8"; for `exact` the name of the layer's own type, "float32" or
+// "float64".
 template <class T>
 TIDEGATE_EXPORT const char* precision_name(Precision precision);
-// The low precision of this name, "bfloat16" or "int8"; nothing for any other name.
+// The low precision of this name; nothing for any other name.
 TIDEGATE_EXPORT std::optional<Precision> low_precision(std::string_view name);
+
+// The one of bfloat16 and bfloat16_dot whose products are faster on the instruction set in force.
+TIDEGATE_EXPORT Precision fastest_bfloat16();
 
 // The parameters of a layer in low precision, in the order of its list of parameters: matrices
 // (weights) as bfloat16, or as integers with a scale for each row; vectors (biases, peepholes) in
@@ -40,7 +48,7 @@ TIDEGATE_EXPORT std::optional<Precision> low_precision(std::string_view name);
 struct QuantizedParameters {
   Precision precision = Precision::int8;
   std::vector<std::uint16_t> bfloat16;  // all matrices, row-major, one after the other
-  std::vector<std::int8_t> int8;        // or these; quantize() does not use -128
+  std::vector<std::int8_t> int8;        // for int8 these; quantize() does not use -128
   std::vector<float> scales;            // int8: of all rows of all matrices
   std::vector<float> vectors;           // all vectors
 };

@@ -12,10 +12,10 @@
 // constructor that differ from their defaults. The layer's tensors are NAME.PARAMETER, or
 // PARAMETER, all of F32 or all of F64.
 //
-// A layer in low precision (precision.h) also has the option "precision", which is "bfloat16" or
-// "int8". Its matrices (the parameters with two axes) are then of BF16 or I8; in "int8" each of
-// them has a tensor NAME.PARAMETER_scale, the scales of its rows, (rows,) of F32. Its vectors are
-// of F32.
+// A layer in low precision (precision.h) also has the option "precision", which is "bfloat16",
+// "bfloat16-dot" or "int8". Its matrices (the parameters with two axes) are then of BF16 or I8; in
+// "int8" each of them has a tensor NAME.PARAMETER_scale, the scales of its rows, (rows,) of F32.
+// Its vectors are of F32.
 //
 // Besides layers, such a file may contain arrays and texts under other names:
 // "tidegate.array.NAME", whose value is empty, declares the tensor NAME as an array; the value of

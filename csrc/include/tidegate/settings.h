@@ -23,9 +23,9 @@ TIDEGATE_EXPORT std::string num_threads_reason();
 // The thread runtime of this build: "OpenMP (libgomp)", "OpenMP (libomp)" or "std::thread".
 TIDEGATE_EXPORT std::string thread_runtime();
 
-// The instruction set in use: "baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "amx",
-// "neon" or "neon_dot". Chosen once, at first use; the environment variable TIDEGATE_ISA overrides
-// the choice.
+// The instruction set in use: "baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni",
+// "avx512_bf16", "amx", "neon" or "neon_dot". Chosen once, at first use; the environment variable
+// TIDEGATE_ISA overrides the choice.
 TIDEGATE_EXPORT std::string isa();
 // The instruction sets of this build that this machine supports, the best one last.
 TIDEGATE_EXPORT std::vector<std::string> available_isas();

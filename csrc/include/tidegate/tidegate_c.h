@@ -54,9 +54,9 @@ TIDEGATE_EXPORT tidegate_status tidegate_model_load_memory(const void* data, siz
                                                            const char* layer,
                                                            tidegate_model** model);
 
-/* The same with a low precision, "bfloat16" or "int8" (tidegate/precision.h): layers of float32 are
- * rounded to it, and those that the file has in another low precision are refused. Null: the
- * precision that the layer has in the file, as without this argument. */
+/* The same with a low precision, "bfloat16", "bfloat16-dot" or "int8" (tidegate/precision.h):
+ * layers of float32 are rounded to it, and those that the file has in another low precision are
+ * refused. Null: the precision that the layer has in the file, as without this argument. */
 TIDEGATE_EXPORT tidegate_status tidegate_model_load_as(const char* path, const char* layer,
                                                        const char* precision,
                                                        tidegate_model** model);
@@ -73,7 +73,7 @@ typedef struct tidegate_parameter {
 
 /* From parameters in memory: exactly those that the options require, in any order. `options` is the
  * description of a layer as in a file, for example
- * {"kind": "LSTM", "input_size": 128, "hidden_size": 64}. With "precision": "bfloat16" or "int8",
+ * {"kind": "LSTM", "input_size": 128, "hidden_size": 64}. With "precision": "int8", for example,
  * the parameters are rounded to that precision. */
 TIDEGATE_EXPORT tidegate_status tidegate_model_create(const char* options,
                                                       const tidegate_parameter* parameters,
@@ -91,7 +91,7 @@ TIDEGATE_EXPORT int64_t tidegate_model_num_layers(const tidegate_model* model); 
 TIDEGATE_EXPORT int64_t tidegate_model_num_directions(const tidegate_model* model); /* D */
 TIDEGATE_EXPORT int tidegate_model_has_cell_state(const tidegate_model* model);     /* an LSTM: 1 */
 
-/* "float32", "bfloat16" or "int8"; "" for a null handle. */
+/* "float32", "bfloat16", "bfloat16-dot" or "int8"; "" for a null handle. */
 TIDEGATE_EXPORT const char* tidegate_model_precision(const tidegate_model* model);
 
 /* Copies a float32 tensor from a file, or from its bytes: a parameter of a layer, or an array that
@@ -183,7 +183,7 @@ TIDEGATE_EXPORT void tidegate_linear_free(tidegate_linear* linear);
 TIDEGATE_EXPORT int64_t tidegate_linear_in_features(const tidegate_linear* linear);
 TIDEGATE_EXPORT int64_t tidegate_linear_out_features(const tidegate_linear* linear);
 
-/* "float32", "bfloat16" or "int8"; "" for a null handle. */
+/* "float32", "bfloat16", "bfloat16-dot" or "int8"; "" for a null handle. */
 TIDEGATE_EXPORT const char* tidegate_linear_precision(const tidegate_linear* linear);
 
 /* x (rows, in_features) -> y (rows, out_features), which may not overlap. num_threads: the greatest

@@ -351,7 +351,7 @@ def from_keras(
         config: for a file with nothing but weights: `layer.get_config()`, or those of its entries
             that differ from the defaults of the Keras that wrote the file, {} if none does.
             Activations may be tidegate's, such as ("hard_sigmoid", 0.2, 0.5).
-        precision: the low precision of the layer, "bfloat16" or "int8", as by `quantize`; None:
+        precision: the low precision of the layer, as by `quantize`, for example "int8"; None:
             that of the weights.
 
     Returns:

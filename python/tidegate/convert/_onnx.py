@@ -116,7 +116,7 @@ def from_onnx(
         node: the name of the node, or of its first output if it has none (`onnx_nodes` lists
             all); None if the model has just one.
         dequantize: True makes float32 weights of quantised ones: (integer - zero point) * scale.
-        precision: the low precision of the layer, "bfloat16" or "int8", as by `quantize`; None:
+        precision: the low precision of the layer, as by `quantize`, for example "int8"; None:
             that of the weights.
 
     Raises:

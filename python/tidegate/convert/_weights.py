@@ -162,7 +162,7 @@ def check_wanted_precision(precision: object) -> Precision | None:
 
     Raises:
         TypeError: precision is neither a str nor None.
-        ValueError: it is neither "bfloat16" nor "int8".
+        ValueError: it is no low precision.
     """
     return None if precision is None else check_precision(precision)
 

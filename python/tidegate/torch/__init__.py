@@ -25,11 +25,11 @@ Gradients of gradients (`create_graph=True`) and batches of gradients (`is_grads
 computed by PyTorch's own functions, which repeat the forward call.
 
 Under `torch.autocast("cpu", torch.bfloat16)` a float32 module computes as a layer of Tidegate with
-`precision="bfloat16"`: the operands of products, forward and backward, are rounded to bfloat16, and
-all else is float32. (PyTorch's own LSTM keeps h in bfloat16, too.) The results have the dtype of
-`hx`, or without it of the input. Gradients of gradients are computed in float32, and so are the
-first ones with `create_graph=True` or `is_grads_batched=True`; call the second backward outside of
-autocast. float64 modules are not affected.
+`precision=tidegate.fastest_bfloat16()`: the operands of products, forward and backward, are rounded
+to bfloat16, and all else is float32. (PyTorch's own LSTM keeps h in bfloat16, too.) The results
+have the dtype of `hx`, or without it of the input. Gradients of gradients are computed in float32,
+and so are the first ones with `create_graph=True` or `is_grads_batched=True`; call the second
+backward outside of autocast. float64 modules are not affected.
 
 Under `torch.compile` (with `torch._dynamo.config.allow_rnn`, without which it leaves every LSTM and
 GRU uncompiled), under `torch.export` and under a `TorchDispatchMode` a call is one operator,

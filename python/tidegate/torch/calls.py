@@ -11,11 +11,17 @@ import torch
 
 from tidegate import _core
 from tidegate.checks import Array
+from tidegate.settings import fastest_bfloat16
 from tidegate.tensors import array_of
 from tidegate.torch.memory import ALLOCATORS, DTYPES, tensor_of
 from tidegate.torch.models import ModelKey
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def kind_on_this_processor(precision: str | None) -> str | None:
+    """Of autocast's bfloat16, the kind that is faster; None stays None."""
+    return None if precision is None else fastest_bfloat16()
 
 
 class Call(NamedTuple):

@@ -91,7 +91,7 @@ class Models:
         """The one model of all calls; made again if a parameter was visibly changed or replaced.
 
         Args:
-            precision: "bfloat16" or "int8", or None for the parameters' own.
+            precision: a low precision, or None for the parameters' own.
 
         Raises:
             ValueError: as `take`, and as a layer's `quantize`.

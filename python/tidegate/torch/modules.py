@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from tidegate.torch import operator
-from tidegate.torch.calls import PLAIN, Call, Recurrence
+from tidegate.torch.calls import PLAIN, Call, Recurrence, kind_on_this_processor
 from tidegate.torch.memory import DTYPES
 from tidegate.torch.models import ModelKey, Models
 
@@ -144,6 +144,7 @@ class Recurrent(torch.nn.Module):
         if obstacle is not None:
             return self._fall_back(input, hx, obstacle)
         self._check_shapes(x, states, batch_sizes)
+        precision = kind_on_this_processor(precision)
         if order is not None:
             states = tuple(state.index_select(1, order) for state in states)
 

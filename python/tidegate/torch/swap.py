@@ -51,9 +51,10 @@ def accelerate(
             change it, and has no effect until `accelerate(model, freeze=True)` is called again. A
             frozen module has no gradient: backward through it raises an error, and so does a call
             in training mode that would need a gradient or draw dropout. `freeze=False` undoes it.
-        precision: "bfloat16" or "int8": frozen modules, of float32, compute in it, as
-            `tidegate.LSTM.quantize` describes; their parameters stay as they are. Such a call
-            cannot be traced (torch.compile, torch.export). None: in the parameters' own precision.
+        precision: "bfloat16", "bfloat16-dot" or "int8": frozen modules, of float32, compute in
+            it, as `tidegate.LSTM.quantize` describes; their parameters stay as they are. Such a
+            call cannot be traced (torch.compile, torch.export). None: in the parameters' own
+            precision.
 
     Returns:
         The model itself.
