@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+import tidegate
 from bench.contenders import Contender, make_contender
 from bench.grid import Cell
 from bench.problem import make_problem
@@ -129,8 +130,9 @@ class Server:
 
     def do_limits(self, precision: str, size: int, sgemm: bool) -> dict[str, Any]:
         """The machine's current rates, per second, for all threads together."""
+        kind = tidegate.fastest_bfloat16() if precision == "bfloat16" else precision
         rates = {
-            "fma": product_rate(precision, self._threads),
+            "fma": product_rate(kind, self._threads),
             "read": read_rate(size, self._threads),
         }
         if sgemm:

@@ -74,6 +74,7 @@ ARITHMETIC_OPTIONS: dict[str, dict[str, Any]] = {
     "f32": {"dtype": np.float32},
     "f64": {"dtype": np.float64},
     "bf16": {"precision": "bfloat16"},
+    "bf16-dot": {"precision": "bfloat16-dot"},
     "int8": {"precision": "int8"},
 }
 

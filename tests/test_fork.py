@@ -264,13 +264,13 @@ def test_tapes_and_streams_made_before_the_fork():
         """
 _core.select_division("units")
 tapes = []
-for precision in (None, "bfloat16"):
+for precision in (None, "bfloat16", "bfloat16-dot"):
     y, h_n, tape = layer.forward(x, num_threads=2, precision=precision)
     grads = layer.backward(tape, y, num_threads=2).params.flat.tobytes()
     tapes.append((tape, y, grads))
 lstm = tg.LSTM(16, 64, seed=0)
 streams = []
-for each in (lstm, lstm.quantize("bfloat16"), lstm.quantize("int8")):
+for each in (lstm, *map(lstm.quantize, ("bfloat16", "bfloat16-dot", "int8"))):
     whole = each(x)[0]
     stream = each.stream(8)
     for t in range(3):

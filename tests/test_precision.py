@@ -17,16 +17,18 @@ import tidegate as tg
 from layer_cases import CASES, assert_same_bits, make, parts
 from tidegate import _bounds, reference, selftest
 
-PRECISIONS = ["bfloat16", "int8"]
+BFLOAT16 = ["bfloat16", "bfloat16-dot"]
+PRECISIONS = [*BFLOAT16, "int8"]
 SIZES = [1, 3, 15, 16, 17, 33, 100, 257]
 
 every_case = pytest.mark.parametrize("case", CASES)
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+every_bfloat16 = pytest.mark.parametrize("precision", BFLOAT16)
 
 
 def rounded(weight, precision):
     """A matrix as it is stored, dequantised."""
-    if precision == "bfloat16":
+    if precision != "int8":
         return reference.round_to_bfloat16(weight)
     q, scale = reference.quantize(weight)
     return q * scale[:, None]
@@ -49,6 +51,8 @@ def test_products_have_the_bits_of_the_reference(size, rows, precision, isa, rng
     bias = np.broadcast_to(layer.params["bias"], (rows, 37))
     if precision == "bfloat16":
         wanted = reference.bfloat16_product(bias, x, layer.params["weight"])
+    elif precision == "bfloat16-dot":
+        wanted = reference.bfloat16_dot_product(bias, x, layer.params["weight"])
     else:
         weight_q, weight_scale = reference.quantize(layer.params["weight"])
         wanted = reference.int8_product(bias, *reference.quantize(x), weight_q, weight_scale)
@@ -98,14 +102,15 @@ def test_the_weights_are_the_rounded_ones(case, precision):
 
 
 @pytest.mark.parametrize("case", [name for name, (_, _, layers, _) in CASES.items() if layers == 1])
-def test_numbers_that_are_not_rounded_give_the_bits_of_float32(case, isa, rng):
+@every_bfloat16
+def test_numbers_that_are_not_rounded_give_the_bits_of_float32(case, precision, isa, rng):
     """In bfloat16, a step from zero with weights and x of few bits, whose sums are exact."""
     layer = make(case)
     with layer.params.update() as flat:
         flat[:] = np.round(flat * 8) / 8
     x = (rng.integers(-8, 9, (1, 3, layer.input_size)) / 4).astype(np.float32)
     y, state = layer(x)
-    y_rounded, state_rounded = layer.quantize("bfloat16")(x)
+    y_rounded, state_rounded = layer.quantize(precision)(x)
     assert_same_bits(y_rounded, y)
     for got, wanted in zip(parts(state_rounded), parts(state)):
         assert_same_bits(got, wanted)
@@ -115,8 +120,10 @@ def test_numbers_that_are_not_rounded_give_the_bits_of_float32(case, isa, rng):
     ("kind", "precision", "allowed"),
     [
         (tg.LSTM, "bfloat16", 5e-3),
+        (tg.LSTM, "bfloat16-dot", 5e-3),
         (tg.LSTM, "int8", 2e-2),
         (tg.GRU, "bfloat16", 7e-3),
+        (tg.GRU, "bfloat16-dot", 7e-3),
         (tg.GRU, "int8", 3e-2),
     ],
 )
@@ -178,35 +185,38 @@ def within_bounds(case, threads=(1, 2, 3)):
             assert all(selftest.same_bits(values[name], again[name]) for name in values)
 
 
+@every_bfloat16
 @every_case
-def test_training_of_every_network_is_within_its_bounds(case, isa, rng):
+def test_training_of_every_network_is_within_its_bounds(case, precision, isa, rng):
     drawn = selftest.draw_case(make(case, dtype="float32"), 6, 5, True, rng)
-    within_bounds(dataclasses.replace(drawn, precision="bfloat16"))
+    within_bounds(dataclasses.replace(drawn, precision=precision))
 
 
+@every_bfloat16
 @pytest.mark.parametrize("batch", [1, 7, 40])
 @pytest.mark.parametrize("hidden", SIZES)
 @pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU, tg.MGU])
-def test_training_of_every_size_is_within_its_bounds(kind, hidden, batch, isa, rng):
+def test_training_of_every_size_is_within_its_bounds(kind, hidden, batch, precision, isa, rng):
     layer = kind(hidden % 50 + 3, hidden, seed=1)
     drawn = selftest.draw_case(layer, 3, batch, False, rng)
-    within_bounds(dataclasses.replace(drawn, precision="bfloat16"))
+    within_bounds(dataclasses.replace(drawn, precision=precision))
 
 
 def rms(array):
     return float(np.sqrt(np.mean(np.square(np.float64(array)))))
 
 
+@every_bfloat16
 @every_case
 @pytest.mark.parametrize("steps", [1, 3])
-def test_training_rounds_what_the_reference_rounds(case, steps, isa, rng):
+def test_training_rounds_what_the_reference_rounds(case, steps, precision, isa, rng):
     """Each gradient is much nearer to the reference's in bfloat16 than to that in float64.
 
     A number on the border between two roundings may be rounded to the other side by the kernels:
     this is rare, since their error is below 2^-16 of the distance of neighbours in bfloat16.
     """
     drawn = selftest.draw_case(make(case, dtype="float32"), steps, 5, True, rng)
-    drawn = dataclasses.replace(drawn, precision="bfloat16")
+    drawn = dataclasses.replace(drawn, precision=precision)
     wanted = selftest.expect(drawn)
     exact = selftest.expect(dataclasses.replace(drawn, precision=None))
     for values, rounded, other in zip(
@@ -220,18 +230,20 @@ def test_training_rounds_what_the_reference_rounds(case, steps, isa, rng):
                 assert rms(value - rounded[name][0]) <= 0.2 * difference, name
 
 
-def test_more_rows_and_columns_than_a_gradient_takes_at_once(isa, rng):
+@every_bfloat16
+def test_more_rows_and_columns_than_a_gradient_takes_at_once(precision, isa, rng):
     drawn = selftest.draw_case(tg.GRU(1030, 70, seed=1), 40, 30, False, rng)
-    within_bounds(dataclasses.replace(drawn, precision="bfloat16"))
+    within_bounds(dataclasses.replace(drawn, precision=precision))
 
 
+@every_bfloat16
 @every_case
-def test_training_leaves_the_layer_exact(case, rng):
+def test_training_leaves_the_layer_exact(case, precision, rng):
     layer = make(case)
     x = rng.standard_normal((4, 3, layer.input_size)).astype("f4")
     wanted = layer(x)[0]
-    y, _, tape = layer.forward(x, precision="bfloat16", rng=np.random.default_rng(0))
-    assert selftest.same_bits(y, layer.quantize("bfloat16")(x)[0])
+    y, _, tape = layer.forward(x, precision=precision, rng=np.random.default_rng(0))
+    assert selftest.same_bits(y, layer.quantize(precision)(x)[0])
     assert not selftest.same_bits(y, wanted)
     assert layer.precision == "float32"
     assert selftest.same_bits(layer(x)[0], wanted)
@@ -242,9 +254,19 @@ def test_training_leaves_the_layer_exact(case, rng):
 @pytest.mark.parametrize(
     ("precision", "dtype", "error", "message"),
     [
-        ("int8", "float32", ValueError, "precision: got 'int8', wanted 'bfloat16' or None"),
-        ("float16", "float32", ValueError, "precision: got 'float16', wanted 'bfloat16' or None"),
-        (16, "float32", TypeError, "precision: got int, wanted 'bfloat16' or None"),
+        (
+            "int8",
+            "float32",
+            ValueError,
+            "precision: got 'int8', wanted 'bfloat16', '.*or None",
+        ),
+        (
+            "float16",
+            "float32",
+            ValueError,
+            "precision: got 'float16', wanted 'bfloat16', '.*or None",
+        ),
+        (16, "float32", TypeError, "precision: got int, wanted 'bfloat16', '.*or None"),
         ("bfloat16", "float64", ValueError, "got bfloat16 for the products of a model of float64"),
     ],
 )
@@ -357,7 +379,7 @@ def test_what_quantising_changes(case, precision, rng):
     assert all(0 < found[name].max < 0.1 for name in names)
     assert "dB" in repr(found)
     same = quantised.compare(quantised.dequantize(), np.zeros_like(x))
-    if precision == "bfloat16" and not layer.bias:
+    if precision != "int8" and not layer.bias:
         assert same["y"].snr == np.inf
 
 
@@ -439,9 +461,9 @@ def test_conversions_are_refused(tmp_path):
 @pytest.mark.parametrize("make_layer", [tg.LSTM, tg.Linear])
 def test_arguments_of_quantize(make_layer):
     layer = make_layer(3, 4)
-    with pytest.raises(TypeError, match="precision: got 8, wanted 'bfloat16' or 'int8'"):
+    with pytest.raises(TypeError, match="precision: got 8, wanted 'bfloat16', 'bf"):
         layer.quantize(8)
-    with pytest.raises(ValueError, match="precision: got 'int4', wanted 'bfloat16' or 'int8'"):
+    with pytest.raises(ValueError, match="precision: got 'int4', wanted 'bfloat16', 'bf"):
         layer.quantize("int4")
     with pytest.raises(ValueError, match=r"precision: .*float32.*convert"):
         make_layer(3, 4, dtype=np.float64).quantize("int8")

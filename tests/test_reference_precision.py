@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -16,7 +17,7 @@ from tidegate import reference
 EPS = float(np.finfo(np.float64).eps)
 FLOAT_MAX = float(np.finfo(np.float32).max)
 FLOAT_MIN = 2.0**-126  # the least normal number
-PRECISIONS = ["bfloat16", "int8"]
+PRECISIONS = ["bfloat16", "bfloat16-dot", "int8"]
 
 
 def single(values: Any) -> np.ndarray:
@@ -58,7 +59,7 @@ def numpy_bfloat16(v: np.ndarray) -> np.ndarray:
 
 def numpy_operand(v: np.ndarray, precision: str, least: float = 0.0) -> np.ndarray:
     """float64 values rounded along the last axis, as a product sees them."""
-    if precision == "bfloat16":
+    if precision != "int8":
         return numpy_bfloat16(single(v)).astype(np.float64)
     q, scale = numpy_quantize(single(v), least)
     return q * scale.astype(np.float64)[..., None]
@@ -291,7 +292,7 @@ def exact_fma(a: float, b: float, c: float) -> float:
     return to_single(Fraction(a) * Fraction(b) + Fraction(c), a * b + c)
 
 
-def exact_dot(start: float, v: list[float], w: list[float]) -> float:
+def exact_blocks(start: float, v: list[float], w: list[float]) -> float:
     """A row of `bfloat16_product`; the numbers are normal or zero, v and w of bfloat16."""
     a = start
     while v:
@@ -308,19 +309,38 @@ def exact_dot(start: float, v: list[float], w: list[float]) -> float:
     return a
 
 
+def exact_pairs(start: float, v: list[float], w: list[float]) -> float:
+    """A row of `bfloat16_dot_product`."""
+    a = start
+    for first, second in itertools.zip_longest(
+        zip(v[::2], w[::2]), zip(v[1::2], w[1::2]), fillvalue=(0.0, 0.0)
+    ):
+        a = exact_fma(*first, exact_fma(*second, a))
+    return a
+
+
+@pytest.mark.parametrize(
+    ("product", "exact"),
+    [
+        (reference.bfloat16_product, exact_blocks),
+        (reference.bfloat16_dot_product, exact_pairs),
+    ],
+)
 @pytest.mark.parametrize("K", [0, 1, 2, 31, 32, 33, 63, 64, 100])
-def test_bfloat16_product_is_these_roundings_in_this_order(K: int) -> None:
+def test_bfloat16_products_are_these_roundings_in_this_order(
+    K: int, product: Any, exact: Any
+) -> None:
     rng = np.random.default_rng(K)
     N, M = 3, 4
     # The sizes differ widely so that sums are rounded; most values are no bfloat16.
     v = single(rng.normal(size=(N, K)) * 2.0 ** rng.integers(-6, 6, (N, K)))
     weight = single(rng.normal(size=(M, K)) * 2.0 ** rng.integers(-6, 6, (M, K)))
     start = single(rng.normal(size=(N, M)))
-    got = reference.bfloat16_product(start, v, weight)
+    got = product(start, v, weight)
     rounded_v, rounded_weight = numpy_bfloat16(v), numpy_bfloat16(weight)
     want = [
         [
-            exact_dot(float(start[b, j]), rounded_v[b].tolist(), rounded_weight[j].tolist())
+            exact(float(start[b, j]), rounded_v[b].tolist(), rounded_weight[j].tolist())
             for j in range(M)
         ]
         for b in range(N)
@@ -328,12 +348,12 @@ def test_bfloat16_product_is_these_roundings_in_this_order(K: int) -> None:
     assert_same_bits(got, single(want).reshape(N, M))
 
 
-def dot(start: float, products: dict[int, Any], K: int) -> np.ndarray:
-    """The product for v and weight that are 0 but for some k: v_k, or the pair v_k, weight_k."""
+def arguments(start: float, products: dict[int, Any], K: int) -> tuple[Any, ...]:
+    """start, v and weight, which are 0 but for some k: v_k, or the pair v_k, weight_k."""
     v, weight = np.zeros((1, K)), np.zeros((1, K))
     for k, given in products.items():
         v[0, k], weight[0, k] = given if isinstance(given, tuple) else (given, 1)
-    return reference.bfloat16_product([[start]], v, weight)
+    return [[start]], v, weight
 
 
 BIG = 2.0**24  # BIG + 1 rounds to BIG
@@ -363,7 +383,8 @@ BIG = 2.0**24  # BIG + 1 rounds to BIG
 def test_bfloat16_product_by_hand(
     start: float, products: dict[int, Any], K: int, result: float
 ) -> None:
-    assert_same_bits(dot(start, products, K), single([[result]]))
+    got = reference.bfloat16_product(*arguments(start, products, K))
+    assert_same_bits(got, single([[result]]))
 
 
 UNDERFLOW = (-(2.0**-70), 2.0**-60)  # -2^-130, which is flushed to -0
@@ -396,12 +417,48 @@ UNDERFLOW = (-(2.0**-70), 2.0**-60)  # -2^-130, which is flushed to -0
 def test_bfloat16_product_flushes_denormals(
     start: float, products: dict[int, Any], K: int, result: float
 ) -> None:
-    assert_same_bits(dot(start, products, K), single([[result]]))
+    got = reference.bfloat16_product(*arguments(start, products, K))
+    assert_same_bits(got, single([[result]]))
 
 
-def test_bfloat16_product_of_what_is_not_finite() -> None:
+@pytest.mark.parametrize(
+    ("start", "products", "K", "result"),
+    [
+        # A single sum, which begins at a.
+        (BIG, {0: 1, 1: 1}, 2, BIG),
+        (BIG, dict.fromkeys(range(32), 1), 32, BIG),
+        # Of a pair, the odd k is first; pairs ascend.
+        (0, {0: 1, 1: BIG, 2: -BIG}, 3, 0),
+        (1, {0: -BIG, 1: BIG}, 2, 0),
+        (0, {0: BIG, 1: 1, 3: -BIG}, 4, 0),
+        (0, {0: 1, 1: 1, 2: BIG, 4: -BIG}, 5, 2),
+        # One rounding of v*w + sum.
+        (0, {1: -(2.0**127), 0: (2.0**127, 2)}, 2, 2.0**127),
+        # Denormal inputs and results.
+        (1, {0: (2.0**-130, 2.0**127)}, 1, 1),
+        (1, {1: (2.0**127, -(2.0**-127))}, 2, 1),
+        (-(2.0**-127), {}, 0, -0.0),
+        (1.5 * FLOAT_MIN, {0: -FLOAT_MIN, 1: FLOAT_MIN / 4}, 2, 0.0),
+        (-1.5 * FLOAT_MIN, {1: FLOAT_MIN}, 2, 0.0),  # -0, to which the product of zeros is added
+        (-1.5 * FLOAT_MIN, {0: FLOAT_MIN}, 2, -0.0),
+        # -0 is kept only without a product.
+        (-0.0, {}, 0, -0.0),
+        (-0.0, {0: 0.0}, 1, 0.0),
+        (-0.0, {0: UNDERFLOW, 1: UNDERFLOW}, 2, -0.0),
+        (-0.0, {1: UNDERFLOW}, 2, 0.0),
+    ],
+)
+def test_bfloat16_dot_product_by_hand(
+    start: float, products: dict[int, Any], K: int, result: float
+) -> None:
+    got = reference.bfloat16_dot_product(*arguments(start, products, K))
+    assert_same_bits(got, single([[result]]))
+
+
+@pytest.mark.parametrize("product", [reference.bfloat16_product, reference.bfloat16_dot_product])
+def test_bfloat16_products_of_what_is_not_finite(product: Any) -> None:
     v = [[np.inf, 1], [np.nan, 1], [1, 1], [FLOAT_MAX, 0]]
-    got = reference.bfloat16_product(np.zeros((4, 3)), v, [[1, 1], [0, 1], [-1, np.inf]])
+    got = product(np.zeros((4, 3)), v, [[1, 1], [0, 1], [-1, np.inf]])
     want = [[np.inf, np.nan, np.nan], [np.nan] * 3, [2, 1, np.inf], [np.inf, np.nan, np.nan]]
     assert_same_bits(got, single(want))
 
@@ -568,7 +625,9 @@ def test_every_step_is_float64_of_rounded_operands(
     np.testing.assert_array_equal(y, np.concatenate(last, axis=-1))
 
 
-@pytest.mark.parametrize(("precision", "atol"), [("bfloat16", 2.0**-5), ("int8", 2.0**-4)])
+@pytest.mark.parametrize(
+    ("precision", "atol"), [("bfloat16", 2.0**-5), ("bfloat16-dot", 2.0**-5), ("int8", 2.0**-4)]
+)
 @pytest.mark.parametrize(("cell", "options"), NETWORKS, ids=describe)
 def test_a_precision_changes_little(
     cell: str, options: dict[str, Any], precision: str, atol: float
@@ -692,8 +751,8 @@ def test_nothing_given_is_written_to() -> None:
 @pytest.mark.parametrize("given", ["float32", "float64", "INT8", "", 8])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "MGU"])
 def test_wrong_precisions(cell: str, given: Any) -> None:
-    wanted = f'precision: got {given!r}, wanted None, "bfloat16" or "int8"'
-    with pytest.raises(ValueError, match=wanted):
+    wanted = f"precision: got {given!r}, wanted None or one of ('bfloat16', 'bfloat16-dot', 'int8')"
+    with pytest.raises(ValueError, match=re.escape(wanted)):
         getattr(reference, cell)(1, 1, precision=given)
 
 
@@ -712,6 +771,7 @@ def test_int8_has_no_backward() -> None:
     [
         ("int8", "int8"),
         ("bfloat16", "bfloat16"),
+        ("bfloat16-dot", "bfloat16-dot"),
         ("float32", None),
         ("float64", None),
         (None, None),
@@ -750,6 +810,8 @@ V, Q, S = np.zeros((2, 3)), np.zeros((2, 3), np.int8), np.ones(2)
         ("int8_product", (np.zeros((2, 3)), Q, S, Q, S), ValueError, "weight_q: got shape"),
         ("int8_product", (np.zeros((2, 2)), Q, S[:1], Q, S), ValueError, "^scale: got shape"),
         ("int8_product", (np.zeros((2, 2)), Q, S, Q, S[:1]), ValueError, "weight_scale: got shape"),
+        ("bfloat16_dot_product", (np.zeros(2), V, V), ValueError, "start: got shape"),
+        ("bfloat16_dot_product", (np.zeros((2, 2)), V, V > 0), TypeError, "weight: got dtype bool"),
         ("bfloat16_product", (np.zeros(2), V, V), ValueError, "start: got shape"),
         ("bfloat16_product", (np.zeros((3, 2)), V, V), ValueError, "v: got shape"),
         ("bfloat16_product", (np.zeros((2, 2)), V, V[:, 1:]), ValueError, "weight: got shape"),

@@ -71,6 +71,7 @@ void run_in_precisions(const tidegate::Safetensors& file, const tidegate::LayerI
   run<float>(file, layer);
   if (layer.precision != tidegate::Precision::exact) return;
   run<float>(file, layer, tidegate::Precision::bfloat16);
+  run<float>(file, layer, tidegate::Precision::bfloat16_dot);
   run<float>(file, layer, tidegate::Precision::int8);
 }
 
@@ -181,6 +182,7 @@ const char* const kTokens[] = {"{",
                                "\\\"bias\\\": false, ",
                                "\\\"precision\\\": \\\"int8\\\", ",
                                "\\\"precision\\\": \\\"bfloat16\\\", ",
+                               "\\\"precision\\\": \\\"bfloat16-dot\\\", ",
                                "int8",
                                "int4",
                                "\\\"clip\\\": 1, ",

@@ -336,7 +336,7 @@ static void step_once(const tidegate_model* model, const float* x, float* y) {
 }
 
 static void test_models_in_low_precision(void) {
-  static const char* const precisions[] = {"bfloat16", "int8"};
+  static const char* const precisions[] = {"bfloat16", "bfloat16-dot", "int8"};
   static const char header[] =
       "{\"__metadata__\": {\"tidegate.format\": \"1\", \"tidegate.layer\": "
       "\"{\\\"kind\\\": \\\"MGU\\\", \\\"input_size\\\": 3, \\\"hidden_size\\\": 1, "
@@ -389,7 +389,7 @@ static void test_models_in_low_precision(void) {
 
   model = NULL;
   CHECK_REFUSED(tidegate_model_load_as(path, NULL, "int4", &model),
-                "precision: got \"int4\", wanted \"bfloat16\" or \"int8\"");
+                "precision: got \"int4\", wanted \"bfloat16\", \"bfloat16-dot\" or \"int8\"");
   CHECK_REFUSED(tidegate_model_load_as(NULL, NULL, "int8", &model), "path: got a null pointer");
   CHECK_REFUSED(tidegate_model_load_as(path, NULL, "int8", NULL), "model: got a null pointer");
   CHECK_REFUSED(tidegate_model_load_memory_as(bytes, size, "a", "int8", &model),

@@ -290,7 +290,8 @@ TEST(files_in_low_precision) {
   exact.dtype = "F32";
   exact.config = network(CellKind::lstm);
   const std::vector<float> flat(static_cast<std::size_t>(parameter_count(exact)), 0.25f);
-  for (const Precision precision : {Precision::bfloat16, Precision::int8}) {
+  for (const Precision precision :
+       {Precision::bfloat16, Precision::bfloat16_dot, Precision::int8}) {
     LayerInfo low = exact;
     low.precision = precision;
     const QuantizedParameters quantized = quantize(parameters(low), flat.data(), precision);

@@ -254,7 +254,9 @@ bool has_row(const Config& config, const Sequences& s, const Results& batch, Ind
   return all;
 }
 
-constexpr Precision kLowPrecisions[] = {Precision::bfloat16, Precision::int8};
+constexpr Precision kBfloat16[] = {Precision::bfloat16, Precision::bfloat16_dot};
+constexpr Precision kLowPrecisions[] = {Precision::bfloat16, Precision::bfloat16_dot,
+                                        Precision::int8};
 
 // ---- Linear layers
 
@@ -412,7 +414,8 @@ TEST(parameters_that_are_refused) {
                           Precision precision = Precision::int8) {
     return invalid_argument_of([&] { quantize(layout, values.data(), precision); });
   };
-  CHECK(refusal(matrix(1, 1), {1}, Precision::exact) == "precision: wanted bfloat16 or int8");
+  CHECK(refusal(matrix(1, 1), {1}, Precision::exact) ==
+        "precision: wanted bfloat16, bfloat16-dot or int8");
   for (const float wrong : {kNan, kInfinity, -kInfinity}) {
     CHECK(
         refusal(matrix(3, 2), {1, 2, 3, 4, 5, wrong}) ==
@@ -445,7 +448,7 @@ TEST(parameters_that_are_refused) {
   };
   using Q = QuantizedParameters;
   CHECK(int8_refusal([](Q& q) { q.precision = Precision::exact; }) ==
-        "precision: wanted bfloat16 or int8");
+        "precision: wanted bfloat16, bfloat16-dot or int8");
   CHECK(int8_refusal([](Q& q) { q.int8.pop_back(); }) == "int8: got 3 elements, wanted 4");
   CHECK(int8_refusal([](Q& q) { q.scales.push_back(1); }) == "scales: got 3 elements, wanted 2");
   CHECK(int8_refusal([](Q& q) { q.vectors.clear(); }) == "vectors: got 0 elements, wanted 2");
@@ -503,7 +506,7 @@ void check_layer(Layer& layer, const char* with_article, const Record& record) {
   layer.write_parameters(0, values.data(), layer.parameter_count());
   CHECK(layer.precision() == Precision::exact && layer.quantized() == nullptr);
   CHECK(invalid_argument_of([&] { layer.quantize(Precision::exact); }) ==
-        "precision: wanted bfloat16 or int8");
+        "precision: wanted bfloat16, bfloat16-dot or int8");
   std::vector<float> read(values.size());
   layer.read_parameters(read.data());
   CHECK(same(read, values));
@@ -668,21 +671,24 @@ TEST(training_in_bfloat16_has_the_bits_of_inference) {
   Random random(10);
   for (const Config& config : networks()) {
     const auto model = model_of(config, random_parameters(random, config));
-    const auto low = model->quantize(Precision::bfloat16);
     const Sequences s = random_sequences(random, config, 6, 5, true);
     const std::vector<float> dy = random.numbers<float>(s.steps * s.batch * config.output_size());
-    for_each_isa([&] {
+    const auto check = [&](Precision precision) {
+      const auto low = model->quantize(precision);
       const Results exact = run(*model, s, 1), wanted = run(*low, s, 1);
-      CHECK(run(*model, s, 1, {}, Precision::bfloat16).equal(wanted));
-      CHECK(train(*model, s, dy, 1, Precision::bfloat16).results.equal(wanted));
+      CHECK(run(*model, s, 1, {}, precision).equal(wanted));
+      CHECK(train(*model, s, dy, 1, precision).results.equal(wanted));
       // The snapshots of both precisions are kept side by side.
       CHECK(run(*model, s, 1).equal(exact));
       CHECK(!exact.equal(wanted));
       // A change of the parameters reaches both.
       model->update_parameters([](float* parameters) { parameters[0] += 1; });
       CHECK(!run(*model, s, 1).equal(exact));
-      CHECK(!run(*model, s, 1, {}, Precision::bfloat16).equal(wanted));
+      CHECK(!run(*model, s, 1, {}, precision).equal(wanted));
       model->update_parameters([](float* parameters) { parameters[0] -= 1; });
+    };
+    for_each_isa([&] {
+      for (const Precision precision : kBfloat16) check(precision);
     });
   }
 }
@@ -698,11 +704,10 @@ TEST(training_in_bfloat16_has_the_same_bits_for_every_division) {
     for (const Size& size : {Size{7, 1, false}, {5, 33, true}, {2, 150, false}}) {
       const Sequences s = random_sequences(random, config, size.steps, size.batch, size.ragged);
       const std::vector<float> dy = random.numbers<float>(s.steps * s.batch * config.output_size());
-      for_each_isa([&] {
-        const Training wanted = train(*model, s, dy, 1, Precision::bfloat16);
-        for_each_division([&](int threads) {
-          CHECK(train(*model, s, dy, threads, Precision::bfloat16).equal(wanted));
-        });
+      const auto check = [&](Precision precision) {
+        const Training wanted = train(*model, s, dy, 1, precision);
+        for_each_division(
+            [&](int threads) { CHECK(train(*model, s, dy, threads, precision).equal(wanted)); });
         // The roundings of both operands of a product, each uniform within 2^-9 of the number, have
         // a relative standard deviation of sqrt(2 / 3) 2^-9. Those of all steps add up.
         const Training exact = train(*model, s, dy, 1, Precision::exact);
@@ -711,6 +716,9 @@ TEST(training_in_bfloat16_has_the_same_bits_for_every_division) {
         CHECK_NEAR(relative_difference(wanted.dh_0, exact.dh_0), 0, tolerance);
         CHECK_NEAR(relative_difference(wanted.dparameters, exact.dparameters), 0, tolerance);
         CHECK(!same(wanted.dparameters, exact.dparameters));
+      };
+      for_each_isa([&] {
+        for (const Precision precision : kBfloat16) check(precision);
       });
     }
   }
@@ -734,14 +742,13 @@ TEST(products_in_low_precision_that_are_refused) {
         invalid_argument_of([&] { low->record(in, out, 1, products); }) ==
         "precision: the parameters are already in int8; call the model from which they were made");
   }
-  CHECK(
-      invalid_argument_of([&] { model.record(in, out, 1, Precision::int8); }) ==
-      "precision: got int8 for the products of a model of float32, wanted bfloat16 for a model of "
-      "float32");
+  CHECK(invalid_argument_of([&] { model.record(in, out, 1, Precision::int8); }) ==
+        "precision: got int8 for the products of a model of float32, wanted bfloat16 or "
+        "bfloat16-dot for a model of float32");
   const Model<double> twice(config);
   CHECK(invalid_argument_of([&] { twice.run({}, {}, 1, Precision::bfloat16); }) ==
-        "precision: got bfloat16 for the products of a model of float64, wanted bfloat16 for a "
-        "model of float32");
+        "precision: got bfloat16 for the products of a model of float64, wanted bfloat16 or "
+        "bfloat16-dot for a model of float32");
   CHECK(same(y, std::vector<float>(y.size(), 7)));
 }
 

@@ -357,6 +357,8 @@ void for_each_live(const Check& check) {
       check([&] { two.steps(); });
       Live<float> half(config, batch, Precision::bfloat16);
       check([&] { half.steps(); });
+      Live<float> half_dot(config, batch, Precision::bfloat16_dot);
+      check([&] { half_dot.steps(); });
       Live<float> quarter(config, batch, Precision::int8);
       check([&] { quarter.steps(); });
     }

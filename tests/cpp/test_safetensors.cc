@@ -120,7 +120,8 @@ void check_low_precisions(const Config& config) {
   LayerInfo layer = recurrent<float>("rnn", config);
   const std::vector<float> flat = random_parameters<float>(random, layer);
   const std::vector<float> x = random.numbers<float>(6 * config.input_size);
-  for (const Precision precision : {Precision::bfloat16, Precision::int8}) {
+  for (const Precision precision :
+       {Precision::bfloat16, Precision::bfloat16_dot, Precision::int8}) {
     layer.precision = precision;
     const QuantizedParameters wanted = quantize(parameters(layer), flat.data(), precision);
     const TemporaryPath path;
