@@ -45,8 +45,9 @@ class Comparison(Mapping[str, Difference]):
     """The differences of `layer.compare`, by name.
 
     `comparison["y"]` is that of the result. `comparison["l0.i"]` is that of the gate i of layer 0,
-    after its activation, and "l0_reverse.i" that of the second direction: of every gate, and of the
-    states h and c. `repr` shows all of them.
+    after its activation, and "l0_reverse.i" that of the second direction: of all that `Tape.gates`
+    returns, which are the gates and the cell state c of an LSTM, or the state h of another cell.
+    `repr` shows all of them.
     """
 
     def __init__(self, precision: str, differences: Mapping[str, Difference]) -> None:

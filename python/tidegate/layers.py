@@ -441,6 +441,13 @@ class RecurrentLayer(Generic[State, GivenState]):
         Biases and peepholes stay float32. Results have the same bits for any threads, batches and
         chunks, as those of float32 have; the formulas are in `tidegate.reference`.
 
+        In int8, elements of x below max|x| / 254 of their row and step become 0. Inputs of a large
+        dynamic range within a step, as the power of a spectrum, lose what their small elements
+        carry: a published network on mel power keeps a signal-to-noise ratio of 9 dB in int8, 45 dB
+        in bfloat16, and 32 dB with only its first layer in bfloat16 and the others in int8. Give
+        such a layer bfloat16, or the logarithm of x if you train it; `compare` shows on your own
+        data whether it is one.
+
         Args:
             precision: "bfloat16", "bfloat16-dot" or "int8".
 
