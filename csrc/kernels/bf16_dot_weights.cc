@@ -29,7 +29,7 @@ struct Bf16DotWeights : Bf16Storage<Bf16DotRow> {
   // A step of k's holds a part of the tile's weights and a number of a row, besides the sums.
   static constexpr int row_vectors = 8;
   static constexpr int tile_vectors = vector_registers == 32 ? 4 : 2;
-  static constexpr int tile_rows = 6;
+  static constexpr int tile_rows = vector_registers == 32 ? 6 : 5;
 
 #ifdef TIDEGATE_BF16_DOT
   static TIDEGATE_INLINE Vec<float> multiply(Pairs row, Pairs weights, Vec<float> sums) {
