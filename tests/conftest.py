@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tidegate as tg
+from isas import BASE_ISAS
 from programs import cmake_build, compiler
 from tidegate import _core
 
@@ -30,13 +32,31 @@ def _session_leaves_settings_alone() -> Iterator[None]:
     assert _settings() == before
 
 
-@pytest.fixture(params=_core.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once on every instruction set of this build that the machine can run."""
+@contextmanager
+def selected(isa: str) -> Iterator[str]:
     before = _core.isa()
-    _core.select_isa(request.param)
-    yield request.param
-    _core.select_isa(before)
+    _core.select_isa(isa)
+    try:
+        yield isa
+    finally:
+        _core.select_isa(before)
+
+
+@pytest.fixture(params=[isa for isa in _core.available_isas() if isa not in BASE_ISAS])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on every instruction set of this build that the machine can run.
+
+    For tests of low precision there is `any_isa`.
+    """
+    with selected(request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=_core.available_isas())
+def any_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As `isa`, and on those that differ from another one in low precision alone."""
+    with selected(request.param) as name:
+        yield name
 
 
 @pytest.fixture

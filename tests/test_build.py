@@ -11,21 +11,13 @@ from pathlib import Path
 import pytest
 
 import tidegate
+from isas import BASE_ISAS
 from programs import cached, cmake_build, compiler, program, run
 from tidegate import _core
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 PUBLIC_HEADERS = sorted((CSRC / "include" / "tidegate").glob("*.h"))
-
-# The instruction sets that others extend.
-BASE_ISAS = {
-    "avx2_vnni": "avx2",
-    "avx512_vnni": "avx512",
-    "avx512_bf16": "avx512",
-    "amx": "avx512",
-    "neon_dot": "neon",
-}
 
 # What a freestanding compiler may call for a loop that moves or clears memory.
 MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset"}

@@ -93,7 +93,7 @@ def row_of(results, n):
 @every_arithmetic
 @every_division
 @pytest.mark.parametrize("num_threads", [2, 3, 5])
-def test_threads_change_no_bit(case, arithmetic, division, num_threads, isa, rng):
+def test_threads_change_no_bit(case, arithmetic, division, num_threads, any_isa, rng):
     # Rows: some threads may have none. Units: 37 are 2 to 10 vectors, for 5 threads.
     drawn = draw(wide(case, **arithmetic), rng)
     one = selftest.results(drawn, 1)
@@ -106,7 +106,7 @@ def test_threads_change_no_bit(case, arithmetic, division, num_threads, isa, rng
 
 @every_case
 @every_arithmetic
-def test_the_batch_around_a_row_changes_no_bit(case, arithmetic, isa, rng):
+def test_the_batch_around_a_row_changes_no_bit(case, arithmetic, any_isa, rng):
     drawn = draw(wide(case, **arithmetic), rng, batch=17)
     whole = forward(drawn)
     for n in [0, 5, 16]:
@@ -120,7 +120,7 @@ def test_the_batch_around_a_row_changes_no_bit(case, arithmetic, isa, rng):
 
 @every_case
 @every_arithmetic
-def test_the_place_in_the_batch_changes_no_bit(case, arithmetic, isa, rng):
+def test_the_place_in_the_batch_changes_no_bit(case, arithmetic, any_isa, rng):
     drawn = draw(wide(case, **arithmetic), rng, batch=11)
     whole = forward(drawn)
     order = rng.permutation(11)
@@ -131,7 +131,7 @@ def test_the_place_in_the_batch_changes_no_bit(case, arithmetic, isa, rng):
 
 @every_case
 @every_arithmetic
-def test_neighbours_lengths_change_no_bit(case, arithmetic, isa, rng):
+def test_neighbours_lengths_change_no_bit(case, arithmetic, any_isa, rng):
     drawn = draw(wide(case, **arithmetic), rng)
     lengths = np.array([0, 1, 4, 5, T, T])
     expected = forward(drawn, lengths=lengths)
@@ -144,7 +144,7 @@ def test_neighbours_lengths_change_no_bit(case, arithmetic, isa, rng):
 
 @every_case
 @every_arithmetic
-def test_padding_at_the_end_changes_no_bit(case, arithmetic, isa, rng):
+def test_padding_at_the_end_changes_no_bit(case, arithmetic, any_isa, rng):
     drawn = draw(wide(case, **arithmetic), rng)
     y, *state = forward(drawn, lengths=np.full(N, 4))
     short = selftest.Case(**{**vars(drawn), "x": drawn.x[:4], "reset": drawn.reset[:4]})
@@ -157,7 +157,7 @@ def test_padding_at_the_end_changes_no_bit(case, arithmetic, isa, rng):
 @every_streamable
 @every_arithmetic
 @pytest.mark.parametrize("batch", [1, 4])
-def test_chunks_change_no_bit(case, arithmetic, batch, isa, rng):
+def test_chunks_change_no_bit(case, arithmetic, batch, any_isa, rng):
     # 300 steps are more than the input projection does at once (256 rows of 4 at 37 units and up).
     layer = wide(case, **arithmetic)
     drawn = draw(layer, rng, steps=300, batch=batch)
@@ -227,7 +227,7 @@ def poison(case, value):
 @every_case
 @every_arithmetic
 @pytest.mark.parametrize("division", ["auto", "rows", "units"])
-def test_padding_is_never_read(case, arithmetic, division, isa, rng):
+def test_padding_is_never_read(case, arithmetic, division, any_isa, rng):
     clean = draw(wide(case, **arithmetic), rng)
     assert (clean.lengths < T).any()
     with selftest.dividing(division):
@@ -260,7 +260,7 @@ def test_padding_is_never_read_with_dropout(isa, rng):
 )
 @every_arithmetic
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_bad_row_stays_alone_forward(case, arithmetic, value, where, isa, rng):
+def test_a_bad_row_stays_alone_forward(case, arithmetic, value, where, any_isa, rng):
     layer = wide(case, **arithmetic)
     clean = draw(layer, rng)
     clean.lengths[2] = T
@@ -357,7 +357,7 @@ def test_padding_of_vectors_meets_no_infinity(dtype, isa):
 
 
 @every_arithmetic
-def test_a_reset_is_a_select(arithmetic, isa, rng):
+def test_a_reset_is_a_select(arithmetic, any_isa, rng):
     layer = wide("gru", **arithmetic)
     drawn = draw(layer, rng)
     state = drawn.state.copy()

@@ -40,7 +40,7 @@ def rounded(weight, precision):
 @every_precision
 @pytest.mark.parametrize("rows", [1, 5, 150])
 @pytest.mark.parametrize("size", SIZES)
-def test_products_have_the_bits_of_the_reference(size, rows, precision, isa, rng):
+def test_products_have_the_bits_of_the_reference(size, rows, precision, any_isa, rng):
     layer = tg.Linear(size, 37, seed=1)
     x = (rng.standard_normal((rows, size)) * 10.0 ** rng.integers(-3, 4, (rows, 1))).astype("f4")
     x[0, 0] = 0
@@ -64,7 +64,7 @@ def test_products_have_the_bits_of_the_reference(size, rows, precision, isa, rng
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("hidden", SIZES)
 @pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU, tg.MGU])
-def test_a_step_is_within_its_bound(kind, hidden, batch, precision, isa, rng):
+def test_a_step_is_within_its_bound(kind, hidden, batch, precision, any_isa, rng):
     layer = kind(hidden % 50 + 3, hidden, seed=1).quantize(precision)
     case = selftest.draw_case(layer, 1, batch, True, rng)
     expected = selftest.expect(case)
@@ -73,7 +73,7 @@ def test_a_step_is_within_its_bound(kind, hidden, batch, precision, isa, rng):
 
 
 @every_case
-def test_integers_and_scales_of_other_frameworks(case, isa, rng):
+def test_integers_and_scales_of_other_frameworks(case, any_isa, rng):
     """Scales that are not max / 127, and -128, which has no opposite to negate it to."""
     layer = make(case).quantize("int8")
     given = layer._model.quantized
@@ -103,7 +103,7 @@ def test_the_weights_are_the_rounded_ones(case, precision):
 
 @pytest.mark.parametrize("case", [name for name, (_, _, layers, _) in CASES.items() if layers == 1])
 @every_bfloat16
-def test_numbers_that_are_not_rounded_give_the_bits_of_float32(case, precision, isa, rng):
+def test_numbers_that_are_not_rounded_give_the_bits_of_float32(case, precision, any_isa, rng):
     """In bfloat16, a step from zero with weights and x of few bits, whose sums are exact."""
     layer = make(case)
     with layer.params.update() as flat:
@@ -140,7 +140,7 @@ def test_the_error_of_rounding(size, batch, steps, kind, precision, allowed, rng
 
 
 @every_precision
-def test_a_large_state_has_a_scale_of_its_own(precision, isa):
+def test_a_large_state_has_a_scale_of_its_own(precision, any_isa):
     # h_0 beyond 1, as only a caller can set it, is not cut off.
     layer = tg.GRU(2, 20, seed=1)
     x = np.zeros((1, 2, 2), np.float32)
@@ -155,7 +155,7 @@ def test_a_large_state_has_a_scale_of_its_own(precision, isa):
 
 
 @every_precision
-def test_a_row_that_is_not_finite(precision, isa):
+def test_a_row_that_is_not_finite(precision, any_isa):
     layer = tg.LSTM(4, 20, seed=1)
     x = np.ones((3, 3, 4), np.float32)
     clean, _ = layer.quantize(precision)(x)
@@ -187,7 +187,7 @@ def within_bounds(case, threads=(1, 2, 3)):
 
 @every_bfloat16
 @every_case
-def test_training_of_every_network_is_within_its_bounds(case, precision, isa, rng):
+def test_training_of_every_network_is_within_its_bounds(case, precision, any_isa, rng):
     drawn = selftest.draw_case(make(case, dtype="float32"), 6, 5, True, rng)
     within_bounds(dataclasses.replace(drawn, precision=precision))
 
@@ -196,7 +196,7 @@ def test_training_of_every_network_is_within_its_bounds(case, precision, isa, rn
 @pytest.mark.parametrize("batch", [1, 7, 40])
 @pytest.mark.parametrize("hidden", SIZES)
 @pytest.mark.parametrize("kind", [tg.LSTM, tg.GRU, tg.MGU])
-def test_training_of_every_size_is_within_its_bounds(kind, hidden, batch, precision, isa, rng):
+def test_training_of_every_size_is_within_its_bounds(kind, hidden, batch, precision, any_isa, rng):
     layer = kind(hidden % 50 + 3, hidden, seed=1)
     drawn = selftest.draw_case(layer, 3, batch, False, rng)
     within_bounds(dataclasses.replace(drawn, precision=precision))
@@ -209,7 +209,7 @@ def rms(array):
 @every_bfloat16
 @every_case
 @pytest.mark.parametrize("steps", [1, 3])
-def test_training_rounds_what_the_reference_rounds(case, steps, precision, isa, rng):
+def test_training_rounds_what_the_reference_rounds(case, steps, precision, any_isa, rng):
     """Each gradient is much nearer to the reference's in bfloat16 than to that in float64.
 
     A number on the border between two roundings may be rounded to the other side by the kernels:
@@ -231,7 +231,7 @@ def test_training_rounds_what_the_reference_rounds(case, steps, precision, isa, 
 
 
 @every_bfloat16
-def test_more_rows_and_columns_than_a_gradient_takes_at_once(precision, isa, rng):
+def test_more_rows_and_columns_than_a_gradient_takes_at_once(precision, any_isa, rng):
     drawn = selftest.draw_case(tg.GRU(1030, 70, seed=1), 40, 30, False, rng)
     within_bounds(dataclasses.replace(drawn, precision=precision))
 
