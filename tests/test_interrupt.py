@@ -80,7 +80,7 @@ def test_a_call_ends(lstm, x, out, num_threads, precision):
 
 
 def wide(rows, features):
-    """Rows of a step that takes seconds by itself, in little memory."""
+    """Rows of a step that takes much longer than an alarm, in little memory."""
     return np.broadcast_to(np.full(features, 0.1, np.float32), (rows, features))
 
 
@@ -88,8 +88,8 @@ def wide(rows, features):
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("cell", [tg.LSTM, tg.GRU, tg.MGU])
 def test_a_call_of_one_step_ends(cell, num_threads, precision):
-    layer = in_precision(cell(2000, 64, seed=0), precision)
-    x = wide(100_000, 2000)[np.newaxis]
+    layer = in_precision(cell(8000, 64, seed=0), precision)
+    x = wide(100_000, 8000)[np.newaxis]
     out = np.full((1, 100_000, 64), 7, np.float32)
     with pytest.raises(Stop), alarm(stop):
         layer(x, out=out, num_threads=num_threads)
