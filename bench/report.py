@@ -185,22 +185,20 @@ def _row(texts: Iterable[str]) -> str:
 
 
 def short_markdown(data: dict[str, Any]) -> str:
-    """A table for a README: a row per regime, geometric means of ratios, ranges of the limit."""
+    """A table for a README: geometric means of ratios and ranges of the limit, by regime."""
     items = summaries(data)
     counts = sorted({item.cell.threads for item in items})
     names = ["1 thread" if count == 1 else f"{count} threads" for count in counts]
     head = ["calls", "", *(f"best peer's time / Tidegate's, {name}" for name in names)]
     head += [f"of the limit, {name}" for name in names]
     lines = [_row(head), _row(["---", "---"] + ["---:"] * (len(head) - 2))]
-    rows: dict[tuple[str, bool], list[Summary]] = {}
-    for item in items:
-        rows.setdefault((item.cell.regime, item.cell.training), []).append(item)
-    for (regime, training), group in sorted(rows.items(), key=lambda kv: kv[0][1]):
-        lines.append(_short_row(regime, training, group, counts))
-    for training in (False, True):
-        group = [item for item in items if item.cell.training == training]
-        if group:
-            lines.append(_short_row("**all**", training, group, counts))
+    rows: dict[tuple[str, str], list[Summary]] = {}
+    for regime in (None, "**all**"):
+        for item in sorted(items, key=lambda item: item.cell.training):
+            cell = item.cell
+            what = ", ".join(filter(None, (_work(cell.training), cell.precision)))
+            rows.setdefault((regime or cell.regime, what), []).append(item)
+    lines += [_short_row(*names, group, counts) for names, group in rows.items()]
     legend = (
         f"{len(items)} cells; {about(data)}. Ratios: geometric mean (least, greatest); above 1 "
         "Tidegate is faster. Limit: median (least, greatest)."
@@ -211,7 +209,7 @@ def short_markdown(data: dict[str, Any]) -> str:
     return "\n".join([*lines, "", legend, ""])
 
 
-def _short_row(regime: str, training: bool, group: list[Summary], counts: list[int]) -> str:
+def _short_row(regime: str, what: str, group: list[Summary], counts: list[int]) -> str:
     ratios, limits = [], []
     for count in counts:
         own = [item for item in group if item.cell.threads == count]
@@ -225,7 +223,7 @@ def _short_row(regime: str, training: bool, group: list[Summary], counts: list[i
             if reached
             else "-"
         )
-    return _row([regime, _work(training), *ratios, *limits])
+    return _row([regime, what, *ratios, *limits])
 
 
 def verdict(data: dict[str, Any]) -> list[str]:
