@@ -7,4 +7,5 @@ BASE_ISAS = {
     "avx512_bf16": "avx512",
     "amx": "avx512",
     "neon_dot": "neon",
+    "neon_i8mm": "neon",
 }

@@ -26,6 +26,7 @@ extern const tidegate::KernelTable tidegate_kernels_avx512_bf16;
 extern const tidegate::KernelTable tidegate_kernels_amx;
 extern const tidegate::KernelTable tidegate_kernels_neon;
 extern const tidegate::KernelTable tidegate_kernels_neon_dot;
+extern const tidegate::KernelTable tidegate_kernels_neon_i8mm;
 }
 
 namespace tidegate {
@@ -63,6 +64,9 @@ std::vector<const KernelTable*> available_tables() {
 #endif
 #if defined(TIDEGATE_HAS_NEON_DOT)
   if (has.neon_dot) tables.push_back(&tidegate_kernels_neon_dot);
+#endif
+#if defined(TIDEGATE_HAS_NEON_I8MM)
+  if (has.neon_i8mm) tables.push_back(&tidegate_kernels_neon_i8mm);
 #endif
   if (tables.empty())
     throw std::runtime_error("this machine supports none of the instruction sets of this build");

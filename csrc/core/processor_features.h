@@ -65,6 +65,10 @@ struct ProcessorFeatures {
 #elif defined(__aarch64__)
 #if defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+
+#include <cstddef>
 #endif
 
 namespace tidegate {
@@ -72,11 +76,18 @@ namespace tidegate {
 // The features that not every processor of AArch64 has.
 struct ProcessorFeatures {
 #if defined(__linux__)
-  bool neon_dot = (getauxval(AT_HWCAP) >> 20 & 1) != 0;  // HWCAP_ASIMDDP
+  bool neon_dot = (getauxval(AT_HWCAP) >> 20 & 1) != 0;    // HWCAP_ASIMDDP
+  bool neon_i8mm = (getauxval(AT_HWCAP2) >> 13 & 1) != 0;  // HWCAP2_I8MM
 #elif defined(__APPLE__)
   bool neon_dot = true;
+  bool neon_i8mm = [] {
+    int has = 0;
+    std::size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &size, nullptr, 0) == 0 && has != 0;
+  }();
 #else
   bool neon_dot = false;
+  bool neon_i8mm = false;
 #endif
 };
 

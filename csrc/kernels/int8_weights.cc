@@ -25,8 +25,7 @@
 namespace tidegate {
 namespace {
 
-using Words = Lanes<float>::Bits;                                                // 32 bits
-using HalfShorts = std::int16_t __attribute__((vector_size(vector_bytes / 2)));  // 16 bits
+using Words = Lanes<float>::Bits;  // 32 bits
 
 // The nearest integers to numbers below 2^22, ties to even: adding 1.5 * 2^23 rounds, and leaves
 // the integer in the low bits of the sum.
@@ -41,13 +40,112 @@ TIDEGATE_INLINE Words difference(Words a, std::int32_t b) {
   return (Words)((Unsigned)a - static_cast<std::uint32_t>(b));
 }
 
-// The products of a group of k's of a row and of a vector of units, by one of two kinds of
+[[maybe_unused]] TIDEGATE_INLINE void store_bytes(std::int8_t* to, Words q) {
+  typedef std::int8_t QuarterBytes __attribute__((vector_size(vector_bytes / 4)));
+  const QuarterBytes bytes = __builtin_convertvector(q, QuarterBytes);
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+}
+
+// The products of a tile by an instruction that multiplies a group of 32 bits of a row, in every
+// lane, by a vector of units.
+template <class Products>
+struct RowByRow {
+  template <int R, int S, int Count, class Row, class Tile>
+  static TIDEGATE_INLINE void multiply(Words (&products)[R][S][Count], const Row* const (&a)[R],
+                                       const Tile& tile, Index depth) {
+    constexpr Index kVector = Products::group * Vec<float>::width;
+    each_vector<R, S, Count>([&](int r, int s, int g)
+                                 __attribute__((always_inline)) { products[r][s][g] = Words{}; });
+    const auto* weights = tile.weights;
+    const Row* row[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) row[r] = a[r];
+    for (Index k = 0; k < depth; k += Products::group, weights += tile.group_stride) {
+      typename Products::Weights w[S][Count];
+      each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
+        w[s][g] = Products::load(weights + s * tile.slice_stride + g * kVector);
+      });
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        std::int32_t bits;
+        __builtin_memcpy(&bits, row[r], sizeof bits);
+        const Words x = bits - Words{};
+        row[r] += Products::group;
+        each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
+          products[r][s][g] = Products::add(products[r][s][g], x, w[s][g]);
+        });
+      }
+    }
+  }
+};
+
+// The products of a group of k's of rows and of a vector of units, by one of three kinds of
 // instruction. Each kind stores weights and rows in its own way: `Element` is q_weight + `bias`,
-// and `Row` is q_row.
-#ifdef TIDEGATE_DOT
+// and `Row` is q_row. `add` is the instruction, `multiply` all products of a tile.
+#if defined(TIDEGATE_I8MM)
+// Eight products of bytes of two rows by two units.
+struct Products {
+  using Element = std::int8_t;
+  using Row = std::int8_t;
+  using Weights = Words;
+  static constexpr Index group = 8;
+  static constexpr int bias = 0;
+  static_assert(Vec<float>::width == 4);
+
+  static TIDEGATE_INLINE Words add(Words sums, Words rows, Weights w) {
+    return sums_of_octets(sums, rows, w);
+  }
+  static TIDEGATE_INLINE void store_row(Row* to, Words q) { store_bytes(to, q); }
+
+  template <int R, int S, int Count, class Tile>
+  static TIDEGATE_INLINE void multiply(Words (&products)[R][S][Count], const Row* const (&row)[R],
+                                       const Tile& tile, Index depth) {
+    constexpr int kPairs = (R + 1) / 2;  // of rows; an odd last one is its own partner
+    // Of a pair of rows, and the first and the last two units of a vector.
+    Words sums[kPairs][S][Count][2] = {};
+    const Element* weights = tile.weights;
+    for (Index k = 0; k < depth; k += group, weights += tile.group_stride) {
+      Words rows[kPairs];
+#pragma GCC unroll 8
+      for (int p = 0; p < kPairs; ++p) {
+        const int last = 2 * p + 1 < R ? 2 * p + 1 : R - 1;
+        rows[p] = both(row[2 * p] + k, row[last] + k);
+      }
+      each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
+        const Element* const from = weights + s * tile.slice_stride + g * group * Vec<float>::width;
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          Words w;
+          __builtin_memcpy(&w, from + half * static_cast<int>(sizeof w), sizeof w);
+#pragma GCC unroll 8
+          for (int p = 0; p < kPairs; ++p)
+            sums[p][s][g][half] = add(sums[p][s][g][half], rows[p], w);
+        }
+      });
+    }
+    each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
+      const Words(&halves)[2] = sums[r / 2][s][g];
+      const int at = r % 2 * 2;
+      products[r][s][g] = Words{halves[0][at], halves[0][at + 1], halves[1][at], halves[1][at + 1]};
+    });
+  }
+
+ private:
+  static TIDEGATE_INLINE Words both(const Row* first, const Row* second) {
+    typedef std::int64_t Octets __attribute__((vector_size(vector_bytes)));
+    Octets rows = {};
+    std::int64_t octet;
+    __builtin_memcpy(&octet, first, sizeof octet);
+    rows[0] = octet;
+    __builtin_memcpy(&octet, second, sizeof octet);
+    rows[1] = octet;
+    return (Words)rows;
+  }
+};
+#elif defined(TIDEGATE_DOT)
 // Four products of bytes. Where the weights' bytes are unsigned, a sum is too great by the bias
 // times the sum of the row, RowScale::offset. Sums may wrap around; the differences do not.
-struct Products {
+struct Products : RowByRow<Products> {
   using Element = std::conditional_t<quad_bias == 0, std::int8_t, std::uint8_t>;
   using Row = std::int8_t;
   using Weights = Words;
@@ -62,20 +160,11 @@ struct Products {
   static TIDEGATE_INLINE Words add(Words sums, Words row, Weights w) {
     return sums_of_quads(sums, w, row);
   }
-  static TIDEGATE_INLINE Words broadcast_group(const Row* from) {
-    std::int32_t quad;
-    __builtin_memcpy(&quad, from, sizeof quad);
-    return quad - Words{};
-  }
-  static TIDEGATE_INLINE void store_row(Row* to, Words q) {
-    typedef std::int8_t QuarterBytes __attribute__((vector_size(vector_bytes / 4)));
-    const QuarterBytes bytes = __builtin_convertvector(q, QuarterBytes);
-    __builtin_memcpy(to, &bytes, sizeof bytes);
-  }
+  static TIDEGATE_INLINE void store_row(Row* to, Words q) { store_bytes(to, q); }
 };
 #else
 // Two products of 16 bits.
-struct Products {
+struct Products : RowByRow<Products> {
   using Element = std::int8_t;
   using Row = std::int16_t;
   using Weights = Shorts;
@@ -86,12 +175,8 @@ struct Products {
   static TIDEGATE_INLINE Words add(Words sums, Words row, Weights w) {
     return sums + sums_of_pairs((Shorts)row, w);
   }
-  static TIDEGATE_INLINE Words broadcast_group(const Row* from) {
-    std::int32_t pair;
-    __builtin_memcpy(&pair, from, sizeof pair);
-    return pair - Words{};
-  }
   static TIDEGATE_INLINE void store_row(Row* to, Words q) {
+    typedef std::int16_t HalfShorts __attribute__((vector_size(vector_bytes / 2)));
     const HalfShorts shorts = __builtin_convertvector(q, HalfShorts);
     __builtin_memcpy(to, &shorts, sizeof shorts);
   }
@@ -107,6 +192,8 @@ struct Int8Weights {
   static constexpr bool has_scales = true;
 #if defined(TIDEGATE_AMX)
   static constexpr double product_flops = 0.05;
+#elif defined(TIDEGATE_I8MM)
+  static constexpr double product_flops = 0.125;
 #elif defined(TIDEGATE_DOT)
   static constexpr double product_flops = 0.25;
 #else
@@ -118,7 +205,11 @@ struct Int8Weights {
   // the sums.
   static constexpr int row_vectors = 8;
   static constexpr int tile_vectors = 4;
+#ifdef TIDEGATE_I8MM
+  static constexpr int tile_rows = 4;
+#else
   static constexpr int tile_rows = vector_registers == 32 ? 5 : 2;
+#endif
 
   static TIDEGATE_INLINE void round(Element* to, Vec<float> weights, Vec<float> scale) {
     typedef Element Elements __attribute__((vector_size(vector_bytes / 4)));
@@ -209,26 +300,8 @@ struct Int8Weights {
   static TIDEGATE_INLINE void add_product(Vec<float> (&sums)[R][S][Count], const Row* const (&a)[R],
                                           const RowScale (&scales)[R],
                                           const TileWeights<Int8Weights>& tile, Index depth) {
-    using Panels = RoundedPanels<Int8Weights>;
-    Words products[R][S][Count] = {};
-    const Element* weights = tile.weights;
-    const Row* row[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) row[r] = a[r];
-    for (Index k = 0; k < depth; k += group, weights += tile.group_stride) {
-      Products::Weights w[S][Count];
-      each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
-        w[s][g] = Products::load(weights + s * tile.slice_stride + g * Panels::kVector);
-      });
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Words x = Products::broadcast_group(row[r]);
-        row[r] += group;
-        each_vector<1, S, Count>([&](int, int s, int g) __attribute__((always_inline)) {
-          products[r][s][g] = Products::add(products[r][s][g], x, w[s][g]);
-        });
-      }
-    }
+    Words products[R][S][Count];
+    Products::multiply(products, a, tile, depth);
     each_vector<R, S, Count>([&](int r, int s, int g) __attribute__((always_inline)) {
       const Vec<float> scale =
           load(tile.scales + s * tile.scales_slice_stride + g * Vec<float>::width);

@@ -24,6 +24,8 @@
 #define TIDEGATE_ISA amx
 #elif defined(TIDEGATE_BF16_DOT)
 #define TIDEGATE_ISA avx512_bf16
+#elif defined(TIDEGATE_I8MM)
+#define TIDEGATE_ISA neon_i8mm
 #elif defined(TIDEGATE_DOT) && defined(TIDEGATE_ISA_AVX512)
 #define TIDEGATE_ISA avx512_vnni
 #elif defined(TIDEGATE_DOT) && defined(TIDEGATE_ISA_NEON)

@@ -15,9 +15,9 @@
 #include <cstdint>
 
 // Extensions of an instruction set, in which some of its kernels are compiled again (isa_tables.h):
-// TIDEGATE_DOT (AVX-VNNI, AVX512-VNNI, Arm's dot products), and TIDEGATE_BF16_DOT (AVX512-BF16) and
-// TIDEGATE_AMX, which include it. TIDEGATE_EMULATE_EXTENSIONS replaces their instructions by other
-// code, for tests on any machine.
+// TIDEGATE_DOT (AVX-VNNI, AVX512-VNNI, Arm's dot products), TIDEGATE_BF16_DOT (AVX512-BF16) and
+// TIDEGATE_AMX, which include it, and TIDEGATE_I8MM (Arm's). TIDEGATE_EMULATE_EXTENSIONS replaces
+// their instructions by other code, for tests on any machine.
 #if defined(TIDEGATE_BF16_DOT) || defined(TIDEGATE_AMX)
 #define TIDEGATE_DOT
 #endif
@@ -260,6 +260,27 @@ TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<
       const int right = static_cast<std::int8_t>(b[lane] >> byte);
       sum += static_cast<std::uint32_t>(left * right);
     }
+    sums[lane] = static_cast<std::int32_t>(sum);
+  }
+  return sums;
+}
+#endif
+#endif
+
+#ifdef TIDEGATE_I8MM
+// The sums are a matrix of two rows by two columns: to each, the eight products of the signed bytes
+// of a half of a, its row, by those of a half of b, its column, are added modulo 2^32.
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_octets(Lanes<float>::Bits sums, Lanes<float>::Bits a,
+                                                  Lanes<float>::Bits b);
+#ifdef TIDEGATE_EMULATE_EXTENSIONS
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_octets(Lanes<float>::Bits sums, Lanes<float>::Bits a,
+                                                  Lanes<float>::Bits b) {
+  typedef std::int8_t Bytes __attribute__((vector_size(vector_bytes)));
+  const Bytes rows = (Bytes)a, columns = (Bytes)b;
+  for (int lane = 0; lane < 4; ++lane) {
+    auto sum = static_cast<std::uint32_t>(sums[lane]);
+    for (int k = 0; k < 8; ++k)
+      sum += static_cast<std::uint32_t>(rows[lane / 2 * 8 + k] * columns[lane % 2 * 8 + k]);
     sums[lane] = static_cast<std::int32_t>(sum);
   }
   return sums;

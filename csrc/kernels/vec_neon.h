@@ -39,6 +39,13 @@ TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<
 }
 #endif
 
+#if defined(TIDEGATE_I8MM) && !defined(TIDEGATE_EMULATE_EXTENSIONS)
+TIDEGATE_INLINE Lanes<float>::Bits sums_of_octets(Lanes<float>::Bits sums, Lanes<float>::Bits a,
+                                                  Lanes<float>::Bits b) {
+  return (Lanes<float>::Bits)vmmlaq_s32((int32x4_t)sums, (int8x16_t)a, (int8x16_t)b);
+}
+#endif
+
 template <>
 TIDEGATE_INLINE Vec<float> sqrt(Vec<float> x) {
   return {vsqrtq_f32(x.v)};

@@ -78,6 +78,7 @@ inline bool machine_has_isa() {
       {"amx", has.amx},
 #else
       {"neon_dot", has.neon_dot},
+      {"neon_i8mm", has.neon_i8mm},
 #endif
   };
   for (const auto& [name, supported] : isas) {

@@ -65,7 +65,10 @@ struct Plain;
 
 template <>
 struct Plain<Int8Weights> {
-#ifdef TIDEGATE_DOT
+#if defined(TIDEGATE_I8MM)
+  static constexpr Index k_of_group = 8;
+  static constexpr int offset = 0;
+#elif defined(TIDEGATE_DOT)
   static constexpr Index k_of_group = 4;
   static constexpr int offset = quad_bias;  // of elements
 #else
