@@ -19,6 +19,11 @@ namespace {
 // With fewer rows, the matrix unit would wait for the weights.
 constexpr Index kMinMatrixRows = 5;
 
+// Whether a storage's sums are those of the matrix unit.
+template <class Weights>
+constexpr bool kUsesMatrixUnit =
+    requires(MatrixUnit& unit) { Weights::template add_tile<0, 4, 6>(unit); };
+
 // The vectors of units that a block of sums has, one or two: gates of a slice, or a gate of two
 // slices. Strides from the first to the second, in elements.
 template <class Weights>

@@ -12,13 +12,14 @@
 //   add_product     adds the product of a tile to its accumulators
 //   row_vectors, tile_rows, tile_vectors   the size of a tile with one row, and with several
 //   step_flops, steps   the measurement of its peak without a matrix unit
-//   add_tile, add_scaled   with a matrix unit, see matrix_phase.h
+//   add_tile, add_scaled   if its sums are those of the matrix unit, see matrix_phase.h
 //
 // The rows of a call are rounded first. Rounding takes a small part of the time of the products,
 // which read a rounded row for all units; hence each thread rounds all rows that it reads.
 #ifndef TIDEGATE_KERNELS_ROUNDED_PHASE_H_
 #define TIDEGATE_KERNELS_ROUNDED_PHASE_H_
 
+#include <type_traits>
 #include <utility>
 
 #include "kernels/accumulators.h"
@@ -141,19 +142,27 @@ __attribute__((noinline)) void rounded_products(const PhaseCall<float>& call) {
   };
   if (call.rows == 1) return run(1, one_row);
 #ifdef TIDEGATE_AMX
-  if (call.rows >= kMinMatrixRows) {
-    MatrixUnit unit;
-    return run(kMatrixSlices<Shape>,
-               [&](const auto&... arguments) { matrix_sweep<Weights, Shape>(unit, arguments...); });
+  if constexpr (kUsesMatrixUnit<Weights>) {
+    if (call.rows >= kMinMatrixRows) {
+      MatrixUnit unit;
+      return run(kMatrixSlices<Shape>, [&](const auto&... arguments) {
+        matrix_sweep<Weights, Shape>(unit, arguments...);
+      });
+    }
   }
 #endif
   run(kTileSlices<Shape, Weights::tile_vectors>, many_rows);
 }
 
-// The measurement of a storage's peak: that of the matrix unit, or of multiply steps on vectors.
+// The measurement of a storage's peak: that of multiply steps on vectors, or of the matrix unit.
 template <class Weights>
-struct Peak {
+struct VectorPeak {
+  static constexpr Index round_flops = kFmaChains * Weights::step_flops;
+  static float rounds(Index count) { return Weights::template steps<kFmaChains>(count); }
+};
 #ifdef TIDEGATE_AMX
+template <class Weights>
+struct MatrixPeak {
   // Four tiles of sums, of which each element receives the products of a block of k's.
   static constexpr Index round_flops =
       4 * 2 * kTileRows * Vec<float>::width * RoundedPanels<Weights>::kBlock;
@@ -172,11 +181,13 @@ struct Peak {
     unit.store<0>(zeros, vector_bytes);
     return zeros[0];
   }
-#else
-  static constexpr Index round_flops = kFmaChains * Weights::step_flops;
-  static float rounds(Index count) { return Weights::template steps<kFmaChains>(count); }
-#endif
 };
+template <class Weights>
+using Peak = std::conditional_t<kUsesMatrixUnit<Weights>, MatrixPeak<Weights>, VectorPeak<Weights>>;
+#else
+template <class Weights>
+using Peak = VectorPeak<Weights>;
+#endif
 
 template <class Weights, int... kinds>
 constexpr StorageKernels<float> rounded_kernels(std::integer_sequence<int, kinds...>) {
