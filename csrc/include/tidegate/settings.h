@@ -24,8 +24,8 @@ TIDEGATE_EXPORT std::string num_threads_reason();
 TIDEGATE_EXPORT std::string thread_runtime();
 
 // The instruction set in use: "baseline", "avx2", "avx2_vnni", "avx512", "avx512_vnni",
-// "avx512_bf16", "amx", "neon", "neon_dot" or "neon_i8mm". Chosen once, at first use; the environment variable
-// TIDEGATE_ISA overrides the choice.
+// "avx512_bf16", "amx", "neon", "neon_dot" or "neon_i8mm". Chosen once, at first use; the
+// environment variable TIDEGATE_ISA overrides the choice.
 TIDEGATE_EXPORT std::string isa();
 // The instruction sets of this build that this machine supports, the best one last.
 TIDEGATE_EXPORT std::vector<std::string> available_isas();
