@@ -29,7 +29,8 @@ class Cell:
         training: whether it is forward and backward with all gradients, or inference.
         threads: the number of threads that a contender may use.
         dtype: "float32" or "float64", the dtype of the arrays.
-        precision: "bfloat16" or "int8", in which contenders compute in their own ways; "": dtype.
+        precision: "bfloat16" or "int8", in which contenders compute in their own ways (Tidegate in
+            the faster of its two bfloat16's); "": dtype.
     """
 
     regime: str

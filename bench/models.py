@@ -698,6 +698,9 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", help=f"of {', '.join(MODELS)}; all if none is given")
     args = parser.parse_args()
+    for name in args.names:
+        if name not in MODELS:
+            parser.error(f"names: got {name!r}, wanted some of {', '.join(MODELS)}")
     described, by_precision, by_layer = [], [], []
     for name in args.names or MODELS:
         model = MODELS[name]

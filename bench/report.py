@@ -196,9 +196,9 @@ def short_markdown(data: dict[str, Any]) -> str:
     for regime in (None, "**all**"):
         for item in sorted(items, key=lambda item: item.cell.training):
             cell = item.cell
-            what = ", ".join(filter(None, (_work(cell.training), cell.precision)))
-            rows.setdefault((regime or cell.regime, what), []).append(item)
-    lines += [_short_row(*names, group, counts) for names, group in rows.items()]
+            work = ", ".join(filter(None, (_work(cell.training), cell.precision)))
+            rows.setdefault((regime or cell.regime, work), []).append(item)
+    lines += [_short_row(*calls, group, counts) for calls, group in rows.items()]
     legend = (
         f"{len(items)} cells; {about(data)}. Ratios: geometric mean (least, greatest); above 1 "
         "Tidegate is faster. Limit: median (least, greatest)."
@@ -209,7 +209,7 @@ def short_markdown(data: dict[str, Any]) -> str:
     return "\n".join([*lines, "", legend, ""])
 
 
-def _short_row(regime: str, what: str, group: list[Summary], counts: list[int]) -> str:
+def _short_row(regime: str, work: str, group: list[Summary], counts: list[int]) -> str:
     ratios, limits = [], []
     for count in counts:
         own = [item for item in group if item.cell.threads == count]
@@ -223,7 +223,7 @@ def _short_row(regime: str, what: str, group: list[Summary], counts: list[int]) 
             if reached
             else "-"
         )
-    return _row([regime, what, *ratios, *limits])
+    return _row([regime, work, *ratios, *limits])
 
 
 def verdict(data: dict[str, Any]) -> list[str]:

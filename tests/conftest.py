@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tidegate as tg
-from isas import BASE_ISAS
+from isas import exact_isas
 from programs import cmake_build, compiler
 from tidegate import _core
 
@@ -42,11 +42,11 @@ def selected(isa: str) -> Iterator[str]:
         _core.select_isa(before)
 
 
-@pytest.fixture(params=[isa for isa in _core.available_isas() if isa not in BASE_ISAS])
+@pytest.fixture(params=exact_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on every instruction set of this build that the machine can run.
 
-    For tests of low precision there is `any_isa`.
+    Those that extend another one by instructions for low precision are in `any_isa` alone.
     """
     with selected(request.param) as name:
         yield name

@@ -975,7 +975,7 @@ def test_quantised_modules(torch: Any, cell: str, options: str, scheme: str) -> 
 @pytest.mark.parametrize("scheme", ["per tensor", "per channel"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_quantised_modules_against_pytorch(
-    torch: Any, cell: str, scheme: str, extreme: float, isa: str
+    torch: Any, cell: str, scheme: str, extreme: float, any_isa: str
 ) -> None:
     source = float_module(torch, cell, extreme=extreme)
     module = quantize_dynamic(torch, torch.nn.Sequential(source), scheme)[0]
@@ -1114,7 +1114,7 @@ def test_precision_of_other_sources(tmp_path: pathlib.Path) -> None:
     state_dict = tg.LSTM(3, 4, seed=0).state_dict()
     halves = {name: array.astype(np.float16) for name, array in state_dict.items()}
     exact = convert.from_torch(halves)
-    for precision in ("bfloat16", "int8"):
+    for precision in ("bfloat16", "bfloat16-dot", "int8"):
         layer = convert.from_torch(halves, precision=precision)
         assert layer.params.flat.tobytes() == exact.quantize(precision).params.flat.tobytes()
     linear = {"weight": np.eye(3, dtype=np.float32), "bias": np.ones(3, np.float32)}

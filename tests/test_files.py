@@ -473,6 +473,17 @@ def test_entries_that_have_no_precision_are_loaded_as_they_are(tmp_path):
     same_layer(got, entries["a"].quantize("bfloat16"))
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "Linear"])
+def test_bfloat16_is_loaded_as_either_kind(kind, tmp_path):
+    layer = make(kind)
+    names = ["bfloat16", "bfloat16-dot"]
+    for saved in names:
+        files.save(tmp_path / "f", layer.quantize(saved))
+        for wanted in names:
+            got = files.load(tmp_path / "f", precision=wanted)
+            same_layer(got, layer.quantize(wanted))
+
+
 def test_layers_that_cannot_be_loaded_in_a_precision(tmp_path):
     path = tmp_path / "f"
     not_finite = make("GRU")

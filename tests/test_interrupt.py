@@ -66,7 +66,9 @@ def in_precision(layer, precision):
     return layer if precision == "float32" else layer.quantize(precision)
 
 
-every_precision = pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+every_precision = pytest.mark.parametrize(
+    "precision", ["float32", "bfloat16", "bfloat16-dot", "int8"]
+)
 
 
 @every_precision
@@ -96,7 +98,7 @@ def test_a_call_of_one_step_ends(cell, num_threads, precision):
     assert ended_early(out[0])
 
 
-@pytest.mark.parametrize("precision", [None, "bfloat16"])
+@pytest.mark.parametrize("precision", [None, "bfloat16", "bfloat16-dot"])
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_a_backward_call_of_one_step_ends(num_threads, precision):
     layer = tg.GRU(256, 64, seed=0)
@@ -147,7 +149,7 @@ def test_a_stream_keeps_its_state(lstm, x, out):
     assert_same_bits(stream.step(x[0]), lstm(x[:4])[0][3])
 
 
-@pytest.mark.parametrize("precision", [None, "bfloat16"])
+@pytest.mark.parametrize("precision", [None, "bfloat16", "bfloat16-dot"])
 def test_training_ends(precision):
     # Wide and short: the tape is small, and yet the calls are long.
     layer = tg.GRU(1500, 1500, seed=0)

@@ -11,14 +11,15 @@ import pytest
 
 import tidegate as tg
 from golden_cases import covered_cases
+from isas import exact_isas
 from layer_cases import map_state, parts
-from tidegate import _bounds, _core, reference, selftest
+from tidegate import _bounds, reference, selftest
 from tolerance import assert_correct, assert_steps_correct, assert_within, make_contracting
 
 DTYPES = [np.float32, np.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "f64"])
 # As the topmost mark it varies fastest, and the reference's results are used again at once.
-every_isa_in_turn = pytest.mark.parametrize("isa", _core.available_isas(), indirect=True)
+every_isa_in_turn = pytest.mark.parametrize("isa", exact_isas(), indirect=True)
 
 NETWORKS: dict[str, tuple[type, dict[str, Any]]] = {
     "lstm": (tg.LSTM, {}),

@@ -169,6 +169,11 @@ def test_a_row_that_is_not_finite(precision, any_isa):
             assert np.isnan(y[1:, 1]).all()
 
 
+def test_the_faster_bfloat16(any_isa):
+    if any_isa != "amx":  # there a process may not be permitted to use it
+        assert tg.fastest_bfloat16() == "bfloat16-dot"
+
+
 # ---- Training in bfloat16 ------------------------------------------------------------------------
 
 
@@ -442,8 +447,12 @@ def test_training_and_conversions_are_refused(precision, tmp_path):
     for call in (lambda: linear.forward(x), lambda: linear.astype(np.float64)):
         with pytest.raises(ValueError, match=wanted):
             call()
-    with pytest.raises(ValueError, match=f"already in {precision}"):
-        layer.quantize("int8")
+    for other in PRECISIONS:
+        if precision != other and {precision, other} == set(BFLOAT16):
+            assert_same_bits(layer.quantize(other)(x)[0], exact.quantize(other)(x)[0])
+            continue
+        with pytest.raises(ValueError, match=f"already in {precision}"):
+            layer.quantize(other)
     with pytest.raises(ValueError, match="dequantize: got a layer in float32"):
         exact.dequantize()
 

@@ -2,7 +2,8 @@
 
 In bfloat16 by its precision hint. In int8 the operands of products are quantised by FakeQuantize
 operations, from which the CPU plugin makes its kernels in int8: x and h in 256 levels of a fixed
-range, here that of the very x of the call; weights symmetric for each unit. It has none for a GRU.
+range, here that of the very x of the call (the plugin has one scale for both: another range of h
+changes no result); weights symmetric for each unit. It has none for a GRU.
 
 One step, stateful: two requests take turns, each writing the states that the other one reads.
 """

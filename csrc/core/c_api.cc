@@ -235,6 +235,8 @@ void for_each_state(tidegate::Stream<float>& stream, const F& f) {
 
 const char* tidegate_version(void) { return TIDEGATE_VERSION; }
 
+const char* tidegate_fastest_bfloat16(void) { return name_of(tidegate::fastest_bfloat16()); }
+
 const char* tidegate_last_error(void) { return last_error; }
 
 // ---- Models ----

@@ -70,10 +70,16 @@ class ParameterStore {
     copy(to);
   }
 
-  // The parameters in low precision. Throws std::invalid_argument unless they are exact floats.
+  // The parameters in low precision. Throws std::invalid_argument unless they are exact floats, or
+  // of another precision with the same parameters.
   QuantizedParameters in_precision(const std::vector<Parameter>& layout,
                                    Precision precision) const {
     if (quantized_) {
+      if (precision != this->precision() && have_same_parameters(precision, this->precision())) {
+        QuantizedParameters same = *quantized_;
+        same.precision = precision;
+        return same;
+      }
       throw std::invalid_argument(std::string("precision: the parameters are already in ") +
                                   precision_name<T>(this->precision()) +
                                   "; quantise the layer from which these were made");

@@ -6,6 +6,7 @@
 #ifndef TIDEGATE_KERNELS_BF16_H_
 #define TIDEGATE_KERNELS_BF16_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -16,8 +17,6 @@
 namespace tidegate {
 namespace {
 
-using Pairs = std::uint32_t __attribute__((vector_size(vector_bytes)));
-
 // The nearest numbers with the upper 16 bits of a float, ties to even. A NaN becomes a quiet NaN.
 TIDEGATE_INLINE Vec<float> rounded(Vec<float> x) {
   const Pairs bits = (Pairs)x.v;
@@ -25,14 +24,6 @@ TIDEGATE_INLINE Vec<float> rounded(Vec<float> x) {
   const Pairs is_nan = (Pairs)(x.v != x.v);
   const Pairs result = (is_nan & (bits | 0x400000)) | (~is_nan & nearest);
   return {(Vec<float>::Native)(result & 0xffff0000)};
-}
-
-// The numbers of pairs.
-TIDEGATE_INLINE Vec<float> first_of_pairs(Pairs pairs) {
-  return {(Vec<float>::Native)(pairs << 16)};
-}
-TIDEGATE_INLINE Vec<float> second_of_pairs(Pairs pairs) {
-  return {(Vec<float>::Native)(pairs & 0xffff0000)};
 }
 
 // The members of a storage that do not depend on the order of sums (rounded_phase.h). An element of
@@ -98,12 +89,17 @@ struct Bf16Storage {
   [[maybe_unused]] static constexpr Index step_flops = 2 * Vec<float>::width;
   template <int chains>
   static float steps(Index rounds) {
+    return steps_of<chains>(rounds, broadcast(0.5f), broadcast(0.25f), fma_of_halves);
+  }
+  // Of other steps: multiply(x, w, sums).
+  template <int chains, class Operand, class Multiply>
+  static TIDEGATE_INLINE float steps_of(Index rounds, Operand x, Operand w,
+                                        const Multiply& multiply) {
     Vec<float> sums[chains];
     for (int i = 0; i < chains; ++i) sums[i] = broadcast(1.0f / static_cast<float>(1 + i));
-    const Vec<float> x = broadcast(0.5f), w = broadcast(0.25f);
     for (Index round = 0; round < rounds; ++round) {
 #pragma GCC unroll 12
-      for (int i = 0; i < chains; ++i) sums[i] = fma_of_halves(x, w, sums[i]);
+      for (int i = 0; i < chains; ++i) sums[i] = multiply(x, w, sums[i]);
     }
     return sum_of(sums);
   }

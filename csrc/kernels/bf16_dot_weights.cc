@@ -33,20 +33,14 @@ struct Bf16DotWeights : Bf16Storage<Bf16DotRow> {
 
 #ifdef TIDEGATE_BF16_DOT
   static TIDEGATE_INLINE Vec<float> multiply(Pairs row, Pairs weights, Vec<float> sums) {
-    return sums_of_half_pairs(sums, (Lanes<float>::Bits)row, (Lanes<float>::Bits)weights);
+    return sums_of_half_pairs(sums, row, weights);
   }
 
   static constexpr Index step_flops = 2 * group * Vec<float>::width;
   template <int chains>
   static float steps(Index rounds) {
-    Vec<float> sums[chains];
-    for (int i = 0; i < chains; ++i) sums[i] = broadcast(1.0f / static_cast<float>(1 + i));
-    const Pairs x = Pairs{} + 0x3f003f00, w = Pairs{} + 0x3e803e80;
-    for (Index round = 0; round < rounds; ++round) {
-#pragma GCC unroll 12
-      for (int i = 0; i < chains; ++i) sums[i] = multiply(x, w, sums[i]);
-    }
-    return sum_of(sums);
+    constexpr std::uint32_t kHalves = 0x3f003f00, kQuarters = 0x3e803e80;
+    return steps_of<chains>(rounds, Pairs{} + kHalves, Pairs{} + kQuarters, multiply);
   }
 #endif
 

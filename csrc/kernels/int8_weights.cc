@@ -206,7 +206,7 @@ struct Int8Weights {
   static constexpr int row_vectors = 8;
   static constexpr int tile_vectors = 4;
 #ifdef TIDEGATE_I8MM
-  static constexpr int tile_rows = 4;
+  static constexpr int tile_rows = 4;  // two pairs, each with two sums for a vector
 #else
   static constexpr int tile_rows = vector_registers == 32 ? 5 : 2;
 #endif
@@ -312,6 +312,9 @@ struct Int8Weights {
 
 }  // namespace
 
+#ifdef TIDEGATE_AMX
+static_assert(kUsesMatrixUnit<Int8Weights>);
+#endif
 const StorageKernels<float> TIDEGATE_TABLE(int8_weights) = rounded_kernels<Int8Weights>();
 
 }  // namespace tidegate

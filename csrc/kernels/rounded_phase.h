@@ -1,7 +1,8 @@
 // The products of a phase for storages that round both the weights and the rows: the loops over
 // tiles. The arithmetic of a tile is that of the storage.
 //
-// The storage's file (bf16_weights.cc, int8_weights.cc) defines a class with these members:
+// The storage's file (int8_weights.cc; bf16_weights.cc and bf16_dot_weights.cc with bf16.h) defines
+// a class with these members:
 //
 //   kind, cost, grain   as in StorageKernels
 //   Element, Row    the types of an element of a panel and of a rounded row

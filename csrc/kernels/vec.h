@@ -288,22 +288,24 @@ TIDEGATE_INLINE Lanes<float>::Bits sums_of_octets(Lanes<float>::Bits sums, Lanes
 #endif
 #endif
 
+// Pairs of numbers in bfloat16, the upper halves of floats: the second one is in the upper half.
+using Pairs = std::uint32_t __attribute__((vector_size(vector_bytes)));
+
+TIDEGATE_INLINE Vec<float> first_of_pairs(Pairs pairs) {
+  return {(Vec<float>::Native)(pairs << 16)};
+}
+TIDEGATE_INLINE Vec<float> second_of_pairs(Pairs pairs) {
+  return {(Vec<float>::Native)(pairs & 0xffff0000)};
+}
+
 #ifdef TIDEGATE_BF16_DOT
-// Lane i: of the pairs of numbers in bfloat16 in a[i] and b[i], the product of the second ones (the
-// upper halves) is added to sums[i], then that of the first ones, each sum rounded once.
-TIDEGATE_INLINE Vec<float> sums_of_half_pairs(Vec<float> sums, Lanes<float>::Bits a,
-                                              Lanes<float>::Bits b);
+// Lane i: the product of the second numbers of a[i] and b[i] is added to sums[i], then that of the
+// first ones; each sum is rounded once.
+TIDEGATE_INLINE Vec<float> sums_of_half_pairs(Vec<float> sums, Pairs a, Pairs b);
 #ifdef TIDEGATE_EMULATE_EXTENSIONS
-TIDEGATE_INLINE Vec<float> sums_of_half_pairs(Vec<float> sums, Lanes<float>::Bits a,
-                                              Lanes<float>::Bits b) {
-  typedef std::uint32_t Unsigned __attribute__((vector_size(vector_bytes)));
-  const auto second = [](Lanes<float>::Bits pairs) {
-    return Vec<float>{(Vec<float>::Native)((Unsigned)pairs & 0xffff0000)};
-  };
-  const auto first = [](Lanes<float>::Bits pairs) {
-    return Vec<float>{(Vec<float>::Native)((Unsigned)pairs << 16)};
-  };
-  return fma_of_halves(first(a), first(b), fma_of_halves(second(a), second(b), sums));
+TIDEGATE_INLINE Vec<float> sums_of_half_pairs(Vec<float> sums, Pairs a, Pairs b) {
+  const Vec<float> sum = fma_of_halves(second_of_pairs(a), second_of_pairs(b), sums);
+  return fma_of_halves(first_of_pairs(a), first_of_pairs(b), sum);
 }
 #endif
 #endif

@@ -39,8 +39,7 @@ TIDEGATE_INLINE Lanes<float>::Bits sums_of_quads(Lanes<float>::Bits sums, Lanes<
 #endif
 
 #if defined(TIDEGATE_BF16_DOT) && !defined(TIDEGATE_EMULATE_EXTENSIONS)
-TIDEGATE_INLINE Vec<float> sums_of_half_pairs(Vec<float> sums, Lanes<float>::Bits a,
-                                              Lanes<float>::Bits b) {
+TIDEGATE_INLINE Vec<float> sums_of_half_pairs(Vec<float> sums, Pairs a, Pairs b) {
   return {_mm512_dpbf16_ps(sums.v, (__m512bh)a, (__m512bh)b)};
 }
 #endif

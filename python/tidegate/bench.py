@@ -92,8 +92,8 @@ def product_rate(precision: str, threads: int) -> float:
     """The peak of products in a precision, in flops per second of `threads` threads together.
 
     That is the rate of multiply steps on registers: of fused multiply-adds in "float32" and
-    "float64", and of the fastest instructions for it in "bfloat16" and "int8", where an operation
-    on integers counts as a flop.
+    "float64", and of the instructions for it in "bfloat16", "bfloat16-dot" and "int8", where an
+    operation on integers counts as a flop.
     """
     return _sum_over_threads(lambda: _core.product_rate(precision), threads)
 

@@ -37,6 +37,12 @@ def check_precision(precision: object) -> Precision:
     return cast(Precision, precision)
 
 
+def have_same_parameters(left: object, right: object) -> bool:
+    """Whether layers in these low precisions have the same parameters, as in both bfloat16's."""
+    bfloat16 = ("bfloat16", "bfloat16-dot")
+    return left == right or (left in bfloat16 and right in bfloat16)
+
+
 def is_exact(layer: Any) -> bool:
     """Whether the layer is not in low precision."""
     return bool(layer.precision == str(layer.dtype))

@@ -15,7 +15,13 @@ from typing import Any, TypeAlias, TypeVar, overload
 import numpy as np
 
 from tidegate import _core
-from tidegate.checks import Array, Precision, check_precision, check_unmasked
+from tidegate.checks import (
+    Array,
+    Precision,
+    check_precision,
+    check_unmasked,
+    have_same_parameters,
+)
 from tidegate.layers import CELLS, GRU, LSTM, MGU, RecurrentLayer
 from tidegate.linear import Dropout, Linear
 
@@ -139,7 +145,7 @@ def _in_precision(where: str, name: str, entry: Entry, precision: Precision | No
             f"{what}got float64, wanted float32 for precision={precision!r}; load it without a "
             f"precision, then layer.astype(numpy.float32).quantize({precision!r})"
         )
-    if entry.precision != "float32":
+    if entry.precision != "float32" and not have_same_parameters(entry.precision, precision):
         raise ValueError(
             f"{what}got a layer in {entry.precision}, wanted float32 for precision={precision!r}; "
             "load it without a precision, or quantise the layer from which it was made"
@@ -154,7 +160,7 @@ def save(path: Path, layers: Layer | Mapping[str, Entry]) -> None:
     """Writes layers to a safetensors file, which `load` reads: options, dtypes and parameters.
 
     Layers in low precision (`LSTM.quantize`) are written as they are: in "int8" a file is about a
-    quarter as large as that of the float32 layer, in "bfloat16" half as large.
+    quarter as large as that of the float32 layer, in both bfloat16's half as large.
 
     The file is written completely or not at all: to a temporary file beside it, which is renamed.
 

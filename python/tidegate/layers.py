@@ -428,10 +428,9 @@ class RecurrentLayer(Generic[State, GivenState]):
         activations, states and results remain float32. Weights, and x and h where they enter a
         product, are rounded to nearest, ties to even:
 
-        - "bfloat16", "bfloat16-dot": to 8 significant bits, with float32's range. They differ in
-          the order of sums, that of the instructions for such products: "bfloat16" is fast on
-          processors with AMX, "bfloat16-dot" on those with AVX512-BF16 but no AMX. Each has the
-          same bits on all processors; `tidegate.fastest_bfloat16()` tells which is faster here.
+        - "bfloat16", "bfloat16-dot": to 8 significant bits, with float32's range. The two differ in
+          the order of sums alone: that of AMX's matrix unit, and that of AVX512-BF16's dot
+          products. Every processor has both; `tidegate.fastest_bfloat16()` tells which is faster.
         - "int8": to integers in -127..127 times a scale. A row of weights (of one unit and gate)
           has the scale max|w| / 127; a row of x, at each step, max|x| / 127; h has the scale
           1 / 127 if the activations bound it by 1 (and there is no projection), or max|h| / 127
@@ -458,7 +457,8 @@ class RecurrentLayer(Generic[State, GivenState]):
         Raises:
             TypeError: precision is not a str.
             ValueError: precision has another value; this layer is of float64 (`astype` converts
-                it), or already in low precision; "int8" of a weight that is not finite, or of an
+                it), or already in low precision (but bfloat16 becomes bfloat16-dot, and back);
+                "int8" of a weight that is not finite, or of an
                 input or hidden size above 131072.
         """
         return self._with(quantized=self._model.quantize(check_precision(precision)))

@@ -6,7 +6,8 @@
 
 Every feature, forward and backward, in float64, one row and one step at a time; not optimised, no
 threads, no matrix library. The tests and ``tidegate selftest`` check the C++ core against it. The
-low precisions, "bfloat16", "bfloat16-dot" and, for inference alone, "int8", are specified in the section "Low precision".
+low precisions, "bfloat16", "bfloat16-dot" and, for inference alone, "int8", are specified in the
+section "Low precision".
 
 Notation throughout: ``t`` a step, ``b`` a row of the batch, ``j`` a hidden unit, ``k`` a summation
 index. T steps, N rows, I the input size, H ``hidden_size``, S the size of h (``proj_size`` if there
@@ -190,9 +191,9 @@ cdef double clipped_backward(Activation f, double clip, double a, double dy) noe
 #             f*h if |h| <= 1 (`h_is_bounded`), so that their scale is normally 1/127. It is 0 for
 #             all other operands. An operand with an element that is not finite is NaN throughout.
 #
-# In bfloat16 (of both kinds) the products of the backward pass round their operands too: the same matrices and
-# vectors, and the gradients by pre-activations and by a projection's result. Gradients of biases
-# and peepholes are sums of gradients that are not rounded.
+# In both bfloat16's the products of the backward pass round their operands too: the same matrices
+# and vectors, and the gradients by pre-activations and by a projection's result. Gradients of
+# biases and peepholes are sums of gradients that are not rounded.
 #
 # A network in this file multiplies and sums the rounded numbers in float64. A kernel computes in
 # float32: a pre-activation starts at bias_ih + bias_hh, the product with x is added, then that with
@@ -1226,7 +1227,8 @@ class LSTM(_Network):
             clamped to [-clip, clip]; c' is not. None: no clip.
         input_forget: f = 1 - i; the rows, bias and peephole of f have no effect.
         precision: "bfloat16", "bfloat16-dot" or "int8": the operands of products are rounded
-            (section "Low precision"), in bfloat16 those of `backward` too, which int8 does not have. None: float64.
+            (section "Low precision"), in bfloat16 those of `backward` too, which int8 does not
+            have. None: float64.
 
     Raises:
         ValueError: a size, a number or a name is out of range, or two options exclude each other.
@@ -1266,8 +1268,7 @@ class GRU(_Network):
         activation: the activation of n, in the same form.
         clip: the arguments of the gates' and n's activations, including biases, are clamped to
             [-clip, clip]. None: no clip.
-        precision: a low precision, as of an LSTM: the operands of products are rounded (section "Low
-            precision"), and there is no `backward`. None: float64.
+        precision: as of an LSTM.
 
     Raises:
         ValueError: a size, a number or a name is out of range, or two options exclude each other.
@@ -1299,8 +1300,7 @@ class MGU(_Network):
         activation: the activation of n, in the same form.
         clip: the arguments of f's and n's activations, including biases, are clamped to
             [-clip, clip]. None: no clip.
-        precision: a low precision, as of an LSTM: the operands of products are rounded (section "Low
-            precision"), and there is no `backward`. None: float64.
+        precision: as of an LSTM.
 
     Raises:
         ValueError: a size, a number or a name is out of range, or two options exclude each other.

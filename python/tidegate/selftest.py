@@ -276,16 +276,16 @@ def run(isas: Sequence[str], numbers: Sequence[int], seed: int) -> bool:
     """Sweeps; prints a line for each instruction set and precision, and misses; True if none."""
     start = time.perf_counter()
     cases = "worst error / bound"
-    print(f"{'':12}{'':10}{'':>6}   {cases:^21}   {'changed by':>10}")
+    print(f"{'':12}{'':13}{'':>6}   {cases:^21}   {'changed by':>10}")
     print(
-        f"{'ISA':12}{'precision':10}{'cases':>6}   {'forward':>10} {'backward':>10}   "
+        f"{'ISA':12}{'precision':13}{'cases':>6}   {'forward':>10} {'backward':>10}   "
         f"{'threads':>10}"
     )
     misses = []
     for isa, precision, tally in sweep(isas, numbers, seed):
         clear_progress()
         print(
-            f"{isa:12}{precision:10}{tally.cases:6}   {tally.forward:10.3f} "
+            f"{isa:12}{precision:13}{tally.cases:6}   {tally.forward:10.3f} "
             f"{tally.backward:10.3f}   {tally.changed_bits:10}",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""The number of threads, and what this build and this machine are, and are good at."""
+"""The number of threads; a description of this build and this machine."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def get_num_threads() -> int:
 
 
 def fastest_bfloat16() -> Precision:
-    """Returns the kind of bfloat16 whose products are faster on the instruction set in force.
+    """Returns "bfloat16" or "bfloat16-dot", whichever is faster on the instruction set in force.
 
-    "bfloat16-dot" on processors with AVX512-BF16 and without AMX, otherwise "bfloat16". Both are
-    available, with the same bits, on all processors; see `LSTM.quantize`.
+    That is "bfloat16" on processors with AMX, otherwise "bfloat16-dot". They differ in the order of
+    sums; see `LSTM.quantize`.
     """
     return cast(Precision, _core.fastest_bfloat16())
 

@@ -574,6 +574,7 @@ int main(void) {
   fill(bias_hh, GATES, 4);
   CHECK(strcmp(tidegate_last_error(), "") == 0);
   CHECK(strlen(tidegate_version()) >= 5);
+  CHECK(strncmp(tidegate_fastest_bfloat16(), "bfloat16", 8) == 0);
   test_run_and_stream();
   test_mgu();
   test_files();

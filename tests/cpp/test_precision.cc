@@ -493,7 +493,17 @@ TEST(precisions_have_names) {
   CHECK(precision_name<float>(Precision::exact) == std::string("float32"));
   CHECK(precision_name<double>(Precision::exact) == std::string("float64"));
   CHECK(precision_name<float>(Precision::bfloat16) == std::string("bfloat16"));
+  CHECK(precision_name<float>(Precision::bfloat16_dot) == std::string("bfloat16-dot"));
   CHECK(precision_name<float>(Precision::int8) == std::string("int8"));
+  CHECK(low_precision("bfloat16-dot") == Precision::bfloat16_dot);
+  CHECK(!low_precision("bfloat16_dot") && !low_precision("float32"));
+}
+
+TEST(the_faster_bfloat16) {
+  for_each_isa([&] {
+    // The matrix unit is not used if the process may not use it.
+    if (isa() != "amx") CHECK(fastest_bfloat16() == Precision::bfloat16_dot);
+  });
 }
 
 namespace {
@@ -526,9 +536,18 @@ void check_layer(Layer& layer, const char* with_article, const Record& record) {
     CHECK(invalid_argument_of([&] { low->write_parameters(0, values.data(), 1); }) == refusal);
     CHECK(invalid_argument_of([&] { low->update_parameters([](float*) { CHECK(false); }); }) ==
           refusal);
-    CHECK(invalid_argument_of([&] { low->quantize(precision); }) ==
-          "precision: the parameters are already in " + name +
-              "; quantise the layer from which these were made");
+    for (const Precision other : kLowPrecisions) {
+      if (other != precision && have_same_parameters(other, precision)) {
+        const auto same_parameters = low->quantize(other);
+        CHECK(same_parameters->precision() == other);
+        CHECK(same_parameters->quantized()->bfloat16 == low->quantized()->bfloat16);
+        CHECK(same(same_parameters->quantized()->vectors, low->quantized()->vectors));
+        continue;
+      }
+      CHECK(invalid_argument_of([&] { low->quantize(other); }) ==
+            "precision: the parameters are already in " + name +
+                "; quantise the layer from which these were made");
+    }
     CHECK(begins_with(invalid_argument_of([&] { record(*low); }),
                       ("precision: " + std::string(with_article) + " in " + name +
                        " is for inference; train the ")

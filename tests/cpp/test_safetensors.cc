@@ -224,6 +224,9 @@ TEST(loading_in_a_precision) {
     CHECK(loaded->precision() == Precision::bfloat16);
     CHECK(same(run(*loaded, x, 4), wanted));
   }
+  const auto dot = load_model<float>(file, "half", Precision::bfloat16_dot);
+  CHECK(dot->precision() == Precision::bfloat16_dot);
+  CHECK(dot->quantized() && dot->quantized()->bfloat16 == bfloat16.bfloat16);
   CHECK(load_linear<float>(file, "low head")->precision() == Precision::int8);
   for (const char* const name : {"head", "low head"}) {
     const auto loaded = load_linear<float>(file, name, Precision::int8);

@@ -257,7 +257,7 @@ void check_loadable(const Safetensors& file, const LayerInfo& layer,
                  (is_low(layer.precision) ? " in the precision " + name : "") + ", wanted " +
                  kDtype<T> + (is_low(precision) ? "; convert it to F32 before it is saved" : ""));
   }
-  if (precision && is_low(layer.precision) && *precision != layer.precision) {
+  if (precision && is_low(layer.precision) && !have_same_parameters(*precision, layer.precision)) {
     refuse_layer(
         "got a layer in " + name + ", wanted " + precision_name<T>(*precision) +
         "; load it without a precision, or save the layer of float32 from which it was made");
@@ -291,8 +291,11 @@ template <class Made, class T, class... Options>
 std::shared_ptr<Made> load(const Safetensors& file, const LayerInfo& layer,
                            std::optional<Precision> precision, const Options&... options) {
   check_loadable<T>(file, layer, precision);
-  if (is_low(layer.precision))
-    return std::make_shared<Made>(options..., read_quantized(file, layer));
+  if (is_low(layer.precision)) {
+    QuantizedParameters quantized = read_quantized(file, layer);
+    if (precision) quantized.precision = *precision;
+    return std::make_shared<Made>(options..., std::move(quantized));
+  }
   std::vector<T> flat(static_cast<std::size_t>(parameter_count(layer)));
   read_parameters(file, layer, flat.data());
   if constexpr (std::is_same_v<T, float>) {

@@ -124,7 +124,8 @@ class TIDEGATE_EXPORT Model {
   // The parameters in low precision; null if the precision is exact.
   const QuantizedParameters* quantized() const;
   // A model with these parameters in low precision; see tidegate::quantize(). Throws
-  // std::invalid_argument if this model is of double or already in low precision.
+  // std::invalid_argument if this model is of double, or already in low precision (one with other
+  // parameters, see have_same_parameters).
   std::unique_ptr<Model> quantize(Precision precision) const;
 
   // Throws std::invalid_argument if run() and record() do not take this precision of products: they

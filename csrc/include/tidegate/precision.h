@@ -16,11 +16,11 @@ namespace tidegate {
 // The type in which weights, and the rows that they multiply, enter a product. Sums, activations,
 // states and results are always of the layer's own type.
 //
-// bfloat16 and bfloat16_dot: both are rounded to bfloat16. The two differ in the order of sums:
-// that of matrix units (AMX), and that of instructions for dot products (AVX512-BF16). Each is fast
-// where the processor has these instructions, and has the same bits elsewhere. int8: both are
-// integers in -127..127 with a scale, one for each row of a matrix of weights, one for each row of
-// x and h at each step; their sums are exact. The exact formulas are in
+// bfloat16 and bfloat16_dot: both are rounded to bfloat16. The two differ in the order of sums
+// alone: that of AMX's matrix unit, and that of AVX512-BF16's dot products. Every processor has
+// both. Their parameters are the same; quantize() and loading turn one into the other. int8: both
+// are integers in -127..127 with a scale, one for each row of a matrix of weights, one for each row
+// of x and h at each step; their sums are exact. The exact formulas are in
 // csrc/kernels/bf16_weights.cc, bf16_dot_weights.cc and int8_weights.cc.
 //
 // Results have the same bits for every division into threads, batches and chunks. Given the same x
@@ -41,6 +41,14 @@ TIDEGATE_EXPORT std::optional<Precision> low_precision(std::string_view name);
 
 // The one of bfloat16 and bfloat16_dot whose products are faster on the instruction set in force.
 TIDEGATE_EXPORT Precision fastest_bfloat16();
+
+// Whether parameters in one of them are parameters in the other, too: those of the two bfloat16's.
+inline bool have_same_parameters(Precision a, Precision b) {
+  const auto is_bfloat16 = [](Precision precision) {
+    return precision == Precision::bfloat16 || precision == Precision::bfloat16_dot;
+  };
+  return a == b || (is_bfloat16(a) && is_bfloat16(b));
+}
 
 // The parameters of a layer in low precision, in the order of its list of parameters: matrices
 // (weights) as bfloat16, or as integers with a scale for each row; vectors (biases, peepholes) in

@@ -35,6 +35,8 @@ typedef struct tidegate_linear tidegate_linear;
 
 /* For example "1.2.3". */
 TIDEGATE_EXPORT const char* tidegate_version(void);
+/* "bfloat16" or "bfloat16-dot", whichever is faster on the instruction set in force. */
+TIDEGATE_EXPORT const char* tidegate_fastest_bfloat16(void);
 
 /* The reason of the calling thread's last failed call; "" if none has failed. Valid until the
  * thread's next failed call. */
@@ -56,7 +58,8 @@ TIDEGATE_EXPORT tidegate_status tidegate_model_load_memory(const void* data, siz
 
 /* The same with a low precision, "bfloat16", "bfloat16-dot" or "int8" (tidegate/precision.h):
  * layers of float32 are rounded to it, and those that the file has in another low precision are
- * refused. Null: the precision that the layer has in the file, as without this argument. */
+ * refused (but "bfloat16" and "bfloat16-dot" have the same parameters). Null: the precision that
+ * the layer has in the file, as without this argument. */
 TIDEGATE_EXPORT tidegate_status tidegate_model_load_as(const char* path, const char* layer,
                                                        const char* precision,
                                                        tidegate_model** model);

@@ -19,8 +19,8 @@ from tidegate.torch.models import ModelKey
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def kind_on_this_processor(precision: str | None) -> str | None:
-    """Of autocast's bfloat16, the kind that is faster; None stays None."""
+def fastest_kind(precision: str | None) -> str | None:
+    """The precision for autocast's bfloat16: the faster of the two. None stays None."""
     return None if precision is None else fastest_bfloat16()
 
 

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from tidegate.torch import operator
-from tidegate.torch.calls import PLAIN, Call, Recurrence, kind_on_this_processor
+from tidegate.torch.calls import PLAIN, Call, Recurrence, fastest_kind
 from tidegate.torch.memory import DTYPES
 from tidegate.torch.models import ModelKey, Models
 
@@ -119,7 +119,7 @@ class Recurrent(torch.nn.Module):
 
         Under `torch.autocast("cpu", torch.bfloat16)` the operands of a float32 module's products
         are rounded to bfloat16, forward and backward; all else is float32. (A module that is frozen
-        in int8 remains in int8.) There `input`, `hx` and computed parameters may be bfloat16 or
+        in a precision keeps it.) There `input`, `hx` and computed parameters may be bfloat16 or
         float16, and all results have the dtype of h_0, or if `hx` is None of `input`.
         """
         if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
@@ -144,7 +144,7 @@ class Recurrent(torch.nn.Module):
         if obstacle is not None:
             return self._fall_back(input, hx, obstacle)
         self._check_shapes(x, states, batch_sizes)
-        precision = kind_on_this_processor(precision)
+        precision = fastest_kind(precision)
         if order is not None:
             states = tuple(state.index_select(1, order) for state in states)
 

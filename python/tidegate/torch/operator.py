@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tidegate import _core
-from tidegate.torch.calls import Call, kind_on_this_processor
+from tidegate.torch.calls import Call, fastest_kind
 from tidegate.torch.models import ModelKey, Models
 
 
@@ -90,7 +90,8 @@ def recurrence(
         num_threads: the most threads that the call may use; 0: the lesser of PyTorch's and
             Tidegate's limits.
         record: whether a gradient is wanted.
-        precision: of the products, "bfloat16" (of either kind) or None, the dtype of the weights.
+        precision: of the products: "bfloat16", for which the faster of the two is taken, or None,
+            the dtype of the weights.
 
     Returns:
         y and h_n; c_n, without elements for a GRU; and a tensor that represents the tape if
@@ -110,7 +111,7 @@ def recurrence(
     models = _models(weights[0].data_ptr())
     model = models.take(key, list(weights))
     try:
-        kind = kind_on_this_processor(precision)
+        kind = fastest_kind(precision)
         call = Call(key, model, batch_sizes, dropout, num_threads or threads(), precision=kind)
         if record:
             y, states_n, recorded = call.record(x, states)
