@@ -152,8 +152,8 @@ def from_torch(
         batch_first: whether x and y are (N, T, ...). None takes it from the module, else False.
         dequantize: True makes float32 weights of quantised ones: (integer - zero point) * scale.
         precision: the low precision of the layer, as by `quantize`, for example "int8"; None:
-            that of the weights. With "bfloat16" or "bfloat16-dot" a bfloat16 checkpoint keeps its weights bit for
-            bit.
+            that of the weights. With "bfloat16" or "bfloat16-dot" a bfloat16 checkpoint keeps its
+            weights bit for bit.
 
     Returns:
         layer: a cell becomes a layer of its own size, for sequences and streams. For an Embedding,
