@@ -224,6 +224,16 @@ TEST(memory_at_page_boundaries) {
   check_memory<double>();
 }
 
+TEST(bytes_are_widened_with_their_sign) {
+  constexpr int kCount = 2 * Vec<float>::width;
+  std::int8_t bytes[256 + kCount];
+  for (int i = 0; i < 256 + kCount; ++i) bytes[i] = static_cast<std::int8_t>(i - 128);
+  for (int first = 0; first <= 256; ++first) {  // at any address
+    const Shorts shorts = load_widened(bytes + first);
+    for (int i = 0; i < kCount; ++i) CHECK(shorts[i] == bytes[first + i]);
+  }
+}
+
 TEST(sums_of_pairs_are_exact) {
   constexpr int kPairs = Vec<float>::width;
   const int extremes[] = {-32767, -128, -127, -1, 0, 1, 127, 128, 32767};
