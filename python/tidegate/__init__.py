@@ -8,17 +8,17 @@
 Names, shapes, argument order and defaults are those of `torch.nn.LSTM` and `torch.nn.GRU`.
 
 Layers: `LSTM`, `GRU`, `MGU`, and live input through `Stream`. Training: their `forward` and
-`backward`, `Linear`, `Dropout`, `losses`, `optim`. Files: `save` and `load`; `TensorFile` reads any
-safetensors file. Weights from PyTorch, Keras and ONNX, and back: `convert`. PyTorch modules on
-these kernels: `tidegate.torch`, which has to be imported explicitly. Settings: `set_num_threads`,
-`get_num_threads`, `num_threads`; what this machine is: `show_config`, `fastest_bfloat16`. The
-reference that all results are checked against: `tidegate.reference`.
+`backward`, `Linear`, `Dropout`, `losses`, `optim`, `lr_scheduler`. Files: `save` and `load`;
+`TensorFile` reads any safetensors file. Weights from PyTorch, Keras and ONNX, and back: `convert`.
+PyTorch modules on these kernels: `tidegate.torch`, which has to be imported explicitly. Settings:
+`set_num_threads`, `get_num_threads`, `num_threads`; what this machine is: `show_config`,
+`fastest_bfloat16`. The reference that all results are checked against: `tidegate.reference`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tidegate import losses, optim
+from tidegate import losses, lr_scheduler, optim
 from tidegate._core import Tape, version
 from tidegate.files import TensorFile, load, save
 from tidegate.layers import GRU, LSTM, MGU, Grads
@@ -57,6 +57,7 @@ __all__ = [
     "get_num_threads",
     "load",
     "losses",
+    "lr_scheduler",
     "num_threads",
     "optim",
     "save",

@@ -16,8 +16,8 @@ Parameters may come in groups with hyperparameters of their own:
 
     opt = tg.optim.AdamW([{"params": gru}, {"params": head, "lr": 1e-2}], lr=1e-3)
 
-`opt.lr` may be set between steps, and so may `opt.param_groups[k]["lr"]`: write a schedule in this
-way, as this module has none.
+`opt.lr` may be set between steps, and so may `opt.param_groups[k]["lr"]`: the schedulers of
+`tidegate.lr_scheduler` do it.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ class _Optimizer:
         if len({id(p) for p in self._params}) < len(self._params):
             raise ValueError("params: got the same Params twice, wanted each once")
         self._step = 0
+        self._initial_lrs: list[float] = []  # of the groups, once there is a scheduler
         self._buffers = {
             name: [np.zeros_like(p.flat) for p in self._params] for name in self._buffer_names
         }
