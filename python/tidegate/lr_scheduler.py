@@ -35,7 +35,7 @@ from tidegate.checks import (
     check_probability,
     check_size,
 )
-from tidegate.optim import ParamGroup, _Optimizer
+from tidegate.optim import _Optimizer
 
 __all__ = [
     "CosineAnnealingLR",
@@ -70,13 +70,10 @@ class _Scheduler:
     def _apply(self) -> None:
         """Sets what follows from `last_epoch`."""
         for group, initial in zip(self.optimizer.param_groups, self.optimizer._initial_lrs):
-            self._set(group, initial, self.last_epoch)
-
-    def _set(self, group: ParamGroup, initial: float, k: int) -> None:
-        """Sets what the group has after k steps."""
-        group["lr"] = self._lr(initial, k)
+            group["lr"] = self._lr(initial, self.last_epoch)
 
     def _lr(self, initial: float, k: int) -> float:
+        """A group's rate after k steps."""
         raise NotImplementedError
 
     def step(self) -> None:
